@@ -1,0 +1,297 @@
+"""
+Patches for torch: labels as network classes, random crops, normalised channels.
+
+Inside, a stack keeps the numbers of the files (uint16 reflectance x 10000, float32 dB): half the memory of
+floats. `normalise` turns a batch into float32 channels, on whatever device the batch lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lcfuse_core.errors import DataError, GridError, MissingDataError, ParameterError
+from lcfuse_core.layers import BANDS
+from lcfuse_core.legends import IGNORE, SCORED, dfc_to_index, igbp_to_dfc
+from lcfuse_core.scenes import Patch, Report, iter_patches, read_patch
+
+N_S2, N_S1 = BANDS["s2"], BANDS["s1"]
+
+CHANNELS = (
+    *("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12"),
+    *("VV", "VH"),
+)
+"""The channels of a network that sees both sensors, in order."""
+
+S2_SCALE = 10000.0
+"""Files hold reflectance x 10000; reflectance is clipped to 0..1."""
+
+S1_CLIP_DB = (-30.0, 5.0)
+"""From below the noise of Sentinel-1 to bright cities."""
+
+LABEL_KINDS = {"modis": ("s1", "s2", "lc"), "fine": ("s1", "s2", "dfc")}
+"""Which labels a network learns from, and the files that this needs."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """
+    Mean and standard deviation of the 15 `CHANNELS` after clipping: S2 as reflectance 0-1, S1 in dB.
+
+    Raises ParameterError unless there are 15 finite means and 15 positive deviations.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        n = len(CHANNELS)
+        is_good = len(self.mean) == len(self.std) == n and np.isfinite([*self.mean, *self.std]).all()
+        if not is_good or min(self.std) <= 0:
+            raise ParameterError(
+                "channel statistics",
+                found=f"means {self.mean}, deviations {self.std}",
+                expected=f"{n} finite means and {n} positive deviations",
+                do="Compute them over patches that vary in every channel.",
+            )
+
+
+def channel_statistics(patches: Iterable[Patch] | PatchStack) -> Statistics:
+    """Mean and standard deviation of each channel over all pixels of *patches* (a list or a stack)."""
+    pairs = zip(patches.s2, patches.s1, strict=True) if isinstance(patches, PatchStack) else _pairs(patches)
+    n_pixels, total, squares = 0, torch.zeros(len(CHANNELS)).double(), torch.zeros(len(CHANNELS)).double()
+    for s2, s1 in pairs:
+        values = _clipped(s2, s1, ("s2", "s1")).flatten(1).double()
+        n_pixels += values.shape[1]
+        total += values.sum(1)
+        squares += values.square().sum(1)
+    if n_pixels == 0:
+        raise DataError("patches", found="none", expected="at least one", do="Read some patches first.")
+    mean = total / n_pixels
+    std = (squares / n_pixels - mean.square()).clamp(min=0).sqrt()
+    # A channel that does not vary (B10 may be flat) carries nothing: leave it unscaled.
+    std[std < 1e-6] = 1.0
+    return Statistics(tuple(mean.tolist()), tuple(std.tolist()))
+
+
+def _pairs(patches: Iterable[Patch]) -> Iterable[tuple[Tensor, Tensor]]:
+    return ((torch.from_numpy(patch.s2), torch.from_numpy(patch.s1)) for patch in patches)
+
+
+def normalise(
+    s2: Tensor | NDArray[np.uint16],
+    s1: Tensor | NDArray[np.float32],
+    statistics: Statistics,
+    inputs: tuple[str, ...] = ("s2", "s1"),
+) -> Tensor:
+    """
+    Channels as a network takes them: clipped, then mean 0 and deviation 1 over the *statistics*.
+
+    s2 : uint16 (13, H, W) or (N, 13, H, W), reflectance x 10000
+    s1 : float32 (2, H, W) or (N, 2, H, W), dB
+    inputs : which sensors, out of "s2" and "s1"; S2 always comes first
+
+    Returns float32 (C, H, W) or (N, C, H, W) on the device of *s2*, C = 15, 13 or 2. Raises GridError when
+    bands or sizes do not fit, ParameterError on another sensor.
+    """
+    channels = _clipped(torch.as_tensor(s2), torch.as_tensor(s1), inputs)
+    chosen = slice(0 if "s2" in inputs else N_S2, len(CHANNELS) if "s1" in inputs else N_S2)
+    mean, std = (
+        torch.tensor(values[chosen], device=channels.device).view(-1, 1, 1)
+        for values in (statistics.mean, statistics.std)
+    )
+    return channels.sub_(mean).div_(std)
+
+
+def _clipped(s2: Tensor, s1: Tensor, inputs: tuple[str, ...]) -> Tensor:
+    """Chosen sensors in one new float32 tensor: reflectance clipped to 0..1, dB to S1_CLIP_DB."""
+    _check_channels(s2, s1, inputs)
+    n_s2, n_s1 = N_S2 * ("s2" in inputs), N_S1 * ("s1" in inputs)
+    shape = (*s2.shape[:-3], n_s2 + n_s1, *s2.shape[-2:])
+    channels = torch.empty(shape, dtype=torch.float32, device=s2.device)
+    if n_s2:
+        channels[..., :n_s2, :, :].copy_(s2).div_(S2_SCALE).clamp_(0, 1)
+    if n_s1:
+        channels[..., n_s2:, :, :].copy_(s1).clamp_(*S1_CLIP_DB)
+    return channels
+
+
+def _check_channels(s2: Tensor, s1: Tensor, inputs: tuple[str, ...]) -> None:
+    if not inputs or not set(inputs) <= {"s2", "s1"}:
+        raise ParameterError("inputs", found=f"{inputs}", expected="s2, s1 or both", do="Correct the sensors.")
+    expected = (*s2.shape[:-3], N_S1, *s2.shape[-2:])
+    if s2.ndim not in (3, 4) or s2.shape[-3] != N_S2 or tuple(s1.shape) != expected:
+        raise GridError(
+            "channels",
+            found=f"S2 of shape {tuple(s2.shape)} with S1 of shape {tuple(s1.shape)}",
+            expected=f"({N_S2}, H, W) with ({N_S1}, H, W), or both with N in front",
+            do="Hand over both sensors of the same patches, channels first.",
+        )
+
+
+def label_index(patch: Patch, labels: str) -> NDArray[np.uint8]:
+    """
+    Network classes 0..7 (255 = ignore) of a patch, uint8 (H, W).
+
+    labels : "modis" (band IGBP of lc, through the DFC2020 legend; Savanna and Snow/Ice are ignored) or "fine"
+        (the 10 m reference)
+
+    Raises MissingDataError when the patch was read without that layer.
+    """
+    check_labels(labels)
+    if labels == "modis" and patch.lc is not None:
+        return dfc_to_index(igbp_to_dfc(patch.lc[0]))
+    if labels == "fine" and patch.dfc is not None:
+        return dfc_to_index(patch.dfc)
+    kind = LABEL_KINDS[labels][-1]
+    do = f"Take only patches that have it: scenes.complete(index, {LABEL_KINDS[labels]})."
+    raise MissingDataError(patch.name, found=f"no {kind} layer", expected=f"one, for {labels} labels", do=do)
+
+
+def check_labels(labels: str) -> None:
+    """Raise ParameterError when there is no such kind of labels."""
+    if labels not in LABEL_KINDS:
+        expected = " or ".join(LABEL_KINDS)
+        raise ParameterError("labels", found=repr(labels), expected=expected, do="Correct the name.")
+
+
+def class_counts(labels: Tensor | NDArray[np.uint8]) -> Tensor:
+    """Pixels of each network class, int64 (8,), in labels of any shape; ignored pixels are not counted."""
+    flat = torch.as_tensor(labels).reshape(-1)
+    return torch.bincount(flat, minlength=IGNORE + 1)[: len(SCORED)]
+
+
+class PatchStack:
+    """
+    Patches of one size in memory, 2.3 MB for each of 256 x 256.
+
+    s2 : uint16 (N, 13, H, W), reflectance x 10000
+    s1 : float32 (N, 2, H, W), dB
+    labels : uint8 (N, H, W), network classes 0..7, 255 = ignore
+    names : of the patches
+
+    Raises GridError when sizes differ, MissingDataError when a patch has no such labels, DataError when there
+    are no patches.
+    """
+
+    s2: Tensor
+    s1: Tensor
+    labels: Tensor
+
+    def __init__(self, patches: Iterable[Patch], labels: str = "modis", *, at_most: int | None = None) -> None:
+        """With *at_most* given, *patches* may be a generator that is never held as a list."""
+        check_labels(labels)
+        if at_most is None:
+            patches = list(patches)
+            at_most = len(patches)
+        self.names: list[str] = []
+        for patch in patches:
+            if not self.names:
+                self._make_room(at_most, *patch.s2.shape[1:])
+            self._add(patch, labels)
+        if not self.names:
+            raise DataError("patches", found="none", expected="at least one", do="Read some patches first.")
+        n = len(self)
+        self.s2, self.s1, self.labels = self.s2[:n], self.s1[:n], self.labels[:n]
+
+    def _make_room(self, n: int, rows: int, cols: int) -> None:
+        self.s2 = torch.empty((n, N_S2, rows, cols), dtype=torch.uint16)
+        self.s1 = torch.empty((n, N_S1, rows, cols), dtype=torch.float32)
+        self.labels = torch.empty((n, rows, cols), dtype=torch.uint8)
+
+    def _add(self, patch: Patch, labels: str) -> None:
+        if patch.s2.shape[1:] != self.s2.shape[2:]:
+            raise GridError(
+                patch.name,
+                found=f"{patch.s2.shape[1:]} pixels",
+                expected=f"{tuple(self.s2.shape[2:])} as in {self.names[0]}",
+                do="Stack patches of one size; leave the others out or cut them.",
+            )
+        number = len(self)
+        self.s2[number] = torch.from_numpy(patch.s2)
+        self.s1[number] = torch.from_numpy(patch.s1)
+        self.labels[number] = torch.from_numpy(label_index(patch, labels))
+        self.names.append(patch.name)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def crops(self, n: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        *n* random squares of *size* pixels, each in one of its eight flips and rotations.
+
+        generator : a CPU generator; the same state gives the same crops
+
+        Returns s2 uint16 (n, 13, size, size), s1 float32 (n, 2, size, size), labels uint8 (n, size, size).
+        """
+        rows, cols = self.labels.shape[1:]
+        if not 0 < size <= min(rows, cols):
+            expected = f"1..{min(rows, cols)}, as the patches have {rows} x {cols} pixels"
+            raise ParameterError("crop size", found=f"{size}", expected=expected, do="Take smaller crops.")
+        highest = (len(self), rows - size + 1, cols - size + 1, 8)
+        draws = torch.stack([torch.randint(high, (n,), generator=generator) for high in highest], dim=1)
+        # Slices, one crop at a time: ten times as fast as indexing with arrays.
+        places = draws.tolist()
+        return _cut(self.s2, places, size), _cut(self.s1, places, size), _cut(self.labels, places, size)
+
+
+def _cut(stack: Tensor, places: list[list[int]], size: int) -> Tensor:
+    """Crops of a stack (N, ..., H, W) at places (patch, row, col, symmetry)."""
+    # torch cannot flip uint16 on the processor: turn the same bits as int16.
+    bits = stack.view(torch.int16) if stack.dtype == torch.uint16 else stack
+    crops = torch.empty((len(places), *stack.shape[1:-2], size, size), dtype=bits.dtype)
+    for number, (patch, row, col, symmetry) in enumerate(places):
+        crops[number] = turn(bits[patch, ..., row : row + size, col : col + size], symmetry)
+    return crops.view(stack.dtype)
+
+
+def turn(square: Tensor, symmetry: int) -> Tensor:
+    """One of the eight symmetries (0..7) of a square (..., H, W): its three bits transpose, flip, flip."""
+    if symmetry & 1:
+        square = square.transpose(-1, -2)
+    flips = [axis for bit, axis in ((2, -2), (4, -1)) if symmetry & bit]
+    return square.flip(flips) if flips else square
+
+
+def read_stack(table: pd.DataFrame, labels: str = "modis") -> tuple[PatchStack, Report]:
+    """
+    Read the rows of an index straight into a stack: half the memory of `read_many` and then a stack.
+
+    Patches that are refused are skipped, counted and named in the report.
+    """
+    check_labels(labels)
+    report = Report()
+    patches = iter_patches(table, report, LABEL_KINDS[labels])
+    try:
+        return PatchStack(patches, labels, at_most=len(table)), report
+    except DataError:
+        report.check()  # no patch at all: say why the first was refused
+        raise
+
+
+class PatchFiles(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """
+    The patches of an index as a torch dataset that reads each when asked: for more than fits in memory.
+
+    Items are s2 uint16 (13, H, W), s1 float32 (2, H, W), labels uint8 (H, W). A damaged patch raises, naming
+    its file: read the index once with `scenes.read_many` to know beforehand.
+    """
+
+    def __init__(self, table: pd.DataFrame, labels: str = "modis") -> None:
+        check_labels(labels)
+        self.table, self.labels = table.reset_index(drop=True), labels
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        patch = read_patch(self.table.iloc[number], LABEL_KINDS[self.labels])
+        labels = torch.from_numpy(label_index(patch, self.labels))
+        return torch.from_numpy(patch.s2), torch.from_numpy(patch.s1), labels

@@ -1,0 +1,121 @@
+"""
+The chapters in the order of the book: list them, run them in place, tell whether their outputs are current.
+
+    python scripts/chapters.py list
+    python scripts/chapters.py execute [NAME ...]     (all of them without a name)
+
+A chapter's outputs are current when they were made by the module, the lock, the profiles and the cells that
+are there now. `execute` writes a digest of these into the notebook; the tests and the status page compare it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import time
+from pathlib import Path
+
+import nbformat
+import yaml
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+ROOT = Path(__file__).resolve().parent.parent
+BOOK = ROOT / "book"
+CELL_TIMEOUT_S = 1200
+IGNORED = "nbval-ignore-output"
+"""Tag of a cell whose output rests on training or time; its metadata `lcfuse.why` says on what."""
+
+
+def names(book: Path = BOOK) -> list[str]:
+    """File names (without ending) of the executable chapters, in the order of `_toc.yml`."""
+    toc = yaml.safe_load((book / "_toc.yml").read_text())
+    files = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
+    return [name for name in files if not (book / f"{name}.md").exists()]
+
+
+def read(name: str, book: Path = BOOK) -> NotebookNode:
+    """The notebook of a chapter."""
+    return nbformat.read(book / f"{name}.ipynb", as_version=4)
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    """The code cells that hold something."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+
+
+def tags(cell: NotebookNode) -> list[str]:
+    """The tags of a cell."""
+    return list(cell.metadata.get("tags", []))
+
+
+def digest(notebook: NotebookNode, root: Path = ROOT) -> str:
+    """SHA-256 of what the outputs of *notebook* rest on: module, lock, profiles, manifest, its cells."""
+    module = root / "lcfuse_core"
+    files = sorted(module.glob("*.py")) + sorted(module.glob("shipped/**/*.*"))
+    files += [root / "requirements.lock", root / "data_manifest.yaml"]
+    total = hashlib.sha256()
+    for file in files:
+        if file.exists():
+            total.update(f"\n{file.relative_to(root).as_posix()}\n".encode() + file.read_bytes())
+    for cell in code_cells(notebook):
+        total.update(f"\n{sorted(tags(cell))}\n{cell.source}\n".encode())
+    return total.hexdigest()
+
+
+def is_current(notebook: NotebookNode, root: Path = ROOT) -> bool:
+    """Whether the stored outputs were made by what is there now."""
+    stored = notebook.metadata.get("lcfuse", {}).get("digest")
+    return bool(stored == digest(notebook, root))
+
+
+def execute(name: str, book: Path = BOOK) -> None:
+    """Run a chapter in place. The file changes only when every cell has passed, and then at once."""
+    notebook = read(name, book)
+    start = time.monotonic()
+    client = NotebookClient(
+        notebook,
+        timeout=CELL_TIMEOUT_S,
+        kernel_name="python3",
+        record_timing=False,  # times would make every commit differ
+        resources={"metadata": {"path": str(book)}},
+    )
+    client.execute()
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook.metadata["language_info"] = {"name": "python"}
+    notebook.metadata["lcfuse"] = {"digest": digest(notebook, book.parent)}
+    part = book / f"{name}.ipynb.part"
+    nbformat.write(notebook, part)
+    os.replace(part, book / f"{name}.ipynb")
+    print(f"{name}: {time.monotonic() - start:.0f} s")
+
+
+def fresh_ledger(root: Path = ROOT) -> None:
+    """Let chapters that run from here record into an empty ledger: no output rests on older runs."""
+    ledger = root / "_build" / "execute-ledger.jsonl"
+    ledger.parent.mkdir(exist_ok=True)
+    ledger.unlink(missing_ok=True)
+    os.environ["LCFUSE_LEDGER"] = str(ledger)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("what", choices=["list", "execute"])
+    parser.add_argument("chapter", nargs="*", help="names as in book/_toc.yml")
+    arguments = parser.parse_args()
+    wanted = arguments.chapter or names()
+    strange = sorted(set(wanted) - set(names()))
+    if strange:
+        parser.error(f"no chapter {', '.join(strange)}; there are {', '.join(names())}")
+    if arguments.what == "list":
+        print("\n".join(wanted))
+    else:
+        fresh_ledger()
+        for name in wanted:
+            execute(name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""
+Score every method over several seeds: `make seeds`, or
+
+    python scripts/seeds.py [--seeds 0 1 2] [--jobs 2] [--steps N] [--small] [--out FILE]
+
+A seed gives a sample world and trainings of its own, by the functions that the chapter *evaluation* uses; the chapter
+shows the lines that are written here and runs one seed of them again. The file is replaced when all seeds are done,
+not before. Networks that a chapter or an earlier call has trained are found again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+from lcfuse_core import chapter, ledger, protocol, settings, world
+
+SHIPPED = Path(protocol.__file__).parent / protocol.SEEDS
+LEARNERS = tuple(product(protocol.NAMES, (protocol.PLAIN, protocol.WEIGHTED)))
+PARAMETERS = ("profile", "steps", "crop", "batch")
+
+
+def begin(seed: int, steps: int | None, small: bool) -> chapter.Chapter:
+    """What a chapter begins with: the parameters of the profile `smoke`, and the sample world of this seed."""
+    smoke = settings.read_profile("smoke")
+    parameters = {name: smoke[name] for name in PARAMETERS} | {"seed": seed}
+    if steps is not None:
+        parameters["steps"] = steps
+    if small:
+        plan = world.WorldPlan(seed, n_train=4, n_validation=1, n_test=2)
+        root = world.make_world(chapter.data_folder() / "small" / f"world-{seed}", plan)
+        parameters |= {"train_root": str(root / "sen12ms"), "data_root": str(root / "dfc2020")}
+    return chapter.Chapter("seeds", parameters)
+
+
+def score_seed(seed: int, *, steps: int | None, small: bool, folder: Path) -> bytes:
+    """Learn and judge every method with one seed; its lines for the ledger."""
+    path = folder / f"{seed}.jsonl"
+    os.environ["LCFUSE_LEDGER"] = str(path)
+    here = begin(seed, steps, small)
+    methods: dict[str, protocol.Classify] = {"MODIS label": protocol.modis_map}
+    train_s = {"MODIS label": 0.0}
+    for learner, power in LEARNERS:
+        name = protocol.method_name(learner, power)
+        methods[name], train_s[name] = here.learned(learner, power)
+        print(f"seed {seed}: {name}, learnt in {train_s[name]:.0f} s", flush=True)
+    results, _ = protocol.judge(methods, protocol.evaluation_patches(here.data_root))
+    for name, result in results.items():
+        here.record(name, result.scores, regions=result.regions, cost={"train_s": train_s[name]})
+    return path.read_bytes()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write beside *path*, then put in its place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, choices=(1, 2), default=2, help="seeds at a time")
+    parser.add_argument("--steps", type=int, help="of each training; else those of the profile smoke")
+    parser.add_argument("--small", action="store_true", help="small worlds, to try this program")
+    parser.add_argument("--out", type=Path, default=SHIPPED)
+    given = parser.parse_args()
+    if (given.small or given.steps is not None) and given.out == SHIPPED:
+        parser.error("--small and --steps are for trying: name another file with --out")
+    # Fresh processes: a forked one may hang in the threads of torch.
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(given.jobs, context) as pool:
+        score = partial(score_seed, steps=given.steps, small=given.small, folder=Path(folder))
+        write_whole(given.out, b"".join(pool.map(score, sorted(set(given.seeds)))))
+    print(protocol.over_seeds(ledger.read(given.out)).to_string())
+    print(f"AA in per cent, on synthetic worlds; written: {given.out}")
+
+
+if __name__ == "__main__":
+    main()

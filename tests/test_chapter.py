@@ -1,0 +1,137 @@
+"""What chapters share: set-up, trained networks that are found again, glue, records, provenance."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from lcfuse_core import chapter, ledger, runs, scenes, scores, world
+from lcfuse_core.errors import ParameterError
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    root = tmp_path_factory.mktemp("chapter") / "world-3"
+    return world.make_world(root, world.WorldPlan(seed=3, n_train=2, n_validation=1, n_test=1), workers=1)
+
+
+@pytest.fixture
+def here(sample, tmp_path, monkeypatch):
+    monkeypatch.setenv("LCFUSE_DATA", str(tmp_path / "data"))
+    monkeypatch.delenv("LCFUSE_LEDGER", raising=False)
+    roots = {"data_root": str(sample / "dfc2020"), "train_root": str(sample / "sen12ms")}
+    return chapter.begin("evaluation", {"profile": "smoke", "seed": 3, "steps": 2, "batch": 2, **roots})
+
+
+def test_begin_takes_parameters_from_a_notebook_and_nothing_else():
+    """What IPython, imports and private names leave in the namespace is no parameter."""
+    namespace = {"seed": 4, "In": ["x"], "_i": "y", "scenes": scenes, "plot": print, "Out": {}, "profile": "smoke"}
+    here = chapter.begin("coarse_labels", namespace)
+    assert here.parameters == {"seed": 4, "profile": "smoke"}
+
+
+def test_begin_stops_on_a_name_that_papermill_only_warns_of():
+    with pytest.raises(ParameterError, match=r"parameters of coarse_labels: found unknown name sead"):
+        chapter.begin("coarse_labels", {"seed": 0, "sead": 1})
+
+
+def test_begin_writes_the_values_of_the_profile_back(monkeypatch):
+    smoke = chapter.settings.read_profile("smoke")
+    profiles = {"smoke": smoke, "full": smoke | {"profile": "full", "steps": 77}}
+    monkeypatch.setattr(chapter.settings, "read_profile", lambda name: profiles[name])
+    namespace = {"profile": "full", "steps": smoke["steps"]}
+    chapter.begin("training", namespace)
+    assert namespace["steps"] == 77
+
+
+def test_folders_follow_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("LCFUSE_DATA", str(tmp_path / "elsewhere"))
+    monkeypatch.delenv("LCFUSE_LEDGER", raising=False)
+    assert chapter.data_folder() == tmp_path / "elsewhere"
+    assert chapter.ledger_path() == tmp_path / "elsewhere" / "ledger.jsonl"
+    monkeypatch.setenv("LCFUSE_LEDGER", str(tmp_path / "mine.jsonl"))
+    assert chapter.ledger_path() == tmp_path / "mine.jsonl"
+
+
+def test_the_sample_is_made_once_where_the_data_live(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setenv("LCFUSE_DATA", str(tmp_path))
+    monkeypatch.setattr(world, "make_world", lambda root, plan: calls.append((root, plan)) or root)
+    assert chapter.Chapter("sen12ms", {"seed": 5}).train_root == tmp_path / "world-5" / "sen12ms"
+    assert calls == [(tmp_path / "world-5", world.WorldPlan(seed=5))]
+
+
+def test_a_trained_network_is_found_again_and_another_plan_is_not(here, monkeypatch):
+    """The second call trains nothing; a changed plan, data or training code does."""
+    plan = runs.TrainPlan(steps=2, batch=2, crop=32, device="cpu")
+    first = here.trained(plan)
+    trained = []
+    monkeypatch.setattr(chapter.training, "train", lambda *a, **k: trained.append(1) or first)
+    again = here.trained(plan)
+    assert trained == []
+    for name, value in first.network.state_dict().items():
+        assert (value == again.network.state_dict()[name]).all()
+    here.trained(dataclasses.replace(plan, seed=1))
+    assert len(trained) == 1
+    monkeypatch.setattr(chapter, "_code_digest", lambda: "other code")
+    here.trained(plan)
+    assert len(trained) == 2
+    monkeypatch.setattr(chapter, "data_digest", lambda root: "other data")
+    here.trained(plan)
+    assert len(trained) == 3
+
+
+def test_fine_labels_of_the_training_scenes_are_kept_apart(here):
+    coarse, fine = here.training_stack("modis"), here.training_stack("fine")
+    assert coarse.names == fine.names
+    assert (coarse.labels != fine.labels).any()
+
+
+def test_a_record_says_what_was_run_on_what(here):
+    counts = scores.confusion(*([scenes.read_patch(scenes.index(here.data_root).iloc[0], ("dfc",)).dfc] * 2))
+    here.record("perfect", scores.summarise(counts), cost={"train_s": 1.5})
+    row = ledger.read(chapter.ledger_path()).iloc[0]
+    assert row["kind"] == "evaluation"
+    assert row["parameters.method"] == "perfect"
+    assert row["scores.aa"] == 1
+    assert bool(row["synthetic"]) is True
+    assert row["label_regime"] == "coarse only"
+    assert row["hashes.train"] == world.read_world(here.train_root.parent)["sha256"]
+    assert row["cost.train_s"] == 1.5
+
+
+def test_real_data_are_not_called_synthetic(tmp_path, sample):
+    """A digest of other data notices a file that is missing or of another size."""
+    folder = tmp_path / "real"
+    folder.mkdir()
+    (folder / "a.tif").write_bytes(b"12")
+    before = chapter.data_digest(folder)
+    (folder / "a.tif").write_bytes(b"123")
+    assert chapter.data_digest(folder) != before
+    mine = chapter.Chapter("evaluation", {"seed": 0, "data_root": str(folder)})
+    assert (mine.on_sample, mine.origin) == (False, "your data")
+    assert chapter.Chapter("evaluation", {"seed": 0, "data_root": ""}).origin == "synthetic sample"
+
+
+def test_glue_leaves_what_the_book_quotes(here, monkeypatch):
+    """The output has the mime type and the metadata by which MyST-NB finds a glued value."""
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **options: shown.append((data, options)))
+    here.glue("aa", 45.678, ".1f")
+    data, options = shown[0]
+    assert data == {"application/papermill.record/text/plain": "45.7"}
+    assert options["metadata"]["scrapbook"] == {"name": "aa", "mime_prefix": "application/papermill.record/"}
+    assert options["raw"] is True
+
+
+def test_provenance_names_parameters_data_and_versions_and_no_folder(here, sample):
+    box = here.provenance().data
+    for expected in ("evaluation, profile smoke", "seed = 3", "lcfuse_core", "torch", " MB"):
+        assert expected in box
+    assert world.read_world(sample)["sha256"][:16] in box
+    assert "<script" not in box
+
+
+def test_training_code_that_a_network_rests_on_exists():
+    folder = Path(chapter.__file__).parent
+    assert all((folder / f"{name}.py").exists() for name in chapter._TRAINING_CODE)

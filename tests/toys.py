@@ -1,0 +1,27 @@
+"""Tiny made-up patches, whose labels can be read off their pixels, for the tests of what learns."""
+
+import numpy as np
+
+from lcfuse_core.patches import PatchStack
+from lcfuse_core.scenes import Patch
+
+IGBP_OF_CLASS = np.array([1, 6, 10, 11, 12, 13, 16, 17], np.uint8)
+"""One IGBP code for each of the eight network classes."""
+
+
+def toy_patch(seed: int, size: int = 64, n_classes: int = 4) -> Patch:
+    """A mosaic of 8 px blocks of the first *n_classes* classes, each with its own values in every channel."""
+    rng = np.random.default_rng(seed)
+    index = np.kron(rng.integers(0, n_classes, (size // 8, size // 8)), np.ones((8, 8), int))
+    signature = np.random.default_rng(99).uniform(0, 1, (15, 8))[:, index]  # the same for every patch
+    noisy = signature + rng.normal(0, 0.05, signature.shape)
+    s2 = np.clip(500 + 4000 * noisy[:13], 0, 10000).astype(np.uint16)
+    s1 = (-25 + 20 * noisy[13:]).astype(np.float32)
+    lc = np.zeros((4, size, size), np.uint8)
+    lc[0] = IGBP_OF_CLASS[index]
+    return Patch(name=f"toy {seed}", s1=s1, s2=s2, lc=lc)
+
+
+def toy_stack(n: int = 4, **size: int) -> PatchStack:
+    """A stack of *n* toy patches with MODIS labels."""
+    return PatchStack([toy_patch(seed, **size) for seed in range(n)], "modis")
