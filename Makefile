@@ -12,6 +12,7 @@ CHAPTER_FILES := $(wildcard book/*.ipynb)
 MODULE := $(wildcard lcfuse_core/*.py lcfuse_core/shipped/*/* data_manifest.yaml)
 PAGES := _config.yml scripts/chapters.py scripts/build_book.py \
          $(wildcard book/*.md book/*.yml book/*.yaml book/*.bib book/_assets/*)
+PYTEST := $(PY) -m pytest -q -n 2 --dist loadfile
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with tests/nbval.cfg
 
 # One thread a process, not spinning while it waits: faster on shared cores, and the same numbers everywhere.
@@ -68,13 +69,13 @@ test: $(READY) ## all checks: style, types, tests, and every chapter run and com
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
-	$(PY) -m pytest -q
+	$(PYTEST)
 	@mkdir -p _build && rm -f _build/test-ledger.jsonl
 	LCFUSE_LEDGER=$(CURDIR)/_build/test-ledger.jsonl $(PY) -m pytest -q $(NBVAL) book
 
 quick: $(READY) ## the checks that take seconds
 	$(BIN)/ruff check --quiet .
-	$(PY) -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 execute: $(READY) ## run chapters in place, for committing (CHAPTER="training evaluation", or all)
 	$(PY) scripts/chapters.py execute $(CHAPTER)

@@ -130,10 +130,11 @@ def judge(
     return results, report
 
 
-def recorded() -> pd.DataFrame:
-    """The ledger lines that `scripts/seeds.py` wrote: every method, on the sample worlds of several seeds."""
+def recorded(label_regime: str = "coarse only") -> pd.DataFrame:
+    """The ledger lines of a label regime that `scripts/seeds.py` wrote, from the sample worlds of several seeds."""
     with resources.as_file(resources.files("lcfuse_core") / SEEDS) as path:
-        return ledger.read(path)
+        lines = ledger.read(path)
+    return lines[lines["label_regime"] == label_regime].reset_index(drop=True)
 
 
 def over_seeds(lines: pd.DataFrame, score: str = "aa", digits: int = 1) -> pd.DataFrame:

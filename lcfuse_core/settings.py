@@ -24,6 +24,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "dfc2020": ("profile", "seed", "data_root", "place"),
     "networks": ("profile", "seed", "data_root", "place"),
     "training": ("profile", "seed", "train_root", "network", "class_weight_power", "steps", "crop", "batch"),
+    "sample_world": ("profile", "seed", "place"),
     "evaluation": ("profile", "seed", "data_root", "train_root", "steps", "crop", "batch", "place"),
 }
 """The parameters that each chapter has: those of its parameters cell (a test compares the two)."""

@@ -83,7 +83,7 @@ def test_counts_are_kept_by_region_and_add_up(contest):
     assert result.by_region["east"][1, 1] == 32 * cols
     assert result.by_region["west"][10, 1] == (8 + 16) * cols
     assert result.counts.sum() == 3 * 32 * cols
-    assert result.scores == summarise(sum(result.by_region.values()))
+    assert result.scores.aa == summarise(sum(result.by_region.values())).aa == 0.5
     assert result.scores.oa == pytest.approx(72 / 96)
     assert result.regions["east"].oa == 1
     assert result.regions["west"].oa == pytest.approx(40 / 64)
