@@ -3,8 +3,8 @@ Land cover at 10 m, learnt from labels at 500 m.
 
 The module behind the book. Each file has one job and imports only from the floors below it:
 
-    errors < legends, cells, settings < landscape < sensors < world, scores, layers < scenes < patches
-    < networks, losses < runs < training < forest, mapping < ledger, style < figures, charts < chapter
+    errors, cells < legends, settings, landscape < scores, networks, losses, layers, sensors, style
+    < world, scenes, ledger, mapping < patches, figures, protocol < runs, charts < training < forest < chapter
 
 Arrays are channels first, rows run north to south; `easting, northing` are metres, `row, col` pixels.
 Class codes are those of the file they came from; networks count the eight scored classes from zero.

@@ -57,3 +57,21 @@ def cell_ids(transform: Affine, crs: CRS | str, shape: tuple[int, int]) -> tuple
     row, col = modis_cells(transform, crs, shape)
     keys, ids = np.unique(row.astype(np.int64) * GRID_COLS + col, return_inverse=True)
     return ids.reshape(shape).astype(np.int32), keys
+
+
+def majority_share(labels: NDArray[np.integer], ids: NDArray[np.int32]) -> NDArray[np.float64]:
+    """
+    How pure the cells are: share of the most common class in each cell that lies whole in the raster.
+
+    labels : integers >= 0, shape (H, W)
+    ids : cell of each pixel, as `cell_ids` numbers them
+
+    >>> ids, _ = cell_ids(Affine(10, 0, 5e5, 0, -10, 5e6), "EPSG:32632", (150, 150))
+    >>> majority_share(np.ones((150, 150), int), ids).tolist()
+    [1.0, 1.0, 1.0, 1.0]
+    """
+    counts = np.zeros((ids.max() + 1, labels.max() + 1))
+    np.add.at(counts, (ids.ravel(), labels.ravel()), 1)
+    size = counts.sum(axis=1)
+    whole = size > 0.98 * CELL_M**2 / 100  # pixel counts of whole cells differ by a few
+    return counts[whole].max(axis=1) / size[whole]

@@ -12,9 +12,11 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -38,6 +40,8 @@ PLAIN, WEIGHTED = 0.0, 0.5
 
 SEEDS = "shipped/seeds.jsonl"
 """Ledger of all methods over several seeds, inside the package; `make seeds` writes it anew."""
+
+PUBLISHED = "shipped/published.yaml"
 
 Classify = Callable[[Patch], NDArray[np.uint8]]
 """A map, uint8 (H, W) of DFC2020 codes, from a patch. It must not look at the patch's `dfc`, and never gets it."""
@@ -135,6 +139,12 @@ def recorded(label_regime: str = "coarse only") -> pd.DataFrame:
     with resources.as_file(resources.files("lcfuse_core") / SEEDS) as path:
         lines = ledger.read(path)
     return lines[lines["label_regime"] == label_regime].reset_index(drop=True)
+
+
+def published() -> dict[str, Any]:
+    """Figures of real data that the sample world is calibrated on, with their sources beside them in the file."""
+    values: dict[str, Any] = yaml.safe_load((resources.files("lcfuse_core") / PUBLISHED).read_text())
+    return values
 
 
 def over_seeds(lines: pd.DataFrame, score: str = "aa", digits: int = 1) -> pd.DataFrame:

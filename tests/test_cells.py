@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from miniatures import SEMIREAL, needs_semireal
 from pyproj import Transformer
 
-from lcfuse_core.cells import CELL_M, GRID_COLS, GRID_ROWS, cell_ids, modis_cells
+from lcfuse_core.cells import CELL_M, GRID_COLS, GRID_ROWS, cell_ids, majority_share, modis_cells
 
 
 def utm(latitude, longitude, row_shift=0, col_shift=0):
@@ -143,3 +143,15 @@ def test_real_coarse_labels_are_pure_in_our_cells(place):
 def n_impure(ids, labels):
     """How many cells hold more than one label."""
     return sum(len(np.unique(labels[ids == number])) > 1 for number in np.unique(ids))
+
+
+def test_purity_of_cells_equals_a_count_by_hand():
+    """Each whole cell by a plain loop; a map of one class is pure, a chequerboard is half and half."""
+    ids, keys = cell_ids(Affine(10, 0, 5e5, 0, -10, 5e6), "EPSG:32632", (200, 230))
+    labels = np.random.default_rng(3).integers(1, 4, ids.shape)
+    whole = [k for k in range(len(keys)) if (ids == k).sum() > 0.98 * 463.3127**2 / 100]
+    expected = [max((labels[ids == k] == c).mean() for c in (1, 2, 3)) for k in whole]
+    assert len(whole) >= 6
+    np.testing.assert_allclose(majority_share(labels, ids), expected)
+    chequers = np.indices(ids.shape).sum(axis=0) % 2
+    np.testing.assert_allclose(majority_share(chequers, ids), 0.5, atol=0.02)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 from test_packaging import EXTRAS, IMPORT_NAMES, PROJECT, imported, name_of
@@ -34,6 +35,11 @@ SKELETON = (
 )  # fmt: skip
 
 each_chapter = pytest.mark.parametrize("name", NAMES)
+
+
+def plain_python(cell: NotebookNode) -> str:
+    """The source of a cell with its magics (`%pip`) turned into calls, as IPython does."""
+    return TransformerManager().transform_cell(cell.source)
 
 
 def source_lines(cell: NotebookNode) -> int:
@@ -123,7 +129,7 @@ def test_prose_carries_the_code(name):
 @each_chapter
 def test_functions_on_a_page_are_short(name):
     for cell in chapters.code_cells(chapters.read(name)):
-        for node in ast.walk(ast.parse(cell.source)):
+        for node in ast.walk(ast.parse(plain_python(cell))):
             if isinstance(node, ast.FunctionDef):
                 length = node.end_lineno - node.lineno + 1
                 assert length <= 15, f"{name}: {node.name} has {length} lines; it belongs into lcfuse_core"
@@ -177,7 +183,7 @@ def test_chapters_import_only_what_colab_has_or_the_set_up_adds(name):
     allowed = {name_of(item) for item in [*PROJECT["dependencies"], *EXTRAS["notebook"]]}
     allowed |= {"google", "ipython"}  # Colab's own module, behind a check; display()
     for cell in chapters.code_cells(chapters.read(name)):
-        assert {IMPORT_NAMES.get(found, found).lower() for found in imported(cell.source)} <= allowed
+        assert {IMPORT_NAMES.get(found, found).lower() for found in imported(plain_python(cell))} <= allowed
 
 
 # The verification bites --------------------------------------------------------------------------
