@@ -78,7 +78,8 @@ def show_recall(table: pd.DataFrame) -> Figure:
 def _dots(table: pd.DataFrame, names: Sequence[str]) -> Figure:
     """One line for each different name, from the top, one kind of dot for each column; per cent."""
     lines = list(dict.fromkeys(names))
-    height_in = 0.9 + 0.34 * len(lines) + 0.25 * -(-table.shape[1] // 4)
+    ncols = 4 if max(len(str(name)) for name in table.columns) <= 12 else 3  # long names need the room
+    height_in = 0.9 + 0.34 * len(lines) + 0.25 * -(-table.shape[1] // ncols)
     fig, ax = plt.subplots(figsize=(WIDTH_IN, height_in), layout="constrained")
     rows = np.array([lines.index(name) for name in names])
     for number, column in enumerate(table.columns):
@@ -93,7 +94,7 @@ def _dots(table: pd.DataFrame, names: Sequence[str]) -> Figure:
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.set_xlabel("per cent")
-    fig.legend(loc="outside upper left", ncols=4, handletextpad=0.1, columnspacing=1.2)
+    fig.legend(loc="outside upper left", ncols=ncols, handletextpad=0.1, columnspacing=1.2)
     return fig
 
 

@@ -107,6 +107,19 @@ def evaluation_patches(root: str | os.PathLike[str]) -> pd.DataFrame:
     return (whole if test.empty else test).reset_index(drop=True)
 
 
+def by_variety(table: pd.DataFrame, first: int = 100) -> pd.DataFrame:
+    """
+    The *first* rows of an index, most varied first: what is worth looking at, chosen without the reference.
+
+    Varied is a patch whose MODIS label names many classes. Unreadable patches are left out.
+    """
+    readable = iter_patches(table.head(first), Report(), ("s1", "s2", "lc"))
+    n_classes = {patch.name: len(np.unique(modis_map(patch))) for patch in readable}
+    names = pd.Series(list(map(patch_name, table.itertuples())), index=table.index)
+    order = names.map(n_classes).dropna().sort_values(ascending=False, kind="stable")
+    return table.loc[order.index].reset_index(drop=True)
+
+
 def modis_map(patch: Patch) -> NDArray[np.uint8]:
     """The floor: the MODIS label itself as a map. Its Savanna, which the reference does not know, is an error."""
     assert patch.lc is not None

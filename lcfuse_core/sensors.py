@@ -5,7 +5,8 @@ Stands in for: Sentinel-2 L1C by linear mixing of seven materials, blurred by a 
 bands' own resolutions; Sentinel-1 backscatter with speckle; the yearly MODIS label of a 463.3 m cell, chosen by a
 classifier that sees blurred class fractions and confuses classes as MCD12Q1 does.
 Breaks down: no clouds, shadows of terrain, tides, bidirectional effects, layover, or dates that differ between the
-sensors. Mixing is linear and speckle independent from pixel to pixel. The errors of the label are coherent in a scene
+sensors. Mixing is linear; speckle and noise are
+independent from pixel to pixel, also within the repeated pixels of the coarser bands. The errors of the label are coherent in a scene
 and random between cells; real ones also follow land forms. Figures measured here say how methods compare, not how
 well they map the Earth.
 """

@@ -35,8 +35,8 @@ LINES = ("-", "--", ":", "-.")
 STYLE = {
     "figure.facecolor": "white",  # set, not left transparent: the pages have a dark mode
     "savefig.facecolor": "white",
-    "figure.dpi": 150,
-    "savefig.dpi": 150,
+    "figure.dpi": 120,
+    "savefig.dpi": 120,
     "figure.figsize": (WIDTH_IN, 4.0),
     "figure.constrained_layout.use": True,
     "font.size": 11,
