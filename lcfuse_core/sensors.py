@@ -5,10 +5,9 @@ Stands in for: Sentinel-2 L1C by linear mixing of seven materials, blurred by a 
 bands' own resolutions; Sentinel-1 backscatter with speckle; the yearly MODIS label of a 463.3 m cell, chosen by a
 classifier that sees blurred class fractions and confuses classes as MCD12Q1 does.
 Breaks down: no clouds, shadows of terrain, tides, bidirectional effects, layover, or dates that differ between the
-sensors. Mixing is linear; speckle and noise are
-independent from pixel to pixel, also within the repeated pixels of the coarser bands. The errors of the label are coherent in a scene
-and random between cells; real ones also follow land forms. Figures measured here say how methods compare, not how
-well they map the Earth.
+sensors. Mixing is linear; speckle and noise are independent from pixel to pixel, also within the repeated pixels of
+the coarser bands. The errors of the label are coherent in a scene and random between cells; real ones also follow
+land forms. Figures measured here say how methods compare, not how well they map the Earth.
 """
 
 from __future__ import annotations
@@ -195,17 +194,17 @@ def _resolve(band: NDArray[np.float64], resolution_m: int) -> NDArray[np.float64
 MEAN_CONFUSION = np.array(
     [
         # forest shrub grass wetl  crop  urban barren water savanna
-        [0.64, 0.01, 0.03, 0.02, 0.03, 0.01, 0.00, 0.00, 0.26],
-        [0.04, 0.36, 0.22, 0.01, 0.06, 0.01, 0.06, 0.00, 0.24],
-        [0.02, 0.06, 0.54, 0.01, 0.16, 0.01, 0.03, 0.00, 0.17],
-        [0.10, 0.04, 0.20, 0.32, 0.10, 0.01, 0.01, 0.06, 0.16],
-        [0.02, 0.02, 0.16, 0.01, 0.68, 0.02, 0.00, 0.00, 0.09],
-        [0.02, 0.01, 0.06, 0.01, 0.09, 0.72, 0.03, 0.01, 0.05],
-        [0.00, 0.16, 0.20, 0.00, 0.03, 0.02, 0.55, 0.02, 0.02],
+        [0.60, 0.01, 0.03, 0.02, 0.03, 0.01, 0.00, 0.00, 0.30],
+        [0.04, 0.33, 0.21, 0.01, 0.06, 0.01, 0.06, 0.00, 0.28],
+        [0.02, 0.06, 0.50, 0.01, 0.16, 0.01, 0.03, 0.00, 0.21],
+        [0.10, 0.04, 0.19, 0.30, 0.10, 0.01, 0.01, 0.06, 0.19],
+        [0.02, 0.02, 0.16, 0.01, 0.64, 0.02, 0.00, 0.00, 0.13],
+        [0.02, 0.01, 0.06, 0.01, 0.09, 0.70, 0.03, 0.01, 0.07],
+        [0.00, 0.16, 0.20, 0.00, 0.03, 0.02, 0.54, 0.02, 0.03],
         [0.01, 0.00, 0.01, 0.04, 0.01, 0.01, 0.02, 0.90, 0.00],
     ]
 )
-_CONFUSION_CONCENTRATION = 14.0
+_CONFUSION_CONCENTRATION = 20.0
 
 
 def draw_confusion(rng: np.random.Generator) -> NDArray[np.float64]:
@@ -228,7 +227,7 @@ def see_modis(
     belief /= belief.sum(axis=1, keepdims=True)
     odds = belief @ region.confusion
     woody, open_ = share[:, :2].sum(axis=1), share[:, [2, 4]].sum(axis=1)
-    odds[:, -1] += 0.8 * np.minimum(woody, open_)  # woody and open land in one cell reads as savanna
+    odds[:, -1] += 1.2 * np.minimum(woody, open_)  # woody and open land in one cell reads as savanna
     label = np.argmax(np.log(odds + 1e-6) + 0.35 * rng.gumbel(size=odds.shape), axis=1)
     code = np.array((*SCORED, SAVANNA), np.uint8)[label]
     return _igbp(code, share, region.biome)[ids]

@@ -106,7 +106,7 @@ class WorldPlan:
     n_train: int = 24
     n_validation: int = 2
     n_test: int = 12
-    strangeness: float = 1.25
+    strangeness: float = 1.15
 
     def __post_init__(self) -> None:
         for name in ("n_train", "n_validation", "n_test"):
