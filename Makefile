@@ -23,7 +23,7 @@ export LCFUSE_DATA ?= $(CURDIR)/_data
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup book test quick render execute links lab lock format address clean
+.PHONY: help setup book test quick render execute seeds links lab lock format address clean
 
 help: ## list what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -82,6 +82,9 @@ execute: $(READY) ## run chapters in place, for committing (CHAPTER="training ev
 
 links: $(READY) ## try every link of the book that leads outside (needs a network)
 	$(PY) scripts/build_book.py --check-links
+
+seeds: $(READY) ## score every method over three seeds, for committing (half an hour)
+	$(PY) scripts/seeds.py
 
 lab: $(READY) ## open JupyterLab on the chapters
 	$(BIN)/jupyter lab book

@@ -100,6 +100,13 @@ class Chapter:
         return Path(self.parameters.get("data_root") or self.sample / "dfc2020")
 
     @property
+    def roots(self) -> dict[str, Path]:
+        """The folders that this chapter's results rest on: of both, those that it lets one choose, if any."""
+        both = {"train": "train_root", "evaluation": "data_root"}
+        chosen = {key: name for key, name in both.items() if name in self.parameters}
+        return {key: getattr(self, name) for key, name in (chosen or both).items()}
+
+    @property
     def on_sample(self) -> bool:
         """Whether all that this chapter looks at is synthetic."""
         return not (self.parameters.get("data_root") or self.parameters.get("train_root"))
@@ -192,8 +199,8 @@ class Chapter:
             label_regime=label_regime,
             profile=self.parameters["profile"],
             seeds={"world": self.parameters["seed"], "training": self.parameters["seed"]},
-            synthetic=_is_sample(self.train_root) or _is_sample(self.data_root),
-            hashes={"train": data_digest(self.train_root), "evaluation": data_digest(self.data_root)},
+            synthetic=any(map(_is_sample, self.roots.values())),
+            hashes={key: data_digest(root) for key, root in self.roots.items()},
             cost=cost,
         )
         ledger.append(ledger_path(), entry)
@@ -224,7 +231,7 @@ class Chapter:
         parameters = ", ".join(f"{key} = {value!r}" for key, value in self.parameters.items())
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
         machine = f"{ledger.machine()['processor']}, {os.cpu_count()} cores"
-        root = self.data_root if "data_root" in self.parameters else self.train_root
+        root = self.train_root if "train_root" in self.parameters else self.data_root
         return {
             "Chapter": f"{self.name}, profile {self.parameters['profile']}",
             "Parameters": parameters,

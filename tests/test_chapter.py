@@ -61,6 +61,7 @@ def test_the_sample_is_made_once_where_the_data_live(monkeypatch, tmp_path):
     assert calls == [(tmp_path / "world-5", world.WorldPlan(seed=5))]
 
 
+@pytest.mark.slow
 def test_a_trained_network_is_found_again_and_another_plan_is_not(here, monkeypatch):
     """The second call trains nothing; a changed plan, data or training code does."""
     plan = runs.TrainPlan(steps=2, batch=2, crop=32, device="cpu")
@@ -108,7 +109,8 @@ def test_real_data_are_not_called_synthetic(tmp_path, sample):
     before = chapter.data_digest(folder)
     (folder / "a.tif").write_bytes(b"123")
     assert chapter.data_digest(folder) != before
-    mine = chapter.Chapter("evaluation", {"seed": 0, "data_root": str(folder)})
+    mine = chapter.Chapter("coarse_labels", {"profile": "smoke", "seed": 0, "data_root": str(folder)})
+    assert mine.roots == {"evaluation": folder}
     assert (mine.on_sample, mine.origin) == (False, "your data")
     assert chapter.Chapter("evaluation", {"seed": 0, "data_root": ""}).origin == "synthetic sample"
 

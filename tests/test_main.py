@@ -36,6 +36,7 @@ def run(*arguments):
     return shell.main(["run", "coarse_labels", "--book", "book", "--out", "made/of/folders", *arguments])
 
 
+@pytest.mark.slow
 def test_a_chapter_runs_with_the_parameters_given(book, capsys):
     """Values get their types, a path that is meant from here is made absolute, the folder is made."""
     top = book()
@@ -71,6 +72,7 @@ def test_an_unknown_chapter_or_folder_is_refused_by_name(book, capsys):
     assert "sen12ms.ipynb: found no such file" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_chapter_that_fails_says_where_and_keeps_its_notebook(book, capsys):
     top = book(body="1 / 0")
     assert run() == 1

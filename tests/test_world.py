@@ -98,11 +98,13 @@ def test_regions_of_the_evaluation_patches_are_told(evaluation):
     assert set(evaluation.scene_id) == expected
 
 
+@pytest.mark.slow
 def test_the_same_seed_makes_the_same_world_with_any_number_of_workers(small_world, tmp_path):
     again = world.make_world(tmp_path / "again", SMALL, workers=1)
     assert world.read_world(again)["sha256"] == world.read_world(small_world)["sha256"]
 
 
+@pytest.mark.slow
 def test_another_seed_makes_another_world(small_world, tmp_path):
     plan = world.WorldPlan(seed=8, n_train=1, n_validation=1, n_test=1)
     other = world.make_world(tmp_path / "other", plan)
@@ -128,6 +130,7 @@ def test_the_pixels_do_not_depend_on_the_processor(small_world, tmp_path):
     assert world.read_world(tmp_path / "w")["sha256"] == world.read_world(small_world)["sha256"]
 
 
+@pytest.mark.slow
 def test_a_world_that_is_there_is_kept_and_one_of_other_code_is_made_again(tmp_path):
     plan = world.WorldPlan(seed=1, n_train=1, n_validation=1, n_test=1)
     root = world.make_world(tmp_path / "w", plan, workers=1)
