@@ -69,9 +69,10 @@ test: $(READY) ## all checks: style, types, tests, and every chapter run and com
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
+	@$(PY) -m lcfuse_core sample # before tests in two processes want it at once
 	$(PYTEST)
 	@mkdir -p _build && rm -f _build/test-ledger.jsonl
-	LCFUSE_LEDGER=$(CURDIR)/_build/test-ledger.jsonl $(PY) -m pytest -q $(NBVAL) book
+	LCFUSE_LEDGER=$(CURDIR)/_build/test-ledger.jsonl $(PYTEST) $(NBVAL) book
 
 quick: $(READY) ## the checks that take seconds
 	$(BIN)/ruff check --quiet .

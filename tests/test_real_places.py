@@ -25,11 +25,11 @@ def test_the_offset_of_one_place_is_found_removed_and_reported():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["coarse_labels", "evaluation"])
-def test_a_chapter_runs_on_them_without_a_change(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "given"), [("coarse_labels", []), ("evaluation", ["-p", "steps", "20"])])
+def test_a_chapter_runs_on_them_without_a_change(name, given, tmp_path, monkeypatch):
     """Another size, float64 radar, int16 reflectance, another layout; the repair is told, the scores are right."""
     monkeypatch.setenv("LCFUSE_LEDGER", str(tmp_path / "ledger.jsonl"))
-    assert shell.main(["run", name, "-p", "data_root", str(SEMIREAL), "--out", str(tmp_path)]) == 0
+    assert shell.main(["run", name, "-p", "data_root", str(SEMIREAL), *given, "--out", str(tmp_path)]) == 0
     notebook = nbformat.read(tmp_path / f"{name}.ipynb", as_version=4)
     printed = "".join(
         out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", []) if out.output_type == "stream"
