@@ -232,6 +232,7 @@ def compare(folder: Path) -> dict[str, list[bool]]:
     command += ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=600"]
     command += ["--nbval-sanitize-with", str(SANITIZER), f"--junitxml={report}", str(folder)]
     environment = {**os.environ, "LCFUSE_LEDGER": str(folder / "ledger.jsonl")}
+    environment.pop("MPLBACKEND", None)  # set for tests alone; under it a chapter's figures would not show
     done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     assert report.exists(), done.stdout
     passed: dict[str, list[bool]] = {}
