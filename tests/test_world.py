@@ -155,6 +155,23 @@ def test_an_interrupted_call_leaves_nothing_that_looks_finished(tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_world_that_another_process_finished_first_is_left_alone(tmp_path, monkeypatch):
+    root, plan = tmp_path / "world", world.WorldPlan(seed=3, n_train=1, n_validation=1, n_test=1)
+    write = world._write_scenes
+
+    def while_another_process_finishes(*arguments):
+        digests = write(*arguments)
+        monkeypatch.setattr(world, "_write_scenes", write)
+        world.make_world(root, plan, workers=1)
+        (root / "read by the other").touch()
+        return digests
+
+    monkeypatch.setattr(world, "_write_scenes", while_another_process_finishes)
+    assert world.make_world(root, plan, workers=1) == root
+    assert (root / "read by the other").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["world"]
+
+
 def test_a_world_without_scenes_is_refused():
     with pytest.raises(ParameterError, match=r"n_test: found 0, expected 1 or more"):
         world.WorldPlan(n_test=0)
