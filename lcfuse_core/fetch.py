@@ -32,7 +32,7 @@ from lcfuse_core.errors import DataError, FetchError
 from lcfuse_core.fetched import Record, Store, disagreement, judge, limits, now
 from lcfuse_core.flow import Patience, Reader, check_head, flow
 from lcfuse_core.manifest import ByHand, Choice, Item, Made, Manifest, Remote
-from lcfuse_core.sizes import disk_size
+from lcfuse_core.sizes import disk_size, in_words
 from lcfuse_core.transfer import Body, Changed, Refused
 
 
@@ -126,10 +126,9 @@ class Fetcher:
             try:
                 with self._turn(source):
                     take(item, source)
+                return None
             except (Refused, Changed) as error:
                 why.append(f"{source.url}: {error}")
-            else:
-                return None
         return why
 
     def _by_hand(self, item: Item, why: list[str]) -> Outcome:
@@ -334,7 +333,7 @@ class Fetcher:
         self.store.root.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.store.root).free
         if need > free:
-            raise no_room(path, f"{free / 1e9:.2f} GB free", f"at least {need / 1e9:.2f} GB")
+            raise no_room(path, f"{in_words(free)} free", f"at least {in_words(need)}")
 
 
 def no_room(path: Path, found: str, expected: str = "to write it") -> FetchError:

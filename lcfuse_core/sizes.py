@@ -8,6 +8,16 @@ from dataclasses import dataclass
 from lcfuse_core.manifest import Choice, Item, Manifest
 
 
+def in_words(size: int) -> str:
+    """
+    A number of bytes for people.
+
+    >>> in_words(948_000_000), in_words(6000)
+    ('0.95 GB', '6,000 bytes')
+    """
+    return f"{size / 1e9:.2f} GB" if size >= 5e6 else f"{size:,} bytes"
+
+
 @dataclass(frozen=True)
 class Sizes:
     """exact : bytes known to the byte; about : rounded or inferred ones; unknown : ids of items without any."""
@@ -17,8 +27,8 @@ class Sizes:
     unknown: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        parts = [f"{self.exact / 1e9:.2f} GB"] if self.exact else []
-        parts += [f"about {self.about / 1e9:.2f} GB"] if self.about else []
+        parts = [in_words(self.exact)] if self.exact else []
+        parts += [f"about {in_words(self.about)}"] if self.about else []
         parts += [f"unknown: {', '.join(self.unknown)}"] if self.unknown else []
         return "; ".join(parts) or "nothing"
 

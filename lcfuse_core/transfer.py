@@ -49,7 +49,7 @@ class Refused(TransferError):
 
 
 class Changed(TransferError):
-    """The file at the source is not the one that was begun."""
+    """What comes does not fit what came before: worth another try from byte 0."""
 
 
 @dataclass
@@ -137,7 +137,7 @@ def _http_body(response: HTTPResponse, at: int) -> Body:
     if response.status == 206:
         start, total = _content_range(response.headers.get("Content-Range", ""))
         if start > at:
-            raise Refused(f"bytes from {start} on instead of {at}")
+            raise Changed(f"bytes from {start} on instead of {at}")
     tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
     return Body(start, total, tag, _http_chunks(response), response.close)
 
@@ -153,7 +153,7 @@ def _content_range(text: str) -> tuple[int, int | None]:
         span, total = text.removeprefix("bytes").strip().split("/")
         return int(span.split("-")[0]), None if total == "*" else int(total)
     except ValueError:
-        raise Refused(f"a part without its place (Content-Range {text!r})") from None
+        raise Changed(f"a part without its place (Content-Range {text!r})") from None
 
 
 def _http_refusal(error: HTTPError, at: int) -> Body:

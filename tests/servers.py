@@ -1,4 +1,6 @@
-"""HTTP and FTP servers on this machine that fail on request, for tests only."""
+"""HTTP and FTP servers in threads that fail on request, for tests only."""
+
+# ruff: noqa: D102 - the methods are those that http.server and pyftpdlib call
 
 import io
 import random
@@ -59,9 +61,12 @@ class Handler(BaseHTTPRequestHandler):
     """Answers as the script of its server says."""
 
     def do_GET(self):
-        script = self.server.script
-        if self.path not in script.content:
-            return self.send_error(404)
+        if self.path in self.server.script.content:
+            self.misbehave(self.server.script)
+        else:
+            self.send_error(404)
+
+    def misbehave(self, script):
         asked = int((self.headers.get("Range") or "bytes=0-")[6:-1])
         fault = script.next_fault(self.path, asked)
         content, rng = script.content[self.path], script.rng(self.path)
@@ -70,10 +75,12 @@ class Handler(BaseHTTPRequestHandler):
             if fault == "busy" and rng.random() < 0.5:
                 self.send_header("Retry-After", "1")
             self.send_header("Content-Length", "0")
-            return self.end_headers()
+            self.end_headers()
+            return
         if fault == "html":
             page = b"<!DOCTYPE html><title>Log in</title>" + b" " * rng.randrange(1, 40_000)
-            return self.answer(page, 200, {"Content-Type": rng.choice(["text/html", "application/octet-stream"])})
+            self.answer(page, 200, {"Content-Type": rng.choice(["text/html", "application/octet-stream"])})
+            return
         if fault == "wrong":
             content = wrong_bytes(content, rng)
         if fault == "flip":
@@ -84,15 +91,19 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(content)}")
             self.send_header("Content-Length", "0")
-            return self.end_headers()
+            self.end_headers()
+            return
         if fault == "no_length":
-            return self.answer(content[: rng.choice([len(content), rng.randrange(len(content))])], 200, {}, told=None)
+            self.answer(content[: rng.choice([len(content), rng.randrange(len(content))])], 200, {}, told=None)
+            return
         if fault == "ignore_range":
             asked = 0
         body, told = content[asked:], len(content) - asked
         headers = {"Content-Range": f"bytes {asked}-{len(content) - 1}/{len(content)}"} if asked else {}
         if fault == "odd_range" and asked:
-            headers = {"Content-Range": rng.choice(["bytes", f"bytes {asked + 7}-{asked + 9}/{len(content)}", "ox 1-2/x"])}
+            headers = {
+                "Content-Range": rng.choice(["bytes", f"bytes {asked + 7}-{asked + 9}/{len(content)}", "ox 1-2/x"])
+            }
         if fault in ("cut", "stall"):
             body = body[: rng.randrange(len(body) + 1)]
         self.answer(body, 206 if asked else 200, headers, told)
@@ -169,7 +180,7 @@ class ScriptedFiles(AbstractedFS):
         content = {"wrong": wrong_bytes, "flip": flipped}.get(handler.fault, lambda c, r: c)(content, rng)
         file = FaultyFile(content)
         file.fault, file.handler = handler.fault, handler
-        file.at = rng.randrange(handler._restart_position, len(content) + 1) if handler.fault else 0
+        file.at = rng.randrange(handler.begin, len(content) + 1) if handler.fault else 0
         return file
 
     def getsize(self, path):
@@ -191,27 +202,28 @@ class ScriptedHandler(FTPHandler):
     """Answers as the script says."""
 
     abstracted_fs = ScriptedFiles
-    fault = script = None
+    fault = coming = script = None
+    begin = 0
     use_sendfile = False
 
     def ftp_RETR(self, file):
         path = self.fs.fs2ftp(file)
         if path not in self.script.content:
             return self.respond("550 No such file.")
-        self.fault = self.script.next_fault(path, self._restart_position)
+        self.begin = self._restart_position
+        self.fault = self.script.next_fault(path, self.begin)
         if self.fault in ("busy", "gone"):
             return self.respond("450 Busy." if self.fault == "busy" else "550 Gone.")
         return super().ftp_RETR(file)
 
-    def upcoming(self):
-        """What the next RETR of any path here will run into: SIZE and REST come before it."""
-        return {faults[0] for faults in self.script.faults.values() if faults} | set(self.script.then.values())
+    def ftp_SIZE(self, file):
+        path = self.fs.fs2ftp(file)
+        faults = self.script.faults.get(path)
+        self.coming = faults[0] if faults else self.script.then.get(path)
+        return self.respond("502 Not implemented.") if self.coming == "no_size" else super().ftp_SIZE(file)
 
-    def ftp_REST(self, line):
-        return self.respond("502 Not implemented.") if "no_rest" in self.upcoming() else super().ftp_REST(line)
-
-    def ftp_SIZE(self, path):
-        return self.respond("502 Not implemented.") if "no_size" in self.upcoming() else super().ftp_SIZE(path)
+    def ftp_REST(self, line):  # whoever asks here has asked for SIZE before
+        return self.respond("502 Not implemented.") if self.coming == "no_rest" else super().ftp_REST(line)
 
 
 class FTPServer:
