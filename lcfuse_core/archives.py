@@ -144,6 +144,8 @@ def _write(folder: Path, path: str, chunks: Chunks) -> Member:
             for chunk in chunks:
                 out.write(chunk)
                 size, crc = size + len(chunk), zlib.crc32(chunk, crc)
+    except FetchError:
+        raise  # from where the bytes come from
     except OSError as error:
         do = "Free space on the disk, or choose another folder with --root, and run this again."
         raise FetchError(target, found=str(error.strerror), expected="to write it", do=do) from None

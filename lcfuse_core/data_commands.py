@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -113,7 +114,11 @@ def fetch_data(options: argparse.Namespace) -> int:
     if not options.json:
         print(f"download {download_size(book, chosen)}\non disk, unpacked {disk_size(book, chosen)}")
     fetcher = Fetcher(book, store, keep=not options.drop_archives, progress=not options.json)
-    outcomes = fetcher.fetch(chosen)
+    try:
+        outcomes = fetcher.fetch(chosen)
+    except KeyboardInterrupt:
+        print("Stopped. What is here stays: the same command goes on.", file=sys.stderr)
+        return 130
     if options.json:
         _print_json([asdict(outcome) for outcome in outcomes])
     else:

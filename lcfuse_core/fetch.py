@@ -16,10 +16,11 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -66,6 +67,10 @@ class Fetcher:
     stop: threading.Event = field(default_factory=threading.Event)
     _hosts: dict[str, threading.BoundedSemaphore] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        if self.patience.sleep is time.sleep:  # so that Ctrl-C does not wait for a pause to end
+            self.patience = replace(self.patience, sleep=self.stop.wait)
 
     def fetch(self, choices: Iterable[Choice], *, workers: int = 4) -> list[Outcome]:
         """
@@ -205,7 +210,7 @@ class Fetcher:
 
         def look(body: Body) -> None:
             nonlocal seen
-            if at and old.get("url") == source.url and old.get("tag", "") != body.tag:
+            if at and body.tag and old.get("url") == source.url and old.get("tag") not in ("", body.tag):
                 raise Changed("another version of the file than was begun")
             seen = body
             self._check_room(part, (body.total or 0) - at)
@@ -222,9 +227,9 @@ class Fetcher:
                     bar.update(len(chunk))
                 out.flush()
                 os.fsync(out.fileno())
+        except FetchError:
+            raise
         except OSError as error:
-            if isinstance(error, FetchError):
-                raise
             raise no_room(part, str(error.strerror)) from None
         return seen.total is not None
 

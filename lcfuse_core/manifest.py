@@ -306,9 +306,8 @@ def _contradictions(manifest: Manifest) -> Iterator[tuple[Location, str, str]]:
             yield ("items", n, "unpack"), "no kind", "a kind beside it, which limits what is unpacked"
         if not manifest.sources(item):
             yield ("items", n, "sources"), "none", "at least one, here or in the data set"
-    files = [item.file for item in manifest.items if item.file]
     for n, item in enumerate(manifest.items):
-        if item.file and files.count(item.file) > 1:
+        if item.file and item.file in [other.file for other in manifest.items[:n]]:
             yield ("items", n, "file"), repr(item.file), "a file name of its own"
     for name, subset in manifest.subsets.items():
         for n, choice in enumerate(subset.items):

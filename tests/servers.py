@@ -6,6 +6,7 @@ import io
 import random
 import threading
 import time
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from pyftpdlib.authorizers import DummyAuthorizer
@@ -112,6 +113,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, body, code, headers, told=0):
         self.send_response(code)
+        whole = self.server.script.content[self.path]
+        self.send_header("ETag", f'"{zlib.crc32(whole)}"')
         for name, value in headers.items():
             self.send_header(name, value)
         if told is not None:

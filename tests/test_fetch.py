@@ -1,5 +1,6 @@
 """Fetching: whatever a server does, what ends under a file's name is the file."""
 
+import io
 import logging
 import random
 import shutil
@@ -130,6 +131,67 @@ def test_another_run_goes_on_where_the_first_was_ended(http, root):
     (root / "downloads/toys.zip.part").write_bytes(content[:20_000])
     assert run(book, root)[0].state == "unpacked"
     assert http.script.asked["/twice.zip"] == [20_000]
+
+
+def test_a_part_that_is_complete_needs_no_byte_more(http, root):
+    """The program was ended between the last byte and the name: the server says that nothing lies behind."""
+    content = pack(toy_files(), "zip")
+    http.script.serve("/whole.zip", content)
+    (root / "downloads").mkdir(parents=True)
+    (root / "downloads/toys.zip.part").write_bytes(content)
+    assert run(manifest(item("zip", [http.source("whole.zip")], md5(content))), root)[0].state == "unpacked"
+    assert http.script.asked["/whole.zip"] == [len(content)]
+
+
+def test_a_part_of_another_version_is_begun_again(http, root):
+    """The file at the source was replaced in between, and no checksum would tell."""
+    old, new = pack(toy_files(1), "zip"), pack(toy_files(2), "zip")
+    book = manifest(item("zip", [http.source("moving.zip")]))
+    http.script.serve("/moving.zip", old, ["cut"], then="gone")
+    assert run(book, root)[0].state == "failed"
+    http.script.serve("/moving.zip", new)
+    assert run(book, root)[0].state == "unpacked"
+    assert http.script.asked["/moving.zip"][0] > 0
+    assert http.script.asked["/moving.zip"][-1] == 0
+    assert unpacked(root) == toy_files(2)
+
+
+def test_a_bar_tells_how_much_of_how_much(http, root, monkeypatch):
+    """It begins where the part ends; rate and time left follow from that."""
+    bars = []
+
+    class Bar(fetch.tqdm):
+        def __init__(self, **options):
+            super().__init__(**options | {"disable": False, "file": io.StringIO()})
+
+        def close(self):
+            bars.append((self.initial, self.n, self.total))
+            super().close()
+
+    monkeypatch.setattr(fetch, "tqdm", Bar)
+    content = pack(toy_files(), "zip")
+    http.script.serve("/bar.zip", content)
+    (root / "downloads").mkdir(parents=True)
+    (root / "downloads/toys.zip.part").write_bytes(content[:5000])
+    book = manifest(item("zip", [http.source("bar.zip")], md5(content)))
+    fetch.Fetcher(book, fetched.Store(root), patience=QUICK).fetch(book.subset("colab").items)
+    assert set(bars) == {(5000, len(content), len(content))}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_stop_leaves_what_can_be_continued(http, root, stream):
+    """As Ctrl-C does: the threads end at the next byte, and nothing has a final name."""
+    content = pack(toy_files(), "tar.gz")
+    http.script.serve("/stopped.tar.gz", content)
+    book = manifest(
+        item("tar.gz", [http.source("stopped.tar.gz")], md5(content)), choices=[{"item": "toys", "stream": stream}]
+    )
+    stopped = fetcher(book, root)
+    stopped.stop.set()
+    outcome = stopped.fetch(book.subset("colab").items)[0]
+    assert (outcome.state, "found a stop" in outcome.said) == ("failed", True)
+    assert not (root / "toys").exists()
+    assert run(book, root)[0].state == "unpacked"
 
 
 def test_a_part_of_wrong_bytes_is_begun_again_from_the_same_source(http, root):

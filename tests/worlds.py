@@ -40,7 +40,7 @@ def tar_gz(files, wrap="", level=1):
 def make_zip(files, wrap=""):
     """A .zip of *files*, with the litter that a Mac adds."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for path, content in files.items():
             archive.writestr(wrap + path, content)
             archive.writestr(f"__MACOSX/{wrap}._{path.rsplit('/', 1)[-1]}", b"Mac")
