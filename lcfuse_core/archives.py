@@ -209,26 +209,12 @@ def contents(file: IO[bytes], form: str, where: str, limits: Limits) -> Iterator
     Raises DataError as `unpack`.
     """
     walk = {"zip": _zip_contents, "tar.gz": _tar_contents}[form](file, where, limits)
-    seen: set[str] = set()
     for n, (name, chunks) in enumerate(walk, start=1):
         if n > limits.members:
             raise _hostile(where, f"more than {limits.members} members", "no more")
         safe = safe_name(name, where)
-        if safe is None:
-            continue
-        if safe in seen:
-            raise _hostile(where, f"two members named {safe}", "each file once")
-        seen.add(safe)
-        yield safe, chunks
-
-
-def _limited(chunks: Chunks, where: str, name: str, limit: int) -> Chunks:
-    got = 0
-    for chunk in chunks:
-        got += len(chunk)
-        if got > limit:
-            raise _hostile(where, f"more than {limit} bytes in {name}", "no more than its kind has")
-        yield chunk
+        if safe is not None:
+            yield safe, chunks
 
 
 def _zip_contents(file: IO[bytes], where: str, limits: Limits) -> Iterator[tuple[str, Chunks]]:

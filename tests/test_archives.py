@@ -6,6 +6,7 @@ import random
 import stat
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 import zlib
 from types import SimpleNamespace
@@ -251,6 +252,25 @@ def test_a_hostile_archive_is_refused_and_leaves_no_trace(form, content, tmp_pat
     with pytest.raises(DataError, match=r"^an archive: found "):
         unpack(content, form, box)
     assert everything(tmp_path) == {"a", "a/b"}
+
+
+def test_members_that_share_bytes_are_found_as_such(tmp_path):
+    """Before any of them is unpacked: a bomb of this kind needs no high ratio in any member."""
+    with pytest.raises(DataError, match="members that share bytes"):
+        unpack(sharing_zip(), "zip", tmp_path)
+
+
+@pytest.mark.parametrize("what", ["tar header of a gigabyte", "tar name of a gigabyte"])
+def test_a_header_fills_no_memory_whatever_ratio_is_allowed(what, tmp_path):
+    """Labels shrink a hundredfold and more, so that the ratio alone cannot protect."""
+    (content,) = [content for name, _, content in HOSTILE if name == what]
+    loose = archives.Limits(members=50, member_bytes=7000, ratio=10**6)
+    tracemalloc.start()
+    with pytest.raises(DataError, match="more bytes than a member may have"):
+        unpack(content, "tar.gz", tmp_path, limits=loose)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * archives.SLACK
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -122,6 +122,18 @@ def test_a_cut_download_goes_on_at_the_byte(kind, request, root):
     assert unpacked(root) == toy_files()
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_server_that_cannot_begin_in_the_middle_costs_time_alone(stream, http, root):
+    """What comes a second time is dropped; nothing is begun again."""
+    content = pack(toy_files(), "tar.gz")
+    http.script.serve("/ranges.tar.gz", content, ["cut", "ignore_range"])
+    entry = item("tar.gz", [http.source("ranges.tar.gz")], md5(content))
+    book = manifest(entry, choices=[{"item": "toys", "stream": stream}])
+    assert run(book, root)[0].state == "unpacked"
+    assert http.script.requests["/ranges.tar.gz"] == 2
+    assert unpacked(root) == toy_files()
+
+
 def test_another_run_goes_on_where_the_first_was_ended(http, root):
     """A part of an ended program is continued, not begun again."""
     content = pack(toy_files(), "zip")
