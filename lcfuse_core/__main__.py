@@ -4,6 +4,7 @@ The same from a shell.
     python -m lcfuse_core run CHAPTER [--profile smoke] [-p NAME VALUE ...] --out DIR
     python -m lcfuse_core ledger list [--file F]
     python -m lcfuse_core sample [--seed N]
+    python -m lcfuse_core data {list,fetch,verify,status} [--profile P]
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from lcfuse_core import ledger, settings
+from lcfuse_core import data_commands, ledger, settings
 from lcfuse_core.errors import LcfuseError, MissingDataError, ParameterError
 
 BOOK = Path(__file__).resolve().parent.parent / "book"
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     sample = commands.add_parser("sample", help="make the synthetic sample world")
     sample.add_argument("--seed", type=int, default=0)
     sample.set_defaults(command=make_sample)
+    data_commands.add_parser(commands)
     return parser
 
 
