@@ -2,7 +2,7 @@
 The same from a shell.
 
     python -m lcfuse_core run CHAPTER [--profile smoke] [-p NAME VALUE ...] --out DIR
-    python -m lcfuse_core ledger list [--file F]
+    python -m lcfuse_core ledger {list,show,diff} [--file F]
     python -m lcfuse_core sample [--seed N]
 """
 
@@ -14,9 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from lcfuse_core import ledger, settings
+from lcfuse_core import ledger_commands, settings
 from lcfuse_core.errors import LcfuseError, MissingDataError, ParameterError
 
 BOOK = Path(__file__).resolve().parent.parent / "book"
@@ -46,10 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, required=True, help="folder for the executed notebook and its ledger")
     run.add_argument("--book", type=Path, default=BOOK, help="folder of the chapters")
     run.set_defaults(command=run_chapter)
-    book = commands.add_parser("ledger", help="look into a ledger")
-    book.add_argument("what", choices=["list"])
-    book.add_argument("--file", type=Path, default=Path("_data/ledger.jsonl"))
-    book.set_defaults(command=list_ledger)
+    ledger_commands.add_to(commands)
     sample = commands.add_parser("sample", help="make the synthetic sample world")
     sample.add_argument("--seed", type=int, default=0)
     sample.set_defaults(command=make_sample)
@@ -111,25 +106,6 @@ def parse_parameters(chapter: str, profile: str, given: list[list[str]]) -> dict
         if values.get(name):
             values[name] = str(Path(values[name]).absolute())
     return values
-
-
-def list_ledger(options: argparse.Namespace) -> int:
-    """Print the scores of a ledger as a table, newest last."""
-    table = ledger.read(options.file)
-    columns = {
-        "kind": "chapter",
-        "parameters.method": "method",
-        "label_regime": "labels",
-        "synthetic": "synthetic",
-        "seeds.world": "seed",
-        "scores.aa": "AA",
-        "scores.miou_8": "mIoU-8",
-        "scores.oa": "OA",
-    }
-    shown = table.reindex(columns=list(columns)).rename(columns=columns)
-    with pd.option_context("display.width", 160, "display.max_rows", None, "display.precision", 3):
-        print(shown.to_string(index=False))
-    return 0
 
 
 def make_sample(options: argparse.Namespace) -> int:

@@ -27,6 +27,7 @@ from lcfuse_core import (
     __version__,
     forest,
     ledger,
+    machines,
     patches,
     protocol,
     runs,
@@ -200,6 +201,7 @@ class Chapter:
             profile=self.parameters["profile"],
             seeds={"world": self.parameters["seed"], "training": self.parameters["seed"]},
             synthetic=any(map(_is_sample, self.roots.values())),
+            data={key: data_name(root) for key, root in self.roots.items()},
             hashes={key: data_digest(root) for key, root in self.roots.items()},
             cost=cost,
         )
@@ -230,7 +232,7 @@ class Chapter:
     def _facts(self) -> dict[str, str]:
         parameters = ", ".join(f"{key} = {value!r}" for key, value in self.parameters.items())
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-        machine = f"{ledger.machine()['processor']}, {os.cpu_count()} cores"
+        machine = f"{machines.machine()['processor']}, {os.cpu_count()} cores"
         root = self.train_root if "train_root" in self.parameters else self.data_root
         return {
             "Chapter": f"{self.name}, profile {self.parameters['profile']}",
@@ -239,7 +241,7 @@ class Chapter:
             "Code": f"lcfuse_core {__version__}",
             "Versions": ", ".join(f"{key} {value}" for key, value in versions.items()),
             "Machine": machine,
-            "Time and memory": f"{time.monotonic() - self.started:.0f} s, at most {_peak_memory_mb():.0f} MB",
+            "Time and memory": f"{time.monotonic() - self.started:.0f} s, at most {machines.peak_memory_mb():.0f} MB",
         }
 
 
@@ -257,6 +259,14 @@ def data_digest(root: str | os.PathLike[str]) -> str:
     return _digest([f"{path.relative_to(root)} {path.stat().st_size}" for path in files])
 
 
+def data_name(root: Path) -> str:
+    """What the data under *root* are called: the sample world and its seed, or the folder's own name."""
+    if not _is_sample(root):
+        return root.name
+    seed = world.read_world(root.parent).get("plan", {}).get("seed", "of unknown seed")
+    return f"sample world {seed}: {root.name}"
+
+
 def _is_sample(root: Path) -> bool:
     return (root.parent / "world.json").exists()
 
@@ -268,12 +278,3 @@ def _code_digest() -> str:
 
 def _digest(parts: list[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _peak_memory_mb() -> float:
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        return float("nan")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
