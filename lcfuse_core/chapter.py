@@ -88,7 +88,8 @@ class Chapter:
     def sample(self) -> Path:
         """Folder of the sample world of this seed; made on first use (half a minute)."""
         root = data_folder() / f"world-{self.parameters['seed']}"
-        return world.make_world(root, world.WorldPlan(seed=self.parameters["seed"]))
+        with machines.alone(root.with_suffix(".lock")):  # runs of a grid may all want it at once
+            return world.make_world(root, world.WorldPlan(seed=self.parameters["seed"]))
 
     @property
     def train_root(self) -> Path:

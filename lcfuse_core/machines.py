@@ -14,11 +14,18 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows: no lock, so one process at a time
+    fcntl = None  # type: ignore[assignment]
 
 _STARTED = time.monotonic()
 
@@ -133,3 +140,13 @@ def peak_memory_mb() -> float:
         return float("nan")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Let one process in at a time, wherever they wait for the same *path* (a file beside what they make)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
