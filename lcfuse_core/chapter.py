@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lcfuse_core import (
     __version__,
@@ -192,12 +193,21 @@ class Chapter:
         label_regime: str = "coarse only",
         cost: Mapping[str, float] | None = None,
         regions: Mapping[str, Scores] | None = None,
+        counts: Mapping[str, NDArray[np.int64]] | None = None,
     ) -> None:
-        """Add one line to the ledger: this method, with this chapter's parameters, scored so."""
+        """
+        Add one line to the ledger: this method, with this chapter's parameters, scored so.
+
+        counts : confusion of each region; with it, `claims` can say how sure the score is
+        """
         entry = ledger.new_entry(
             self.name,
             {"method": method, **self.parameters},
-            {**asdict(scores), "regions": {name: asdict(s) for name, s in (regions or {}).items()}},
+            {
+                **asdict(scores),
+                "regions": {name: asdict(s) for name, s in (regions or {}).items()},
+                "counts": counts or {},
+            },
             label_regime=label_regime,
             profile=self.parameters["profile"],
             seeds={"world": self.parameters["seed"], "training": self.parameters["seed"]},

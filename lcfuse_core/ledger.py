@@ -240,3 +240,16 @@ def _check_schema(path: Path, number: int, entry: dict[str, Any]) -> None:
             expected=f"at most {SCHEMA}",
             do="Update lcfuse_core: the line was written by a newer one.",
         )
+
+
+def flatten(entry: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """
+    Nested names joined by dots, as in the tables of `ledger.read`.
+
+    >>> flatten({"a": {"b": 1, "c": [2]}, "d": {}})
+    {'a.b': 1, 'a.c': [2]}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in entry.items():
+        flat |= flatten(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value}
+    return flat

@@ -71,7 +71,7 @@ def show_line(options: argparse.Namespace) -> int:
 
 def diff_lines(options: argparse.Namespace) -> int:
     """Print each field in which two lines differ, with both values."""
-    one, other = (flatten(_entry(options.file, number)) for number in options.lines)
+    one, other = (ledger.flatten(_entry(options.file, number)) for number in options.lines)
     names = [name for name in dict.fromkeys([*one, *other]) if one.get(name) != other.get(name)]
     if not options.all:
         names = [name for name in names if not name.startswith(PASSING)]
@@ -85,19 +85,6 @@ def diff_lines(options: argparse.Namespace) -> int:
 
 def _say(flat: dict[str, Any], name: str) -> str:
     return json.dumps(flat[name], ensure_ascii=False) if name in flat else "(nothing)"
-
-
-def flatten(entry: dict[str, Any], before: str = "") -> dict[str, Any]:
-    """
-    Nested names joined by dots, as in the tables of `ledger.read`.
-
-    >>> flatten({"a": {"b": 1, "c": [2]}, "d": {}})
-    {'a.b': 1, 'a.c': [2]}
-    """
-    flat: dict[str, Any] = {}
-    for key, value in entry.items():
-        flat |= flatten(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value}
-    return flat
 
 
 def _entry(path: Path, number: int) -> dict[str, Any]:
