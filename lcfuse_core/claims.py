@@ -9,10 +9,12 @@ name, and never give the verdict of a claim about the Earth.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from importlib import resources
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from lcfuse_core import intervals, ledger
 from lcfuse_core.errors import DataError
 from lcfuse_core.intervals import Interval
+from lcfuse_core.protocol import SEEDS
 
 CLAIMS = "shipped/claims.yaml"
 
@@ -131,6 +134,19 @@ def read_claims(text: str | None = None) -> list[Claim]:
     if len(set(names)) < len(names):
         raise DataError("claims.yaml", found="an id twice", expected="each once", do="Rename one.")
     return found
+
+
+def recorded(own: str | os.PathLike[str] | None = None) -> list[Entry]:
+    """
+    The ledger lines that verdicts rest on: the committed ones and, of the ledger *own*, those that are not synthetic.
+
+    So a real run of a reader's counts on the spot, while the book's synthetic lines stay those that were committed.
+    """
+    with resources.as_file(resources.files("lcfuse_core") / SEEDS) as path:
+        lines = list(ledger.read_entries(path)[0].values())
+    if own is not None and Path(own).exists():
+        lines += [line for line in ledger.read_entries(own)[0].values() if not line.get("synthetic")]
+    return [ledger.flatten(line) for line in lines]
 
 
 def examine(claim: Claim, entries: Iterable[Entry]) -> dict[str, Finding]:

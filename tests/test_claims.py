@@ -166,6 +166,18 @@ def test_seeds_are_a_spread_of_their_own():
     assert claims.table([figure()], lines)["seeds"].tolist() == ["50.0 to 70.0 (3)"]
 
 
+def test_of_a_readers_ledger_what_is_not_synthetic_counts(tmp_path):
+    """Synthetic lines of other seeds or settings would change what the page shows; real ones are what it waits for."""
+    committed = len(claims.recorded())
+    path = tmp_path / "ledger.jsonl"
+    assert len(claims.recorded(path)) == committed
+    for kind in ledger.DATA_KINDS:
+        ledger.append(path, line("ours", HARD, data_kind=kind))
+    added = claims.recorded(path)[committed:]
+    assert [one["data_kind"] for one in added] == ["semi-real", "real"]
+    assert added[0]["scores.aa"] == pytest.approx(0.5)
+
+
 def test_what_was_done_needs_the_run_and_what_cannot_be_tested_says_why():
     done = claim(relation="was done", margin=None, against={}, protocol={})
     assert verdict(done) == "not run yet"
