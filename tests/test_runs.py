@@ -191,7 +191,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     [
         ("network", "fnc", "one of fcn, unet, deeplabv3plus"),
         ("loss", "ce", "one of cross_entropy"),
-        ("labels", "coarse", "one of modis, fine"),
+        ("labels", "coarse", r"one of modis, modis\+savanna, fine"),
         ("precision", "float16", "one of auto, float32, bfloat16"),
         ("inputs", (), "s2, s1 or both"),
         ("inputs", ("s2", "s3"), "s2, s1 or both"),
