@@ -98,7 +98,7 @@ def test_no_known_pixel_is_no_loss(name):
 
 
 def test_a_right_answer_costs_less_than_a_wrong_one(name):
-    """Where labels are taken as true: the right answer beats an undecided and a wrong one, and costs next to nothing."""
+    """Where labels are taken as true: the right answer beats an undecided and a wrong one, and is nearly free."""
     _, batch = example(n_ignored=0)
     right = F.one_hot(batch.labels.long(), 8).permute(0, 3, 1, 2).double()
     sure, undecided, wrong = (float(build_loss(name)(scale * right, batch)) for scale in (9, 0, -9))
