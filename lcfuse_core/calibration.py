@@ -58,7 +58,9 @@ def gather(
     """
     rng = np.random.default_rng(seed)
     parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in members}
-    cells, labels, n_cells = [], [], 0
+    cells: list[NDArray] = []
+    labels: list[NDArray] = []
+    n_cells = 0
     for patch in patches:
         label = label_index(patch, "modis+savanna").reshape(-1)
         known = np.flatnonzero(label < N_COARSE)
@@ -77,8 +79,8 @@ def gather(
         raise DataError(
             "calibration", found="no coarse label", expected="labelled patches", do="Check the label layer."
         )
-    cell, label = (np.concatenate(numbers).astype(np.int64) for numbers in (cells, labels))
-    return {name: Evidence(np.concatenate(logs), cell, label) for name, logs in parts.items()}
+    cell, label_of = (np.concatenate(numbers).astype(np.int64) for numbers in (cells, labels))
+    return {name: Evidence(np.concatenate(logs), cell, label_of) for name, logs in parts.items()}
 
 
 def best_temperature(evidence: Evidence, matrix: Matrix) -> float:
