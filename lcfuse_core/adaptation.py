@@ -23,7 +23,7 @@ from sklearn.cluster import MiniBatchKMeans
 
 from lcfuse_core.errors import DataError, ParameterError
 from lcfuse_core.legends import IGNORE, N_COARSE, SCORED
-from lcfuse_core.patches import PatchStack, Statistics, channel_statistics, normalise
+from lcfuse_core.patches import PatchStack, Statistics, channel_statistics, class_counts, normalise
 from lcfuse_core.runs import Run, TrainPlan
 from lcfuse_core.scenes import Patch
 from lcfuse_core.training import Images, s2_and_s1, train
@@ -53,7 +53,10 @@ def adapted(run: Run, regions: Mapping[str, PatchStack], plan: TrainPlan) -> dic
     plan : steps, rate, loss ... of the going on. Class weights and shares are the region's own, and so are the means
         that batch normalisation keeps (adaptive batch normalisation, Li et al. 2016, arXiv 1603.04779, for free).
     """
-    return {name: train(stack, plan, progress=False, start=run) for name, stack in regions.items()}
+    return {
+        name: train(stack, plan, progress=False, start=run) if class_counts(stack.labels).any() else run
+        for name, stack in regions.items()
+    }
 
 
 def pseudo_labels(

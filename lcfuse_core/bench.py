@@ -28,7 +28,7 @@ from lcfuse_core.transition import Matrix
 
 BOTH = "modis+savanna"
 
-AT_HOME_LOSS, AT_HOME_RATE, AT_HOME_SHARE = "cell_mean", 4e-3, 0.15
+AT_HOME_LOSS, AT_HOME_RATE, AT_HOME_SHARE = "cell_mean", 4e-3, 0.375
 """How a network goes on learning in a region: its loss, highest rate, and steps as a share of the chapter's plan."""
 
 

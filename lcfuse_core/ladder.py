@@ -23,7 +23,7 @@ from lcfuse_core.adaptation import Predict
 from lcfuse_core.bench import BOTH, Bench, at_home_plan, clusters_at_home, counted, estimated, seconds
 from lcfuse_core.fusion import Fusion, FusionPlan
 from lcfuse_core.legends import index_to_dfc
-from lcfuse_core.losses import LOSSES, NEEDS_TRANSITION
+from lcfuse_core.losses import HEARS_SAVANNA, LOSSES
 from lcfuse_core.networks import NETWORKS
 from lcfuse_core.patches import PatchStack
 from lcfuse_core.protocol import PLAIN, WEIGHTED, Classify
@@ -180,7 +180,7 @@ METHODS: dict[str, Method] = {
     "FCN, weighted, S1 alone": network(inputs=("s1",)),
     "FCN, weighted, late fusion": network(fusion="late"),
     **{f"FCN, weighted, {loss}": network(loss=loss) for loss in LOSSES if loss != "cross_entropy"},
-    **{f"FCN, weighted, {loss}, Savanna a mixture": network(loss=loss, labels=BOTH) for loss in NEEDS_TRANSITION},
+    **{f"FCN, weighted, {loss}, Savanna a mixture": network(loss=loss, labels=BOTH) for loss in HEARS_SAVANNA},
     **{f"FCN, weighted, {loss}, matrix by EM": corrected(loss, estimated) for loss in ("forward", "cell_forward")},
     **{
         f"FCN, weighted, {loss}, matrix counted": corrected(loss, counted, VALIDATION)

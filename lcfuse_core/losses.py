@@ -84,7 +84,10 @@ LOSSES: dict[str, Callable[[Knowledge], Loss]] = {
 }
 """Makers of losses from what is known of the labels."""
 
-NEEDS_TRANSITION = ("forward", "posterior_qr", "posterior_rq", "cell_forward", "super_resolution", "bag")
+HEARS_SAVANNA = ("forward", "posterior_qr", "posterior_rq", "cell_forward", "super_resolution")
+"""Losses that can learn from the coarse label Savanna, as a mixture of classes; the others ignore it."""
+
+NEEDS_TRANSITION = (*HEARS_SAVANNA, "bag")
 """Losses that make use of p(coarse | fine)."""
 
 
