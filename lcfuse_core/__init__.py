@@ -3,8 +3,9 @@ Land cover at 10 m, learnt from labels at 500 m.
 
 The module behind the book. Each file has one job and imports only from the floors below it:
 
-    errors, cells < legends, settings, landscape < scores, networks, losses, layers, sensors, style
-    < world, scenes, ledger, mapping < patches, figures, protocol < runs, charts < training < forest < chapter
+    errors, cells < legends, settings, landscape < scores, networks, transition, pixel_losses, layers, sensors, style
+    < cell_losses, world, scenes, ledger, mapping < losses, patches, figures, protocol < runs, charts, baselines
+    < training < forest, adaptation < calibration < fusion, chapter < bench < ladder
 
 and on a side of their own, for the real data:
 

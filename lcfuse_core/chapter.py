@@ -43,7 +43,10 @@ from lcfuse_core.scores import Scores
 # IPython puts these into a notebook's namespace itself.
 _NOT_PARAMETERS = {"In", "Out", "exit", "quit", "open", "get_ipython"}
 # What a trained network rests on, beside its plan and its data.
-_TRAINING_CODE = ("layers", "scenes", "legends", "patches", "networks", "losses", "runs", "training")
+_TRAINING_CODE = (
+    *("layers", "scenes", "legends", "cells", "patches", "networks"),
+    *("transition", "pixel_losses", "cell_losses", "losses", "runs", "training"),
+)
 
 
 def data_folder() -> Path:
