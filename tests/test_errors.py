@@ -15,6 +15,7 @@ SPECIFIC = {
     "ParameterError": ValueError,
     "CheckpointError": ValueError,
     "TrainingError": RuntimeError,
+    "DiskError": OSError,
 }
 
 
