@@ -69,3 +69,9 @@ class CheckpointError(LcfuseError, ValueError):
 
 class TrainingError(LcfuseError, RuntimeError):
     """Training cannot go on; what was saved before stays usable."""
+
+
+class DiskError(LcfuseError, OSError):
+    """A disk that is full or cannot be written; what was finished before is kept."""
+
+    __str__ = LcfuseError.__str__  # OSError would print an errno

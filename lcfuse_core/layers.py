@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,8 +103,32 @@ def read_layer(path: str | os.PathLike[str], kind: str) -> Layer:
     return Layer(data, crs, transform)
 
 
+def read_place(path: str | os.PathLike[str], kind: str) -> tuple[CRS | None, Affine | None, tuple[int, int]]:
+    """CRS, transform and size (H, W) of a file, from its header alone; raises as `read_layer` does."""
+    with _opened(path, kind) as file:
+        return *_georeference(file), file.shape
+
+
+def part_transform(transform: Affine, row: int, col: int) -> Affine:
+    """The transform of the part of a raster that begins at *row*, *col*."""
+    t = transform
+    return Affine(t.a, t.b, t.c + t.a * col + t.b * row, t.d, t.e, t.f + t.d * col + t.e * row)
+
+
 def _read(path: str | os.PathLike[str], kind: str) -> tuple[NDArray[Any], CRS | None, Affine | None]:
     """All bands and the georeference; only the frame of the file is checked."""
+    with _opened(path, kind) as file:
+        return file.read(), *_georeference(file)
+
+
+def _georeference(file: Any) -> tuple[CRS | None, Affine | None]:
+    is_placed = file.crs is not None and file.transform != Affine.identity()
+    return (file.crs, file.transform) if is_placed else (None, None)
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str], kind: str) -> Iterator[Any]:
+    """The file, open and with a frame that fits its kind; what GDAL cannot read becomes a DataError."""
     if not os.path.isfile(path):
         raise MissingDataError(path, found="no such file", expected=f"a {kind} file", do=AGAIN)
     # Only TIFF, and only this file: no listing of the folder, no side-car that changes what is read.
@@ -112,14 +138,12 @@ def _read(path: str | os.PathLike[str], kind: str) -> tuple[NDArray[Any], CRS | 
         try:
             with rasterio.open(path, driver="GTiff") as file:
                 _check_frame(path, kind, file.count, file.dtypes, file.shape)
-                data, crs, transform = file.read(), file.crs, file.transform
+                yield file
         except RasterioError as error:
             # GDAL's own words are the cause; its traceback would only hide what matters.
             reason = str(error.__cause__ or error).replace(f"'{path}' ", "").rstrip(".")
             found = f"a damaged file of {os.path.getsize(path):,} bytes ({reason})"
             raise DataError(path, found=found, expected="a whole GeoTIFF", do=AGAIN) from None
-    is_placed = crs is not None and transform != Affine.identity()
-    return data, crs if is_placed else None, transform if is_placed else None
 
 
 def _check_frame(

@@ -16,6 +16,7 @@ SPECIFIC = {
     "ParameterError": ValueError,
     "CheckpointError": ValueError,
     "TrainingError": RuntimeError,
+    "DiskError": OSError,
 }
 
 
