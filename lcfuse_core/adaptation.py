@@ -46,10 +46,11 @@ def by_region(stack: PatchStack, regions: Sequence[str]) -> dict[str, PatchStack
     }
 
 
-def adapted(run: Run, regions: Mapping[str, PatchStack], plan: TrainPlan) -> dict[str, Run]:
+def adapted(run: Run | None, regions: Mapping[str, PatchStack], plan: TrainPlan) -> dict[str, Run]:
     """
     A network for each region: a copy of *run*'s that has gone on learning, on the region's own labels.
 
+    run : None starts from fresh weights: nothing is then known but the region itself
     plan : steps, rate, loss ... of the going on. Class weights and shares are the region's own, and so are the means
         that batch normalisation keeps (adaptive batch normalisation, Li et al. 2016, arXiv 1603.04779, for free).
     """
