@@ -46,22 +46,26 @@ def by_region(stack: PatchStack, regions: Sequence[str]) -> dict[str, PatchStack
     }
 
 
-def adapted(run: Run, regions: Mapping[str, PatchStack], plan: TrainPlan) -> dict[str, Run]:
+def adapted(run: Run | None, regions: Mapping[str, PatchStack], plan: TrainPlan) -> dict[str, Run]:
     """
     A network for each region: a copy of *run*'s that has gone on learning, on the region's own labels.
 
-    plan : steps, rate, loss ... of the going on. Class weights and shares are the region's own, and so are the means
-        that batch normalisation keeps (adaptive batch normalisation, Li et al. 2016, arXiv 1603.04779, for free).
+    run : None starts from fresh weights: nothing is then known but the region itself
+    plan : steps, rate, loss ... of the going on. Class weights and shares are the region's own, and so are the
+        statistics that batch normalisation keeps (adaptive batch normalisation, Li et al. 2016, arXiv 1603.04779)
+
+    A region without a single label of the eight classes keeps the network as it is; without one, DataError.
     """
-    return {
-        name: train(stack, plan, progress=False, start=run) if class_counts(stack.labels).any() else run
-        for name, stack in regions.items()
-    }
+    models = {}
+    for name, stack in regions.items():
+        if run is not None and not class_counts(stack.labels).any():
+            models[name] = run
+        else:
+            models[name] = train(stack, plan, progress=False, start=run)
+    return models
 
 
-def pseudo_labels(
-    predict: Predict, patches: Iterable[Patch], *, confidence: float = 0.0, progress: bool = False
-) -> NDArray[np.uint8]:
+def pseudo_labels(predict: Predict, patches: Iterable[Patch], *, confidence: float = 0.0) -> NDArray[np.uint8]:
     """
     The most probable class of each pixel, uint8 (N, H, W), 255 where its probability is under *confidence*.
 

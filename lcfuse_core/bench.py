@@ -81,10 +81,15 @@ class Bench:
         plan = replace(self.here.plan(kind, power), **changes)
         return self.once(plan, lambda: self.here.trained(plan))
 
-    def network_at_home(self, run: Run, **changes: Any) -> tuple[Predict, float]:
-        """A copy of *run* for each region, gone on learning there: its probabilities, and the seconds for all."""
-        plan = at_home_plan(run.plan, **changes)
-        runs: dict[str, Run] = self.once((run.plan, plan), lambda: adaptation.adapted(run, self.regions, plan))
+    def network_at_home(self, run: Run, *, fresh: bool = False, **changes: Any) -> tuple[Predict, float]:
+        """
+        A copy of *run* for each region, gone on learning there: its probabilities, and the seconds for all.
+
+        fresh : learn from fresh weights there, with nothing of *run* but its plan
+        """
+        plan, start = at_home_plan(run.plan, **changes), None if fresh else run
+        key = (fresh, run.plan, plan)
+        runs: dict[str, Run] = self.once(key, lambda: adaptation.adapted(start, self.regions, plan))
         return self.by_region(runs, training.predict), sum(map(seconds, runs.values()))
 
     def by_region(self, models: Mapping[str, Any], predict: Callable[[Any, Patch], NDArray[np.float32]]) -> Predict:

@@ -68,8 +68,8 @@ def same_label_ids(labels: NDArray[np.integer]) -> NDArray[np.int32]:
     cell, or what the patch shows of it.
 
     >>> same_label_ids(np.array([[5, 5, 7], [7, 5, 7]]))
-    array([[0, 0, 2],
-           [1, 0, 2]], dtype=int32)
+    array([[0, 0, 1],
+           [2, 0, 1]], dtype=int32)
     """
     ids, n_before = np.zeros(labels.shape, np.int32), 0
     for code in np.unique(labels):

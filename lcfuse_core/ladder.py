@@ -6,7 +6,8 @@ The ladder: every method of the book by name, and how it learns; a new loss is a
     results, _ = protocol.judge({"FCN, weighted": learned.classify}, bench.rows)
 
 All methods learn from the same scenes, with the same plan where they train networks. Those whose name ends in "at home"
-also learn from images and MODIS labels of the regions that are mapped; no method reads the reference of the test split.
+also learn from images and MODIS labels of the regions that are mapped, those "fresh at home" from nothing else; no
+method reads the reference of the test split.
 Trained networks are found again (`Chapter.trained`); what is learnt of a region is kept in memory with its bench.
 """
 
@@ -88,13 +89,13 @@ def corrected(loss: str, source: Callable[[Bench], Matrix], regime: str = COARSE
     return learn
 
 
-def at_home(kind: str = "fcn", **changes: Any) -> Method:
-    """A weighted network that goes on learning in each region."""
+def at_home(kind: str = "fcn", power: float = WEIGHTED, *, fresh: bool = False, **changes: Any) -> Method:
+    """A network that goes on learning in each region, or learns there alone."""
 
     def learn(bench: Bench) -> Learned:
-        run = bench.network(kind)
-        predict, spent = bench.network_at_home(run, **changes)
-        return Learned(mapped(predict), seconds(run) + spent)
+        run = bench.network(kind, power)
+        predict, spent = bench.network_at_home(run, fresh=fresh, **changes)
+        return Learned(mapped(predict), spent if fresh else seconds(run) + spent)
 
     return learn
 
@@ -190,6 +191,8 @@ METHODS: dict[str, Method] = {
     "Clusters, at home": clusters(named_by_network=False),
     "Clusters and FCN, at home": clusters(named_by_network=True),
     **{f"FCN, {loss}, at home": at_home(loss=loss) for loss in ("cross_entropy", "generalised", "bag", "cell_mean")},
+    "DeepLabv3+, plain, fresh at home": at_home("deeplabv3plus", PLAIN, fresh=True, loss="cross_entropy"),
+    "FCN, cell_mean, fresh at home": at_home(fresh=True),
     "U-Net, cell_mean, at home": at_home("unet"),
     "Full resolution, cell_mean, at home": at_home("full_resolution"),
     "Fusion, at home": fused(FusionPlan(calibrated=False)),

@@ -127,7 +127,7 @@ class GeneralisedCrossEntropy:
     """
     (1 - p(label)^q) / q: between cross-entropy (q -> 0) and mean absolute error (q = 1).
 
-    Zhang & Sabuncu 2018 (arXiv 1805.07836, equation 6), whose q is 0.7: a pixel that contradicts its label pulls
+    Zhang & Sabuncu 2018 (arXiv 1805.07836), whose q is 0.7: a pixel that contradicts its label pulls
     with p^q of the force that it has under cross-entropy, so that wrong labels are not learnt by heart.
     """
 
@@ -145,8 +145,8 @@ class SymmetricCrossEntropy:
     """
     alpha x cross-entropy + beta x reverse cross-entropy, in which label and prediction change places.
 
-    Wang et al. 2019 (arXiv 1908.06112, equation 7): log of a label that is 0 is set to `log_zero`, so that the reverse
-    part is -log_zero x (1 - p(label)). Their alpha and beta are 0.1 and 1 for CIFAR-10.
+    Wang et al. 2019 (arXiv 1908.06112): log of a label that is 0 is set to `log_zero`, so that the reverse part is
+    -log_zero x (1 - p(label)). The more beta outweighs alpha, the less wrong labels are learnt by heart.
     """
 
     class_weights: Tensor | None = None
@@ -167,7 +167,7 @@ class Bootstrapping:
     """
     Cross-entropy with a label that is partly the network's own opinion: beta x label + (1 - beta) x p.
 
-    The soft form of Reed et al. 2015 (arXiv 1412.6596, equation 6), with their beta of 0.95.
+    The soft form of Reed et al. 2015 (arXiv 1412.6596), with a beta of 0.95.
     """
 
     class_weights: Tensor | None = None
@@ -185,7 +185,7 @@ class ForwardCorrection:
     """
     Cross-entropy of what MODIS would say: -log sum_k p(k) T[k, label].
 
-    Patrini et al. 2017 (arXiv 1609.03683, section 3.2). The network is free to call a pixel of a Croplands cell Forest
+    Patrini et al. 2017 (arXiv 1609.03683). The network is free to call a pixel of a Croplands cell Forest
     where forests are often called Croplands; no label but the coarse one is asked of the sum.
     """
 

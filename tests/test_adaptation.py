@@ -84,6 +84,18 @@ def test_a_network_comes_to_know_a_strange_region():
     assert at_home.statistics == run.statistics
 
 
+def test_a_region_without_labels_keeps_its_network():
+    """There is nothing to learn; from fresh weights that is an error, and with labels a training of its own."""
+    run = training.train(toy_stack(1, size=32), replace(TINY, steps=1), progress=False)
+    stack = toy_stack(1, size=32)
+    blank = stack.with_labels(np.full((1, 32, 32), IGNORE, np.uint8))
+    assert adapted(run, {"blank": blank}, TINY)["blank"] is run
+    with pytest.raises(DataError, match="no labelled pixel"):
+        adapted(None, {"blank": blank}, TINY)
+    fresh = adapted(None, {"there": stack}, replace(TINY, steps=1))["there"]
+    assert (fresh.network.classify.weight == run.network.classify.weight).all()
+
+
 def test_pseudo_labels_are_sure_or_silent():
     """The best class, and 255 where it is not sure enough."""
 

@@ -149,7 +149,7 @@ def test_every_crop_is_a_turned_piece_of_one_patch(size, seed):
 
 
 def test_savanna_is_kept_where_it_is_asked_for():
-    """Labels "modis+savanna" are "modis" with one class more, where the label says Savanna or Woody savanna."""
+    """Labels "modis+savanna" are "modis" with one class more, where MODIS says Savanna or Woody savanna."""
     with_it, without = (label_index(patch(), labels) for labels in ("modis+savanna", "modis"))
     savanna = np.isin(lc_array()[0], [8, 9])
     assert savanna.any()
