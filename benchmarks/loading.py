@@ -39,13 +39,13 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
-from stores import STORES
 
 from lcfuse_core import ledger, packing, scenes, world
 from lcfuse_core.layers import part_transform
 from lcfuse_core.packs import PackedScenes
 from lcfuse_core.patches import normalise
 from lcfuse_core.sensors import draw_region
+from stores import STORES
 
 Draw = Callable[[int], Any]
 """Loads that many random samples."""

@@ -113,12 +113,12 @@ def _read(path: Path, root: Path) -> pd.DataFrame | None:
     if about["format"] != FORMAT or about["world"] != _world_file(root) or not _unchanged(root, about["folders"]):
         return None
     columns: dict[str, Any] = {name: kept[name].to_pandas().astype(object).to_numpy() for name in _WORDS[:4]}
-    columns["patch"] = kept["patch"].to_numpy().astype(np.int64)
+    columns["patch"] = kept["patch"].to_numpy()
     start = os.path.join(root, "")
     for kind in KINDS:
         columns[kind] = _objects([None if file is None else start + file for file in kept[kind].to_pylist()])
     columns["scene_id"] = kept["scene_id"].to_pandas().astype(object).to_numpy()
-    table = pd.DataFrame(columns)
+    table = pd.DataFrame(columns, dtype=object).astype({"patch": "int64"})  # as `scenes.index` has it
     table.attrs["odd"] = tuple(
         (start + file, reason.replace(about["root"], str(root))) for file, reason in about["odd"]
     )

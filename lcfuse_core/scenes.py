@@ -109,6 +109,7 @@ def index(root: str | os.PathLike[str], *, visited: dict[str, int] | None = None
         )
     regions = _regions(Path(root))
     rows = sorted((_row(*key, files, regions) for key, files in found.items()), key=_order)
+    found.clear()  # of 180,662 triplets it takes 60 MB
     table = pd.DataFrame(rows, dtype=object).astype({"patch": "int64"})  # as str, None would become NaN
     table.attrs["odd"] = tuple(odd)
     return table
