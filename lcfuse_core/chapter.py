@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from lcfuse_core import (
     __version__,
     forest,
+    inventory,
     ledger,
     machines,
     patches,
@@ -178,7 +179,7 @@ class Chapter:
         return self._stack(1, labels)
 
     def _stack(self, part: int, labels: str) -> patches.PatchStack:
-        table = scenes.index(self.train_root)
+        table = inventory.index(self.train_root, data_folder() / "indexes")
         if labels == "fine":
             # The sample keeps the truth of its training scenes apart; real SEN12MS has none.
             table = scenes.with_truth(table, self.train_root.with_name("truth"))

@@ -199,9 +199,11 @@ class PackedScenes:
     def __len__(self) -> int:
         return sum(len(scene.names) for scene in self.scenes)
 
-    def crops(self, n: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def crops(
+        self, n: int, size: int, generator: torch.Generator, *, turned: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """
-        *n* random squares of *size* pixels, each in one of its eight flips and rotations.
+        *n* random squares of *size* pixels, each in one of its eight flips and rotations if *turned*.
 
         Every square that patches cover is equally likely, whatever the size of its scene.
 
@@ -212,14 +214,19 @@ class PackedScenes:
         ParameterError when no scene holds such a square.
         """
         places = self._draw(n, size, generator)
-        symmetries = torch.randint(8, (n,), generator=generator).tolist()
+        symmetries = torch.randint(8 if turned else 1, (n,), generator=generator).tolist()
         s2, s1 = np.empty((n, N_S2, size, size), np.uint16), np.empty((n, N_S1, size, size), np.float32)
-        codes, cells = np.empty((n, 1, size, size), np.uint8), np.empty((n, 1, size, size), np.int32)
+        codes, cells = np.empty((n, 1, size, size), np.uint8), np.empty((n, 1, size, size), np.uint16)
         for k, ((number, row, col), symmetry) in enumerate(zip(places, symmetries, strict=True)):
             for kind, crops in (("s2", s2), ("s1", s1), (self._kind, codes), ("cells", cells)):
                 self.scenes[number].tiles.window(kind, row, col, size, size, out=_turned(crops[k], symmetry))
         labels = np.take(self._classes, codes[:, 0])
-        return torch.from_numpy(s2), torch.from_numpy(s1), torch.from_numpy(labels), torch.from_numpy(cells[:, 0])
+        return (
+            torch.from_numpy(s2),
+            torch.from_numpy(s1),
+            torch.from_numpy(labels),
+            torch.from_numpy(cells[:, 0].astype(np.int32)),
+        )
 
     def _draw(self, n: int, size: int, generator: torch.Generator) -> list[tuple[int, int, int]]:
         """Scene, row and column of *n* squares: uniform over all places, drawn anew where a part is missing."""

@@ -76,20 +76,22 @@ class Report:
             raise DataError("patches", found=found, expected="at least one", do="Mend or fetch the data.")
 
 
-def index(root: str | os.PathLike[str]) -> pd.DataFrame:
+def index(root: str | os.PathLike[str], *, visited: dict[str, int] | None = None) -> pd.DataFrame:
     """
     One row per patch found under *root*, in any of the three layouts; the same for the same files.
 
     Columns: layout, split ("train" for SEN12MS, "validation" or "test" for the phase archives, else ""),
     season, scene, patch (int), s1, s2, lc, dfc (path or None), scene_id (what a split keeps together).
     `attrs["odd"]` holds (file, reason) of TIFF files that were not used: see `incomplete`. Hidden files and
-    `__MACOSX` are passed over.
+    `__MACOSX` are passed over. For a large folder see `inventory.index`, which lists it once.
+
+    visited : filled with the folders that were listed and the time each was last changed (ns)
 
     Raises MissingDataError when *root* is no folder, cannot be listed or holds no patch.
     """
     found: dict[tuple[str, str, int], dict[str, str]] = {}
     odd: list[tuple[str, str]] = []
-    for path in _tif_files(Path(root)):
+    for path in _tif_files(Path(root), {} if visited is None else visited):
         match = _FILE_NAME.fullmatch(os.path.basename(path))
         if match is None:
             odd.append((path, "not used: not named like a patch"))
@@ -107,16 +109,18 @@ def index(root: str | os.PathLike[str]) -> pd.DataFrame:
         )
     regions = _regions(Path(root))
     rows = sorted((_row(*key, files, regions) for key, files in found.items()), key=_order)
+    found.clear()  # of 180,662 triplets it takes 60 MB
     table = pd.DataFrame(rows, dtype=object).astype({"patch": "int64"})  # as str, None would become NaN
     table.attrs["odd"] = tuple(odd)
     return table
 
 
-def _tif_files(root: Path) -> Iterator[str]:
+def _tif_files(root: Path, visited: dict[str, int]) -> Iterator[str]:
     """Paths of all TIFF files under *root*, sorted, without the litter of archives made on a Mac."""
     if not root.is_dir():
         raise MissingDataError(root, found="no such folder", expected="a data folder", do="Check the path.")
     for folder, folders, files in os.walk(root, onerror=_refuse_folder):
+        visited[folder] = os.stat(folder).st_mtime_ns
         folders[:] = sorted(name for name in folders if name != "__MACOSX" and not name.startswith("."))
         for name in sorted(files):
             if name.lower().endswith((".tif", ".tiff")) and not name.startswith("."):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -125,8 +126,8 @@ class TileReader:
     tile : side of a tile in pixels
     grid : rows and columns of tiles
 
-    A chunk is checked against its CRC-32 when it is first read; a compressed one each time. Raises DataError,
-    naming the file and the tile, when it does not match; MissingDataError when there is no file.
+    A chunk is checked against its CRC-32 when it is first read. Raises DataError, naming the file and the tile, when
+    it does not match; MissingDataError when there is no file.
     """
 
     def __init__(
@@ -146,13 +147,14 @@ class TileReader:
         self._bytes = np.asarray(np.memmap(self.path, np.uint8, "r"))
         self._codec = pa.Codec("zstd")
         self._places = {kind: self._table(places) for kind, places in chunks.items()}
-        self._checked = {kind: np.zeros(grid, bool) for kind in chunks}
+        self._checked: set[tuple[str, int, int]] = set()
+        self._shapes = {kind: (KINDS[kind].bands, tile, tile) for kind in chunks}
 
-    def _table(self, places: list[Chunk]) -> NDArray[np.int64]:
-        """Start, length and CRC of each tile of the grid; start -1 where nothing is stored."""
-        table = np.full((*self.grid, 3), -1, np.int64)
-        for row, col, *place in places:
-            table[row, col] = place
+    def _table(self, places: list[Chunk]) -> list[list[Chunk | None]]:
+        """The chunk of each tile of the grid, None where nothing is stored."""
+        table: list[list[Chunk | None]] = [[None] * self.grid[1] for _ in range(self.grid[0])]
+        for chunk in places:
+            table[chunk.row][chunk.col] = chunk
         return table
 
     @property
@@ -162,32 +164,33 @@ class TileReader:
 
     def has(self, kind: str) -> NDArray[np.bool_]:
         """Which tiles of the grid are stored, bool (rows, cols)."""
-        return self._places[kind][..., 0] >= 0
+        return np.array([[chunk is not None for chunk in row] for row in self._places[kind]])
 
     def read(self, kind: str, row: int, col: int) -> NDArray[Any]:
         """One tile, (bands, T, T), read-only; a view of the file where it is not compressed."""
-        start, length, crc = self._places[kind][row, col].tolist()
-        if start < 0:
+        chunk, described, shape = self._places[kind][row][col], KINDS[kind], self._shapes[kind]
+        if chunk is None:
             raise DataError(self.path, found=f"no {kind} tile at {row}, {col}", expected="one", do="Read elsewhere.")
-        data = self._bytes[start : start + length]
-        described = KINDS[kind]
-        if described.is_compressed or not self._checked[kind][row, col]:
-            self._check(kind, row, col, data, crc)
-        shape = described.bands, self.tile, self.tile
+        self._check(kind, chunk)
         if not described.is_compressed:
-            return data.view(described.dtype).reshape(shape)
+            return np.ndarray(shape, described.dtype, self._bytes, chunk.start)
+        data = self._bytes[chunk.start : chunk.start + chunk.length]
         n_bytes = int(np.prod(shape)) * np.dtype(described.dtype).itemsize
         return np.frombuffer(self._codec.decompress(data, n_bytes), described.dtype).reshape(shape)
 
-    def _check(self, kind: str, row: int, col: int, data: NDArray[np.uint8], crc: int) -> None:
-        if zlib.crc32(data.data) != crc:
+    def _check(self, kind: str, chunk: Chunk) -> None:
+        """DataError unless the bytes of a chunk are those that were written; they are looked at once."""
+        key = kind, chunk.row, chunk.col
+        if key in self._checked:
+            return
+        if zlib.crc32(self._bytes[chunk.start : chunk.start + chunk.length].data) != chunk.crc:
             raise DataError(
                 self.path,
-                found=f"a wrong checksum of the {kind} tile in row {row}, column {col}",
-                expected=f"CRC-32 {crc:08x}",
+                found=f"a wrong checksum of the {kind} tile in row {chunk.row}, column {chunk.col}",
+                expected=f"CRC-32 {chunk.crc:08x}",
                 do=f"The disk or a copy has damaged it. {REPACK}",
             )
-        self._checked[kind][row, col] = True
+        self._checked.add(key)
 
     def window(
         self, kind: str, row: int, col: int, rows: int, cols: int, out: NDArray[Any] | None = None
@@ -199,23 +202,27 @@ class TileReader:
         """
         if out is None:
             out = np.empty((KINDS[kind].bands, rows, cols), KINDS[kind].dtype)
-        side = self.tile
-        for i in range(row // side, (row + rows - 1) // side + 1):
-            top, bottom = max(row, i * side), min(row + rows, (i + 1) * side)
-            for j in range(col // side, (col + cols - 1) // side + 1):
-                left, right = max(col, j * side), min(col + cols, (j + 1) * side)
-                part = self.read(kind, i, j)[:, top - i * side : bottom - i * side, left - j * side : right - j * side]
-                out[:, top - row : bottom - row, left - col : right - col] = part
+        across = list(_spans(col, cols, self.tile))
+        for i, from_rows, to_rows in _spans(row, rows, self.tile):
+            for j, from_cols, to_cols in across:
+                out[:, to_rows, to_cols] = self.read(kind, i, j)[:, from_rows, from_cols]
         return out
 
     def damaged(self) -> list[str]:
         """What is wrong with any chunk of the file, in words; reads all of it."""
         found = []
-        for kind, places in self._places.items():
-            for row, col in np.argwhere(places[..., 0] >= 0).tolist():
-                start, length, crc = places[row, col].tolist()
+        self._checked.clear()
+        for kind, table in self._places.items():
+            for chunk in (chunk for row in table for chunk in row if chunk is not None):
                 try:
-                    self._check(kind, row, col, self._bytes[start : start + length], crc)
+                    self._check(kind, chunk)
                 except DataError as error:
                     found.append(str(error))
         return found
+
+
+def _spans(start: int, n: int, side: int) -> Iterator[tuple[int, slice, slice]]:
+    """The tiles that *n* pixels from *start* lie in: number, where in the tile, where in the window."""
+    for tile in range(start // side, (start + n - 1) // side + 1):
+        first, last = max(start, tile * side), min(start + n, (tile + 1) * side)
+        yield tile, slice(first - tile * side, last - tile * side), slice(first - start, last - start)

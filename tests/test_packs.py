@@ -77,7 +77,7 @@ def assert_same(first, second):
 # Nothing is lost ---------------------------------------------------------------------------------
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sets(st.sampled_from(WHOLE), min_size=1), st.integers(0, 9), st.booleans())
 def test_every_patch_comes_back_bit_for_bit(tmp_path_factory, corners, seed, fine):
     """With gaps of any shape: pixels of all layers, name, CRS and transform are those that were read."""
@@ -136,16 +136,16 @@ def test_any_window_is_that_part_of_the_scene(tmp_path, data):
 
 
 def test_a_scene_has_each_pixel_once(tmp_path):
-    """Half overlap: the patches hold four fifths of all their pixels more than once."""
-    arrays = scene_arrays(272, 272)
-    corners = [(row, col) for row in range(0, 241, 16) for col in range(0, 241, 16)]
+    """However many patches hold it."""
+    arrays = scene_arrays(144, 144)
+    corners = [(row, col) for row in range(0, 113, 16) for col in range(0, 113, 16)]
     table = write_scene(tmp_path / "data", corners, **arrays)
     packed = pack_one(tmp_path / "packs", table)
     stored = sum(packed.tiles.has(kind).sum() * 16 * 16 * kinds.bands for kind, kinds in tiles.KINDS.items()
                  if kind in ("s1", "s2"))  # fmt: skip
-    assert stored == 15 * 272 * 272
+    assert stored == 15 * 144 * 144
     assert packed.covered.all()
-    assert len(table) == 256
+    assert len(table) == 64
 
 
 # What cannot be packed is refused -----------------------------------------------------------------
@@ -364,7 +364,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(tmp_path, place, bit):
 def test_damage_met_in_training_stops_it(tmp_path):
     """Nobody learns from a tile whose bits have changed."""
     packed = pack_one(tmp_path, write_scene(tmp_path / "data"))
-    start = packed.tiles._places["s2"][2, 2, 0]
+    start = packed.tiles._places["s2"][2][2].start
     content = bytearray(packed.path.with_suffix(".tiles").read_bytes())
     content[start + 100] ^= 4
     packed.path.with_suffix(".tiles").write_bytes(content)

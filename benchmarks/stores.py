@@ -1,0 +1,157 @@
+"""
+The stores that were candidates for packed scenes, each as one function.
+
+It writes the layers of a scene (kind -> array (bands, H, W)) into a folder and returns what opens them again; that
+gives what reads a square: `read(kind, row, col, size)` -> array (bands, size, size).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import rasterio
+import zarr
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from lcfuse_core.tiles import TileReader, TileWriter
+
+TILE = 128
+Layers = dict[str, NDArray[Any]]
+Read = Callable[[str, int, int, int], NDArray[Any]]
+Open = Callable[[], Read]
+
+
+def ours(folder: Path, layers: Layers) -> Open:
+    """`lcfuse_core.tiles`: tiles as they are, memory-mapped, with checksums."""
+    with TileWriter(folder / "tiles") as writer:
+        for i, j in _grid(layers):
+            for kind, layer in layers.items():
+                writer.add(kind, i, j, _tile(layer, i, j))
+
+    def reopen() -> Read:
+        reader = TileReader(folder / "tiles", writer.chunks, writer.n_bytes, TILE, _size(layers))
+        return lambda kind, row, col, size: reader.window(kind, row, col, size, size)
+
+    return reopen
+
+
+def planes(folder: Path, layers: Layers) -> Open:
+    """One .npy file a layer, bands one after the other, memory-mapped."""
+    for kind, layer in layers.items():
+        np.save(folder / f"{kind}.npy", layer)
+
+    def reopen() -> Read:
+        mapped = {kind: np.load(folder / f"{kind}.npy", mmap_mode="r") for kind in layers}
+        return lambda kind, row, col, size: np.array(mapped[kind][:, row : row + size, col : col + size])
+
+    return reopen
+
+
+def compressed_tiles(folder: Path, layers: Layers, *, codec: str, shuffled: bool) -> Open:
+    """Each tile compressed, its bytes sorted by significance first if *shuffled*."""
+    squeeze, index, start = pa.Codec(codec), {}, 0
+    with (folder / "tiles").open("wb") as file:
+        for i, j in _grid(layers):
+            for kind, layer in layers.items():
+                tile = np.ascontiguousarray(_tile(layer, i, j))
+                if shuffled:
+                    tile = np.ascontiguousarray(tile.view(np.uint8).reshape(-1, tile.itemsize).T)
+                data = squeeze.compress(tile.tobytes(), asbytes=True)
+                file.write(data)
+                index[kind, i, j] = start, start + len(data)
+                start += len(data)
+
+    def reopen() -> Read:
+        mapped = np.asarray(np.memmap(folder / "tiles", np.uint8, "r"))
+
+        def tile_of(kind: str, i: int, j: int) -> NDArray[Any]:
+            layer, (begin, end) = layers[kind], index[kind, i, j]
+            shape, dtype = (layer.shape[0], TILE, TILE), layer.dtype
+            raw = np.frombuffer(squeeze.decompress(mapped[begin:end], int(np.prod(shape)) * dtype.itemsize), np.uint8)
+            if shuffled:
+                raw = np.ascontiguousarray(raw.reshape(dtype.itemsize, -1).T)
+            return raw.view(dtype).reshape(shape)
+
+        return lambda kind, row, col, size: _join(tile_of, layers[kind], kind, row, col, size)
+
+    return reopen
+
+
+def geotiff(folder: Path, layers: Layers, **options: Any) -> Open:
+    """One tiled GeoTIFF a layer, kept open."""
+    for kind, layer in layers.items():
+        predictor = {"predictor": 3 if layer.dtype.kind == "f" else 2} if options else {}
+        profile = {"count": len(layer), "height": layer.shape[1], "width": layer.shape[2], "dtype": layer.dtype}
+        profile |= {"tiled": True, "blockxsize": TILE, "blockysize": TILE, "interleave": "pixel"}
+        with rasterio.open(folder / f"{kind}.tif", "w", driver="GTiff", **profile, **options, **predictor) as file:
+            file.write(layer)
+
+    def reopen() -> Read:
+        files = {kind: rasterio.open(folder / f"{kind}.tif") for kind in layers}
+        return lambda kind, row, col, size: files[kind].read(window=Window(col, row, size, size))
+
+    return reopen
+
+
+def zarr_blosc(folder: Path, layers: Layers, *, codec: str) -> Open:
+    """Zarr 3 with Blosc (byte shuffle) in chunks of one tile."""
+    for kind, layer in layers.items():
+        blosc = zarr.codecs.BloscCodec(cname=codec, clevel=5, shuffle="shuffle", typesize=layer.itemsize)
+        array = zarr.create_array(
+            str(folder / kind), shape=layer.shape, dtype=layer.dtype, chunks=(len(layer), TILE, TILE), compressors=blosc
+        )
+        array[:] = layer
+
+    def reopen() -> Read:
+        arrays = {kind: zarr.open_array(str(folder / kind), mode="r") for kind in layers}
+        return lambda kind, row, col, size: arrays[kind][:, row : row + size, col : col + size]
+
+    return reopen
+
+
+def _size(layers: Layers) -> tuple[int, int]:
+    rows, cols = next(iter(layers.values())).shape[1:]
+    return rows // TILE, cols // TILE
+
+
+def _grid(layers: Layers) -> itertools.product[tuple[int, int]]:
+    return itertools.product(*map(range, _size(layers)))
+
+
+def _tile(layer: NDArray[Any], i: int, j: int) -> NDArray[Any]:
+    return layer[:, i * TILE : (i + 1) * TILE, j * TILE : (j + 1) * TILE]
+
+
+def _join(tile_of: Any, layer: NDArray[Any], kind: str, row: int, col: int, size: int) -> NDArray[Any]:
+    """A window out of its tiles."""
+    out = np.empty((layer.shape[0], size, size), layer.dtype)
+    for i in range(row // TILE, (row + size - 1) // TILE + 1):
+        top, bottom = max(row, i * TILE), min(row + size, (i + 1) * TILE)
+        for j in range(col // TILE, (col + size - 1) // TILE + 1):
+            left, right = max(col, j * TILE), min(col + size, (j + 1) * TILE)
+            part = tile_of(kind, i, j)[:, top - i * TILE : bottom - i * TILE, left - j * TILE : right - j * TILE]
+            out[:, top - row : bottom - row, left - col : right - col] = part
+    return out
+
+
+STORES: dict[str, Callable[[Path, Layers], Open]] = {
+    "tiles (chosen)": ours,
+    "npy planes": planes,
+    "tiles, lz4": partial(compressed_tiles, codec="lz4", shuffled=False),
+    "tiles, shuffle + lz4": partial(compressed_tiles, codec="lz4", shuffled=True),
+    "tiles, zstd": partial(compressed_tiles, codec="zstd", shuffled=False),
+    "tiles, shuffle + zstd": partial(compressed_tiles, codec="zstd", shuffled=True),
+    "GeoTIFF": geotiff,
+    "GeoTIFF, deflate": partial(geotiff, compress="deflate"),
+    "GeoTIFF, lzw": partial(geotiff, compress="lzw"),
+    "GeoTIFF, zstd": partial(geotiff, compress="zstd"),
+    "zarr, blosc lz4": partial(zarr_blosc, codec="lz4"),
+    "zarr, blosc zstd": partial(zarr_blosc, codec="zstd"),
+}
