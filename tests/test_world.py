@@ -211,7 +211,7 @@ def test_the_biome_decides_what_grows():
 
 def test_roads_are_drawn_and_never_on_water():
     biome = landscape.Biome("a", 45, 5, lakes=0.3, towns=12.0)
-    land = landscape.make_landscape(np.random.default_rng(3), biome, (256, 256))
+    land = landscape.make_landscape(np.random.default_rng(3), biome, (512, 512))
     road = land.objects == landscape.ROAD_OBJECT
     assert road.sum() > 30
     assert set(np.unique(land.truth[road])) == {landscape.URBAN}
@@ -224,7 +224,7 @@ def test_roads_are_drawn_and_never_on_water():
 def scene():
     biome = landscape.Biome("a", 45, 5, forest=0.3, barren=0.3, lakes=0.2, towns=16.0)
     region = sensors.draw_region(np.random.default_rng(1), biome, season=0.5, strangeness=0.0)
-    return world.make_scene(np.random.default_rng(2), region, 256), region
+    return world.make_scene(np.random.default_rng(2), region, 384), region
 
 
 def mean_of(band, truth, code):
