@@ -11,7 +11,6 @@ import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 from pyproj import CRS, Transformer
-from scipy import ndimage
 
 SPHERE_RADIUS_M = 6371007.181
 """Radius of the MODIS sphere (MODLAND grid definition)."""
@@ -58,25 +57,6 @@ def cell_ids(transform: Affine, crs: CRS | str, shape: tuple[int, int]) -> tuple
     row, col = modis_cells(transform, crs, shape)
     keys, ids = np.unique(row.astype(np.int64) * GRID_COLS + col, return_inverse=True)
     return ids.reshape(shape).astype(np.int32), keys
-
-
-def same_label_ids(labels: NDArray[np.integer]) -> NDArray[np.int32]:
-    """
-    Regions of equal label, numbered 0..n-1, int32 (H, W): what cells look like where no georeference tells them apart.
-
-    Neighbouring cells of one label come out as one region, so this is a stopgap: a pixel's region always holds its
-    cell, or what the patch shows of it.
-
-    >>> same_label_ids(np.array([[5, 5, 7], [7, 5, 7]]))
-    array([[0, 0, 1],
-           [2, 0, 1]], dtype=int32)
-    """
-    ids, n_before = np.zeros(labels.shape, np.int32), 0
-    for code in np.unique(labels):
-        parts, n = ndimage.label(labels == code)
-        ids += np.where(parts > 0, parts + (n_before - 1), 0).astype(np.int32)
-        n_before += n
-    return ids
 
 
 def majority_share(labels: NDArray[np.integer], ids: NDArray[np.int32]) -> NDArray[np.float64]:

@@ -45,7 +45,7 @@ from lcfuse_core.scores import Scores
 _NOT_PARAMETERS = {"In", "Out", "exit", "quit", "open", "get_ipython"}
 # What a trained network rests on, beside its plan and its data.
 _TRAINING_CODE = (
-    *("layers", "scenes", "legends", "cells", "patches", "networks"),
+    *("layers", "scenes", "legends", "cells", "recovery", "patches", "networks"),
     *("transition", "pixel_losses", "cell_losses", "losses", "runs", "training"),
 )
 

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lcfuse_core.cells import cell_ids, same_label_ids
+from lcfuse_core.cells import cell_ids
 from lcfuse_core.errors import DataError, GridError, MissingDataError, ParameterError
 from lcfuse_core.layers import BANDS
 from lcfuse_core.legends import IGNORE, SAVANNA, SAVANNA_INDEX, SCORED, dfc_to_index, igbp_to_dfc
+from lcfuse_core.recovery import recover
 from lcfuse_core.scenes import Patch, Report, iter_patches, read_patch
 
 N_S2, N_S1 = BANDS["s2"], BANDS["s1"]
@@ -177,13 +178,13 @@ def patch_cells(patch: Patch) -> NDArray[np.int32]:
     """
     Number, 0..n-1, of the coarse cell that each pixel of a patch lies in, int32 (H, W).
 
-    From the georeference. A patch without one (phase archives of DFC2020) shows its cells by its MODIS label alone:
-    then regions of equal IGBP code, which join neighbours of one class. Without that label all is one cell.
+    From the georeference; where there is none (phase archives of DFC2020), as its MODIS label betrays them
+    (`recovery.recover`). Without that label all is one cell.
     """
     shape = patch.s2.shape[1:]
     if patch.crs is not None and patch.transform is not None:
         return cell_ids(patch.transform, patch.crs, shape)[0]
-    return np.zeros(shape, np.int32) if patch.lc is None else same_label_ids(patch.lc[0])
+    return np.zeros(shape, np.int32) if patch.lc is None else recover(patch.lc).ids
 
 
 def class_counts(labels: Tensor | NDArray[np.uint8], n_classes: int = len(SCORED)) -> Tensor:
