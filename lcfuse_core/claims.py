@@ -99,7 +99,7 @@ class _File(BaseModel):
 @dataclass(frozen=True)
 class Finding:
     """
-    What the lines of one kind of data say about a claim; scores and differences in per cent and points.
+    What the lines of one kind of data say about a claim, in per cent and points; the interval alone is 0..1.
 
     ours : mean over seeds; interval : of the first seed, over regions, None where the line has no counts
     seeds : each seed's score, the spread that an interval over regions does not show
@@ -169,13 +169,13 @@ def _by_seed(lines: Iterable[Entry], where: Mapping[str, Any], kind: str, score:
     """The newest line of each seed that fits, by seed."""
     fitting = {}
     for line in lines:
-        fits = all(line.get(name) == value for name, value in where.items()) and _kind_of(line) == kind
+        fits = all(line.get(name) == value for name, value in where.items()) and kind_of(line) == kind
         if fits and line.get(score) is not None:
             fitting[int(line.get("seeds.training", 0))] = line
     return dict(sorted(fitting.items()))
 
 
-def _kind_of(line: Entry) -> str:
+def kind_of(line: Entry) -> str:
     """Schema 1 told synthetic from the rest alone; what it did not make itself it cannot vouch for."""
     return str(line.get("data_kind") or ("synthetic" if line.get("synthetic") else "unknown"))
 
@@ -198,7 +198,7 @@ def _finding(claim: Claim, kind: str, ours: dict[int, Entry], theirs: dict[int, 
 
 
 def _interval(claim: Claim, line: Entry, other: Entry | None) -> Interval | None:
-    """Over regions, in per cent; for AA alone, where the line has the counts that it takes."""
+    """Over regions; for AA alone, where the line has the counts that it takes."""
     counts, others = _counts(line), _counts(other) if other is not None else None
     if claim.score != "aa" or counts is None or len(counts) < 2:
         return None
@@ -209,7 +209,7 @@ def _interval(claim: Claim, line: Entry, other: Entry | None) -> Interval | None
     else:
         one, two = (np.stack([groups[name] for name in sorted(counts)]) for groups in (counts, others))
         found = intervals.difference(one, two)
-    return Interval(100 * found.value, 100 * found.low, 100 * found.high, found.n_groups)
+    return found
 
 
 def _counts(line: Entry) -> dict[str, np.ndarray] | None:
@@ -230,19 +230,23 @@ def verdict(claim: Claim, findings: Mapping[str, Finding]) -> str:
 
 
 def _compare(claim: Claim, finding: Finding) -> str:
-    interval, margin = finding.interval, claim.margin or 0.0
+    margin, interval = claim.margin or 0.0, finding.interval
+    # Without an interval there are no ends that could lie on one side of the margin.
+    ends = (float("nan"), float("nan")) if interval is None else (100 * interval.low, 100 * interval.high)
     if claim.relation == "was done":
         return REPRODUCED
     if claim.relation == "more than":
-        if interval is None or interval.low <= margin < interval.high:
-            return PARTLY if interval is not None or finding.difference > margin else NOT_REPRODUCED
-        return REPRODUCED if interval.low > margin else NOT_REPRODUCED
+        if interval is None:
+            return PARTLY if finding.difference > margin else NOT_REPRODUCED
+        if ends[0] > margin:
+            return REPRODUCED
+        return PARTLY if ends[1] > margin else NOT_REPRODUCED
     assert claim.reported is not None
     low = claim.reported - margin
     high = claim.reported + margin if claim.relation == "equals" else float("inf")
     if low <= finding.ours <= high:
         return REPRODUCED
-    misses = interval is None or interval.high < low or interval.low > high
+    misses = interval is None or ends[1] < low or ends[0] > high
     return NOT_REPRODUCED if misses else PARTLY
 
 
@@ -273,7 +277,7 @@ def _shown(finding: Finding, compared: bool) -> dict[str, str]:
     interval, values = finding.interval, list(finding.seeds.values())
     return {
         "ours": f"{finding.ours:.1f} %",
-        "interval": f"{interval.low:.1f} to {interval.high:.1f}" if interval else "–",
+        "interval": f"{100 * interval.low:.1f} to {100 * interval.high:.1f}" if interval else "–",
         "seeds": f"{min(values):.1f} to {max(values):.1f} ({len(values)})" if len(values) > 1 else "one",
         "difference": f"{finding.difference:+.1f}" if compared and np.isfinite(finding.difference) else "–",
     }

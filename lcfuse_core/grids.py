@@ -40,6 +40,13 @@ class Run:
     book: Path
 
     @property
+    def all_parameters(self) -> dict[str, Any]:
+        """Those that were given, and the profile's for the rest: what the notebook will compute with."""
+        smoke = settings.read_profile("smoke")
+        given = {name: smoke[name] for name in settings.names_of(self.chapter)} | self.parameters
+        return settings.resolve(given, self.chapter)
+
+    @property
     def name(self) -> str:
         """Name of its folder: what was varied."""
         return self.folder.name
@@ -139,5 +146,5 @@ def key(run: Run) -> str:
     """SHA-256 of all that a run rests on, but for data: parameters, the notebook's code cells, the module."""
     notebook = nbformat.read(run.book / f"{run.chapter}.ipynb", as_version=4)
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    said = [run.chapter, settings.resolve(run.parameters, run.chapter), cells, machines.code_digest()]
+    said = [run.chapter, run.all_parameters, cells, machines.code_digest()]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

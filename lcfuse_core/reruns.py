@@ -24,7 +24,7 @@ from typing import Any, Literal
 import pandas as pd
 import yaml
 
-from lcfuse_core import ledger, settings
+from lcfuse_core import ledger
 from lcfuse_core.errors import LcfuseError, MissingDataError
 from lcfuse_core.grids import Run, key
 
@@ -102,7 +102,7 @@ def execute_apart(run: Run, data: str, threads: int = 1) -> Outcome:
         return Outcome(run, "found")
     began = time.monotonic()
     run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / "parameters.yaml").write_text(yaml.safe_dump(settings.resolve(run.parameters, run.chapter)))
+    (run.folder / "parameters.yaml").write_text(yaml.safe_dump(run.all_parameters))
     _set_aside(run.folder / "ledger.jsonl")
     command = [sys.executable, "-m", "lcfuse_core", "run", run.chapter, "--out", str(run.folder)]
     command += ["--book", str(run.book)]

@@ -37,6 +37,7 @@ ALLOWED = {
         "100 %": "the recall of the only class that is mapped, by definition",
         "60 %": "an example of what an OA may hide, not a score of anything",
     },
+    "reproduction": {"95 %": "the level of the intervals, a choice and no score"},
     "sen12ms": {"12.34 %": "what a digital number of 1,234 means, by definition"},
 }
 """By page: what stands there for good, and why."""

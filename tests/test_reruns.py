@@ -48,7 +48,7 @@ def test_a_grid_runs_in_parallel_tells_its_failures_together_and_goes_on_where_i
         outputs = nbformat.read(folder / "coarse_labels.ipynb", as_version=4).cells
         assert any(f"seed = {seed}" in cell.source for cell in outputs)
         asked = yaml.safe_load((folder / "parameters.yaml").read_text())
-        assert asked == {"profile": "smoke", "seed": seed, "data_root": root}
+        assert asked == {"profile": "smoke", "seed": seed, "data_root": root, "place": 0}
         assert ledger.read(folder / "ledger.jsonl")["root"].tolist() == [root]
     table = reruns.gather(out)
     assert table[["run", "scores.aa"]].to_numpy().tolist() == [["seed=0", 0.5], ["seed=1", 1.0]]
