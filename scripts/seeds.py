@@ -51,13 +51,17 @@ def score_seed(seed: int, *, steps: int | None, small: bool, folder: Path) -> by
         name = protocol.method_name(learner, power)
         methods[name], train_s[name] = here.learned(learner, power)
         print(f"seed {seed}: {name}, learnt in {train_s[name]:.0f} s", flush=True)
+
+    def record(name: str, result: protocol.Result, seconds: float, **regime: str) -> None:
+        cost = {"train_s": seconds}
+        here.record(name, result.scores, regions=result.regions, counts=result.by_region, cost=cost, **regime)
+
     results, _ = protocol.judge(methods, protocol.evaluation_patches(here.data_root))
     for name, result in results.items():
-        here.record(name, result.scores, regions=result.regions, cost={"train_s": train_s[name]})
+        record(name, result, train_s[name])
     for name, (result, seconds) in bounds(here).items():
         print(f"seed {seed}: {name}, learnt in {seconds:.0f} s", flush=True)
-        cost = {"train_s": seconds}
-        here.record(name, result.scores, regions=result.regions, cost=cost, label_regime="fine")
+        record(name, result, seconds, label_regime="fine")
     return path.read_bytes()
 
 
