@@ -73,6 +73,7 @@ test: $(READY) ## all checks: style, types, tests, and every chapter run and com
 	$(PYTEST)
 	@mkdir -p _build && rm -f _build/test-ledger.jsonl
 	LCFUSE_LEDGER=$(CURDIR)/_build/test-ledger.jsonl $(PYTEST) $(NBVAL) book
+	$(PY) -m lcfuse_core.drift _build/test-ledger.jsonl
 
 quick: $(READY) ## the checks that take seconds
 	$(BIN)/ruff check --quiet .

@@ -1,26 +1,21 @@
 """
 The same from a shell.
 
-    python -m lcfuse_core run CHAPTER [--profile smoke] [-p NAME VALUE ...] --out DIR
-    python -m lcfuse_core ledger list [--file F]
+    python -m lcfuse_core run CHAPTER [--profile smoke] [-p NAME VALUE] ... --out DIR
+    python -m lcfuse_core run CHAPTER -p seed 0..4 -p network fcn,unet --out DIR [--jobs 2 | --cluster ADDRESS]
+    python -m lcfuse_core ledger {list,show,diff} [--file F]
     python -m lcfuse_core sample [--seed N]
+    python -m lcfuse_core data {list,fetch,verify,status} [--profile P]
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-
-from lcfuse_core import ledger, settings
-from lcfuse_core.errors import LcfuseError, MissingDataError, ParameterError
-
-BOOK = Path(__file__).resolve().parent.parent / "book"
-PATH_PARAMETERS = ("data_root", "train_root")
+from lcfuse_core import data_commands, grids, ledger_commands, reruns, settings
+from lcfuse_core.errors import LcfuseError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,93 +37,40 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="execute a chapter with checked parameters")
     run.add_argument("chapter", help=", ".join(settings.CHAPTERS))
     run.add_argument("--profile", default="smoke", help=", ".join(settings.PROFILES))
-    run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="given")
+    run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUES"), dest="given")
     run.add_argument("--out", type=Path, required=True, help="folder for the executed notebook and its ledger")
-    run.add_argument("--book", type=Path, default=BOOK, help="folder of the chapters")
+    run.add_argument("--book", type=Path, default=grids.BOOK, help="folder of the chapters")
+    run.add_argument("--jobs", type=_jobs, default=1, help="runs of a grid at a time, on this machine")
+    run.add_argument("--cluster", default="", metavar="ADDRESS", help="of a Dask scheduler, to run a grid there")
     run.set_defaults(command=run_chapter)
-    book = commands.add_parser("ledger", help="look into a ledger")
-    book.add_argument("what", choices=["list"])
-    book.add_argument("--file", type=Path, default=Path("_data/ledger.jsonl"))
-    book.set_defaults(command=list_ledger)
+    ledger_commands.add_to(commands)
     sample = commands.add_parser("sample", help="make the synthetic sample world")
     sample.add_argument("--seed", type=int, default=0)
     sample.set_defaults(command=make_sample)
+    data_commands.add_parser(commands)
     return parser
 
 
+def _jobs(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} runs at a time; 1 or more are needed")
+    return number
+
+
 def run_chapter(options: argparse.Namespace) -> int:
-    """Execute a chapter through papermill into `--out`; every name and value is checked before anything runs."""
-    parameters = parse_parameters(options.chapter, options.profile, options.given)
-    notebook = options.book / f"{options.chapter}.ipynb"
-    if not notebook.exists():
-        do = "Run this from a checkout of the book, or name the folder of the chapters with --book."
-        raise MissingDataError(notebook, found="no such file", expected="the chapter's notebook", do=do)
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-
-    out: Path = options.out.absolute()
-    out.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("LCFUSE_DATA", str(Path("_data").absolute()))
-    os.environ.setdefault("LCFUSE_LEDGER", str(out / "ledger.jsonl"))
-    done = out / f"{options.chapter}.ipynb"
-    try:
-        papermill.execute_notebook(
-            str(notebook),
-            str(done),
-            parameters,
-            kernel_name="python3",
-            language="python",
-            cwd=str(out),
-            progress_bar=sys.stderr.isatty(),
-        )
-    except PapermillExecutionError as error:
-        print(
-            f"error: {options.chapter}, cell {error.exec_count}: {error.ename}: {error.evalue}",
-            file=sys.stderr,
-        )
-        print(f"The notebook, up to there: {done}", file=sys.stderr)
+    """Execute a chapter into `--out`, or a grid of them; every name and value is checked before anything runs."""
+    runs = grids.grid(options.chapter, options.given, profile=options.profile, out=options.out, book=options.book)
+    if len(runs) > 1:
+        outcomes = reruns.execute_all(runs, jobs=options.jobs, cluster=options.cluster)
+        print(reruns.report(outcomes))
+        return int(any(outcome.state == "failed" for outcome in outcomes))
+    outcome = reruns.execute(runs[0])
+    if outcome.state == "failed":
+        print(f"error: {outcome.message}", file=sys.stderr)
+        print(f"The notebook, up to there: {outcome.run.notebook}", file=sys.stderr)
         return 1
-    print(f"{options.chapter}: {done}")
-    return 0
-
-
-def parse_parameters(chapter: str, profile: str, given: list[list[str]]) -> dict[str, Any]:
-    """
-    Parameters of a chapter from a command line: names known, values of the right type, paths made absolute.
-
-    Raises ParameterError that lists what is known.
-    """
-    known = settings.names_of(chapter)
-    settings.check(
-        {name: None for name, _ in given if name not in known}, known=known, where=f"parameters of {chapter}"
-    )
-    values = {name: settings.from_text(name, text) for name, text in given}
-    if values.setdefault("profile", profile) != profile:
-        found = f"--profile {profile} and -p profile {values['profile']}"
-        raise ParameterError("profile", found=found, expected="one of the two", do="Drop one.")
-    settings.read_profile(profile)
-    for name in PATH_PARAMETERS:
-        if values.get(name):
-            values[name] = str(Path(values[name]).absolute())
-    return values
-
-
-def list_ledger(options: argparse.Namespace) -> int:
-    """Print the scores of a ledger as a table, newest last."""
-    table = ledger.read(options.file)
-    columns = {
-        "kind": "chapter",
-        "parameters.method": "method",
-        "label_regime": "labels",
-        "synthetic": "synthetic",
-        "seeds.world": "seed",
-        "scores.aa": "AA",
-        "scores.miou_8": "mIoU-8",
-        "scores.oa": "OA",
-    }
-    shown = table.reindex(columns=list(columns)).rename(columns=columns)
-    with pd.option_context("display.width", 160, "display.max_rows", None, "display.precision", 3):
-        print(shown.to_string(index=False))
+    print(f"{options.chapter}: {outcome.run.notebook}")
     return 0
 
 

@@ -22,12 +22,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lcfuse_core import (
     __version__,
     forest,
     inventory,
     ledger,
+    machines,
     patches,
     protocol,
     runs,
@@ -42,7 +44,10 @@ from lcfuse_core.scores import Scores
 # IPython puts these into a notebook's namespace itself.
 _NOT_PARAMETERS = {"In", "Out", "exit", "quit", "open", "get_ipython"}
 # What a trained network rests on, beside its plan and its data.
-_TRAINING_CODE = ("layers", "scenes", "legends", "patches", "networks", "losses", "runs", "training")
+_TRAINING_CODE = (
+    *("layers", "scenes", "legends", "cells", "recovery", "patches", "networks"),
+    *("transition", "pixel_losses", "cell_losses", "losses", "runs", "training"),
+)
 
 
 def data_folder() -> Path:
@@ -88,7 +93,8 @@ class Chapter:
     def sample(self) -> Path:
         """Folder of the sample world of this seed; made on first use (half a minute)."""
         root = data_folder() / f"world-{self.parameters['seed']}"
-        return world.make_world(root, world.WorldPlan(seed=self.parameters["seed"]))
+        with machines.alone(root.with_suffix(".lock")):  # runs of a grid may all want it at once
+            return world.make_world(root, world.WorldPlan(seed=self.parameters["seed"]))
 
     @property
     def train_root(self) -> Path:
@@ -191,16 +197,26 @@ class Chapter:
         label_regime: str = "coarse only",
         cost: Mapping[str, float] | None = None,
         regions: Mapping[str, Scores] | None = None,
+        counts: Mapping[str, NDArray[np.int64]] | None = None,
     ) -> None:
-        """Add one line to the ledger: this method, with this chapter's parameters, scored so."""
+        """
+        Add one line to the ledger: this method, with this chapter's parameters, scored so.
+
+        counts : confusion of each region; with it, `claims` can say how sure the score is
+        """
         entry = ledger.new_entry(
             self.name,
             {"method": method, **self.parameters},
-            {**asdict(scores), "regions": {name: asdict(s) for name, s in (regions or {}).items()}},
+            {
+                **asdict(scores),
+                "regions": {name: asdict(s) for name, s in (regions or {}).items()},
+                "counts": counts or {},
+            },
             label_regime=label_regime,
             profile=self.parameters["profile"],
             seeds={"world": self.parameters["seed"], "training": self.parameters["seed"]},
             synthetic=any(map(_is_sample, self.roots.values())),
+            data={key: data_name(root) for key, root in self.roots.items()},
             hashes={key: data_digest(root) for key, root in self.roots.items()},
             cost=cost,
         )
@@ -231,7 +247,7 @@ class Chapter:
     def _facts(self) -> dict[str, str]:
         parameters = ", ".join(f"{key} = {value!r}" for key, value in self.parameters.items())
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-        machine = f"{ledger.machine()['processor']}, {os.cpu_count()} cores"
+        machine = f"{machines.machine()['processor']}, {os.cpu_count()} cores"
         root = self.train_root if "train_root" in self.parameters else self.data_root
         return {
             "Chapter": f"{self.name}, profile {self.parameters['profile']}",
@@ -240,7 +256,7 @@ class Chapter:
             "Code": f"lcfuse_core {__version__}",
             "Versions": ", ".join(f"{key} {value}" for key, value in versions.items()),
             "Machine": machine,
-            "Time and memory": f"{time.monotonic() - self.started:.0f} s, at most {_peak_memory_mb():.0f} MB",
+            "Time and memory": f"{time.monotonic() - self.started:.0f} s, at most {machines.peak_memory_mb():.0f} MB",
         }
 
 
@@ -258,6 +274,14 @@ def data_digest(root: str | os.PathLike[str]) -> str:
     return _digest([f"{path.relative_to(root)} {path.stat().st_size}" for path in files])
 
 
+def data_name(root: Path) -> str:
+    """What the data under *root* are called: the sample world and its seed, or the folder's own name."""
+    if not _is_sample(root):
+        return root.name
+    seed = world.read_world(root.parent).get("plan", {}).get("seed", "of unknown seed")
+    return f"sample world {seed}: {root.name}"
+
+
 def _is_sample(root: Path) -> bool:
     return (root.parent / "world.json").exists()
 
@@ -269,12 +293,3 @@ def _code_digest() -> str:
 
 def _digest(parts: list[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _peak_memory_mb() -> float:
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        return float("nan")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)

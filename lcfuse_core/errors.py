@@ -45,6 +45,12 @@ class MissingDataError(LcfuseError, FileNotFoundError):
     __str__ = LcfuseError.__str__  # FileNotFoundError would print an errno
 
 
+class FetchError(LcfuseError, OSError):
+    """Data could not be brought here or written; what was fetched before stays and is used next time."""
+
+    __str__ = LcfuseError.__str__  # OSError would print an errno
+
+
 class LegendError(LcfuseError, ValueError):
     """A class code or name outside its legend."""
 

@@ -107,9 +107,9 @@ def _nature(
     """Natural classes: at each pixel the largest of four weighted fields of a coarse and a fine scale."""
     codes = np.array((FOREST, SHRUB, GRASS, BARREN), np.uint8)
     weights = (biome.forest, biome.shrub, biome.grass, biome.barren)
-    coarse_px = rng.uniform(70, 160)
+    coarse_px = rng.uniform(110, 240)
     strength = [
-        weight + 0.8 * random_field(rng, shape, coarse_px) + 0.22 * random_field(rng, shape, rng.uniform(9, 18))
+        weight + 0.8 * random_field(rng, shape, coarse_px) + 0.15 * random_field(rng, shape, rng.uniform(9, 18))
         for weight in weights
     ]
     truth = codes[np.argmax(strength, axis=0)]
@@ -119,7 +119,7 @@ def _nature(
 def _farm(rng: np.random.Generator, biome: Biome, truth: NDArray[np.uint8], objects: NDArray[np.int32]) -> None:
     """Turn the most suitable land into fields: strips of 8-40 px in a rotated and slightly warped grid."""
     shape = truth.shape
-    suitability = random_field(rng, shape, 90) + 0.2 * random_field(rng, shape, 15)
+    suitability = random_field(rng, shape, 130) + 0.12 * random_field(rng, shape, 15)
     farmland = suitability > np.quantile(suitability, 1 - biome.crops)
     angle, warp = rng.uniform(0, np.pi), 6 * random_field(rng, shape, 120)
     rows, cols = np.mgrid[: shape[0], : shape[1]]
@@ -129,7 +129,7 @@ def _farm(rng: np.random.Generator, biome: Biome, truth: NDArray[np.uint8], obje
     block = np.searchsorted(_cuts(rng, along, 26.0), along)
     field = (1 + strip * 1000 + block).astype(np.int32)
     # Whole fields are cropped, left as pasture or kept as copses.
-    use = rng.choice(np.array((CROP, GRASS, FOREST), np.uint8), size=field.max() + 1, p=(0.86, 0.10, 0.04))
+    use = rng.choice(np.array((CROP, GRASS, FOREST), np.uint8), size=field.max() + 1, p=(0.92, 0.056, 0.024))
     truth[farmland] = use[field[farmland]]
     objects[farmland] = field[farmland]
 
@@ -142,7 +142,7 @@ def _cuts(rng: np.random.Generator, values: NDArray[np.float64], typical_px: flo
 
 def _water(rng: np.random.Generator, biome: Biome, shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Lakes in the lows of a field; a meandering river of 1-7 px; a coast as a noisy half-plane."""
-    low = random_field(rng, shape, 50) + 0.2 * random_field(rng, shape, 10)
+    low = random_field(rng, shape, 80) + 0.12 * random_field(rng, shape, 10)
     water = low < np.quantile(low, biome.lakes)
     if "river" in biome.water:
         course = random_field(rng, shape, 90)
@@ -161,7 +161,7 @@ def _water(rng: np.random.Generator, biome: Biome, shape: tuple[int, int]) -> ND
 def _fringe(rng: np.random.Generator, biome: Biome, water: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Wetland: within a few hundred metres of water, or in damp hollows, where a field is high."""
     near_px = ndimage.distance_transform_edt(~water) if water.any() else np.full(water.shape, 1e3)
-    damp = random_field(rng, water.shape, 45) + 0.2 * random_field(rng, water.shape, 9)
+    damp = random_field(rng, water.shape, 80) + 0.12 * random_field(rng, water.shape, 9)
     damp += 1.5 * np.exp(-near_px / 15)
     return damp > np.quantile(damp, 1 - biome.wetlands)
 
@@ -175,7 +175,7 @@ def _build(rng: np.random.Generator, biome: Biome, truth: NDArray[np.uint8], obj
     for number, (row, col) in enumerate(centres):
         radius_px = biome.town_radius_m / 10 * rng.lognormal(0, 0.4)
         inside = np.hypot(rows - row, cols - col) < radius_px * (1 + 0.35 * edge)
-        town = inside & (parks < 1.0) & (truth != WATER)
+        town = inside & (parks < 1.3) & (truth != WATER)
         truth[town], objects[town] = URBAN, 10_000_000 + number
     for start, end in itertools.pairwise(centres):
         steps = np.linspace(0, 1, int(2 * np.abs(end - start).max()) + 2)[:, None]

@@ -3,19 +3,18 @@ The ledger: one line of JSON a run, written once and never changed.
 
 Every number in the book that rests on training comes from such a line. A line says what was run (parameters,
 seeds), on what (hashes, synthetic or real), with which labels, by which code on which machine, what it cost
-and what it scored. Lines are only ever added: runs may write at the same time, and a crash can spoil no line
-but its own.
+and what it scored. Lines are only ever added. Any number of processes may do so at once: each takes the file's
+lock, writes its whole line, and waits until it is on the disk. A process that is killed in the middle spoils no
+line but its own, which `read` recognises: half of a JSON object is never one.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
+import errno
 import json
 import math
 import os
-import platform
-import subprocess
-import sys
+import stat
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
@@ -26,17 +25,41 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lcfuse_core import __version__
+from lcfuse_core import __version__, machines
 from lcfuse_core.errors import DataError, LcfuseError, MissingDataError, ParameterError
 from lcfuse_core.scores import Scores
 
-SCHEMA = 1
-"""Version of the line; a reader refuses a newer one."""
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows: O_APPEND alone, so one writer at a time
+    fcntl = None  # type: ignore[assignment]
+
+SCHEMA = 2
+"""Version of the line. Older ones are read too; a reader refuses a newer one."""
+
+FIELDS = {
+    "schema": "version of the line",
+    "time": "when it was written, UTC",
+    "kind": "what was done, such as the name of the chapter",
+    "profile": "smoke, colab or full",
+    "label_regime": "which labels were allowed",
+    "synthetic": "whether the data were made by `world`",
+    "data_kind": "synthetic, semi-real (real images, simulated labels or a model's reference) or real; since 2",
+    "data": "name of the data by role, such as train and evaluation; since 2",
+    "seeds": "by purpose",
+    "parameters": "all that was set",
+    "scores": "overall, by class, and by region",
+    "hashes": "SHA-256 of data (by role) and of the checkpoint",
+    "cost": "wall_s, gpu_hours, peak_memory_mb (since 2), and what else was timed",
+    "code": "version and commit; digest of the module and lock (since 2)",
+    "machine": "versions, processor, GPU",
+}
 
 LABEL_REGIMES = ("coarse only", "coarse + fine validation", "fine")
 """Contest track 1, track 2, and the bound that neither may reach: trained on fine labels of other places."""
 
 PROFILES = ("smoke", "colab", "full")
+DATA_KINDS = ("synthetic", "semi-real", "real")
 
 
 def new_entry(
@@ -48,23 +71,30 @@ def new_entry(
     profile: str,
     seeds: Mapping[str, int],
     synthetic: bool,
+    data_kind: str | None = None,
+    data: Mapping[str, str] | None = None,
     hashes: Mapping[str, str] | None = None,
     cost: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """
-    A line for the ledger, with what this machine and this code can say about themselves.
+    A line for the ledger (see FIELDS), with what this machine and this code can say about themselves.
 
     kind : what was done, such as "evaluation"
     parameters, scores : mappings or dataclasses (a TrainPlan, `Scores`); scores may be None
-    label_regime, profile : one of LABEL_REGIMES, of PROFILES
+    label_regime, profile, data_kind : one of LABEL_REGIMES, PROFILES, DATA_KINDS; data_kind follows from *synthetic*
+        where it is not given
     seeds : by purpose, such as `{"world": 0, "training": 1}`
     synthetic : True when any of the data were made by `world`
-    hashes, cost : such as of data and checkpoint; such as `{"train_s": 71.3}`
+    data : names of the data by role, such as `{"evaluation": "DFC2020 test"}`
+    hashes, cost : such as of data and checkpoint; such as `{"train_s": 71.3}`. What is given beats what is measured
 
-    Raises ParameterError on an unknown regime or profile, or a value that JSON cannot hold.
+    Raises ParameterError on an unknown regime, profile or kind, or a value that JSON cannot hold.
     """
+    data_kind = data_kind or ("synthetic" if synthetic else "real")
     _check_choice("label_regime", label_regime, LABEL_REGIMES)
     _check_choice("profile", profile, PROFILES)
+    _check_choice("data_kind", data_kind, DATA_KINDS[:1] if synthetic else DATA_KINDS[1:])
+    code = {"version": __version__, "commit": machines.commit()}
     entry = {
         "schema": SCHEMA,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -72,13 +102,15 @@ def new_entry(
         "profile": profile,
         "label_regime": label_regime,
         "synthetic": bool(synthetic),
+        "data_kind": data_kind,
+        "data": data or {},
         "seeds": seeds,
         "parameters": parameters,
         "scores": scores,
         "hashes": hashes or {},
-        "cost": cost or {},
-        "code": {"version": __version__, "commit": commit()},
-        "machine": machine(),
+        "cost": {**machines.cost_so_far(), **(cost or {})},
+        "code": {**code, "digest": machines.code_digest(), "lock": machines.lock_digest()},
+        "machine": machines.machine(),
     }
     plain = _plain(entry, "entry")
     assert isinstance(plain, dict)
@@ -108,110 +140,53 @@ def _plain(value: Any, where: str) -> Any:
     raise ParameterError(where, found=found, expected="numbers, text, lists or mappings", do="Convert it first.")
 
 
-def commit() -> str | None:
-    """
-    The commit of the code that runs, with `+changes` where files differ from it; None where nobody knows.
-
-    Asked of git in a checkout, and of pip where the package was installed from a git address.
-    """
-    here = Path(__file__)
-    if _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:  # a checkout, but not ours
-        return _installed_commit()
-    head = _git(here.parent, "rev-parse", "HEAD")
-    changed = _git(here.parent, "status", "--porcelain", "--untracked-files=no", ".")
-    return f"{head}+changes" if head and changed else head
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    """What git answers, or None where there is no git or it says no."""
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=20
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()
-
-
-def _installed_commit() -> str | None:
-    """The commit that pip noted (PEP 610) on installing from a git address."""
-    try:
-        noted = importlib.metadata.distribution("lcfuse-core").read_text("direct_url.json")
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    found = json.loads(noted or "{}").get("vcs_info", {}).get("commit_id")
-    return str(found) if found else None
-
-
-def machine() -> dict[str, Any]:
-    """Versions and processors; no name or path by which a machine or person could be known."""
-    return {
-        "python": platform.python_version(),
-        "torch": _version("torch"),
-        "numpy": np.__version__,
-        "system": platform.system(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "gpu": _gpu(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
-
-
-def _gpu() -> str | None:
-    """Name of the first GPU, when this process uses torch at all: importing it only to ask takes seconds."""
-    torch = sys.modules.get("torch")
-    return torch.cuda.get_device_name(0) if torch is not None and torch.cuda.is_available() else None
-
-
 def append(path: str | os.PathLike[str], entry: Mapping[str, Any]) -> None:
     """
-    Add one line. It is written in one piece at the end of the file, so that several runs may append at once.
+    Add one line, whole or not at all; when this returns, it is on the disk.
 
-    Raises LcfuseError when the disk is full; the lines before stay as they are.
+    Any number of processes of one machine may append at once, and of several machines where the file system keeps
+    locks (NFS does, on Linux). Raises LcfuseError when the disk is full; the lines before stay as they are.
     """
     path = Path(path)
-    line = json.dumps(_plain(entry, "entry"), ensure_ascii=False, allow_nan=False) + "\n"
-    # A line that a crash left open must not swallow this one. (Where it was only another run that is just
-    # writing, this leaves an empty line, which `read` passes over.)
-    data = (b"\n" if _is_torn(path) else b"") + line.encode()
+    line = json.dumps(_plain(entry, "entry"), ensure_ascii=False, allow_nan=False).encode() + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            written = os.write(file, data)
-            os.fsync(file)
+            _write_locked(file, line)
         finally:
-            os.close(file)
+            os.close(file)  # gives the lock back, as the death of the process does
     except OSError as error:
-        raise _not_recorded(path, str(error.strerror), len(data)) from error
-    if written < len(data):
-        raise _not_recorded(path, f"only {written} bytes written", len(data))
+        do = "Free space on the disk and record the run again; what was recorded before is safe."
+        expected = f"to append {len(line)} bytes"
+        raise LcfuseError(path, found=str(error.strerror), expected=expected, do=do) from error
 
 
-def _not_recorded(path: Path, found: str, size: int) -> LcfuseError:
-    do = "Free space on the disk and record the run again; what was recorded before is safe."
-    return LcfuseError(path, found=found, expected=f"to append {size} bytes", do=do)
+def _write_locked(file: int, line: bytes) -> None:
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    size = os.fstat(file).st_size
+    # A line that a killed process left open must not swallow this one.
+    rest = (b"\n" if _is_torn(file, size) else b"") + line
+    try:
+        while rest:  # a system may take less than it is given
+            written = os.write(file, rest)
+            if not written:
+                raise OSError(errno.EIO, f"{len(rest)} bytes that were not taken")
+            rest = rest[written:]
+        os.fsync(file)
+    except OSError:
+        if fcntl is not None and stat.S_ISREG(os.fstat(file).st_mode):  # nobody else writes: the lock is ours
+            os.ftruncate(file, size)
+        raise
 
 
-def _is_torn(path: Path) -> bool:
-    if not path.exists() or path.stat().st_size == 0:
+def _is_torn(file: int, size: int) -> bool:
+    if size == 0:
         return False
-    with open(path, "rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) != b"\n"
+    with open(os.dup(file), "rb") as again:
+        again.seek(size - 1)
+        return again.read(1) != b"\n"
 
 
 def read(path: str | os.PathLike[str]) -> pd.DataFrame:
@@ -219,13 +194,25 @@ def read(path: str | os.PathLike[str]) -> pd.DataFrame:
     All lines as a table in the order of the file; nested names are joined by dots, as in `scores.aa`.
 
     A line that is no JSON (a crash while it was written) is left out, warned of, and named in
-    `table.attrs["damaged"]`. Raises MissingDataError without a file, DataError on a line of a newer schema.
+    `table.attrs["damaged"]`; `table.attrs["lines"]` has the line number of each row. Raises MissingDataError without
+    a file, DataError on a line of a newer schema.
     """
+    entries, damaged = read_entries(path)
+    if damaged:
+        warnings.warn(f"left out, not readable: {', '.join(damaged)}", stacklevel=2)
+    table = pd.json_normalize(list(entries.values()))
+    table.attrs["damaged"] = damaged
+    table.attrs["lines"] = list(entries)
+    return table
+
+
+def read_entries(path: str | os.PathLike[str]) -> tuple[dict[int, dict[str, Any]], list[str]]:
+    """The lines by their number, from 1, and the names of damaged ones; see `read`."""
     path = Path(path)
     if not path.exists():
         raise MissingDataError(path, found="no such file", expected="a ledger", do="Run a chapter that records.")
-    entries, damaged = [], []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    entries, damaged = {}, []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
         entry = _parse(line)
@@ -233,12 +220,8 @@ def read(path: str | os.PathLike[str]) -> pd.DataFrame:
             damaged.append(f"{path.name} line {number}")
         else:
             _check_schema(path, number, entry)
-            entries.append(entry)
-    if damaged:
-        warnings.warn(f"left out, not readable: {', '.join(damaged)}", stacklevel=2)
-    table = pd.json_normalize(entries)
-    table.attrs["damaged"] = damaged
-    return table
+            entries[number] = entry
+    return entries, damaged
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
@@ -257,3 +240,16 @@ def _check_schema(path: Path, number: int, entry: dict[str, Any]) -> None:
             expected=f"at most {SCHEMA}",
             do="Update lcfuse_core: the line was written by a newer one.",
         )
+
+
+def flatten(entry: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """
+    Nested names joined by dots, as in the tables of `ledger.read`.
+
+    >>> flatten({"a": {"b": 1, "c": [2]}, "d": {}})
+    {'a.b': 1, 'a.c': [2]}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in entry.items():
+        flat |= flatten(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value}
+    return flat

@@ -193,6 +193,12 @@ SAVANNA, SNOW = 3, 8
 SCORED = (1, 2, 4, 5, 6, 7, 9, 10)
 """The eight DFC2020 codes that the reference holds, in the order in which networks count them."""
 
+SAVANNA_INDEX = len(SCORED)
+"""Savanna, where labels keep it: a ninth *coarse* class after the network's eight, which no network predicts."""
+
+N_COARSE = SAVANNA_INDEX + 1
+"""Coarse classes: the eight that networks know, and Savanna."""
+
 # IGBP code 0..17 -> DFC2020 code (Schmitt et al. 2020); anything else, 255 included, is "none".
 _IGBP_TO_DFC = np.zeros(256, np.uint8)
 _IGBP_TO_DFC[:18] = (0, 1, 1, 1, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 6, 8, 9, 10)

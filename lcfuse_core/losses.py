@@ -7,64 +7,101 @@ Every loss is made once, from what stays the same for a whole training, and then
     value = loss(logits, batch)
 
 `LOSSES` is the list of them; the battery of tests goes over the list. A loss is a mean over known pixels,
-so that neither crop nor batch size changes its scale, and a pixel whose label is 255 has no part in it.
+so that neither crop nor batch size changes its scale, and a pixel whose label is 255 has no part in it. Those that
+look at pixels one by one are in `pixel_losses`, those that look at whole cells in `cell_losses`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
-from lcfuse_core.errors import DataError, GridError, ParameterError
-from lcfuse_core.legends import IGNORE
+from lcfuse_core import transition
+from lcfuse_core.cell_losses import Bag, CellAggregation, LabelSuperResolution
+from lcfuse_core.errors import DataError, ParameterError
+from lcfuse_core.legends import SCORED
+from lcfuse_core.pixel_losses import (
+    Batch,
+    Bootstrapping,
+    CrossEntropy,
+    ForwardCorrection,
+    GeneralisedCrossEntropy,
+    ImplicitPosterior,
+    Loss,
+    SymmetricCrossEntropy,
+    cross_entropy,
+)
+
+__all__ = ["LOSSES", "Batch", "Knowledge", "Loss", "build_loss", "class_weights", "cross_entropy"]
 
 
 @dataclass(frozen=True)
-class Batch:
+class Knowledge:
     """
-    What a loss may look at beside the logits.
+    What is known of the labels before training starts.
 
-    labels : uint8 (N, H, W), network classes 0..7, 255 = ignore
+    class_weights : float (M,), a weight for each coarse label, or None for all one
+    transition : float (8, M), p(coarse | fine), M = 8, or 9 with Savanna; None: labels are taken as true
+    label_share : float (M,), pixels or share of each coarse label; None: all alike
     """
 
-    labels: Tensor
+    class_weights: Tensor | None = None
+    transition: Tensor | None = None
+    label_share: Tensor | None = None
+
+    @property
+    def matrix(self) -> Tensor:
+        """The transition matrix, or the identity."""
+        return torch.eye(len(SCORED), dtype=torch.float64) if self.transition is None else self.transition
+
+    @cached_property
+    def posterior(self) -> Tensor:
+        """p(fine | coarse), (M, K): Bayes' rule with the shares of fine classes that explain the labels' shares."""
+        matrix = self.matrix.double().cpu().numpy()
+        share = np.ones(matrix.shape[1]) if self.label_share is None else self.label_share.double().cpu().numpy()
+        prior = transition.class_prior(matrix, share)
+        return torch.from_numpy(transition.posterior(matrix, prior))
 
 
-Loss = Callable[[Tensor, Batch], Tensor]
-"""Scalar of logits (N, 8, H, W) and their batch; differentiable in the logits."""
+LOSSES: dict[str, Callable[[Knowledge], Loss]] = {
+    "cross_entropy": lambda known: CrossEntropy(known.class_weights),
+    "generalised": lambda known: GeneralisedCrossEntropy(known.class_weights),
+    "symmetric": lambda known: SymmetricCrossEntropy(known.class_weights),
+    "bootstrapping": lambda known: Bootstrapping(known.class_weights),
+    "forward": lambda known: ForwardCorrection(known.matrix, known.class_weights),
+    "posterior_qr": lambda known: ImplicitPosterior(known.posterior, known.class_weights, "qr"),
+    "posterior_rq": lambda known: ImplicitPosterior(known.posterior, known.class_weights, "rq"),
+    "cell_mean": lambda known: CellAggregation(None, known.class_weights),
+    "cell_forward": lambda known: CellAggregation(known.matrix, known.class_weights),
+    "super_resolution": lambda known: LabelSuperResolution(known.posterior, known.class_weights),
+    "bag": lambda known: Bag(known.posterior, known.class_weights),
+}
+"""Makers of losses from what is known of the labels."""
+
+HEARS_SAVANNA = ("forward", "posterior_qr", "posterior_rq", "cell_forward", "super_resolution")
+"""Losses that can learn from the coarse label Savanna, as a mixture of classes; the others ignore it."""
+
+NEEDS_TRANSITION = (*HEARS_SAVANNA, "bag")
+"""Losses that make use of p(coarse | fine)."""
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """
-    Mean over the known pixels of -log p(label), each pixel weighted by the weight of its class.
-
-    logits : float (N, K, H, W)
-    labels : integer (N, H, W), classes 0..K-1, 255 = ignore
-    class_weights : float (K,) or None for all one; the mean divides by the sum of the weights used
-
-    Returns a scalar: float32, or float64 for such logits. Zero, with a gradient of zero, when no pixel has a
-    label and a weight. Raises GridError when the sizes differ.
-
-    >>> float(cross_entropy(torch.zeros(1, 8, 2, 2), torch.zeros(1, 2, 2, dtype=torch.uint8)))  # log 8
-    2.079441547393799
-    """
-    if labels.shape != (logits.shape[0], *logits.shape[2:]):
-        found = f"logits {tuple(logits.shape)}, labels {tuple(labels.shape)}"
-        raise GridError("loss", found=found, expected="(N, K, H, W) and (N, H, W)", do="Crop both alike.")
-    # A sum over 10^5 pixels needs more digits than bfloat16 has.
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    weights = torch.ones(logits.shape[1]) if class_weights is None else class_weights
-    weights, target, known = weights.to(logits), labels.long(), labels != IGNORE
-    total = F.cross_entropy(logits, target, weights, ignore_index=IGNORE, reduction="sum")
-    weight = (weights[target.where(known, 0)] * known).sum()
-    # Where nothing is known, total and its gradient are 0, and 0 / tiny is 0.
-    return total / weight.clamp(min=torch.finfo(total.dtype).tiny)
+def build_loss(
+    name: str,
+    class_weights: Tensor | None = None,
+    transition: Tensor | None = None,
+    label_share: Tensor | None = None,
+) -> Loss:
+    """A loss by its name in LOSSES, from `Knowledge`. Raises ParameterError on an unknown name."""
+    if name not in LOSSES:
+        known = ", ".join(LOSSES)
+        raise ParameterError("loss", found=repr(name), expected=f"one of {known}", do="Choose one of these.")
+    return LOSSES[name](Knowledge(class_weights, transition, label_share))
 
 
 def class_weights(counts: Tensor | NDArray[np.integer], power: float = 0.5) -> Tensor:
@@ -94,26 +131,3 @@ def class_weights(counts: Tensor | NDArray[np.integer], power: float = 0.5) -> T
     weights = torch.zeros_like(counts)
     weights[present] = counts[present] ** -power
     return (weights / weights[present].mean()).float()
-
-
-@dataclass(frozen=True)
-class CrossEntropy:
-    """`cross_entropy` with each pixel's label, as if a coarse label were true of its whole cell."""
-
-    class_weights: Tensor | None = None
-
-    def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Mean loss of the batch."""
-        return cross_entropy(logits, batch.labels, self.class_weights)
-
-
-LOSSES: dict[str, Callable[[Tensor | None], Loss]] = {"cross_entropy": CrossEntropy}
-"""Makers of losses: each takes the class weights (K,), or None for all one."""
-
-
-def build_loss(name: str, class_weights: Tensor | None = None) -> Loss:
-    """A loss by its name in LOSSES. Raises ParameterError on an unknown name."""
-    if name not in LOSSES:
-        known = ", ".join(LOSSES)
-        raise ParameterError("loss", found=repr(name), expected=f"one of {known}", do="Choose one of these.")
-    return LOSSES[name](class_weights)

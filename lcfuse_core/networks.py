@@ -1,9 +1,9 @@
 """
-Three networks behind one call: a small-field FCN, a U-Net and a DeepLabv3+, from a pixel's channels to its
-class.
+Networks behind one call: a small-field FCN, a U-Net, a DeepLabv3+ and one that never leaves the 10 m grid, from a
+pixel's channels to its class; each with S1 and S2 stacked, or with a branch for either.
 
 All are fully convolutional and return one logit per class and pixel, at the size of the input. They differ
-in what they see: the FCN 110 m around a pixel, the other two more than a coarse cell of 463 m. Under labels
+in what they see: the FCN 110 m around a pixel, U-Net and DeepLabv3+ more than a coarse cell of 463 m. Under labels
 that are constant over such a cell this decides much: a network that sees the cell can learn its shape.
 
 Every 3x3 convolution is followed by batch normalisation. In evaluation mode that is one fixed factor and
@@ -175,18 +175,82 @@ def _enlarge(features: Tensor, factor: int) -> Tensor:
     return F.interpolate(features, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
-NETWORKS: dict[str, type[FCN] | type[UNet] | type[DeepLabV3Plus]] = {
+class FullResolution(nn.Module):
+    """
+    Five blocks that never leave the 10 m grid, each looking through 1x1, 3x3 and 5x5 windows at once.
+
+    *Like* the resolution-preserving backbone of L2HNet (Li et al. 2022, ISPRS J. Photogramm. 192), from its
+    description: the narrowest window has half of the channels, each block adds to its input. Its loss and its
+    selection of confident areas are not in here (`relabel` has the latter). Receptive field 21 x 21 pixels.
+    """
+
+    default_width = 32
+
+    def __init__(self, in_channels: int, n_classes: int, width: int) -> None:
+        super().__init__()
+        self.widen = conv_bn_relu(in_channels, width, 1)
+        self.blocks = nn.ModuleList(ParallelScales(width) for _ in range(5))
+        self.classify = nn.Conv2d(width, n_classes, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (N, classes, H, W) of an image (N, C, H, W)."""
+        features = self.widen(image)
+        for block in self.blocks:
+            features = features + block(features)
+        return self.classify(features)
+
+
+class ParallelScales(nn.Module):
+    """Convolutions of 1x1, 3x3 and 5x5 side by side, with half, a quarter and a quarter of the channels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        quarter = width // 4
+        shares = ((1, width - 2 * quarter), (3, quarter), (5, quarter))
+        self.scales = nn.ModuleList(conv_bn_relu(width, share, size) for size, share in shares if share)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features of the same shape."""
+        return torch.cat([scale(features) for scale in self.scales], dim=1)
+
+
+class LateFusion(nn.Module):
+    """
+    A network of one kind for each sensor, and a classifier that sees what both have made of their images.
+
+    The early fusion is to stack the channels of both in front of one network.
+    """
+
+    def __init__(self, kind: Kind, channels: tuple[int, ...], n_classes: int, width: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.branches = nn.ModuleList(kind(n, width, width) for n in channels)
+        self.classify = nn.Conv2d(width * len(channels), n_classes, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (N, classes, H, W) of an image (N, C, H, W)."""
+        parts = zip(self.branches, image.split(self.channels, dim=1), strict=True)
+        features = torch.cat([F.relu(branch(part)) for branch, part in parts], dim=1)  # (N, 2 width, H, W)
+        return self.classify(features)
+
+
+Kind = type[FCN] | type[UNet] | type[DeepLabV3Plus] | type[FullResolution]
+
+NETWORKS: dict[str, Kind] = {
     "fcn": FCN,
     "unet": UNet,
     "deeplabv3plus": DeepLabV3Plus,
+    "full_resolution": FullResolution,
 }
 
 
-def build(name: str, *, in_channels: int = 15, n_classes: int = len(SCORED), width: int | None = None) -> nn.Module:
+def build(
+    name: str, *, in_channels: int | tuple[int, ...] = 15, n_classes: int = len(SCORED), width: int | None = None
+) -> nn.Module:
     """
     A network by its name in NETWORKS, with fresh weights from torch's global random generator.
 
-    in_channels : 13 (S2), 2 (S1) or 15 (both)
+    in_channels : 13 (S2), 2 (S1) or 15 (both), which one network takes; (13, 2) makes a `LateFusion` of two
     width : channels of the first layer; None takes the network's small default
 
     Maps float32 (N, in_channels, H, W) to logits (N, n_classes, H, W), for any H and W of 32 or more.
@@ -202,6 +266,8 @@ def build(name: str, *, in_channels: int = 15, n_classes: int = len(SCORED), wid
     width = kind.default_width if width is None else width
     if width < 1:
         raise ParameterError("width", found=str(width), expected="1 or more", do="Choose 16, 32 or 64.")
+    if isinstance(in_channels, tuple):
+        return LateFusion(kind, in_channels, n_classes, width)
     return kind(in_channels, n_classes, width)
 
 

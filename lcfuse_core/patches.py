@@ -7,8 +7,10 @@ floats. `normalise` turns a batch into float32 channels, on whatever device the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,9 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lcfuse_core.cells import cell_ids
 from lcfuse_core.errors import DataError, GridError, MissingDataError, ParameterError
 from lcfuse_core.layers import BANDS
-from lcfuse_core.legends import IGNORE, SCORED, dfc_to_index, igbp_to_dfc
+from lcfuse_core.legends import IGNORE, SAVANNA, SAVANNA_INDEX, SCORED, dfc_to_index, igbp_to_dfc
+from lcfuse_core.recovery import recover
 from lcfuse_core.scenes import Patch, Report, iter_patches, read_patch
 
 N_S2, N_S1 = BANDS["s2"], BANDS["s1"]
@@ -36,7 +40,11 @@ S2_SCALE = 10000.0
 S1_CLIP_DB = (-30.0, 5.0)
 """From below the noise of Sentinel-1 to bright cities."""
 
-LABEL_KINDS = {"modis": ("s1", "s2", "lc"), "fine": ("s1", "s2", "dfc")}
+LABEL_KINDS = {
+    "modis": ("s1", "s2", "lc"),
+    "modis+savanna": ("s1", "s2", "lc"),
+    "fine": ("s1", "s2", "dfc"),
+}
 """Which labels a network learns from, and the files that this needs."""
 
 
@@ -140,14 +148,18 @@ def label_index(patch: Patch, labels: str) -> NDArray[np.uint8]:
     """
     Network classes 0..7 (255 = ignore) of a patch, uint8 (H, W).
 
-    labels : "modis" (band IGBP of lc, through the DFC2020 legend; Savanna and Snow/Ice are ignored) or "fine"
-        (the 10 m reference)
+    labels : "modis" (band IGBP of lc, through the DFC2020 legend; Savanna and Snow/Ice are ignored),
+        "modis+savanna" (the same, with Savanna as the coarse class SAVANNA_INDEX) or "fine" (the 10 m reference)
 
     Raises MissingDataError when the patch was read without that layer.
     """
     check_labels(labels)
-    if labels == "modis" and patch.lc is not None:
-        return dfc_to_index(igbp_to_dfc(patch.lc[0]))
+    if labels != "fine" and patch.lc is not None:
+        dfc = igbp_to_dfc(patch.lc[0])
+        index = dfc_to_index(dfc)
+        if labels == "modis+savanna":
+            index[dfc == SAVANNA] = SAVANNA_INDEX
+        return index
     if labels == "fine" and patch.dfc is not None:
         return dfc_to_index(patch.dfc)
     kind = LABEL_KINDS[labels][-1]
@@ -162,19 +174,53 @@ def check_labels(labels: str) -> None:
         raise ParameterError("labels", found=repr(labels), expected=expected, do="Correct the name.")
 
 
-def class_counts(labels: Tensor | NDArray[np.uint8]) -> Tensor:
-    """Pixels of each network class, int64 (8,), in labels of any shape; ignored pixels are not counted."""
+def patch_cells(patch: Patch) -> NDArray[np.int32]:
+    """
+    Number, 0..n-1, of the coarse cell that each pixel of a patch lies in, int32 (H, W).
+
+    From the georeference; where there is none (phase archives of DFC2020), as its MODIS label betrays them
+    (`recovery.recover`). Without that label all is one cell.
+    """
+    shape = patch.s2.shape[1:]
+    if patch.crs is not None and patch.transform is not None:
+        return cell_ids(patch.transform, patch.crs, shape)[0]
+    return np.zeros(shape, np.int32) if patch.lc is None else recover(patch.lc).ids
+
+
+def class_counts(labels: Tensor | NDArray[np.uint8], n_classes: int = len(SCORED)) -> Tensor:
+    """
+    Pixels of each network class, int64 (8,), in labels of any shape; ignored pixels are not counted.
+
+    n_classes : N_COARSE counts Savanna too, where the labels tell it
+    """
     flat = torch.as_tensor(labels).reshape(-1)
-    return torch.bincount(flat, minlength=IGNORE + 1)[: len(SCORED)]
+    return torch.bincount(flat, minlength=IGNORE + 1)[:n_classes]
+
+
+class Crops(NamedTuple):
+    """
+    Squares cut from a stack.
+
+    s2 : uint16 (n, 13, size, size)
+    s1 : float32 (n, 2, size, size)
+    labels : uint8 (n, size, size)
+    cells : int32 (n, size, size); a number means one cell within a crop, and nothing across crops
+    """
+
+    s2: Tensor
+    s1: Tensor
+    labels: Tensor
+    cells: Tensor
 
 
 class PatchStack:
     """
-    Patches of one size in memory, 2.3 MB for each of 256 x 256.
+    Patches of one size in memory, 2.6 MB for each of 256 x 256.
 
     s2 : uint16 (N, 13, H, W), reflectance x 10000
     s1 : float32 (N, 2, H, W), dB
-    labels : uint8 (N, H, W), network classes 0..7, 255 = ignore
+    labels : uint8 (N, H, W), network classes 0..7, 255 = ignore; 8 = Savanna, for labels "modis+savanna"
+    cells : int32 (N, H, W), coarse cell of each pixel, numbered within its patch; see `patch_cells`
     names : of the patches
 
     Raises GridError when sizes differ, MissingDataError when a patch has no such labels, DataError when there
@@ -184,6 +230,7 @@ class PatchStack:
     s2: Tensor
     s1: Tensor
     labels: Tensor
+    cells: Tensor
 
     def __init__(self, patches: Iterable[Patch], labels: str = "modis", *, at_most: int | None = None) -> None:
         """With *at_most* given, *patches* may be a generator that is never held as a list."""
@@ -198,13 +245,14 @@ class PatchStack:
             self._add(patch, labels)
         if not self.names:
             raise DataError("patches", found="none", expected="at least one", do="Read some patches first.")
-        n = len(self)
-        self.s2, self.s1, self.labels = self.s2[:n], self.s1[:n], self.labels[:n]
+        for name in Crops._fields:
+            setattr(self, name, getattr(self, name)[: len(self)])
 
     def _make_room(self, n: int, rows: int, cols: int) -> None:
         self.s2 = torch.empty((n, N_S2, rows, cols), dtype=torch.uint16)
         self.s1 = torch.empty((n, N_S1, rows, cols), dtype=torch.float32)
         self.labels = torch.empty((n, rows, cols), dtype=torch.uint8)
+        self.cells = torch.empty((n, rows, cols), dtype=torch.int32)
 
     def _add(self, patch: Patch, labels: str) -> None:
         if patch.s2.shape[1:] != self.s2.shape[2:]:
@@ -218,18 +266,17 @@ class PatchStack:
         self.s2[number] = torch.from_numpy(patch.s2)
         self.s1[number] = torch.from_numpy(patch.s1)
         self.labels[number] = torch.from_numpy(label_index(patch, labels))
+        self.cells[number] = torch.from_numpy(patch_cells(patch))
         self.names.append(patch.name)
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def crops(self, n: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def crops(self, n: int, size: int, generator: torch.Generator) -> Crops:
         """
         *n* random squares of *size* pixels, each in one of its eight flips and rotations.
 
         generator : a CPU generator; the same state gives the same crops
-
-        Returns s2 uint16 (n, 13, size, size), s1 float32 (n, 2, size, size), labels uint8 (n, size, size).
         """
         rows, cols = self.labels.shape[1:]
         if not 0 < size <= min(rows, cols):
@@ -239,7 +286,34 @@ class PatchStack:
         draws = torch.stack([torch.randint(high, (n,), generator=generator) for high in highest], dim=1)
         # Slices, one crop at a time: ten times as fast as indexing with arrays.
         places = draws.tolist()
-        return _cut(self.s2, places, size), _cut(self.s1, places, size), _cut(self.labels, places, size)
+        return Crops(*(_cut(getattr(self, name), places, size) for name in Crops._fields))
+
+    def part(self, numbers: list[int]) -> PatchStack:
+        """The patches of these numbers as a stack of their own."""
+        chosen = copy(self)
+        for name in Crops._fields:
+            setattr(chosen, name, getattr(self, name)[numbers])
+        chosen.names = [self.names[number] for number in numbers]
+        return chosen
+
+    def with_labels(self, labels: Tensor | NDArray[np.uint8]) -> PatchStack:
+        """The same images and cells with other labels, uint8 (N, H, W): what a student learns from."""
+        labels = torch.as_tensor(labels)
+        if labels.shape != self.labels.shape or labels.dtype != torch.uint8:
+            found, expected = f"{labels.dtype} {tuple(labels.shape)}", f"uint8 {tuple(self.labels.shape)}"
+            raise GridError("labels of a stack", found=found, expected=expected, do="Label every pixel of it.")
+        other = copy(self)
+        other.labels = labels
+        return other
+
+
+def joined(stacks: Sequence[PatchStack]) -> PatchStack:
+    """Several stacks of one patch size as one."""
+    whole = copy(stacks[0])
+    for name in Crops._fields:
+        setattr(whole, name, torch.cat([getattr(stack, name) for stack in stacks]))
+    whole.names = [name for stack in stacks for name in stack.names]
+    return whole
 
 
 def _cut(stack: Tensor, places: list[list[int]], size: int) -> Tensor:

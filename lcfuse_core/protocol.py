@@ -93,18 +93,24 @@ def split_scenes(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return split_by_scene(table, HELD_OUT, seed=0)
 
 
-def evaluation_patches(root: str | os.PathLike[str]) -> pd.DataFrame:
+def evaluation_patches(root: str | os.PathLike[str], split: str = "test") -> pd.DataFrame:
     """
     The rows of the index of *root* that are judged: those of the test split or, where there is none, all.
 
-    Raises MissingDataError when no patch has images, MODIS label and reference.
+    split : "validation" gives the patches whose reference the regime *coarse + fine validation* may learn from,
+        and never any others
+
+    Raises MissingDataError when no such patch has images, MODIS label and reference.
     """
     whole = complete(index(root), NEED)
     if whole.empty:
         do = "Give a folder of DFC2020: its patches have s1, s2, lc and dfc files."
         raise MissingDataError(root, found="no patch with a reference", expected="at least one", do=do)
-    test = whole[whole["split"] == "test"]
-    return (whole if test.empty else test).reset_index(drop=True)
+    chosen = whole[whole["split"] == split]
+    if chosen.empty and split != "test":
+        do = "Get the validation part of DFC2020 as well, or stay with coarse labels."
+        raise MissingDataError(root, found=f"no patch of the {split} split", expected="at least one", do=do)
+    return (whole if chosen.empty else chosen).reset_index(drop=True)
 
 
 def by_variety(table: pd.DataFrame, first: int = 100) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from lcfuse_core import __version__
 from lcfuse_core.errors import CheckpointError, MissingDataError, ParameterError
-from lcfuse_core.legends import SCORED
+from lcfuse_core.legends import N_COARSE, SCORED
 from lcfuse_core.losses import LOSSES
 from lcfuse_core.networks import NETWORKS, build
 from lcfuse_core.patches import LABEL_KINDS, N_S1, N_S2, Statistics
@@ -38,6 +39,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "network": tuple(NETWORKS),
     "loss": tuple(LOSSES),
     "labels": tuple(LABEL_KINDS),
+    "fusion": ("early", "late"),
     "precision": ("auto", "float32", "bfloat16"),
 }
 INPUTS = (("s2",), ("s1",), ("s2", "s1"), ("s1", "s2"))
@@ -69,8 +71,10 @@ class TrainPlan:
     network: str = "fcn"  # sees less than a coarse cell, so it cannot learn the cell's shape
     width: int | None = None  # channels of the first layer; None: the network's small default
     inputs: tuple[str, ...] = ("s2", "s1")
+    fusion: str = "early"  # of both sensors: stacked channels, or "late": a branch for each
     labels: str = "modis"  # "fine" is the upper bound: the 10 m reference
     loss: str = "cross_entropy"
+    transition: tuple[tuple[float, ...], ...] | None = None  # p(coarse | fine), (8, 9); None: from_accuracy
     class_weight_power: float = 0.5  # average accuracy counts classes alike, labels do not
     crop: int = 64  # many small crops of many scenes beat few large ones
     batch: int = 16
@@ -88,6 +92,10 @@ class TrainPlan:
         object.__setattr__(self, "inputs", tuple(self.inputs))  # a list, when read from JSON or YAML
         if self.inputs not in INPUTS:
             _refuse("inputs", self.inputs, "s2, s1 or both")
+        if self.fusion == "late" and len(self.inputs) < 2:
+            _refuse("fusion", self.fusion, "early, as there is one sensor alone")
+        if self.transition is not None:
+            object.__setattr__(self, "transition", _matrix(self.transition))
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 _refuse(name, getattr(self, name), f"one of {', '.join(known)}")
@@ -109,7 +117,20 @@ class TrainPlan:
 
     def build(self) -> nn.Module:
         """The network of this plan, with fresh weights from torch's global random generator."""
-        return build(self.network, in_channels=self.in_channels, width=self.width)
+        channels = (N_S2, N_S1) if self.fusion == "late" else self.in_channels
+        return build(self.network, in_channels=channels, width=self.width)
+
+
+def _matrix(rows: Any) -> tuple[tuple[float, ...], ...]:
+    """A transition matrix as tuples, which a frozen plan can hold and JSON can write."""
+    try:
+        matrix = np.array(rows, np.float64)
+    except (TypeError, ValueError):
+        matrix = np.empty(0)
+    good = matrix.shape == (len(SCORED), N_COARSE) and (matrix >= 0).all()
+    if not good or not np.allclose(matrix.sum(axis=1), 1, atol=1e-6):
+        _refuse("transition", rows, f"{len(SCORED)} rows of {N_COARSE} shares that sum to 1, or None")
+    return tuple(map(tuple, matrix.tolist()))
 
 
 def _refuse(name: str, value: object, expected: str) -> None:

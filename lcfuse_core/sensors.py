@@ -194,13 +194,13 @@ def _resolve(band: NDArray[np.float64], resolution_m: int) -> NDArray[np.float64
 MEAN_CONFUSION = np.array(
     [
         # forest shrub grass wetl  crop  urban barren water savanna
-        [0.60, 0.01, 0.03, 0.02, 0.03, 0.01, 0.00, 0.00, 0.30],
-        [0.04, 0.33, 0.21, 0.01, 0.06, 0.01, 0.06, 0.00, 0.28],
-        [0.02, 0.06, 0.50, 0.01, 0.16, 0.01, 0.03, 0.00, 0.21],
-        [0.10, 0.04, 0.19, 0.30, 0.10, 0.01, 0.01, 0.06, 0.19],
-        [0.02, 0.02, 0.16, 0.01, 0.64, 0.02, 0.00, 0.00, 0.13],
+        [0.51, 0.01, 0.03, 0.02, 0.03, 0.01, 0.00, 0.00, 0.39],
+        [0.04, 0.29, 0.18, 0.01, 0.05, 0.01, 0.05, 0.00, 0.37],
+        [0.02, 0.05, 0.45, 0.01, 0.14, 0.01, 0.03, 0.00, 0.29],
+        [0.10, 0.04, 0.19, 0.22, 0.10, 0.01, 0.01, 0.06, 0.27],
+        [0.02, 0.02, 0.15, 0.01, 0.60, 0.02, 0.00, 0.00, 0.18],
         [0.02, 0.01, 0.06, 0.01, 0.09, 0.70, 0.03, 0.01, 0.07],
-        [0.00, 0.16, 0.20, 0.00, 0.03, 0.02, 0.54, 0.02, 0.03],
+        [0.00, 0.23, 0.25, 0.00, 0.04, 0.02, 0.40, 0.02, 0.04],
         [0.01, 0.00, 0.01, 0.04, 0.01, 0.01, 0.02, 0.90, 0.00],
     ]
 )
@@ -227,8 +227,8 @@ def see_modis(
     belief /= belief.sum(axis=1, keepdims=True)
     odds = belief @ region.confusion
     woody, open_ = share[:, :2].sum(axis=1), share[:, [2, 4]].sum(axis=1)
-    odds[:, -1] += 1.2 * np.minimum(woody, open_)  # woody and open land in one cell reads as savanna
-    label = np.argmax(np.log(odds + 1e-6) + 0.35 * rng.gumbel(size=odds.shape), axis=1)
+    odds[:, -1] += 1.6 * np.minimum(woody, open_)  # woody and open land in one cell reads as savanna
+    label = np.argmax(np.log(odds + 1e-6) + 0.45 * rng.gumbel(size=odds.shape), axis=1)
     code = np.array((*SCORED, SAVANNA), np.uint8)[label]
     return _igbp(code, share, region.biome)[ids]
 

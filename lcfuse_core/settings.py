@@ -24,8 +24,11 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "dfc2020": ("profile", "seed", "data_root", "place"),
     "networks": ("profile", "seed", "data_root", "place"),
     "training": ("profile", "seed", "train_root", "network", "class_weight_power", "steps", "crop", "batch"),
+    "uncertainty": ("profile", "seed", "data_root", "train_root", "steps", "crop", "batch", "place"),
     "sample_world": ("profile", "seed", "place"),
     "evaluation": ("profile", "seed", "data_root", "train_root", "steps", "crop", "batch", "place"),
+    "reruns": ("profile", "seed"),
+    "reproduction": ("profile", "seed"),
 }
 """The parameters that each chapter has: those of its parameters cell (a test compares the two)."""
 

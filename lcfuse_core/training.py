@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from lcfuse_core import transition
 from lcfuse_core.errors import DataError, ParameterError, TrainingError
-from lcfuse_core.legends import index_to_dfc
-from lcfuse_core.losses import Batch, build_loss, class_weights
+from lcfuse_core.legends import IGNORE, N_COARSE, SCORED, index_to_dfc
+from lcfuse_core.losses import NEEDS_TRANSITION, Batch, Loss, build_loss, class_weights
 from lcfuse_core.patches import PatchStack, Statistics, channel_statistics, class_counts, normalise
 from lcfuse_core.runs import Run, TrainPlan, load_checkpoint, save_checkpoint
 from lcfuse_core.scenes import Patch
@@ -71,13 +73,31 @@ def batches(stack: PatchStack, plan: TrainPlan, statistics: Statistics) -> Itera
     """
     All batches of a training: random crops with their labels, drawn from the plan's seed.
 
-    Yields images, float32 (N, C, crop, crop), and labels, uint8 (N, crop, crop), on the plan's device.
+    Yields images, float32 (N, C, crop, crop), and their labels and cells, (N, crop, crop), on the plan's device.
     """
     device = choose_device(plan.device)
     rng = torch.Generator().manual_seed(plan.seed)
     for _ in range(plan.steps):
-        s2, s1, labels = (tensor.to(device) for tensor in stack.crops(plan.batch, plan.crop, rng))
-        yield normalise(s2, s1, statistics, plan.inputs), Batch(labels)
+        s2, s1, labels, cells = (tensor.to(device) for tensor in stack.crops(plan.batch, plan.crop, rng))
+        yield normalise(s2, s1, statistics, plan.inputs), Batch(labels, cells)
+
+
+def loss_of(stack: PatchStack, plan: TrainPlan) -> Loss:
+    """
+    The plan's loss, knowing the class weights and the label shares of *stack*, and the transition matrix.
+
+    A plan that gives no matrix, with a loss that needs one, takes `transition.from_accuracy`.
+    """
+    n_labels = N_COARSE if plan.labels == "modis+savanna" else len(SCORED)
+    counts = class_counts(stack.labels, n_labels)
+    weights = class_weights(counts, plan.class_weight_power).to(choose_device(plan.device))
+    if plan.loss not in NEEDS_TRANSITION:
+        return build_loss(plan.loss, weights)
+    share = class_counts(stack.labels, N_COARSE).numpy()
+    matrix = transition.from_accuracy(share) if plan.transition is None else np.array(plan.transition)
+    if n_labels < N_COARSE:
+        matrix = transition.without_savanna(matrix)
+    return build_loss(plan.loss, weights, torch.from_numpy(matrix), counts)
 
 
 def train(
@@ -87,19 +107,20 @@ def train(
     *,
     validation: PatchStack | None = None,
     progress: bool = True,
+    start: Run | None = None,
 ) -> Run:
     """
     Train a fresh network as *plan* says, on the labels of *stack*.
 
+    start : go on from a copy of this run's network, with its channel statistics, instead of fresh weights
     run_dir : where the checkpoint "last.safetensors" is kept, renewed every `report_every` steps
     validation : evaluated at each report, into the history; changes nothing else
 
     Raises TrainingError when loss or gradient stop being finite; the checkpoint is then that of the last
     report.
     """
-    run = _start(stack, plan)
-    weights = class_weights(class_counts(stack.labels), plan.class_weight_power)
-    loss = build_loss(plan.loss, weights.to(choose_device(plan.device)))
+    run = _start(stack, plan, start)
+    loss = loss_of(stack, plan)
     optimiser = torch.optim.AdamW(run.network.parameters(), weight_decay=plan.weight_decay)
     crops = batches(stack, plan, run.statistics)
     bar = tqdm(crops, total=plan.steps, unit="crop", unit_scale=plan.batch, disable=not progress)
@@ -123,13 +144,13 @@ def train(
     return run
 
 
-def _start(stack: PatchStack, plan: TrainPlan) -> Run:
-    """A fresh network on its device; torch's global random numbers go on as if nothing had happened."""
+def _start(stack: PatchStack, plan: TrainPlan, start: Run | None) -> Run:
+    """A network on its device; torch's global random numbers go on as if nothing had happened."""
     with torch.random.fork_rng():
         torch.manual_seed(plan.seed)
-        network = plan.build()
+        network = plan.build() if start is None else deepcopy(start.network)
     network.to(choose_device(plan.device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Run(network.train(), plan, channel_statistics(stack))
+    return Run(network.train(), plan, channel_statistics(stack) if start is None else start.statistics)
 
 
 def _finite(value: Tensor, gradient: Tensor, run: Run, run_dir: str | os.PathLike[str] | None) -> float:
@@ -169,7 +190,10 @@ def evaluate(run: Run, stack: PatchStack) -> Scores:
     too.
     """
     patches = zip(stack.s2.numpy(), stack.s1.numpy(), stack.labels.numpy(), strict=True)
-    pairs = ((index_to_dfc(labels), classify(run, (s2, s1))) for s2, s1, labels in patches)
+    pairs = (
+        (index_to_dfc(np.where(labels < len(SCORED), labels, np.uint8(IGNORE))), classify(run, (s2, s1)))
+        for s2, s1, labels in patches
+    )
     return summarise(confusion_of_many(pairs))
 
 

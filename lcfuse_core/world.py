@@ -63,6 +63,10 @@ VALIDATION_REGIONS = (
           wetlands=0.4, water=("coast",), conifers=0.0, towns=4.0, town_radius_m=450, aridity=0.2),
     Biome("dry basin", 36.6, 59.2, forest=-0.6, grass=0.4, shrub=0.5, barren=0.4, crops=0.3, wetlands=0.05, towns=3.0,
           aridity=0.8),
+    Biome("lake forest", 53.8, 27.9, forest=0.6, grass=0.2, shrub=-0.4, barren=-0.9, crops=0.25, lakes=0.1,
+          wetlands=0.3, towns=2.0, conifers=0.6, aridity=0.1),
+    Biome("subtropical suburb", -27.2, 152.9, forest=0.4, grass=0.3, shrub=0.1, barren=-0.4, crops=0.15, wetlands=0.2,
+          water=("coast",), conifers=0.0, towns=7.0, town_radius_m=500, aridity=0.4),
 )  # fmt: skip
 
 TEST_REGIONS = (
@@ -104,7 +108,7 @@ class WorldPlan:
 
     seed: int = 0
     n_train: int = 24
-    n_validation: int = 2
+    n_validation: int = 4
     n_test: int = 12
     strangeness: float = 1.15
 
@@ -168,7 +172,7 @@ def make_world(root: str | Path, plan: WorldPlan | None = None, *, workers: int 
     """
     plan, root = plan or WorldPlan(), Path(root)
     wanted = {"plan": asdict(plan), "code": _code_digest()}
-    if (root / "world.json").exists() and read_world(root).items() >= wanted.items():
+    if _holds(root, wanted):
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
     half_made = Path(tempfile.mkdtemp(dir=root.parent, prefix=f"{root.name}.part-"))
@@ -177,12 +181,19 @@ def make_world(root: str | Path, plan: WorldPlan | None = None, *, workers: int 
         digests = _write_scenes(half_made, plan, jobs, workers)
         record = {"synthetic": True, **wanted, "regions": _regions(jobs), "sha256": _digest(digests)}
         (half_made / "world.json").write_text(json.dumps(record, indent=1) + "\n")
-        shutil.rmtree(root, ignore_errors=True)
-        half_made.rename(root)
+        half_made.chmod(0o755)  # a temporary folder is closed to others
+        # Another process may have made the same world meanwhile, and somebody may be reading it.
+        if not _holds(root, wanted):
+            shutil.rmtree(root, ignore_errors=True)
+            half_made.rename(root)
     finally:
         shutil.rmtree(half_made, ignore_errors=True)
-    root.chmod(0o755)  # a temporary folder is closed to others
     return root
+
+
+def _holds(root: Path, wanted: dict[str, Any]) -> bool:
+    """Whether a whole world of that plan and code lies there; its record is the last file that is written."""
+    return (root / "world.json").exists() and read_world(root).items() >= wanted.items()
 
 
 def _write_scenes(root: Path, plan: WorldPlan, jobs: list[_Job], workers: int) -> list[str]:

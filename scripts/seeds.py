@@ -51,31 +51,38 @@ def score_seed(seed: int, *, steps: int | None, small: bool, folder: Path) -> by
         name = protocol.method_name(learner, power)
         methods[name], train_s[name] = here.learned(learner, power)
         print(f"seed {seed}: {name}, learnt in {train_s[name]:.0f} s", flush=True)
+
+    def record(name: str, result: protocol.Result, seconds: float, **regime: str) -> None:
+        cost = {"train_s": seconds}
+        here.record(name, result.scores, regions=result.regions, counts=result.by_region, cost=cost, **regime)
+
     results, _ = protocol.judge(methods, protocol.evaluation_patches(here.data_root))
     for name, result in results.items():
-        here.record(name, result.scores, regions=result.regions, cost={"train_s": train_s[name]})
+        record(name, result, train_s[name])
     for name, (result, seconds) in bounds(here).items():
         print(f"seed {seed}: {name}, learnt in {seconds:.0f} s", flush=True)
-        cost = {"train_s": seconds}
-        here.record(name, result.scores, regions=result.regions, cost=cost, label_regime="fine")
+        record(name, result, seconds, label_regime="fine")
     return path.read_bytes()
 
 
 def bounds(here: chapter.Chapter) -> dict[str, tuple[protocol.Result, float]]:
     """
-    What the official network reaches with *fine* labels: not a method of the book, but a measure of its sample.
+    What the official network reaches with *fine* labels: not methods of the book, but measures of its sample.
 
-    Of other regions: trained on the truth of the training scenes. Of the same regions: trained on three of four
-    test patches and judged on the fourth, the random split by which published inside scores were made.
+    One network learns from the truth of the training scenes. The other is the published experiment: it learns from
+    three of four validation patches, and is judged on the fourth (the same regions) and on the test split (others).
     """
     plan = replace(here.plan("deeplabv3plus", protocol.PLAIN), labels="fine")
-    table = protocol.evaluation_patches(here.data_root)
-    elsewhere = here.trained(plan)
-    fourth = table.index % 4 == 3
-    stack, _ = patches.read_stack(table[~fourth], "fine")
-    inside = training.train(stack, plan, progress=False)
+    test, validation = (protocol.evaluation_patches(here.data_root, split) for split in ("test", "validation"))
+    fourth = validation.index % 4 == 3
+    stack, _ = patches.read_stack(validation[~fourth], "fine")
+    of_validation = training.train(stack, plan, progress=False)
     found = {}
-    for name, run, rows in (("other regions", elsewhere, table), ("the same regions", inside, table[fourth])):
+    for name, run, rows in (
+        ("the training scenes", here.trained(plan), test),
+        ("other regions", of_validation, test),
+        ("the same regions", of_validation, validation[fourth]),
+    ):
         method = f"DeepLabv3+, fine labels of {name}"
         results, _ = protocol.judge({method: partial(training.classify, run)}, rows)
         found[method] = (results[method], float(run.history[-1]["seconds"] or 0))

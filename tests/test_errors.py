@@ -10,6 +10,7 @@ KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and is
 SPECIFIC = {
     "DataError": ValueError,
     "MissingDataError": FileNotFoundError,
+    "FetchError": OSError,
     "LegendError": ValueError,
     "GridError": ValueError,
     "ParameterError": ValueError,

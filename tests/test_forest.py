@@ -6,7 +6,7 @@ import torch
 from toys import toy_patch, toy_stack
 
 from lcfuse_core.errors import DataError, ParameterError
-from lcfuse_core.forest import classify, predict, sample_pixels, train_forest
+from lcfuse_core.forest import classify, features, predict, sample_pixels, train_forest
 from lcfuse_core.legends import IGNORE, igbp_to_dfc
 
 
@@ -83,3 +83,33 @@ def test_what_cannot_be_learnt_from_is_refused(stack):
     empty.labels[:] = IGNORE
     with pytest.raises(DataError, match="no labelled pixel"):
         train_forest(empty, seed=1)
+
+
+def test_a_neighbourhood_is_mean_and_deviation_of_a_window():
+    """Of each channel, by a loop over one pixel in the middle and one in a corner, where the window is cut."""
+    channels = torch.randn((3, 9, 10), generator=torch.Generator().manual_seed(0))
+    found = features(channels, 2)
+    assert found.shape == (9, 9, 10)
+    assert torch.equal(found[:3], channels)
+    for row, col in ((4, 5), (0, 9)):
+        window = channels[:, max(row - 2, 0) : row + 3, max(col - 2, 0) : col + 3].flatten(1)
+        torch.testing.assert_close(found[3:6, row, col], window.mean(1))
+        torch.testing.assert_close(found[6:, row, col], window.std(1, correction=0), atol=1e-4, rtol=1e-3)
+    assert features(channels, 0) is channels
+
+
+def test_a_forest_sees_its_neighbourhood_again_when_it_maps(stack):
+    forest = train_forest(stack, n_pixels=800, seed=1, n_trees=5, neighbourhood=1)
+    assert forest.trees.n_features_in_ == 45
+    unseen = toy_patch(1000, size=40)
+    assert (classify(forest, unseen) == igbp_to_dfc(unseen.lc[0])).mean() > 0.9
+
+
+def test_dividing_by_the_label_shares_hears_rare_classes(stack):
+    """Each class's votes by its share, to one again; a power of 0 leaves them."""
+    forest = train_forest(stack, n_pixels=500, seed=1, n_trees=5, class_weight_power=0)
+    plain, divided = (predict(forest, toy_patch(7), power) for power in (0.0, 1.0))
+    share = np.maximum(np.array(forest.label_share), 1e-9)[:, None, None]
+    by_hand = plain / share
+    np.testing.assert_allclose(divided, by_hand / by_hand.sum(axis=0), rtol=1e-4, atol=1e-7)
+    assert sum(forest.label_share) == pytest.approx(1)

@@ -89,7 +89,7 @@ def test_the_ledger_is_listed_as_a_table(tmp_path, capsys):
     ledger.append(tmp_path / "l.jsonl", entry)
     assert shell.main(["ledger", "list", "--file", str(tmp_path / "l.jsonl")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split() == ["evaluation", "guess", "coarse", "only", "True", "2", "0.25", "0.125", "0.5"]
+    assert lines[1].split() == ["1", "evaluation", "guess", "coarse", "only", "True", "2", "0.25", "0.125", "0.5"]
 
 
 def test_a_missing_ledger_is_an_error_in_one_line(tmp_path, capsys):

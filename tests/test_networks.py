@@ -11,11 +11,12 @@ CELL_PX = 46.3
 """Side of a coarse cell in pixels of 10 m."""
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(params=[*((name, 3) for name in NETWORKS), ("fcn", (2, 1)), ("unet", (1, 2))], ids=str)
 def network(request):
-    """Each registered network, small, with weights from a fixed seed."""
+    """Each registered network, small, with weights from a fixed seed; two of them with a branch a sensor."""
     torch.manual_seed(0)
-    return build(request.param, in_channels=3, width=4).eval()
+    name, in_channels = request.param
+    return build(name, in_channels=in_channels, width=4).eval()
 
 
 @pytest.mark.parametrize(("rows", "cols"), [(64, 64), (32, 33), (50, 77)])
@@ -54,9 +55,9 @@ def test_a_far_pixel_changes_nothing(network):
 
 
 def test_what_the_networks_see():
-    """The FCN sees 11 pixels, less than a coarse cell; the other two see more than one."""
-    fields = {name: receptive_field(build(name, width=2), size=320) for name in NETWORKS}
-    assert fields["fcn"] == 11
+    """FCN and full-resolution network see less than a coarse cell; the other two see more than one."""
+    fields = {name: receptive_field(build(name, width=4), size=320) for name in NETWORKS}
+    assert (fields["fcn"], fields["full_resolution"]) == (11, 21)
     assert CELL_PX < fields["unet"] < fields["deeplabv3plus"] < 320
 
 
@@ -83,6 +84,20 @@ def test_networks_are_small_by_default_and_scale_by_width():
         assert 3e4 < small < 1e6
         default_width = NETWORKS[name].default_width
         assert 2 < parameter_count(build(name, width=2 * default_width)) / small < 4
+
+
+def test_branches_of_a_late_fusion_do_not_mix_their_images():
+    """The features of one sensor stay as they are, whatever the other sees."""
+    torch.manual_seed(0)
+    network = build("fcn", in_channels=(2, 1), width=4).eval()
+    image = torch.randn(1, 3, 32, 32)
+    other = image.clone()
+    other[:, 2] = 0
+    first, second = network.branches
+    torch.testing.assert_close(first(image[:, :2]), first(other[:, :2]))
+    assert (network(image) != network(other)).any()
+    assert (second(image[:, 2:]) != second(other[:, 2:])).any()
+    assert parameter_count(network) > parameter_count(build("fcn", in_channels=3, width=4))
 
 
 def test_padding_repeats_the_edge():

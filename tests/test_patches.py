@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from miniatures import (
     COLS,
+    PLACE,
     ROWS,
     SEMIREAL,
+    UTM,
     dfc_array,
     lc_array,
     needs_semireal,
@@ -20,16 +22,20 @@ from miniatures import (
 )
 
 from lcfuse_core import patches, scenes
+from lcfuse_core.cells import cell_ids
 from lcfuse_core.errors import DataError, GridError, MissingDataError, ParameterError
-from lcfuse_core.legends import IGNORE
+from lcfuse_core.legends import IGNORE, N_COARSE, SAVANNA_INDEX
 from lcfuse_core.patches import (
     PatchFiles,
     PatchStack,
     Statistics,
     channel_statistics,
     class_counts,
+    label_index,
     normalise,
+    patch_cells,
 )
+from lcfuse_core.recovery import recover
 from lcfuse_core.scenes import Patch
 
 FLAT = Statistics((0.0,) * 15, (1.0,) * 15)
@@ -80,7 +86,7 @@ def test_a_patch_without_the_layer_is_named(labels, layer):
 
 def test_labels_of_another_name_are_refused():
     """The message lists what there is."""
-    with pytest.raises(ParameterError, match="'coarse', expected modis or fine"):
+    with pytest.raises(ParameterError, match=r"'coarse', expected modis or modis\+savanna or fine"):
         PatchStack([patch()], "coarse")
 
 
@@ -123,13 +129,13 @@ def test_no_patches_make_no_stack():
 @given(size=st.integers(1, ROWS), seed=st.integers(0, 2**40))
 def test_every_crop_is_a_turned_piece_of_one_patch(size, seed):
     """
-    Each pixel of a crop tells where it came from; S2, S1 and labels of it came from the same place.
+    Each pixel of a crop tells where it came from; S2, S1, label and cell of it came from the same place.
 
     The places form a square without gaps: rows and columns advance by one pixel along either axis.
     """
     stack = PatchStack([patch(number) for number in range(3)], "fine")
-    s2, s1, labels = stack.crops(4, size, torch.Generator().manual_seed(seed))
-    assert (s2.dtype, s1.dtype, labels.dtype) == (torch.uint16, torch.float32, torch.uint8)
+    s2, s1, labels, cells = stack.crops(4, size, torch.Generator().manual_seed(seed))
+    assert (s2.dtype, s1.dtype, labels.dtype, cells.dtype) == (torch.uint16, torch.float32, torch.uint8, torch.int32)
     assert (s2.shape, s1.shape, labels.shape) == ((4, 13, size, size), (4, 2, size, size), (4, size, size))
     row, col = s2[:, 0].int() // 1000, s2[:, 0].int() % 1000
     number = number_of(s1)
@@ -138,15 +144,57 @@ def test_every_crop_is_a_turned_piece_of_one_patch(size, seed):
         assert (s2[crop].int() == stack.s2[source].int()[:, row[crop], col[crop]]).all()
         assert (s1[crop] == stack.s1[source][:, row[crop], col[crop]]).all()
         assert (labels[crop] == stack.labels[source][row[crop], col[crop]]).all()
+        assert (cells[crop] == stack.cells[source][row[crop], col[crop]]).all()
         steps = [[grid.diff(dim=axis).abs().unique().tolist() for axis in (0, 1)] for grid in (row[crop], col[crop])]
         assert size == 1 or steps in ([[[1], [0]], [[0], [1]]], [[[0], [1]], [[1], [0]]])
+
+
+def test_savanna_is_kept_where_it_is_asked_for():
+    """Labels "modis+savanna" are "modis" with one class more, where MODIS says Savanna or Woody savanna."""
+    with_it, without = (label_index(patch(), labels) for labels in ("modis+savanna", "modis"))
+    savanna = np.isin(lc_array()[0], [8, 9])
+    assert savanna.any()
+    assert (with_it[savanna] == SAVANNA_INDEX).all()
+    assert (without[savanna] == IGNORE).all()
+    np.testing.assert_array_equal(with_it[~savanna], without[~savanna])
+    counts = class_counts(with_it, N_COARSE)
+    assert counts[SAVANNA_INDEX] == savanna.sum()
+    assert torch.equal(counts[:8], class_counts(without))
+
+
+def test_cells_are_those_of_the_georeference():
+    """Where there is one; else those that the label betrays; without that, one cell."""
+    placed = patch(crs=UTM, transform=PLACE)
+    np.testing.assert_array_equal(patch_cells(placed), cell_ids(PLACE, UTM, (ROWS, COLS))[0])
+    lc = np.zeros((4, ROWS, COLS), np.uint8)
+    lc[0] = 12
+    lc[0, :, 23:] = 1  # an edge of cells
+    cells = patch_cells(patch(lc=lc))
+    np.testing.assert_array_equal(cells, recover(lc).ids)
+    assert set(cells[:, :23].ravel()).isdisjoint(cells[:, 23:].ravel())
+    assert (patch_cells(patch(lc=None)) == 0).all()
+
+
+def test_stacks_are_parted_joined_and_labelled_anew():
+    """Parts joined again are the whole; other labels leave the rest, and the first stack, as they were."""
+    stack = PatchStack([patch(number) for number in range(3)])
+    whole = patches.joined([stack.part([0, 2]), stack.part([1])])
+    assert whole.names == ["p0", "p2", "p1"]
+    for name in ("s2", "s1", "labels", "cells"):
+        assert torch.equal(getattr(whole, name), getattr(stack, name)[[0, 2, 1]])
+    other = stack.with_labels(torch.zeros_like(stack.labels))
+    assert (other.labels == 0).all()
+    assert (stack.labels != 0).any()
+    assert other.s2 is stack.s2
+    with pytest.raises(GridError, match="labels of a stack"):
+        stack.with_labels(np.zeros((2, ROWS, COLS), np.uint8))
 
 
 def test_crops_come_from_everywhere_in_every_symmetry(generator):
     """All patches, all positions up to both borders, and all eight flips and rotations, about equally."""
     stack = PatchStack([patch(number) for number in range(2)])
     size, n = 30, 4000
-    s2, s1, _ = stack.crops(n, size, generator)
+    s2, s1, _, _ = stack.crops(n, size, generator)
     corners = s2[:, 0, [0, 0, -1], [0, -1, 0]].int()
     row, col = corners // 1000, corners % 1000
     top, left = (s2[:, 0].int() // 1000).amin((1, 2)), (s2[:, 0].int() % 1000).amin((1, 2))

@@ -64,6 +64,13 @@ def test_all_patches_of_the_public_bundle_are_judged(tmp_path):
     assert protocol.evaluation_patches(tmp_path)["patch"].tolist() == [3, 5]
 
 
+def test_validation_patches_are_never_taken_from_another_split(contest, tmp_path):
+    assert set(protocol.evaluation_patches(contest, "validation")["split"]) == {"validation"}
+    miniatures.write_patch(tmp_path / "other", "bundle", 3)
+    with pytest.raises(MissingDataError, match="no patch of the validation split"):
+        protocol.evaluation_patches(tmp_path / "other", "validation")
+
+
 def test_a_folder_without_reference_is_refused(tmp_path):
     miniatures.write_patch(tmp_path)
     with pytest.raises(MissingDataError, match="no patch with a reference"):

@@ -191,7 +191,10 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     [
         ("network", "fnc", "one of fcn, unet, deeplabv3plus"),
         ("loss", "ce", "one of cross_entropy"),
-        ("labels", "coarse", "one of modis, fine"),
+        ("labels", "coarse", r"one of modis, modis\+savanna, fine"),
+        ("fusion", "middle", "one of early, late"),
+        ("transition", [[1.0, 0.0]], "8 rows of 9 shares"),
+        ("transition", "identity", "8 rows of 9 shares"),
         ("precision", "float16", "one of auto, float32, bfloat16"),
         ("inputs", (), "s2, s1 or both"),
         ("inputs", ("s2", "s3"), "s2, s1 or both"),
@@ -221,3 +224,20 @@ def test_plans_compare_by_value():
         2,
         15,
     ]
+
+
+def test_late_fusion_wants_two_sensors():
+    with pytest.raises(ParameterError, match="one sensor alone"):
+        TrainPlan(inputs=("s1",), fusion="late")
+
+
+def test_a_checkpoint_keeps_matrix_and_branches(tmp_path):
+    """A plan with a transition matrix and late fusion comes back equal, with its network."""
+    rows = [[0.6 if k == m else 0.05 for m in range(9)] for k in range(8)]
+    plan = TrainPlan(width=1, steps=3, fusion="late", loss="forward", transition=rows)
+    assert isinstance(hash(plan), int)
+    run = fresh_run(plan)
+    again = load_checkpoint(save_checkpoint(run, tmp_path / "last.safetensors"))
+    assert again.plan == plan
+    image = torch.randn(1, 15, 32, 32)
+    assert torch.equal(again.network(image), run.network(image))

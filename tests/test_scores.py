@@ -53,6 +53,7 @@ def test_scores_are_those_of_scikit_learn(pair):
     recall = metrics.recall_score(reference, predicted, **by_class)
     iou = metrics.jaccard_score(reference, predicted, **by_class)
     precision = metrics.precision_score(reference, predicted, **by_class)
+    f1 = metrics.f1_score(reference, predicted, **by_class)
     names = [DFC2020.name_of(code) for code in present]
     assert ours.oa == pytest.approx(metrics.accuracy_score(reference, predicted))
     assert ours.aa == pytest.approx(recall.mean())
@@ -60,6 +61,7 @@ def test_scores_are_those_of_scikit_learn(pair):
     assert ours.miou_9 == pytest.approx(iou.sum() / 9)
     assert [ours.recall[name] for name in names] == pytest.approx(recall)
     assert [ours.iou[name] for name in names] == pytest.approx(iou)
+    assert [ours.f1[name] for name in names] == pytest.approx(f1)
     assert [np.nan_to_num(ours.precision[name]) for name in names] == pytest.approx(precision)
     if len(set(reference.tolist()) | set(predicted.tolist())) > 1:
         assert ours.kappa == pytest.approx(metrics.cohen_kappa_score(reference, predicted))
@@ -121,6 +123,10 @@ def test_scores_by_hand():
     ours = summarise(confusion(reference, predicted))
     assert ours.recall["Forest"] == 3 / 6
     assert ours.recall["Croplands"] == pytest.approx(2 / 3)
+    assert ours.f1["Forest"] == 2 * 3 / (6 + 4)
+    # Areas: forest 6 and 4 of 10, crops 3 and 4, water 1 and 1, none 0 and 1.
+    assert ours.quantity == pytest.approx((2 + 1 + 0 + 1) / 2 / 10)
+    assert ours.allocation == pytest.approx(4 / 10 - 2 / 10)
     assert ours.precision["Forest"] == 3 / 4  # the unknown pixel does not count against it
     assert ours.iou["Forest"] == 3 / 7
     assert ours.iou["Croplands"] == 2 / 5
@@ -170,6 +176,7 @@ def test_absent_classes_are_nan_by_class_only():
     assert math.isnan(ours.recall["Water"])
     assert math.isnan(ours.precision["Water"])
     assert math.isnan(ours.iou["Croplands"])
+    assert math.isnan(ours.f1["Croplands"])
     assert ours.precision["Croplands"] == 0
     assert (ours.aa, ours.miou_8) == (0.5, 0.5)
 
@@ -193,6 +200,40 @@ def test_counts_of_patches_add_up():
     before = reference.copy()
     confusion(reference, predicted)
     np.testing.assert_array_equal(reference, before)
+
+
+def test_right_areas_in_the_wrong_places_are_allocation_alone():
+    """Two classes exchanged: every area is right, so all of the error is where, none of it how much."""
+    ours = summarise(confusion(np.array([1, 1, 10, 10]), np.array([1, 10, 1, 10])))
+    assert (ours.oa, ours.quantity, ours.allocation) == (0.5, 0, 0.5)
+
+
+@given(label_pairs(reference=scored))
+def test_the_area_table_adds_up_to_the_quantity_disagreement(pair):
+    """Half the absolute errors of the classes, and half of what has no row, is the score."""
+    counts = confusion(*pair)
+    table = scores.area_table(counts, digits=12)
+    missing = 100 - table["map"].sum()
+    assert table["reference"].sum() == pytest.approx(100)
+    assert (table["error"].abs().sum() + missing) / 2 == pytest.approx(100 * summarise(counts).quantity, abs=1e-9)
+
+
+def test_an_empty_patch_adds_nothing_and_has_no_score():
+    """No pixel at all, or none that is known."""
+    empty = np.zeros((0, 256), np.uint8)
+    assert confusion(empty, empty).sum() == 0
+    assert confusion(np.zeros((4, 4), np.uint8), np.ones((4, 4), np.uint8)).sum() == 0
+    with pytest.raises(DataError, match="no pixel with a scored"):
+        summarise(confusion(empty, empty))
+
+
+@pytest.mark.parametrize("code", [11, 16, 27, 255])
+def test_a_foreign_code_is_refused_however_it_would_wrap_around(code):
+    """Pairs are packed into a byte: a code that does not fit must never pass for another."""
+    with pytest.raises(LegendError, match=f"found codes 1..{code}"):
+        confusion(np.array([1, code], np.uint8), np.ones(2, np.uint8))
+    with pytest.raises(LegendError, match=f"found codes 1..{code}"):
+        confusion(np.ones(2, np.int64), np.array([1, code]))
 
 
 def test_bad_input_is_refused():
@@ -229,5 +270,5 @@ def test_tables_for_the_pages():
     assert recall["Water"] == 100.0
     assert math.isnan(recall["Barren"])
     assert class_table({"half": half}, "precision")["half"]["Forest"] == 100.0
-    with pytest.raises(ParameterError, match="'f1'"):
-        class_table({"half": half}, "f1")
+    with pytest.raises(ParameterError, match="'f2'"):
+        class_table({"half": half}, "f2")

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import toy_patch, toy_stack
 
-from lcfuse_core import training
+from lcfuse_core import training, transition
 from lcfuse_core.errors import DataError, ParameterError, TrainingError
 from lcfuse_core.legends import dfc_to_index, igbp_to_dfc
+from lcfuse_core.losses import LOSSES
 from lcfuse_core.networks import NETWORKS
-from lcfuse_core.patches import channel_statistics
+from lcfuse_core.patches import PatchStack, channel_statistics
 from lcfuse_core.training import (
     TrainPlan,
     batches,
@@ -106,8 +107,8 @@ def test_nan_stops_training_and_keeps_the_last_checkpoint(stack, tmp_path, monke
     """A loss that becomes NaN at step 5: the error names the checkpoint of step 4, and that is whole."""
     calls = []
 
-    def build_poisoned(name, weights):
-        loss = build(name, weights)
+    def build_poisoned(name, *known):
+        loss = build(name, *known)
         return lambda logits, batch: loss(logits, batch) * (calls.append(0) or (1, np.nan)[len(calls) == 5])
 
     build = training.build_loss
@@ -162,6 +163,51 @@ def test_batches_are_normalised_crops_with_their_labels(stack):
     only_s1, _ = next(batches(stack, replace(TINY, inputs=("s1",)), statistics))
     assert torch.equal(only_s1, images[:, 13:])
     assert len(list(batches(stack, TINY, statistics))) == TINY.steps
+
+
+def test_batches_carry_the_cells_of_their_pixels(stack):
+    """A cell has one label in a toy stack, and so it has in every batch."""
+    _, batch = next(batches(stack, TINY, channel_statistics(stack)))
+    assert (batch.cells.shape, batch.cells.dtype) == ((4, 32, 32), torch.int32)
+    for labels, cells in zip(batch.labels, batch.cells, strict=True):
+        assert all(len(labels[cells == cell].unique()) == 1 for cell in cells.unique())
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("labels", ["modis", "modis+savanna"])
+def test_every_loss_trains(loss, labels):
+    """Two finite steps, on labels with and without Savanna; the weights move."""
+    patch = toy_patch(0, size=32)
+    patch.lc[0, :8] = 9
+    stack = PatchStack([patch], labels)
+    plan = replace(TINY, loss=loss, labels=labels, steps=2, width=4)
+    first, second = (train(stack, replace(plan, steps=n), progress=False) for n in (1, 2))
+    assert all(np.isfinite(row["loss"]) for row in second.history)
+    assert not torch.equal(first.network.classify.weight, second.network.classify.weight)
+
+
+def test_a_plan_without_a_matrix_takes_the_stated_accuracy(stack):
+    """And one with a matrix takes that; without Savanna, the part of it that has none."""
+    plan = replace(TINY, loss="forward")
+    stated = training.loss_of(stack, plan).transition
+    assert stated.shape == (8, 8)
+    np.testing.assert_allclose(stated.sum(axis=1), 1)
+    own = transition.rows_to_one(np.eye(8, 9) + 0.1)
+    given_one = replace(plan, transition=tuple(map(tuple, own.tolist())))
+    np.testing.assert_allclose(training.loss_of(stack, given_one).transition, transition.without_savanna(own))
+    kept = replace(given_one, labels="modis+savanna")
+    np.testing.assert_allclose(training.loss_of(stack, kept).transition, own)
+
+
+def test_training_goes_on_from_a_run(stack, learnt):
+    """A copy of its network, its statistics and not the new stack's; the run itself stays as it was."""
+    before = learnt.network.classify.weight.clone()
+    there = toy_stack(1, size=32)
+    plan = replace(learnt.plan, steps=1, learning_rate=1e-8, weight_decay=0)
+    again = train(there, plan, progress=False, start=learnt)
+    assert torch.equal(learnt.network.classify.weight, before)
+    torch.testing.assert_close(again.network.classify.weight, before, atol=1e-6, rtol=1e-5)
+    assert again.statistics == learnt.statistics != channel_statistics(there)
 
 
 def test_probabilities_are_probabilities(learnt):

@@ -155,6 +155,23 @@ def test_an_interrupted_call_leaves_nothing_that_looks_finished(tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_world_that_another_process_finished_first_is_left_alone(tmp_path, monkeypatch):
+    root, plan = tmp_path / "world", world.WorldPlan(seed=3, n_train=1, n_validation=1, n_test=1)
+    write = world._write_scenes
+
+    def while_another_process_finishes(*arguments):
+        digests = write(*arguments)
+        monkeypatch.setattr(world, "_write_scenes", write)
+        world.make_world(root, plan, workers=1)
+        (root / "read by the other").touch()
+        return digests
+
+    monkeypatch.setattr(world, "_write_scenes", while_another_process_finishes)
+    assert world.make_world(root, plan, workers=1) == root
+    assert (root / "read by the other").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["world"]
+
+
 def test_a_world_without_scenes_is_refused():
     with pytest.raises(ParameterError, match=r"n_test: found 0, expected 1 or more"):
         world.WorldPlan(n_test=0)
@@ -194,7 +211,7 @@ def test_the_biome_decides_what_grows():
 
 def test_roads_are_drawn_and_never_on_water():
     biome = landscape.Biome("a", 45, 5, lakes=0.3, towns=12.0)
-    land = landscape.make_landscape(np.random.default_rng(3), biome, (256, 256))
+    land = landscape.make_landscape(np.random.default_rng(3), biome, (512, 512))
     road = land.objects == landscape.ROAD_OBJECT
     assert road.sum() > 30
     assert set(np.unique(land.truth[road])) == {landscape.URBAN}
@@ -207,7 +224,7 @@ def test_roads_are_drawn_and_never_on_water():
 def scene():
     biome = landscape.Biome("a", 45, 5, forest=0.3, barren=0.3, lakes=0.2, towns=16.0)
     region = sensors.draw_region(np.random.default_rng(1), biome, season=0.5, strangeness=0.0)
-    return world.make_scene(np.random.default_rng(2), region, 256), region
+    return world.make_scene(np.random.default_rng(2), region, 384), region
 
 
 def mean_of(band, truth, code):

@@ -1,0 +1,104 @@
+"""`python -m lcfuse_core data`: what it prints, and what it answers to the shell."""
+
+import json
+
+import pytest
+import yaml
+from servers import HTTPServer
+from worlds import SHARED, item, make_zip, md5, toy_files
+
+from lcfuse_core import __main__ as shell
+from lcfuse_core import manifest
+
+
+def data(*arguments):
+    return shell.main(["data", *map(str, arguments)])
+
+
+@pytest.fixture
+def toys(tmp_path):
+    """Options that point at a small manifest whose only archive a server on this machine has."""
+    content = make_zip(toy_files())
+    hand = {"kind": "by_hand", "page": "https://example.org/p", "log_in": True, "do": "Log in and take {file}."}
+    with HTTPServer() as http:
+        http.script.serve("/toys.zip", content)
+        items = [item("zip", [http.source("toys.zip")], md5(content)), item("zip", [hand], name="closed")]
+        subsets = {
+            "colab": {"what": "toys", "items": [{"item": "toys"}]},
+            "full": {"what": "more", "items": [{"item": "toys"}, {"item": "closed"}]},
+        }
+        book = {"schema": 1, "datasets": {"toys": SHARED}, "items": items, "subsets": subsets}
+        file = tmp_path / "manifest.yaml"
+        # A date in YAML stands without quotes.
+        file.write_text(yaml.safe_dump(json.loads(json.dumps(book))).replace("'2026-11-22'", "2026-11-22"))
+        yield ["--manifest", file, "--root", tmp_path / "data"]
+
+
+def test_the_list_names_every_item_licence_and_subset(capsys):
+    assert data("list") == 0
+    said = capsys.readouterr().out
+    for one in manifest.read().items:
+        assert f"  {one.id} " in said
+    for part in ("CC BY 4.0", "stricter contest terms", "colab: ", "on disk, unpacked 3.66 GB; about 3.05 GB"):
+        assert part in said
+
+
+def test_the_list_as_json_has_what_a_program_needs(capsys):
+    assert data("list", "sen12ms-summer-lc", "--json") == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["doi"] == "10.14459/2019mp1474000"
+    assert found["licence"]["read_on"] == "2026-11-22"
+    assert found["profiles"] == ["colab", "full"]
+    assert [source["kind"] for source in found["sources"]] == ["ftp", "by_hand"]
+    assert any("146_p202" in defect for defect in found["defects"])
+
+
+def test_fetch_verify_and_status_in_turn(toys, capsys, tmp_path):
+    """Nothing, then all, then damage; each with its code for the shell."""
+    assert data("status", "--profile", "colab", *toys) == 1
+    assert "missing" in capsys.readouterr().out
+    assert data("fetch", "--profile", "colab", *toys) == 0
+    assert "toys: unpacked; unpacked, 6 files; from http://127.0.0.1" in capsys.readouterr().out
+    assert data("status", "--profile", "colab", *toys) == 0
+    assert "unpacked, 6 files" in capsys.readouterr().out
+    assert data("verify", *toys) == 0
+    assert capsys.readouterr().out == "toys: whole\n"
+    first = tmp_path / "data/toys" / next(iter(toy_files()))
+    first.write_bytes(first.read_bytes()[::-1])
+    assert data("verify", *toys) == 1
+    assert f"{first}: damaged" in capsys.readouterr().out
+
+
+def test_log_in_data_are_asked_for_by_hand(toys, capsys, tmp_path):
+    """What to get, where, and where to put it; once it is there, it is verified and unpacked."""
+    assert data("fetch", "--profile", "full", *toys) == 1
+    said = capsys.readouterr().out
+    place = tmp_path / "data/downloads/closed.zip"
+    for part in ("Log in and take closed.zip.", "https://example.org/p (log-in)", f"Put the file at {place}"):
+        assert part in said
+    place.write_bytes(make_zip(toy_files(scenes=(7,))))
+    assert data("fetch", "--profile", "full", *toys) == 0
+    said = capsys.readouterr().out
+    assert "closed: unpacked; unpacked, 3 files; from a file put there by hand, verified by whole archive" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fetch"], "found nothing named, expected --profile or items"),
+        (["fetch", "toys", "--profile", "colab"], "Drop one."),
+        (["fetch", "--profile", "smoke"], "expected one of colab, full"),
+        (["fetch", "tois"], "expected one of toys, closed"),
+        (["verify"], "no record of fetched data"),
+    ],
+)
+def test_what_is_not_known_is_refused_in_one_line(toys, capsys, arguments, message):
+    assert data(*arguments, *toys) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert message in said
+
+
+def test_the_sample_is_made_and_not_fetched(capsys, tmp_path):
+    assert data("fetch", "--profile", "smoke", "--root", tmp_path) == 0
+    assert "`python -m lcfuse_core sample` makes it" in capsys.readouterr().out

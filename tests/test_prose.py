@@ -1,0 +1,110 @@
+"""
+Numbers in the prose: a score that is typed in will be wrong one day, and nobody will notice.
+
+The rule. A *score* is a number with a per cent sign (`46.45 %`, also a range), or one of 0..1 that follows the name of
+a score (`AA of 0.52`). In Markdown it may stand only
+
+- where a cell put it (`{glue:text}`, which holds no digits);
+- in a paragraph or table row that cites where it was published (`{cite:p}`, `{cite:t}`);
+- in code, formulas, captions' options, or addresses, which are not prose;
+- in ALLOWED, each with the reason why it can never go stale: definitions, arithmetic, settings.
+"""
+
+import re
+from itertools import chain
+
+import pytest
+
+import chapters
+
+SCORE = re.compile(
+    r"(?<![\w.])\d+(?:\.\d+)?(?:\s?[–-]\s?\d+(?:\.\d+)?)?\s?%"
+    r"|(?:\bAA|\bOA|\bmIoU|\bIoU|\bkappa|\brecall|\bprecision|\baccuracy)\b[^.|\n]{0,30}?\b0?\.\d+",
+    re.IGNORECASE,
+)
+NOT_PROSE = re.compile(
+    r"```(?:python|sh|bash|text|yaml|json)\b.*?```|\$\$.*?\$\$|\$[^$\n]+\$|`[^`\n]*`|^:\w[\w-]*:.*?$|https?://\S+",
+    re.DOTALL | re.MULTILINE,
+)
+CITED = re.compile(r"\{cite:[pt]\}|\{cite\}")
+
+ALLOWED = {
+    "dfc2020": {
+        "88.9 %": "arithmetic: eight ninths",
+        "82 %": "what an exercise supposes; the source is cited where it is first told",
+    },
+    "evaluation": {
+        "100 %": "the recall of the only class that is mapped, by definition",
+        "60 %": "an example of what an OA may hide, not a score of anything",
+    },
+    "reproduction": {"95 %": "the level of the intervals, a choice and no score"},
+    "sen12ms": {"12.34 %": "what a digital number of 1,234 means, by definition"},
+}
+"""By page: what stands there for good, and why."""
+
+OPEN: dict[str, set[str]] = {}
+"""By page: what is typed in still. A number that is mended must leave this list, too."""
+
+
+def _without(found):
+    """Nothing in place of what is not prose, but for the name of what is cited: a citation's `key` is code, too."""
+    return found[0] if re.fullmatch(r"`[\w,-]+`", found[0]) else " "
+
+
+def blocks(text):
+    """Paragraphs and table rows, without what is not prose but with their citations."""
+    kept = NOT_PROSE.sub(_without, text)
+    for paragraph in re.split(r"\n\s*\n|\n(?=[-*] |\d+\. )", kept):
+        yield from paragraph.splitlines() if paragraph.lstrip().startswith("|") else [paragraph]
+
+
+def typed_in(text):
+    """The scores of a Markdown text that nothing stands behind."""
+    return [found[0].strip() for block in blocks(text) if not CITED.search(block) for found in SCORE.finditer(block)]
+
+
+def pages():
+    """Every page of the book that somebody wrote: name and Markdown."""
+    for name in chapters.names():
+        cells = chapters.read(name).cells
+        yield name, "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    for file in sorted(chapters.BOOK.glob("*.md")):
+        yield file.stem, file.read_text()
+
+
+@pytest.mark.parametrize(("name", "text"), list(pages()), ids=lambda value: value if len(value) < 30 else "")
+def test_scores_in_the_prose_come_from_a_cell_the_ledger_or_a_source(name, text):
+    found = set(typed_in(text)) - set(ALLOWED.get(name, {}))
+    assert found == OPEN.get(name, set()), "glue it, cite it, or say in ALLOWED why it can stay"
+
+
+def test_what_is_allowed_is_there_and_has_a_reason():
+    """No exception outlives its number."""
+    texts = dict(pages())
+    for name, reasons in ALLOWED.items():
+        assert set(reasons) <= set(typed_in(texts[name]))
+        assert all(len(why.split()) >= 3 for why in reasons.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The FCN reaches 53.2 % here.", ["53.2 %"]),
+        ("An AA of 0.523, and more.", ["AA of 0.523"]),
+        ("Between 30–60 % of trees.", ["30–60 %"]),
+        ("| FCN | 53.2 % |\n| U-Net | 46.45 % {cite:p}`liebel2020` |", ["53.2 %"]),
+        ("It won with 57.49 % {cite:p}`dfc2020_results`.", []),
+        ("It won with 57.49 %.\n\nAnother paragraph cites {cite:t}`dfc2020_results`.", ["57.49 %"]),
+        ("The map reaches {glue:text}`fcn-aa` %.", []),
+        ("Write `f'{aa:.1f} %'` or see\n```python\nprint('53.2 %')\n```", []),
+        ("A learning rate of 0.001, 10 m, 2 cores, Figure 3.", []),
+        ("with $p = 0.5$ an accuracy of $95 %$", []),
+    ],
+)
+def test_the_rule_finds_what_is_typed_and_leaves_the_rest(text, expected):
+    assert typed_in(text) == expected
+
+
+def test_every_page_is_looked_at():
+    names = [name for name, _ in pages()]
+    assert set(names) >= set(chain(chapters.names(), ("intro", "status", "glossary")))
