@@ -51,6 +51,9 @@ SIDE_PX = (32, 4096)
 S1_RANGE_DB = (-100.0, 60.0)
 """Backscatter outside this range is no measurement."""
 
+SWAPPED_DB = 3.0
+"""VH lies some 7 dB below VV on average, and never this far above it: then the two are swapped."""
+
 S2_MAX = 32767
 """Reflectance x 10000 above this is a fill value, or a negative number read as unsigned."""
 
@@ -190,6 +193,14 @@ def _check_s1(path: str | os.PathLike[str], data: NDArray[Any]) -> NDArray[np.fl
                 expected=f"dB: some pixels below 0, all within {low:g}..{high:g}",
                 do="If the file holds linear power, convert it: 10 log10(value).",
             )
+    vv, vh = data.mean(axis=(1, 2))
+    if vh > vv + SWAPPED_DB:
+        raise DataError(
+            path,
+            found=f"VH {vh - vv:.1f} dB above VV on average",
+            expected="VV first, and VH below it",
+            do="Write the bands in the order VV, VH, or take the published file.",
+        )
     return data.astype(np.float32, copy=False)
 
 
@@ -204,6 +215,14 @@ def _check_s2(path: str | os.PathLike[str], data: NDArray[Any]) -> tuple[NDArray
             do=f"Convert it if it has another scale; leave it out if it is no-data. {AGAIN}",
         )
     reflectance = data.astype(np.uint16, copy=False)
+    # Light of the cirrus band hardly reaches the ground; B1 shines by the air alone.
+    if np.median(reflectance[B10]) > np.median(reflectance[0]):
+        raise DataError(
+            path,
+            found="band 11 brighter than band 1 on the whole",
+            expected=f"{UNITS['s2']}: B10 (cirrus) is nearly black",
+            do="Bring the bands into file order, or take the published file.",
+        )
     if reflectance[B10].min() < S2_OFFSET:
         return reflectance, ()
     # L1C of baseline 04.00 and later adds 1000 to every band; SEN12MS and DFC2020 are older.

@@ -83,20 +83,21 @@ def _name(row: pd.DataFrame) -> str:
 
 
 def _on_one_grid(placed: list[_Placed], report: Report) -> tuple[CRS, Affine, list[_Placed]]:
-    """CRS and transform of one patch on the grid that most share, and the patches on it; others are skipped."""
-    grids = [(crs.to_wkt(), t.a, t.e, round(t.c % t.a), round(t.f % t.e)) for _, crs, t, _ in placed]
+    """CRS and transform of one patch like most, and the patches of its grid and size; others are skipped."""
+    grids = [(crs.to_wkt(), t.a, t.e, round(t.c % t.a), round(t.f % t.e), size) for _, crs, t, size in placed]
     [(most, _)] = Counter(grids).most_common(1)
-    _, crs, first, _ = placed[grids.index(most)]
+    _, crs, first, first_size = placed[grids.index(most)]
     kept = []
     for one in placed:
-        row, other_crs, other, _ = one
+        row, other_crs, other, size = one
         steps = (other.c - first.c) / first.a, (other.f - first.f) / first.e
         off = max(abs(step - round(step)) for step in steps)
         is_same = (other.a, other.b, other.d, other.e) == (first.a, 0, 0, first.e) and other_crs == crs
-        if is_same and off <= GRID_TOLERANCE_PX:
+        if is_same and off <= GRID_TOLERANCE_PX and size == first_size:
             kept.append(one)
             continue
-        found, expected = f"{other_crs}, {tuple(other)[:6]}", f"the grid of its scene, {crs}, {tuple(first)[:6]}"
+        found = f"{other_crs}, {tuple(other)[:6]}, {size} pixels"
+        expected = f"the grid of its scene, {crs}, {tuple(first)[:6]}, {first_size} pixels"
         do = "Fetch it again, or train from the patch files."
         report.skipped.append((_name(row), str(GridError(row["s1"].iloc[0], found=found, expected=expected, do=do))))
     if not kept:

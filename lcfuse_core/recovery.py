@@ -8,13 +8,15 @@ lines,
     rows     row = (k + row_phase) * height + tilt * col         k = 0, 1, ...
     columns  col = (k + col_phase) * width + shear * row
 
-with a height and a width of about 463.3 m. The rest is fitted: the tilt (a circle of latitude is no line of the UTM
-grid), the shear (x = R lon cos(lat): it grows with the distance from Greenwich and from the equator), the two phases,
-and the last per cent of height and width. A patch of one class, or of one edge, cannot tell all of it.
+with a height and a width that follow from a cell's 463.3 m. The rest is fitted: the tilt (a circle of latitude is
+no line of the UTM grid), the shear (x = R lon cos(lat): it grows with the distance from Greenwich and from the
+equator), the two phases, and the last per cent of height and width. A patch of one class, or of one edge, cannot tell
+all of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,8 +27,8 @@ from lcfuse_core.cells import CELL_M
 CELL_PX = CELL_M / 10
 """Side of a cell in pixels of 10 m."""
 
-MAX_STRETCH = 0.08
-"""The ellipsoid and UTM change it by one per cent, tilt times shear by more."""
+MAX_STRETCH = 0.02
+"""The ellipsoid and UTM change it by less."""
 
 MAX_TILT, MAX_SHEAR = 0.06, 3.1
 """3 degrees from the central meridian at the pole; half the Earth from Greenwich (pi, in radians)."""
@@ -68,8 +70,8 @@ def recover(labels: NDArray[np.integer]) -> Recovered:
     layers = labels if labels.ndim == 3 else labels[None]
     across = (np.diff(layers, axis=1) != 0).any(axis=0)  # (H-1, W): the label changes from this row to the next
     along = (np.diff(layers, axis=2) != 0).any(axis=0)  # (H, W-1)
-    row_line = _fit(*_flat_edges(across), MAX_TILT)
-    col_line = _fit(*_steep_edges(along, row_line), MAX_SHEAR)
+    row_line = _row_lines(across)
+    col_line = _col_lines(along, row_line)
     row, col = np.mgrid[: layers.shape[1], : layers.shape[2]] + 0.5
     cell_row = np.floor(row_line.coordinate(row, col)).astype(np.int64)
     cell_col = np.floor(col_line.coordinate(col, row)).astype(np.int64)
@@ -100,38 +102,42 @@ class _Lines:
         return np.abs(number - np.round(number)) * self.spacing
 
 
-def _flat_edges(across: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _row_lines(across: NDArray[np.bool_]) -> _Lines:
     """
-    Row and column of the edges that lie between two rows of cells.
+    The lines between rows of cells, from the places where the label changes down a column of pixels.
 
-    Sheared columns cross rows too, but in runs of MAX_SHEAR pixels at most; an edge between rows runs on.
+    Sheared columns are crossed there too, but in runs of MAX_SHEAR pixels at most; an edge between rows runs on.
     """
     run = 2 * (int(MAX_SHEAR) + 1) + 1
     padded = np.pad(across, ((0, 0), (run // 2, run // 2)))
-    is_long = np.lib.stride_tricks.sliding_window_view(padded, run, axis=1).all(axis=2)
-    row, col = np.nonzero(is_long)
-    return row + 1.0, col + 0.5
+    row, col = np.nonzero(np.lib.stride_tricks.sliding_window_view(padded, run, axis=1).all(axis=2))
+    # Lines are a cell apart at right angles.
+    return _fit(row + np.float64(1), col + np.float64(0.5), MAX_TILT, lambda tilt: CELL_PX * np.hypot(1, tilt))
 
 
-def _steep_edges(along: NDArray[np.bool_], rows: _Lines) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Column and row of the edges between two columns of cells: all but the steps of tilted rows."""
+def _col_lines(along: NDArray[np.bool_], rows: _Lines) -> _Lines:
+    """The lines between columns of cells, from changes along a row of pixels but for the steps of tilted rows."""
     row, col = np.nonzero(along)
-    place, other = col + 1.0, row + 0.5
+    place, other = col + np.float64(1), row + np.float64(0.5)
     keep = rows.distance(other, place) > 1
-    return place[keep], other[keep]
+    # Lines are a cell apart along a row of cells, which is not along a row of pixels.
+    apart = CELL_PX / np.hypot(1, rows.slope)
+    return _fit(place[keep], other[keep], MAX_SHEAR, lambda shear: apart * (1 - shear * rows.slope))
 
 
-def _fit(place: NDArray[np.float64], other: NDArray[np.float64], max_slope: float) -> _Lines:
+def _fit(
+    place: NDArray[np.float64], other: NDArray[np.float64], max_slope: float, spacing: Callable[[float], float]
+) -> _Lines:
     """The lines that most edges lie on: all slopes and phases are tried, the best is refined by least squares."""
     if not place.size:
-        return _Lines(0.0, 0.0, CELL_PX)
+        return _Lines(0.0, 0.0, spacing(0.0))
     # Half a pixel at the far end: a finer step finds nothing that the refinement would not.
     step = 0.5 / max(np.ptp(other), 32.0)
-    slopes = np.arange(-max_slope, max_slope + step, step)
-    few = slice(None, None, max(1, place.size // 1000))  # enough to choose by
-    tries = [_best_phase(place[few] - slope * other[few]) for slope in slopes]
+    slopes = np.arange(-max_slope, max_slope + step, step).tolist()
+    few = slice(None, None, max(1, place.size // 800))  # enough to choose by
+    tries = [_best_phase(place[few] - slope * other[few], spacing(slope)) for slope in slopes]
     best = int(np.argmax([score for score, _ in tries]))
-    lines = _Lines(float(slopes[best]), tries[best][1], CELL_PX)
+    lines = _Lines(slopes[best], tries[best][1], spacing(slopes[best]))
     for reach in (4.0, 2.5, 1.5):
         lines = _refine(lines, place, other, reach)
     return lines
@@ -142,9 +148,9 @@ _DISTANCE = np.minimum(np.arange(_BINS), _BINS - np.arange(_BINS)) * CELL_PX / _
 _KERNEL = np.fft.rfft(np.exp(-0.5 * (_DISTANCE / WIDTH_PX) ** 2))
 
 
-def _best_phase(offset: NDArray[np.float64]) -> tuple[float, float]:
+def _best_phase(offset: NDArray[np.float64], spacing: float) -> tuple[float, float]:
     """How many edges lie on lines of one slope, softly counted, and the phase (0..1) at which most do."""
-    counts = np.bincount((offset % CELL_PX * (_BINS / CELL_PX)).astype(int) % _BINS, minlength=_BINS)
+    counts = np.bincount((offset % spacing * (_BINS / spacing)).astype(int) % _BINS, minlength=_BINS)
     score = np.fft.irfft(np.fft.rfft(counts) * _KERNEL, _BINS)
     best = int(score.argmax())
     return float(score[best]), (best + 0.5) / _BINS
@@ -154,8 +160,7 @@ def _refine(lines: _Lines, place: NDArray[np.float64], other: NDArray[np.float64
     """
     Slope and phase by least squares over the edges within *reach* pixels of a line.
 
-    The spacing too, where three lines or more tell it: seen along a row or column of pixels it departs by some per
-    cent from the side of a cell, because the cells are sheared in a tilted grid.
+    The spacing too, where three lines or more tell it.
     """
     near = lines.distance(place, other) <= reach
     number = np.round(lines.coordinate(place[near], other[near]))
@@ -164,7 +169,7 @@ def _refine(lines: _Lines, place: NDArray[np.float64], other: NDArray[np.float64
     design = np.stack([other[near], np.ones(near.sum()), number], axis=1)
     if len(np.unique(number)) >= 3:
         slope, shift, spacing = np.linalg.lstsq(design, place[near], rcond=None)[0].tolist()
-        if abs(spacing / CELL_PX - 1) <= MAX_STRETCH:
+        if abs(spacing / lines.spacing - 1) <= MAX_STRETCH:
             return _Lines(slope, shift / spacing % 1, spacing)
     slope, shift = np.linalg.lstsq(design[:, :2], place[near] - number * lines.spacing, rcond=None)[0].tolist()
     return _Lines(slope, shift / lines.spacing % 1, lines.spacing)

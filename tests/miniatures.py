@@ -51,9 +51,11 @@ def s1_array(dtype="float32", number=0):
 
 
 def s2_array(dtype="uint16"):
-    """1000 x row + 48 x band + column: at most 31,623, and below 1000 in the first row of B10."""
+    """1000 x row + 48 x band + column: at most 31,623; B10 is dark, as it is: 48 x row + column."""
     row, col = coordinates()
-    return np.stack([1000 * row + COLS * band + col for band in range(13)]).astype(dtype)
+    return np.stack(
+        [(COLS if band == 10 else 1000) * row + COLS * band * (band != 10) + col for band in range(13)]
+    ).astype(dtype)
 
 
 def lc_array():

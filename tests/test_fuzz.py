@@ -1,0 +1,322 @@
+"""
+Mutated triplets: each is read right, repaired and reported, or refused by the name of its file.
+
+What a reader of one patch cannot see are changes that leave plausible values: a flipped bit in a pixel, a swap of two
+bands that both could be (not VV with VH, nor one that leaves the cirrus band bright), a mirrored image. It must then
+give back what stands in the file, unchanged; and packing, which sees the same pixels in the neighbours, must refuse
+the scene. Beyond that only the checksum of the archive tells: in a patch's part that no neighbour shares.
+
+LCFUSE_FUZZ=50 runs 1,000 mutations instead of 160.
+"""
+
+import os
+import warnings
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from miniatures import UTM, file_of, write_tif
+from test_packs import CORNER, scene_arrays, write_scene
+
+from lcfuse_core import packing, scenes
+from lcfuse_core.errors import LcfuseError
+from lcfuse_core.layers import part_transform
+
+N = int(os.environ.get("LCFUSE_FUZZ", "8"))
+KINDS = ("s1", "s2", "lc")
+MIDDLE, ROW, COL, SIDE = 34, 16, 16, 32
+"""The patch that is mutated: all of its pixels are in a neighbour too."""
+
+
+class Case:
+    """The middle patch of a small scene, and a random stream."""
+
+    def __init__(self, root, table, rng):
+        self.root, self.table, self.rng = root, table, rng
+        self.row = table.iloc[MIDDLE - 30]
+        self.kind = str(rng.choice(KINDS))
+
+    def path(self, kind=None):
+        """Its file of a kind."""
+        return file_of(self.root, "sen12ms", kind or self.kind, MIDDLE, "7")
+
+    def array(self, kind=None):
+        """What stands in that file."""
+        return scene_arrays()[kind or self.kind][:, ROW : ROW + SIDE, COL : COL + SIDE].copy()
+
+    def write(self, array, crs=UTM, transform=None, **profile):
+        """Write it anew."""
+        place = transform or part_transform(CORNER, ROW, COL)
+        if not profile:
+            return write_tif(self.path(), array, crs, place)
+        bands, rows, cols = array.shape
+        size = {"count": bands, "height": rows, "width": cols, "dtype": array.dtype}
+        with rasterio.open(self.path(), "w", driver="GTiff", crs=crs, transform=place, **size, **profile) as file:
+            file.write(array)
+        return self.path()
+
+    def pixel(self, kind=None):
+        """A random place in the arrays of a kind."""
+        return tuple(self.rng.integers(n) for n in self.array(kind).shape)
+
+
+def flip_bits(case):
+    """One to eight bits, anywhere in the file."""
+    content = bytearray(case.path().read_bytes())
+    for _ in range(case.rng.integers(1, 9)):
+        content[case.rng.integers(len(content))] ^= 1 << case.rng.integers(8)
+    case.path().write_bytes(content)
+
+
+def flip_header(case):
+    """One to four bits among the tags, where they do most."""
+    content = bytearray(case.path().read_bytes())
+    for _ in range(case.rng.integers(1, 5)):
+        content[case.rng.integers(512)] ^= 1 << case.rng.integers(8)
+    case.path().write_bytes(content)
+
+
+def truncate(case):
+    """Any number of bytes missing at the end."""
+    content = case.path().read_bytes()
+    case.path().write_bytes(content[: case.rng.integers(len(content))])
+
+
+def append(case):
+    """Bytes after the end, which mean nothing."""
+    case.path().write_bytes(case.path().read_bytes() + case.rng.bytes(int(case.rng.integers(1, 999))))
+
+
+def zero_block(case):
+    """A sector of a disk that was never written."""
+    content = bytearray(case.path().read_bytes())
+    start = int(case.rng.integers(len(content)))
+    content[start : start + 512] = bytes(len(content[start : start + 512]))
+    case.path().write_bytes(content)
+
+
+def swap_bands(case):
+    """Two bands of one file change places."""
+    array = case.array()
+    one, other = case.rng.choice(len(array), 2, replace=False)
+    array[[one, other]] = array[[other, one]]
+    case.write(array)
+
+
+def swap_polarisations(case):
+    """VH first."""
+    case.kind = "s1"
+    array = case.array() - np.array([0, 10], np.float32)[:, None, None]
+    case.write(array[::-1])
+
+
+def swap_files(case):
+    """A file under the name of another kind."""
+    other = str(case.rng.choice([kind for kind in KINDS if kind != case.kind]))
+    case.path().write_bytes(case.path(other).read_bytes())
+
+
+def other_dtype(case):
+    """A type that this kind never has."""
+    known = {"s1": ("float32", "float64"), "s2": ("uint16", "int16"), "lc": ("uint8",)}[case.kind]
+    kinds = [
+        name for name in ("uint8", "int16", "uint16", "int32", "uint32", "float32", "float64") if name not in known
+    ]
+    case.write(case.array().astype(case.rng.choice(kinds)))
+
+
+def equal_dtype(case):
+    """A type that holds the same numbers."""
+    case.kind = str(case.rng.choice(["s1", "s2"]))
+    case.write(case.array().astype({"s1": "float64", "s2": "int16"}[case.kind]))
+
+
+def other_size(case):
+    """Rows or columns too few, or some too many."""
+    array = case.array()
+    cut = int(case.rng.integers(1, SIDE))
+    larger = np.concatenate([array, array[:, :cut]], axis=1)
+    choices = [array[:, cut:], array[:, :, cut:], larger, larger.swapaxes(1, 2)]
+    case.write(choices[case.rng.integers(4)])
+
+
+def other_count(case):
+    """A band more or less."""
+    array = case.array()
+    case.write(array[:-1] if case.rng.random() < 0.5 else np.concatenate([array, array[:1]]))
+
+
+def other_crs(case):
+    """The next zone, a geographic one, or none."""
+    crs = [None, "EPSG:32633", "EPSG:4326", "EPSG:3857", "EPSG:32732"][case.rng.integers(1, 5)]
+    case.write(case.array(), crs=crs)
+
+
+def other_place(case):
+    """Shifted, stretched, turned or mirrored."""
+    x, y = case.rng.choice([-20, -10, -5, 5, 10, 2560], 2)
+    place = part_transform(CORNER, ROW, COL)
+    a, b, c, d, e, f = place[:6]
+    choices = [Affine(a, b, c + x, d, e, f + y), Affine(a * 2, b, c, d, e * 2, f), Affine(a, 1, c, 1, e, f),
+               Affine(a, b, c, d, -e, f), Affine(-a, b, c, d, e, f)]  # fmt: skip
+    case.write(case.array(), transform=choices[case.rng.integers(5)])
+
+
+def not_finite(case):
+    """NaN or an infinity in S1."""
+    case.kind = "s1"
+    array = case.array()
+    for _ in range(case.rng.integers(1, 4)):
+        array[case.pixel()] = case.rng.choice([np.nan, np.inf, -np.inf])
+    case.write(array)
+
+
+def out_of_unit(case):
+    """Linear power, fill values, a scale of its own."""
+    case.kind = str(case.rng.choice(["s1", "s2"]))
+    array = case.array()
+    if case.kind == "s1":
+        fill = array.copy()
+        fill[case.pixel()] = case.rng.choice([-9999, 1e30, -1e30, 500])
+        array = [fill, np.float32(10) ** (array / 10)][case.rng.integers(2)]
+    else:
+        fill = array.copy()
+        fill[case.pixel()] = case.rng.choice([65535, 40000, 32768])
+        array = [fill, array // 256, array * 0][case.rng.integers(3)]
+    case.write(array)
+
+
+def unknown_code(case):
+    """A class that no legend has."""
+    case.kind = "lc"
+    array = case.array()
+    array[case.pixel()] = case.rng.choice([4 + 40, 52, 99, 128, 200, 254])
+    case.write(array)
+
+
+def offset(case):
+    """The +1000 of newer products."""
+    case.kind = "s2"
+    case.write(case.array() + np.uint16(1000))
+
+
+def mirror(case):
+    """The image upside down or left to right, the georeference as it was."""
+    array = case.array()
+    choices = [array[:, ::-1], array[:, :, ::-1], array.swapaxes(1, 2)]
+    case.write(np.ascontiguousarray(choices[case.rng.integers(3)]))
+
+
+def other_layout(case):
+    """The same pixels in another dress: byte order, planes, compression, tiles, a no-data tag."""
+    choices = [{"interleave": "band"}, {"compress": "deflate"}, {"compress": "lzw", "predictor": 2},
+               {"ENDIANNESS": "BIG"}, {"tiled": True, "blockxsize": 16, "blockysize": 16}, {"nodata": 0},
+               {"BIGTIFF": "YES"}]  # fmt: skip
+    chosen = choices[case.rng.integers(len(choices))]
+    if case.kind == "s1" and "predictor" in chosen:
+        chosen = {"compress": "zstd", "predictor": 3}
+    case.write(case.array(), **chosen)
+
+
+SAME, REPAIRED, REFUSED, PLAUSIBLE = "same", "repaired", "refused", "plausible"
+
+MUTATIONS = {
+    flip_bits: {SAME, REFUSED, PLAUSIBLE},
+    flip_header: {SAME, REFUSED, PLAUSIBLE},
+    truncate: {REFUSED},
+    append: {SAME},
+    zero_block: {SAME, REFUSED, PLAUSIBLE},
+    swap_bands: {REFUSED, PLAUSIBLE},
+    swap_polarisations: {REFUSED},
+    swap_files: {REFUSED},
+    other_dtype: {REFUSED},
+    equal_dtype: {SAME},
+    other_size: {REFUSED},
+    other_count: {REFUSED},
+    other_crs: {REFUSED},
+    other_place: {REFUSED},
+    not_finite: {REFUSED},
+    out_of_unit: {REFUSED},
+    unknown_code: {REFUSED},
+    offset: {REPAIRED},
+    mirror: {PLAUSIBLE},
+    other_layout: {SAME},
+}
+"""What may become of each; PLAUSIBLE is what only the neighbours can tell."""
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """Nine patches of 32 pixels with half overlap, whole, and their index."""
+    root = tmp_path_factory.mktemp("scene")
+    corners = [(row, col) for row in (0, 16, 32) for col in (0, 16, 32)]
+    return root, write_scene(root, corners)
+
+
+@pytest.fixture
+def restored(scene):
+    """The middle patch is as it was when the test is over."""
+    root, _ = scene
+    paths = [file_of(root, "sen12ms", kind, MIDDLE, "7") for kind in KINDS]
+    before = [path.read_bytes() for path in paths]
+    yield scene
+    for path, content in zip(paths, before, strict=True):
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("number", range(N))
+@pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda mutate: mutate.__name__)
+def test_a_mutated_triplet_is_read_right_repaired_or_refused(restored, tmp_path, mutate, number):
+    """No crash, no strange error, no warning, and no change that goes unseen when the scene is packed."""
+    root, table = restored
+    names = sorted(mutation.__name__ for mutation in MUTATIONS)
+    case = Case(root, table, np.random.default_rng((names.index(mutate.__name__), number)))
+    original = scenes.read_patch(case.row)
+    mutate(case)
+    outcome, patch = read(case, original)
+    assert outcome in MUTATIONS[mutate], patch
+    if outcome == PLAUSIBLE:
+        assert_is_what_stands_in_the_file(case, patch)
+        report = packing.pack(table, tmp_path)
+        [(_, reason)] = report.refused
+        assert f"_p{MIDDLE} " in f"{reason} ".replace(":", " ")
+    if outcome == REFUSED:
+        report = packing.pack(table, tmp_path)
+        assert [name for name, _ in report.skipped] == [original.name]
+
+
+def read(case, original):
+    """What becomes of the mutated patch, and the patch or the message."""
+    refused = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            patch = scenes.read_patch(case.row)
+        except LcfuseError as error:
+            refused = error
+    if refused is not None:
+        assert any(case.path(kind).name in str(refused) for kind in KINDS), refused
+        assert refused.found
+        assert refused.do
+        return REFUSED, str(refused)
+    is_same = all((getattr(patch, kind) == getattr(original, kind)).all() for kind in KINDS)
+    if patch.repairs:
+        assert is_same, "a repair must give the pixels back"
+        return REPAIRED, patch
+    near = np.abs(np.subtract(patch.transform[:6], original.transform[:6])).max() <= 1  # a tenth of a pixel
+    assert near, "the place has changed without a word"
+    assert patch.crs == original.crs
+    return (SAME if is_same else PLAUSIBLE), patch
+
+
+def assert_is_what_stands_in_the_file(case, patch):
+    """Nothing is made of it: the reader gives what rasterio reads."""
+    for kind in KINDS:
+        with rasterio.open(case.path(kind)) as file:
+            np.testing.assert_array_equal(getattr(patch, kind), file.read())
+
+
+def test_the_list_of_mutations_makes_a_thousand():
+    """20 kinds, 50 each with LCFUSE_FUZZ=50."""
+    assert len(MUTATIONS) == 20
