@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 from affine import Affine
 from rasterio.crs import CRS
@@ -42,9 +43,14 @@ class Layout:
     places: list[Place]
 
 
+_Placed = tuple[pd.DataFrame, CRS, Affine, tuple[int, int]]
+"""A patch: its row of the index, CRS, transform and size."""
+
+
 def find_layout(rows: pd.DataFrame, kinds: list[str], report: Report) -> Layout:
     """Where each patch lies, from the headers of its S1 files; one that lies off the grid of most is skipped."""
     crs, first, found = _on_one_grid(_georeferences(rows, report), report)
+    found = _in_step(found, report)
     west = min(transform.c for _, _, transform, _ in found)
     north = max(transform.f for _, _, transform, _ in found)
     origin = Affine(first.a, 0, west, 0, first.e, north)
@@ -55,24 +61,49 @@ def find_layout(rows: pd.DataFrame, kinds: list[str], report: Report) -> Layout:
     return Layout(kinds, crs, origin, height, width, _tile_side(places), places)
 
 
-_Placed = tuple[pd.DataFrame, CRS, Affine, tuple[int, int]]
-"""A patch: its row of the index, CRS, transform and size."""
+def _in_step(found: list[_Placed], report: Report) -> list[_Placed]:
+    """Without the few patches that lie between the places of all others, as when a file's origin is wrong."""
+    _, _, first, size = found[0]
+    corners = np.array([[round((t.f - first.f) / t.e), round((t.c - first.c) / t.a)] for _, _, t, _ in found])
+    if math.gcd(*size, *corners.ravel().tolist()) >= TILE_PX[0]:
+        return found
+    steps = [step for step in range(math.gcd(*size), TILE_PX[0] - 1, -1) if math.gcd(*size) % step == 0]
+    choices = [Counter(map(tuple, corners % step)).most_common(1)[0] for step in steps]
+    if not choices or max(n for _, n in choices) <= len(found) / 2:
+        return found
+    best = int(np.argmax([n for _, n in choices]))
+    kept = (corners % steps[best] == choices[best][0]).all(axis=1)
+    for (row, _, transform, _), is_kept in zip(found, kept, strict=True):
+        if not is_kept:
+            where, expected = f"origin {transform.c}, {transform.f}", f"steps of {steps[best]} pixels as in its scene"
+            report.skipped.append((_name(row), _refusal(row, where, expected)))
+    return [one for one, is_kept in zip(found, kept, strict=True) if is_kept]
+
+
+def _refusal(row: pd.DataFrame, found: str, expected: str) -> str:
+    """Why a patch is left out of its scene."""
+    do = "Fetch it again, or train from the patch files."
+    return str(GridError(row["s1"].iloc[0], found=found, expected=expected, do=do))
 
 
 def _georeferences(rows: pd.DataFrame, report: Report) -> list[_Placed]:
-    """Of all patches that have a readable header; GridError when one has no georeference."""
+    """Of all patches that have a readable header and a georeference; GridError when none has."""
     found: list[_Placed] = []
+    nowhere = None
     for number, path in enumerate(rows["s1"]):
         row = rows.iloc[[number]]
         try:
             crs, transform, size = read_place(path, "s1")
+            if crs is None or transform is None:
+                do = "Train from the patch files: scenes are put together by their georeference."
+                nowhere = GridError(path, found="no georeference", expected="one in every patch", do=do)
+                raise nowhere
         except LcfuseError as error:
             report.skipped.append((_name(row), str(error)))
             continue
-        if crs is None or transform is None:
-            do = "Train from the patch files: scenes are put together by their georeference."
-            raise GridError(path, found="no georeference", expected="one in every patch", do=do)
         found.append((row, crs, transform, size))
+    if not found and nowhere is not None:
+        raise nowhere
     if not found:
         report.check()
     return found
@@ -98,8 +129,7 @@ def _on_one_grid(placed: list[_Placed], report: Report) -> tuple[CRS, Affine, li
             continue
         found = f"{other_crs}, {tuple(other)[:6]}, {size} pixels"
         expected = f"the grid of its scene, {crs}, {tuple(first)[:6]}, {first_size} pixels"
-        do = "Fetch it again, or train from the patch files."
-        report.skipped.append((_name(row), str(GridError(row["s1"].iloc[0], found=found, expected=expected, do=do))))
+        report.skipped.append((_name(row), _refusal(row, found, expected)))
     if not kept:
         found = f"{tuple(first)[:6]}"
         raise GridError(placed[0][0]["s1"].iloc[0], found=found, expected="north-up pixels", do="Warp it first.")

@@ -24,11 +24,12 @@ from torch import Tensor
 from lcfuse_core.cells import GRID_COLS
 from lcfuse_core.errors import DataError, MissingDataError, ParameterError
 from lcfuse_core.layers import part_transform
-from lcfuse_core.legends import DFC2020, IGBP, IGNORE
+from lcfuse_core.legends import DFC2020, IGBP, IGNORE, SCORED
 from lcfuse_core.patches import (
     LABEL_KINDS,
     N_S1,
     N_S2,
+    Crops,
     Statistics,
     channel_statistics,
     check_labels,
@@ -199,9 +200,7 @@ class PackedScenes:
     def __len__(self) -> int:
         return sum(len(scene.names) for scene in self.scenes)
 
-    def crops(
-        self, n: int, size: int, generator: torch.Generator, *, turned: bool = True
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def crops(self, n: int, size: int, generator: torch.Generator, *, turned: bool = True) -> Crops:
         """
         *n* random squares of *size* pixels, each in one of its eight flips and rotations if *turned*.
 
@@ -209,8 +208,7 @@ class PackedScenes:
 
         generator : a CPU generator; the same state gives the same crops
 
-        Returns s2 uint16 (n, 13, size, size), s1 float32 (n, 2, size, size), labels uint8 (n, size, size) and
-        cells int32 (n, size, size): the coarse cell of each pixel, numbered within its scene. Raises
+        Returns what `patches.PatchStack.crops` returns; cells are numbered within their scene. Raises
         ParameterError when no scene holds such a square.
         """
         places = self._draw(n, size, generator)
@@ -255,12 +253,12 @@ class PackedScenes:
         """Mean and deviation of the channels over all covered pixels, each counted once."""
         return channel_statistics(self.windows())
 
-    def class_counts(self) -> Tensor:
-        """Pixels of each network class over all covered pixels, int64 (8,), each counted once."""
-        counts = torch.zeros(len(class_counts(np.zeros(0, np.uint8))), dtype=torch.int64)
+    def class_counts(self, n_classes: int = len(SCORED)) -> Tensor:
+        """Pixels of each class of the labels over all covered pixels, int64 (n_classes,), each counted once."""
+        counts = torch.zeros(n_classes, dtype=torch.int64)
         for scene in self.scenes:
             for i, j in np.argwhere(scene.covered).tolist():
-                counts += class_counts(self._classes[scene.tiles.read(self._kind, i, j)[0]])
+                counts += class_counts(self._classes[scene.tiles.read(self._kind, i, j)[0]], n_classes)
         return counts
 
 

@@ -272,6 +272,14 @@ class PatchStack:
     def __len__(self) -> int:
         return len(self.names)
 
+    def statistics(self) -> Statistics:
+        """See `channel_statistics`."""
+        return channel_statistics(self)
+
+    def class_counts(self, n_classes: int = len(SCORED)) -> Tensor:
+        """Pixels of each class of the labels; see the function of that name."""
+        return class_counts(self.labels, n_classes)
+
     def crops(self, n: int, size: int, generator: torch.Generator) -> Crops:
         """
         *n* random squares of *size* pixels, each in one of its eight flips and rotations.

@@ -25,7 +25,8 @@ from lcfuse_core import transition
 from lcfuse_core.errors import DataError, ParameterError, TrainingError
 from lcfuse_core.legends import IGNORE, N_COARSE, SCORED, index_to_dfc
 from lcfuse_core.losses import NEEDS_TRANSITION, Batch, Loss, build_loss, class_weights
-from lcfuse_core.patches import PatchStack, Statistics, channel_statistics, class_counts, normalise
+from lcfuse_core.packs import PackedScenes
+from lcfuse_core.patches import PatchStack, Statistics, normalise
 from lcfuse_core.runs import Run, TrainPlan, load_checkpoint, save_checkpoint
 from lcfuse_core.scenes import Patch
 from lcfuse_core.scores import Scores, confusion_of_many, summarise
@@ -43,6 +44,9 @@ __all__ = [
     "save_checkpoint",
     "train",
 ]
+
+Stack = PatchStack | PackedScenes
+"""What training draws its crops from: patches in memory, or packed scenes on the disk."""
 
 Images = Patch | tuple[NDArray[np.uint16], NDArray[np.float32]]
 """A patch, or its S2 (13, H, W), reflectance x 10000, and S1 (2, H, W), dB."""
@@ -69,7 +73,7 @@ def learning_rate(step: int, plan: TrainPlan) -> float:
     return plan.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def batches(stack: PatchStack, plan: TrainPlan, statistics: Statistics) -> Iterator[tuple[Tensor, Batch]]:
+def batches(stack: Stack, plan: TrainPlan, statistics: Statistics) -> Iterator[tuple[Tensor, Batch]]:
     """
     All batches of a training: random crops with their labels, drawn from the plan's seed.
 
@@ -82,18 +86,18 @@ def batches(stack: PatchStack, plan: TrainPlan, statistics: Statistics) -> Itera
         yield normalise(s2, s1, statistics, plan.inputs), Batch(labels, cells)
 
 
-def loss_of(stack: PatchStack, plan: TrainPlan) -> Loss:
+def loss_of(stack: Stack, plan: TrainPlan) -> Loss:
     """
     The plan's loss, knowing the class weights and the label shares of *stack*, and the transition matrix.
 
     A plan that gives no matrix, with a loss that needs one, takes `transition.from_accuracy`.
     """
     n_labels = N_COARSE if plan.labels == "modis+savanna" else len(SCORED)
-    counts = class_counts(stack.labels, n_labels)
+    counts = stack.class_counts(n_labels)
     weights = class_weights(counts, plan.class_weight_power).to(choose_device(plan.device))
     if plan.loss not in NEEDS_TRANSITION:
         return build_loss(plan.loss, weights)
-    share = class_counts(stack.labels, N_COARSE).numpy()
+    share = stack.class_counts(N_COARSE).numpy()
     matrix = transition.from_accuracy(share) if plan.transition is None else np.array(plan.transition)
     if n_labels < N_COARSE:
         matrix = transition.without_savanna(matrix)
@@ -101,7 +105,7 @@ def loss_of(stack: PatchStack, plan: TrainPlan) -> Loss:
 
 
 def train(
-    stack: PatchStack,
+    stack: Stack,
     plan: TrainPlan,
     run_dir: str | os.PathLike[str] | None = None,
     *,
@@ -144,13 +148,13 @@ def train(
     return run
 
 
-def _start(stack: PatchStack, plan: TrainPlan, start: Run | None) -> Run:
+def _start(stack: Stack, plan: TrainPlan, start: Run | None) -> Run:
     """A network on its device; torch's global random numbers go on as if nothing had happened."""
     with torch.random.fork_rng():
         torch.manual_seed(plan.seed)
         network = plan.build() if start is None else deepcopy(start.network)
     network.to(choose_device(plan.device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Run(network.train(), plan, channel_statistics(stack) if start is None else start.statistics)
+    return Run(network.train(), plan, stack.statistics() if start is None else start.statistics)
 
 
 def _finite(value: Tensor, gradient: Tensor, run: Run, run_dir: str | os.PathLike[str] | None) -> float:

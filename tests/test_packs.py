@@ -15,13 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from miniatures import COLS, ROWS, SEMIREAL, UTM, file_of, lc_array, needs_semireal, write_patch, write_tif
 
-from lcfuse_core import packing, scenes, tiles
+from lcfuse_core import packing, scenes, tiles, training
 from lcfuse_core.cells import GRID_COLS, modis_cells
 from lcfuse_core.errors import DataError, DiskError, GridError, MissingDataError, ParameterError
 from lcfuse_core.layers import part_transform
 from lcfuse_core.legends import IGBP, LCCS_HYDROLOGY, LCCS_LAND_COVER, LCCS_LAND_USE
 from lcfuse_core.packs import PackedScene, PackedScenes, read_record
 from lcfuse_core.patches import PatchStack, channel_statistics, class_counts, turn
+from lcfuse_core.runs import TrainPlan
 
 SIDE, STEP = 32, 16
 CORNER = Affine(10, 0, 500003.7, 0, -10, 5400007.2)
@@ -185,17 +186,19 @@ def test_a_damaged_patch_is_left_out_and_reported(tmp_path):
 
 
 def test_a_patch_off_the_grid_is_left_out_and_reported(tmp_path):
-    """Another zone, or half a pixel aside: it cannot be put beside the others."""
+    """Another zone, half a pixel aside, between the places of the others: it cannot be put beside the others."""
     table = write_scene(tmp_path / "data")
     arrays = scene_arrays()
-    for number, crs, shift in ((0, "EPSG:32633", 0), (7, UTM, 0.5)):
+    for number, crs, shift in ((0, "EPSG:32633", 0), (7, UTM, 0.5), (9, UTM, 3)):
         row, col = WHOLE[number]
         for kind in ("s1", "s2", "lc"):
             corner = part_transform(CORNER, row, col + shift)
             write_tif(Path(table[kind].iloc[number]), arrays[kind][:, row : row + SIDE, col : col + SIDE], crs, corner)
     report = packing.pack(table, tmp_path / "packs")
-    assert [(name[-3:], "the grid of its scene" in why) for name, why in report.skipped] == [("p30", 1), ("p37", 1)]
-    assert report.n_read == 10
+    assert [name[-3:] for name, _ in report.skipped] == ["p30", "p37", "p39"]
+    assert all("the grid of its scene" in why for _, why in report.skipped[:2])
+    assert "steps of 16 pixels as in its scene" in report.skipped[2][1]
+    assert report.n_read == 9
 
 
 def test_scenes_without_georeference_cannot_be_packed(tmp_path):
@@ -522,6 +525,17 @@ def test_statistics_count_every_pixel_once(tmp_path):
     np.testing.assert_allclose(scene.statistics().mean, channel_statistics(whole).mean)
     np.testing.assert_allclose(scene.statistics().std, channel_statistics(whole).std)
     assert torch.equal(scene.class_counts(), class_counts(whole.labels))
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "cell_mean"])
+def test_training_takes_packed_scenes_as_it_takes_a_stack(tmp_path, loss):
+    """The same loop, plan and losses, those over coarse cells too; and the same plan gives the same weights."""
+    pack_one(tmp_path, write_scene(tmp_path / "data"))
+    plan = TrainPlan(steps=3, crop=32, batch=2, report_every=3, loss=loss)
+    first, again = (training.train(PackedScenes(tmp_path), plan, progress=False) for _ in range(2))
+    assert np.isfinite(first.history[-1]["loss"])
+    weights = zip(first.network.parameters(), again.network.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in weights)
 
 
 def test_packed_scenes_travel_to_the_workers_of_a_loader(tmp_path):

@@ -126,7 +126,7 @@ def test_nan_in_an_image_stops_training_at_once(tmp_path):
     statistics = channel_statistics(stack)
     stack.s1[0, 0, 3, 3] = torch.nan
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training, "channel_statistics", lambda stack: statistics)
+        patched.setattr(PatchStack, "statistics", lambda stack: statistics)
         with pytest.raises(TrainingError, match="No checkpoint was written yet"):
             train(stack, TINY, tmp_path, progress=False)
     assert not (tmp_path / "last.safetensors").exists()
