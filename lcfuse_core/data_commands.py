@@ -4,7 +4,8 @@ The real data from a shell: `python -m lcfuse_core data ...`.
     data list   [--profile P]             what there is, how large, under which licence
     data fetch  --profile P | ID ...      get it: goes on where it was cut, verifies, unpacks; twice does nothing
     data verify [--profile P | ID ...]    read everything that is here to the last byte
-    data status [--profile P]             what is here, by item and by patch
+    data status [--profile P] [--inspect]  what is here, by item and by scene
+    data pack   [ID ...]                  put the scenes together from their patches, for training
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lcfuse_core import manifest, scenes
+import pandas as pd
+
+from lcfuse_core import inventory, manifest, official, packing, scenes
 from lcfuse_core.errors import LcfuseError, MissingDataError, ParameterError
 from lcfuse_core.fetch import Fetcher
 from lcfuse_core.fetched import Store
@@ -31,7 +34,7 @@ NEED = {
 }
 """The files of a complete patch, by folder under the data root."""
 
-SHOWN = 20
+SHOWN = 30
 """Lines of detail in a status; `--json` has all."""
 
 
@@ -46,7 +49,8 @@ def add_parser(commands: Any) -> None:
         ("list", list_data, "what there is"),
         ("fetch", fetch_data, "get it, verify it, unpack it"),
         ("verify", verify_data, "read what is here to the last byte"),
-        ("status", show_status, "what is here, by item and by patch"),
+        ("status", show_status, "what is here, by item and by scene"),
+        ("pack", pack_scenes, "put the scenes together from their patches, for training"),
     ):
         action = actions.add_parser(name, help=text)
         action.add_argument("items", nargs="*", metavar="ID", help="items; see `data list`")
@@ -55,6 +59,8 @@ def add_parser(commands: Any) -> None:
         action.add_argument("--manifest", type=Path, help="another manifest than the package's own")
         action.add_argument("--json", action="store_true", help="print one JSON document")
         action.set_defaults(command=function)
+        if name == "status":
+            action.add_argument("--inspect", action="store_true", help="read every patch: only this finds damage")
         if name == "fetch":
             action.add_argument("--drop-archives", action="store_true", help="keep only what is unpacked")
 
@@ -153,7 +159,12 @@ def show_status(options: argparse.Namespace) -> int:
     chosen = _choices(options, book)
     states = {choice.item: store.state(book.item(choice.item)) for choice in chosen if book.item(choice.item).file}
     done = all(store.is_done(choice, book.item(choice.item)) for choice in chosen if book.item(choice.item).file)
-    folders = {name: _patches(store.root / name, need) for name, need in NEED.items() if (store.root / name).is_dir()}
+    wanted = [scene for choice in chosen for scene in _scene_ids(book.item(choice.item), choice)]
+    folders = {
+        name: _patches(store.root, name, need, wanted if name == "sen12ms" else [], options.inspect)
+        for name, need in NEED.items()
+        if (store.root / name).is_dir()
+    }
     if options.json:
         _print_json({"items": states, "done": done, "folders": folders})
         return 0 if done else 1
@@ -165,8 +176,21 @@ def show_status(options: argparse.Namespace) -> int:
                 print("".join(f"{'':27}{line}\n" for line in _ways(book, item)), end="")
     for name, found in folders.items():
         print(f"{name}/: {found['said']}")
-        print("".join(f"  {what}: {why}\n" for what, why in found["incomplete"][:SHOWN]), end="")
+        for key in ("scenes", "incomplete"):
+            print("".join(f"  {line}\n" for line in _lines(found[key])), end="")
     return 0 if done else 1
+
+
+def _lines(rows: list[list[Any]]) -> list[str]:
+    """The first rows of a table, in words."""
+    more = [f"... and {len(rows) - SHOWN} more; `--json` has all"] if len(rows) > SHOWN else []
+    return ["  ".join(map(str, row)) for row in rows[:SHOWN]] + more
+
+
+def _scene_ids(item: Item, choice: Choice) -> list[str]:
+    """The scenes of SEN12MS that a choice names."""
+    season = str(item.file).rsplit("_", 1)[0]
+    return [f"{season}_{scene}" for scene in choice.scenes]
 
 
 def _ways(book: Manifest, item: Item) -> Iterator[str]:
@@ -178,15 +202,51 @@ def _ways(book: Manifest, item: Item) -> Iterator[str]:
             yield f"{source.page}" + (" (log-in): " if source.log_in else ": ") + source.do
 
 
-def _patches(root: Path, need: tuple[str, ...]) -> dict[str, Any]:
-    """Patches under a folder: how many are complete, and what the others lack."""
+def _patches(root: Path, name: str, need: tuple[str, ...], wanted: list[str], inspect: bool) -> dict[str, Any]:
+    """Patches under a folder: how many are complete, what is there of each scene, and what is left out and why."""
     try:
-        table = scenes.index(root)
+        table = inventory.index(root / name, root / "fetched")
+        lists = official.read_lists(root / "downloads") if name == "sen12ms" else None
     except LcfuseError as error:
-        return {"said": str(error), "complete": 0, "incomplete": []}
-    whole, odd = scenes.complete(table, need), scenes.incomplete(table, need)
+        return {"said": str(error), "complete": 0, "scenes": [], "incomplete": []}
+    report = inventory.inspect(scenes.complete(table, need), workers=2, progress=True) if inspect else None
+    status = official.status(table, lists=lists, wanted=wanted, report=report, need=need)
+    whole, odd = official.usable(table, need)
+    left_out = [list(row) for row in odd.itertuples(index=False)]
     said = f"{len(whole)} of {len(table)} patches complete, in {whole['scene_id'].nunique()} scenes"
-    return {"said": said, "complete": len(whole), "incomplete": [list(row) for row in odd.itertuples(index=False)]}
+    if lists is not None:
+        said += "".join(f"\n  {line}" for line in official.differences(table, lists))
+    if report is not None:
+        left_out += [list(pair) for pair in report.skipped]
+    return {"said": said, "complete": len(whole), "scenes": _rows(status), "incomplete": left_out}
+
+
+def _rows(status: pd.DataFrame) -> list[list[Any]]:
+    """One line a scene: its id, its state, and the counts that are not nought."""
+    counts = status.drop(columns=["held_out", "state"])
+    return [
+        [scene, state, ", ".join(f"{n} {what}" for what, n in row.items() if n is not pd.NA and n)]
+        for scene, state, (_, row) in zip(status.index, status["state"], counts.iterrows(), strict=True)
+    ]
+
+
+def pack_scenes(options: argparse.Namespace) -> int:
+    """Pack what is unpacked under `sen12ms`, or the scenes that were named; 0 when all of it is packed."""
+    root: Path = options.root
+    table, left_out = official.usable(inventory.index(root / "sen12ms", root / "fetched"))
+    named = set(options.items)
+    strange = sorted(named - set(table["scene_id"]))
+    if strange:
+        found, expected = f"no patches of {', '.join(strange)}", "scene ids such as ROIs1868_summer_104"
+        raise ParameterError("data pack", found=found, expected=expected, do="See `data status`.")
+    chosen = table[table["scene_id"].isin(named)] if named else table
+    report = packing.pack(chosen, root / "packs", progress=not options.json)
+    if options.json:
+        _print_json(asdict(report) | {"left_out": left_out.to_numpy().tolist()})
+    else:
+        print(report)
+        print("".join(f"  left out {line}\n" for line in _lines(left_out.to_numpy().tolist())), end="")
+    return 1 if report.refused else 0
 
 
 def _print_json(value: Any) -> int:

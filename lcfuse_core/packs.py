@@ -218,13 +218,8 @@ class PackedScenes:
         for k, ((number, row, col), symmetry) in enumerate(zip(places, symmetries, strict=True)):
             for kind, crops in (("s2", s2), ("s1", s1), (self._kind, codes), ("cells", cells)):
                 self.scenes[number].tiles.window(kind, row, col, size, size, out=_turned(crops[k], symmetry))
-        labels = np.take(self._classes, codes[:, 0])
-        return (
-            torch.from_numpy(s2),
-            torch.from_numpy(s1),
-            torch.from_numpy(labels),
-            torch.from_numpy(cells[:, 0].astype(np.int32)),
-        )
+        labels, numbers = np.take(self._classes, codes[:, 0]), cells[:, 0].astype(np.int32)
+        return Crops(*(torch.from_numpy(array) for array in (s2, s1, labels, numbers)))
 
     def _draw(self, n: int, size: int, generator: torch.Generator) -> list[tuple[int, int, int]]:
         """Scene, row and column of *n* squares: uniform over all places, drawn anew where a part is missing."""

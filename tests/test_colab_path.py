@@ -11,7 +11,7 @@ from servers import FTPServer, HTTPServer
 from worlds import make_zip, md5, tar_gz
 
 from lcfuse_core import __main__ as shell
-from lcfuse_core import data_commands, manifest, patches, protocol, runs, scenes, training, world
+from lcfuse_core import data_commands, manifest, packs, patches, protocol, runs, scenes, training, world
 from lcfuse_core.fetch import Fetcher
 from lcfuse_core.flow import Patience
 
@@ -105,10 +105,10 @@ def test_the_whole_colab_path(small_world, servers, tmp_path, monkeypatch, capsy
     assert set(train["scene_id"]) == {"ROIs1158_spring_1", "ROIs1868_summer_2"}
     assert same_pixels(root, small_world) == 8 * 3 + 4 * 4
 
-    # Packing the scenes comes in here.
+    assert data("pack", "--root", root, "--json") == 0
     learn, held_out = protocol.split_scenes(train)
-    stack, report = patches.read_stack(learn, "modis")
-    assert report.n_read == 4
+    stack = packs.PackedScenes(root / "packs", only=set(learn["scene_id"]))
+    assert len(stack) == 4
     plan = runs.TrainPlan(steps=1, crop=32, batch=2, width=8, report_every=1, device="cpu")
     run = training.train(stack, plan, validation=patches.read_stack(held_out, "modis")[0])
     results, report = protocol.judge({"one step": partial(training.classify, run)}, test)

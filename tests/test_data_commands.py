@@ -1,10 +1,12 @@
 """`python -m lcfuse_core data`: what it prints, and what it answers to the shell."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 from servers import HTTPServer
+from test_packs import WHOLE, write_scene
 from worlds import SHARED, item, make_zip, md5, toy_files
 
 from lcfuse_core import __main__ as shell
@@ -102,3 +104,27 @@ def test_what_is_not_known_is_refused_in_one_line(toys, capsys, arguments, messa
 def test_the_sample_is_made_and_not_fetched(capsys, tmp_path):
     assert data("fetch", "--profile", "smoke", "--root", tmp_path) == 0
     assert "`python -m lcfuse_core sample` makes it" in capsys.readouterr().out
+
+
+def test_pack_and_status_speak_of_scenes(tmp_path, capsys):
+    """What was unpacked is packed; status tells what is missing of each scene and, asked to read, what is damaged."""
+    table = write_scene(tmp_path / "sen12ms", scene="7")
+    write_scene(tmp_path / "sen12ms", WHOLE[:3], scene="8")
+    Path(table["lc"].iloc[2]).write_bytes(b"no image")
+    Path(table["s1"].iloc[3]).unlink()
+    options = ["--root", str(tmp_path)]
+    assert shell.main(["data", "pack", "ROIs1158_spring_8", *options]) == 0
+    assert "1 scenes packed" in capsys.readouterr().out
+    assert shell.main(["data", "pack", *options]) == 0
+    said = capsys.readouterr().out
+    assert "1 scenes packed, 1 were there" in said
+    assert "skipped ROIs1158_spring_7_p32" in said
+    assert "left out ROIs1158_spring_7_p33  has no s1" in said
+    assert {path.stem for path in (tmp_path / "packs").glob("*.json")} == {"ROIs1158_spring_7", "ROIs1158_spring_8"}
+    assert shell.main(["data", "pack", "ROIs1158_spring_9", *options]) == 2
+    shell.main(["data", "status", "--profile", "colab", "--inspect", *options])
+    said = capsys.readouterr().out
+    assert "ROIs1158_spring_7  damaged  10 complete, 1 incomplete, 1 damaged" in said
+    assert "ROIs1158_spring_8  unknown  3 complete" in said
+    assert "ROIs1868_summer_104  missing" in said
+    assert "lc_7_p32.tif" in said
