@@ -38,6 +38,7 @@ ALLOWED = {
         "60 %": "an example of what an OA may hide, not a score of anything",
     },
     "reproduction": {"95 %": "the level of the intervals, a choice and no score"},
+    "uncertainty": {"95 %": "the level of the intervals, a choice and no score"},
     "sen12ms": {"12.34 %": "what a digital number of 1,234 means, by definition"},
 }
 """By page: what stands there for good, and why."""
