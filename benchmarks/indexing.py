@@ -40,14 +40,16 @@ STEPS = {
 }
 
 RUN = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
 from lcfuse_core import inventory, official
 root, cache = Path(sys.argv[1]), sys.argv[2]
 began = time.perf_counter()
 {step}
 seconds = time.perf_counter() - began
-print(json.dumps({{"seconds": round(seconds, 2), "MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}}))
+# Of this program alone: ru_maxrss would hold that of the process that forked it.
+peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps({{"seconds": round(seconds, 2), "MB": peak // 1024}}))
 """
 
 

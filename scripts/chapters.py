@@ -84,7 +84,7 @@ def execute(name: str, book: Path = BOOK) -> None:
     client.execute()
     notebook.metadata.pop("widgets", None)
     notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    notebook.metadata["language_info"] = {"name": "python"}
+    notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}  # knows % and !
     notebook.metadata["lcfuse"] = {"digest": digest(notebook, book.parent)}
     part = book / f"{name}.ipynb.part"
     nbformat.write(notebook, part)

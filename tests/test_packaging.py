@@ -203,7 +203,7 @@ def test_no_other_file_names_the_address():
 
 def test_setting_another_address_changes_every_place(tmp_path):
     """`make address` leaves no trace of the old address, and what was current stays so."""
-    beside = [ROOT / "book/_toc.yml", ROOT / "requirements.lock"]
+    beside = [ROOT / "book/_toc.yml", ROOT / "requirements.lock", ROOT / "data_manifest.yaml"]
     shipped = [file for file in (ROOT / "lcfuse_core/shipped").rglob("*") if file.is_file()]
     for file in [*set_address.places(), *beside, *shipped]:
         copy = tmp_path / file.relative_to(ROOT)

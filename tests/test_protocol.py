@@ -240,9 +240,9 @@ def test_shipped_lines_hold_every_method_with_three_seeds_and_todays_settings():
 
 
 def test_shipped_bounds_are_kept_apart_from_the_methods():
-    """Two bounds with fine labels, on the same worlds."""
+    """Three bounds with fine labels, on the same worlds."""
     bounds = protocol.recorded("fine")
-    assert len(bounds) == 2 * 3
+    assert len(bounds) == 3 * 3
     assert set(bounds["hashes.evaluation"]) == set(protocol.recorded()["hashes.evaluation"])
     assert not set(bounds["parameters.method"]) & set(protocol.recorded()["parameters.method"])
 
@@ -265,7 +265,7 @@ def test_a_seed_gives_a_line_for_each_method_and_bound(tmp_path, monkeypatch):
     lines = ledger.read(out)
     methods = ["MODIS label", "FCN, plain", "U-Net, weighted"]
     assert lines["parameters.method"].tolist()[:3] == methods
-    assert lines["label_regime"].tolist() == ["coarse only"] * 3 + ["fine"] * 2
+    assert lines["label_regime"].tolist() == ["coarse only"] * 3 + ["fine"] * 3
     assert set(lines["seeds.world"]) == {4}
     assert lines["scores.aa"].between(0, 1).all()
     small = world.read_world(tmp_path / "small" / "world-4")

@@ -166,7 +166,8 @@ def test_batches_are_normalised_crops_with_their_labels(stack):
 
 
 def test_batches_carry_the_cells_of_their_pixels(stack):
-    """A cell has one label in a toy stack, and so it has in every batch."""
+    """Where a stack has one label in each cell, so has every batch."""
+    stack.cells = stack.labels.int()
     _, batch = next(batches(stack, TINY, channel_statistics(stack)))
     assert (batch.cells.shape, batch.cells.dtype) == ((4, 32, 32), torch.int32)
     for labels, cells in zip(batch.labels, batch.cells, strict=True):
