@@ -105,13 +105,17 @@ class PackedScene:
         """Names of the patches that the scene was put together from, north to south."""
         return list(self._patches)
 
-    def patch(self, name: str) -> Patch:
-        """The patch of that name, equal to what `scenes.read_patch` read: pixels, CRS, transform and repairs."""
+    def window_of(self, name: str) -> tuple[int, int, int, int]:
+        """Where a patch lies in the scene: row, column, rows, columns. ParameterError when it is not of the scene."""
         if name not in self._patches:
             raise ParameterError(name, found="no such patch", expected=f"one of {self.scene_id}", do="See `names`.")
-        record = self._patches[name]
-        row, col, rows, cols = record["window"]
-        return self._patch(name, (row, col, rows, cols), Affine(*record["transform"]), tuple(record["repairs"]))
+        row, col, rows, cols = self._patches[name]["window"]
+        return row, col, rows, cols
+
+    def patch(self, name: str) -> Patch:
+        """The patch of that name, equal to what `scenes.read_patch` read: pixels, CRS, transform and repairs."""
+        window, record = self.window_of(name), self._patches[name]
+        return self._patch(name, window, Affine(*record["transform"]), tuple(record["repairs"]))
 
     def read(self, row: int, col: int, rows: int, cols: int) -> Patch:
         """

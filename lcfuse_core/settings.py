@@ -22,6 +22,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "coarse_labels": ("profile", "seed", "data_root", "place"),
     "sen12ms": ("profile", "seed", "train_root", "place"),
     "dfc2020": ("profile", "seed", "data_root", "place"),
+    "data_at_scale": ("profile", "seed", "train_root", "place"),
     "networks": ("profile", "seed", "data_root", "place"),
     "training": ("profile", "seed", "train_root", "network", "class_weight_power", "steps", "crop", "batch"),
     "uncertainty": ("profile", "seed", "data_root", "train_root", "steps", "crop", "batch", "place"),
