@@ -23,13 +23,15 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "sen12ms": ("profile", "seed", "train_root", "place"),
     "dfc2020": ("profile", "seed", "data_root", "place"),
     "data_at_scale": ("profile", "seed", "train_root", "place"),
+    "baselines": ("profile", "seed", "data_root", "train_root", "place"),
     "networks": ("profile", "seed", "data_root", "place"),
     "training": ("profile", "seed", "train_root", "network", "class_weight_power", "steps", "crop", "batch"),
-    "uncertainty": ("profile", "seed", "data_root", "train_root", "steps", "crop", "batch", "place"),
-    "sample_world": ("profile", "seed", "place"),
+    "coarse_supervision": ("profile", "seed", "data_root", "train_root", "place"),
     "evaluation": ("profile", "seed", "data_root", "train_root", "steps", "crop", "batch", "place"),
+    "uncertainty": ("profile", "seed", "data_root", "train_root", "steps", "crop", "batch", "place"),
     "reruns": ("profile", "seed"),
     "reproduction": ("profile", "seed"),
+    "sample_world": ("profile", "seed", "place"),
 }
 """The parameters that each chapter has: those of its parameters cell (a test compares the two)."""
 
