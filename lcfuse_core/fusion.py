@@ -176,12 +176,16 @@ def turned_mean(member: Predict, patch: Patch, symmetries: int) -> NDArray[np.fl
     """
     if symmetries == 1:
         return member(patch)
-    square = patch.s2.shape[1] == patch.s2.shape[2]
-    chosen = [0, 2, 4, 6, 1, 3, 5, 7][:symmetries] if square else [0, 2, 4, 6][:symmetries]
+    chosen = symmetries_of(symmetries, patch.s2.shape[1] == patch.s2.shape[2])
     total = np.zeros((N, *patch.s2.shape[1:]), np.float32)
     for symmetry in chosen:
         total += _turn(member(_turned_patch(patch, symmetry)), symmetry, back=True)
     return (total / len(chosen)).astype(np.float32)
+
+
+def symmetries_of(symmetries: int, square: bool) -> list[int]:
+    """The first *symmetries* of the eight, flips first; of what is not square, only flips."""
+    return [0, 2, 4, 6, 1, 3, 5, 7][:symmetries] if square else [0, 2, 4, 6][:symmetries]
 
 
 def _turned_patch(patch: Patch, symmetry: int) -> Patch:
