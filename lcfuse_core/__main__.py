@@ -6,6 +6,7 @@ The same from a shell.
     python -m lcfuse_core ledger {list,show,diff} [--file F]
     python -m lcfuse_core sample [--seed N]
     python -m lcfuse_core data {list,fetch,verify,status} [--profile P]
+    python -m lcfuse_core map --s2 FILE [--s1 FILE] [--coarse FILE] [--model CHECKPOINT] --out DIR
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from lcfuse_core import data_commands, grids, ledger_commands, reruns, settings
+from lcfuse_core import data_commands, grids, ledger_commands, map_commands, reruns, settings
 from lcfuse_core.errors import LcfuseError
 
 
@@ -48,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, default=0)
     sample.set_defaults(command=make_sample)
     data_commands.add_parser(commands)
+    map_commands.add_parser(commands)
     return parser
 
 

@@ -28,7 +28,7 @@ from rasterio.errors import RasterioError
 from lcfuse_core.cells import CELL_M, GRID_COLS, GRID_ROWS, SPHERE_RADIUS_M, modis_cells
 from lcfuse_core.errors import DataError, GridError, LegendError, MissingDataError
 from lcfuse_core.legends import DFC2020, IGNORE, N_COARSE, SAVANNA, SAVANNA_INDEX, dfc_to_index, igbp_to_dfc
-from lcfuse_core.rasters import Grid
+from lcfuse_core.rasters import Grid, place_of
 from lcfuse_core.transition import Matrix, class_prior, from_accuracy, posterior
 
 LATTICE_PX = 64
@@ -56,9 +56,7 @@ class CoarseMap:
     corner: tuple[int, int]
 
     def labels(self, grid: Grid, rows: slice, cols: slice) -> NDArray[np.uint8]:
-        """
-        Coarse labels 0..8 of the pixels of these rows and columns, 255 where there is none: uint8 (h, w).
-        """
+        """Coarse labels 0..8 of the pixels of these rows and columns, 255 where there is none: uint8 (h, w)."""
         return self.table[self.codes_at(grid, rows, cols)]
 
     def codes_at(self, grid: Grid, rows: slice, cols: slice) -> NDArray[np.uint8]:
@@ -83,19 +81,19 @@ class CoarseMap:
     def _pick(self, x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.uint8]:
         """Codes of the raster's pixels at x, y in its own CRS."""
         with np.errstate(invalid="ignore"):
-            col, row = ~self.file.transform @ (np.asarray(x), np.asarray(y))
+            col, row = place_of(~self.file.transform, np.asarray(x), np.asarray(y))
             row, col = np.floor(row) - self.corner[0], np.floor(col) - self.corner[1]
             height, width = self.codes.shape
             inside = (row >= 0) & (row < height) & (col >= 0) & (col < width)
         at = np.where(inside, row, 0).astype(np.intp), np.where(inside, col, 0).astype(np.intp)
         return np.where(inside, self.codes[at], np.uint8(IGNORE)).astype(np.uint8)
 
-    def shares(self, grid: Grid) -> NDArray[np.int64]:
-        """Pixels of the lattice with each label, int64 (9,): how common the labels are in the scene."""
+    def shares(self, grid: Grid) -> NDArray[np.float64]:
+        """Pixels of the lattice with each label, float64 (9,): how common the labels are in the scene."""
         every = max(1, min(LATTICE_PX, min(grid.shape) // 8))
         rows = range(0, grid.shape[0], every)
         found = [self.labels(grid, slice(row, row + 1), slice(0, grid.shape[1]))[0, ::every] for row in rows]
-        return np.bincount(np.concatenate(found), minlength=256)[:N_COARSE]
+        return np.bincount(np.concatenate(found), minlength=256)[:N_COARSE].astype(np.float64)
 
     def posterior(self, grid: Grid) -> Matrix:
         """
@@ -131,7 +129,9 @@ def open_coarse(
     with _opened(path) as file:
         if not 1 <= band <= file.count or file.dtypes[band - 1] != "uint8":
             found = f"{file.count} bands of {file.dtypes[0]}"
-            raise DataError(path, found=found, expected=f"uint8 codes in band {band}", do="Choose the layer of classes.")
+            raise DataError(
+                path, found=found, expected=f"uint8 codes in band {band}", do="Choose the layer of classes."
+            )
         if file.crs is None:
             do = "Georeference it, as with gdal_translate -a_srs."
             raise GridError(path, found="no CRS", expected="a georeferenced map", do=do)
@@ -171,10 +171,12 @@ def layer_of(subdatasets: list[str]) -> str | None:
     """
     if not subdatasets:
         return None
-    found = [name for name in subdatasets if name.endswith(f":{LAYER}") or name.endswith(f"/{LAYER}")]
+    found = [name for name in subdatasets if name.endswith((f":{LAYER}", f"/{LAYER}"))]
     if len(found) != 1:
         names = ", ".join(name.rsplit(":", 1)[-1] for name in subdatasets[:8])
-        raise DataError("coarse map", found=f"layers {names}", expected=f"one {LAYER}", do="Convert the layer you mean.")
+        raise DataError(
+            "coarse map", found=f"layers {names}", expected=f"one {LAYER}", do="Convert the layer you mean."
+        )
     return found[0]
 
 
@@ -182,12 +184,10 @@ def _part_over(file: Any, grid: Grid, band: int) -> tuple[NDArray[np.uint8], tup
     """The codes of the raster over the scene and two cells around, and the row and column where they begin."""
     around = 2 * LATTICE_PX
     rows, cols = grid.shape
-    lattice = np.meshgrid(
-        np.linspace(-around, cols + around, 33), np.linspace(-around, rows + around, 33), indexing="xy"
-    )
-    easting, northing = grid.place @ (lattice[0].ravel(), lattice[1].ravel())
+    lattice = np.meshgrid(np.linspace(-around, cols + around, 33), np.linspace(-around, rows + around, 33))
+    easting, northing = place_of(grid.place, lattice[0].ravel(), lattice[1].ravel())
     x, y = Transformer.from_crs(grid.crs, file.crs, always_xy=True).transform(easting, northing)
-    col, row = ~file.transform @ (np.asarray(x), np.asarray(y))
+    col, row = place_of(~file.transform, np.asarray(x), np.asarray(y))
     known = np.isfinite(row) & np.isfinite(col)
     low = [max(0, int(np.floor(v[known].min())) - 2) if known.any() else 0 for v in (row, col)]
     high = [
@@ -248,9 +248,7 @@ def _read_legend(path: Path) -> dict[int, int]:
     return found
 
 
-def _project(
-    grid: Grid, rows: slice, cols: slice, crs: Any
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _project(grid: Grid, rows: slice, cols: slice, crs: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """
     Coordinates of the pixel centres, (h, w) each: in *crs*, or, with None, in metres of the MODIS sphere.
 
@@ -258,7 +256,7 @@ def _project(
     """
     row_at, col_at = _lattice(rows), _lattice(cols)
     col, row = np.meshgrid(col_at + 0.5, row_at + 0.5)
-    easting, northing = grid.place @ (col.ravel(), row.ravel())
+    easting, northing = place_of(grid.place, col.ravel(), row.ravel())
     to = "EPSG:4326" if crs is None else crs
     x, y = Transformer.from_crs(grid.crs, to, always_xy=True).transform(easting, northing)
     if crs is None:

@@ -25,7 +25,7 @@ from lcfuse_core import machines, settings
 from lcfuse_core.errors import MissingDataError, ParameterError
 
 BOOK = Path(__file__).resolve().parent.parent / "book"
-PATH_PARAMETERS = ("data_root", "train_root")
+PATH_PARAMETERS = ("data_root", "train_root", "s2_path", "s1_path", "coarse_path", "map_folder")
 MANY = 10_000
 """Values in a range beyond which it is taken for a slip of the finger."""
 

@@ -1,19 +1,17 @@
 """
-From a network's probabilities to a map: a scene of any size in overlapping windows, and the map as a GeoTIFF.
+From a network's probabilities to a map, in memory: a patch or a small scene in overlapping windows, as a GeoTIFF.
 
-A map is uint8 (H, W) in DFC2020 codes, 0 = no class. First form: scene and probabilities are held in memory
-(about 70 bytes a pixel: 36 MB for 700 x 700, 8 GB for a Sentinel-2 tile).
+A map is uint8 (H, W) in DFC2020 codes, 0 = no class. Scene and probabilities are held in memory (about 70 bytes a
+pixel: 36 MB for 700 x 700). For a whole tile, from files to files in constant memory, see `scene_map`.
 """
 
 from __future__ import annotations
 
 import os
-import uuid
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio
@@ -23,8 +21,10 @@ from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.io import MemoryFile
 
-from lcfuse_core.errors import DataError, GridError, LcfuseError, MissingDataError, ParameterError
+from lcfuse_core.errors import DataError, GridError, MissingDataError
 from lcfuse_core.legends import DFC2020, SCORED, index_to_dfc
+from lcfuse_core.products import category_names, legend_tags, write_whole
+from lcfuse_core.windows import Tiling
 
 Predict = Callable[[NDArray[np.uint16], NDArray[np.float32]], NDArray[np.float32]]
 """Probabilities (8, h, w) of one window of S2 (13, h, w) and S1 (2, h, w)."""
@@ -47,55 +47,31 @@ def map_scene(
     *,
     window: int = 256,
     overlap: int = 64,
+    margin: int = 0,
 ) -> NDArray[np.float32]:
     """
     Probabilities of a whole scene, float32 (8, H, W), predicted in windows and blended where they overlap.
 
     predict : called with S2 (13, h, w) and S1 (2, h, w) of one window; returns (8, h, w)
-    window, overlap : pixels. All windows have one size (that of the scene where it is smaller): the last of
-        a row or column is moved back, not cut. In an overlap the weight of a window falls linearly to its
-        edge, where a network sees least around it.
+    window, overlap, margin : pixels; see `windows`. All windows have one size (that of the scene where it is smaller):
+        the last of a row or column is moved back, not cut. In an overlap the weight of a window falls linearly to
+        its edge, where a network sees least around it
 
     Raises GridError when S1 and S2 differ in size or *predict* returns another size, ParameterError on a
     window or overlap that cannot be, DataError on probabilities that are not finite.
     """
-    shape = _check_scene(s2, s1, window, overlap)
-    n_classes = len(SCORED)
-    total = np.zeros((n_classes, *shape), np.float32)
-    weights = np.zeros(shape, np.float32)
-    for rows in window_slices(shape[0], window, overlap):
-        for cols in window_slices(shape[1], window, overlap):
+    tiling = _check_scene(s2, s1, window, overlap, margin)
+    total = np.zeros((len(SCORED), *tiling.shape), np.float32)
+    for rows, row_weight in zip(tiling.rows, tiling.row_weights, strict=True):
+        for cols, col_weight in zip(tiling.cols, tiling.col_weights, strict=True):
             probabilities = predict(s2[:, rows, cols], s1[:, rows, cols])
-            weight = np.outer(_ramp(rows, overlap), _ramp(cols, overlap))
-            _check_window(probabilities, (n_classes, *weight.shape))
+            weight = np.outer(row_weight, col_weight)
+            _check_window(probabilities, (len(SCORED), *weight.shape))
             total[:, rows, cols] += probabilities * weight
-            weights[rows, cols] += weight
-    total /= weights
     return total
 
 
-def window_slices(length: int, window: int, overlap: int) -> list[slice]:
-    """
-    Equal windows that cover `length` pixels, each overlapping the next by at least `overlap`.
-
-    >>> window_slices(100, 40, 10)
-    [slice(0, 40, None), slice(30, 70, None), slice(60, 100, None)]
-    >>> window_slices(30, 40, 10)
-    [slice(0, 30, None)]
-    """
-    window = min(window, length)
-    starts = [*range(0, length - window, max(1, window - overlap)), length - window]
-    return [slice(start, start + window) for start in starts]
-
-
-def _ramp(pixels: slice, overlap: int) -> NDArray[np.float32]:
-    """Weight along one side of a window: rises over `overlap` pixels, stays 1, falls; never 0."""
-    from_start = np.arange(1, pixels.stop - pixels.start + 1)
-    to_edge = np.minimum(from_start, from_start[::-1])
-    return np.minimum(1, to_edge / (overlap + 1)).astype(np.float32)
-
-
-def _check_scene(s2: NDArray[np.uint16], s1: NDArray[np.float32], window: int, overlap: int) -> tuple[int, int]:
+def _check_scene(s2: NDArray[np.uint16], s1: NDArray[np.float32], window: int, overlap: int, margin: int) -> Tiling:
     if s2.ndim != 3 or s1.ndim != 3 or s2.shape[1:] != s1.shape[1:]:
         raise GridError(
             "map_scene",
@@ -103,14 +79,7 @@ def _check_scene(s2: NDArray[np.uint16], s1: NDArray[np.float32], window: int, o
             expected="(13, H, W) and (2, H, W)",
             do="Hand over both layers of one patch or scene.",
         )
-    if window < 1 or not 0 <= overlap <= window // 2:
-        raise ParameterError(
-            "map_scene",
-            found=f"window={window}, overlap={overlap}",
-            expected="a window of pixels and an overlap of 0 to half of it",
-            do="256 and 64 do for most networks.",
-        )
-    return s2.shape[1], s2.shape[2]
+    return Tiling((s2.shape[1], s2.shape[2]), window, overlap, margin)
 
 
 def _check_window(probabilities: NDArray[np.float32], expected: tuple[int, ...]) -> None:
@@ -157,11 +126,10 @@ def write_map(
     Nodata is 0; tiled, deflated. The names stand in tags (`CLASS_1=Forest`) and, for QGIS and GDAL, in a
     small file beside the map, `<name>.aux.xml`: a GeoTIFF has no place for them. The map appears whole or not
     at all.
-    Raises GridError or LegendError on what is no map, LcfuseError when it cannot be written.
+    Raises GridError or LegendError on what is no map, DiskError when it cannot be written.
     """
     path = Path(path)
     _check_map(path, classes, crs, transform)
-    names = {f"CLASS_{code}": DFC2020.name_of(code) for code in DFC2020.codes}
     profile = {
         "driver": "GTiff",
         "dtype": "uint8",
@@ -176,11 +144,11 @@ def write_map(
         with memory.open(**profile) as raster:
             raster.write(classes.astype(np.uint8), 1)
             raster.write_colormap(1, {code: DFC2020.rgba(code) for code in range(256)})
-            raster.update_tags(LEGEND=DFC2020.name, **names, **(tags or {}))
+            raster.update_tags(**legend_tags(), **(tags or {}))
             raster.set_band_description(1, "land cover")
         content = memory.read()
-    _replace_file(Path(f"{path}.aux.xml"), _category_names())
-    _replace_file(path, content)
+    write_whole(Path(f"{path}.aux.xml"), category_names())
+    write_whole(path, content)
     return path
 
 
@@ -192,34 +160,6 @@ def _check_map(path: Path, classes: NDArray[np.uint8], crs: CRS | str | None, tr
         found = "only a transform" if crs is None else "only a CRS"
         raise GridError(path, found=found, expected="both or neither", do="Take both from the same patch.")
     DFC2020.check(classes, str(path))
-
-
-def _category_names() -> bytes:
-    """GDAL's side file (PAM) with one name a code from 0."""
-    names = [DFC2020.name_of(code) for code in range(max(DFC2020.codes) + 1)]
-    rows = "".join(f"      <Category>{escape(name)}</Category>\n" for name in names)
-    band = f'  <PAMRasterBand band="1">\n    <CategoryNames>\n{rows}    </CategoryNames>\n  </PAMRasterBand>\n'
-    return f"<PAMDataset>\n{band}</PAMDataset>\n".encode()
-
-
-def _replace_file(path: Path, content: bytes) -> None:
-    """Write beside the old file, then take its place: a full disk or a crash leaves the old one as it was."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise LcfuseError(
-            path,
-            found=f"{error.strerror}",
-            expected=f"to write {len(content)} bytes",
-            do="Free space or choose another folder; a map that stood there before is untouched.",
-        ) from error
 
 
 def read_map(path: str | os.PathLike[str]) -> LandCoverMap:

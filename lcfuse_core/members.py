@@ -29,7 +29,9 @@ from lcfuse_core.runs import Run
 SHIPPED = Path(__file__).parent / "shipped" / "checkpoints"
 """Small networks that come with the package, one a file."""
 
-SYNTHETIC = "The networks that come with the package have learnt from synthetic scenes: look at their map, do not use it."
+SYNTHETIC = (
+    "The networks that come with the package have learnt from synthetic scenes: look at their map, do not use it."
+)
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,7 @@ class Member:
         return self.run.plan.inputs
 
     def prepare(self, seen: Seen) -> Tensor:
-        """
-        Channels (1, C, h, w) of a window, mean 0 and deviation 1; 0, the mean of all, where nothing was seen.
-        """
+        """Channels (1, C, h, w) of a window, mean 0 and deviation 1; 0, the mean of all, where nothing was seen."""
         s1 = np.zeros((N_S1, *seen.valid.shape), np.float32) if seen.s1 is None else seen.s1
         channels = normalise(torch.from_numpy(seen.s2), torch.from_numpy(s1), self.run.statistics, self.inputs)
         if not seen.valid.all():

@@ -23,7 +23,7 @@ from rasterio.warp import transform_geom
 
 from lcfuse_core.errors import DiskError
 from lcfuse_core.legends import DFC2020, SCORED
-from lcfuse_core.rasters import Grid
+from lcfuse_core.rasters import Grid, place_of
 
 NAME = "landcover"
 """Of the class map; QGIS looks for a style of the same name."""
@@ -112,9 +112,7 @@ def _vrt(layer: Layer, grid: Grid) -> str:
     tags = "".join(f"<MDI key={quoteattr(key)}>{escape(value)}</MDI>" for key, value in layer.tags.items())
     colours = ""
     if layer.palette:
-        entries = "".join(
-            '<Entry c1="{}" c2="{}" c3="{}" c4="{}"/>'.format(*DFC2020.rgba(code)) for code in range(256)
-        )
+        entries = "".join('<Entry c1="{}" c2="{}" c3="{}" c4="{}"/>'.format(*DFC2020.rgba(code)) for code in range(256))
         colours = f"<ColorTable>{entries}</ColorTable>"
     bands = ""
     for number, name in enumerate(layer.bands, start=1):
@@ -124,7 +122,7 @@ def _vrt(layer: Layer, grid: Grid) -> str:
             f'<VRTRasterBand dataType="Byte" band="{number}"><Description>{escape(name)}</Description>'
             f"<NoDataValue>{layer.nodata}</NoDataValue>{scale}"
             f"<ColorInterp>{kind.name.title()}</ColorInterp>{colours}"
-            f"<SimpleSource><SourceFilename relativeToVRT=\"0\">{escape(str(layer.source.absolute()))}</SourceFilename>"
+            f'<SimpleSource><SourceFilename relativeToVRT="0">{escape(str(layer.source.absolute()))}</SourceFilename>'
             f"<SourceBand>{number}</SourceBand></SimpleSource></VRTRasterBand>"
         )
     head = f'<VRTDataset rasterXSize="{cols}" rasterYSize="{rows}">'
@@ -179,7 +177,7 @@ def stac_item(
         place |= {"proj:epsg": grid.crs.to_epsg(), "proj:transform": list(grid.place)[:6]}
         if grid.crs.to_epsg() is None:
             place["proj:wkt2"] = grid.crs.to_wkt()
-    described = {}
+    described: dict[str, dict[str, Any]] = {}
     for key, path in assets.items():
         tif = path.suffix == ".tif"
         described[key] = {
@@ -209,7 +207,7 @@ def _footprint(grid: Grid) -> tuple[dict[str, Any] | None, list[float] | None]:
         return None, None
     rows, cols = grid.shape
     corners = [(0, 0), (0, rows), (cols, rows), (cols, 0), (0, 0)]
-    outline = {"type": "Polygon", "coordinates": [[tuple(grid.place @ corner) for corner in corners]]}
+    outline = {"type": "Polygon", "coordinates": [[place_of(grid.place, *corner) for corner in corners]]}
     geometry = transform_geom(grid.crs, "EPSG:4326", outline, precision=7)
     longitude, latitude = zip(*geometry["coordinates"][0], strict=True)
     return geometry, [min(longitude), min(latitude), max(longitude), max(latitude)]

@@ -68,6 +68,12 @@ class Grid:
         return self.transform or Affine.identity()
 
 
+def place_of(transform: Affine, col: Any, row: Any) -> tuple[Any, Any]:
+    """Coordinates of columns and rows (numbers or arrays alike); with the inverse transform, the way back."""
+    t = transform
+    return t.a * col + t.b * row + t.c, t.d * col + t.e * row + t.f
+
+
 class Seen(NamedTuple):
     """
     Part of a scene.
@@ -279,7 +285,7 @@ def _ten_metres(paths: Sequence[Path], files: Sequence[Any]) -> Grid:
 
 def _utm(path: Path, file: Any) -> CRS:
     """The UTM zone of the centre of a raster."""
-    centre = file.transform @ (file.width / 2, file.height / 2)
+    centre = place_of(file.transform, file.width / 2, file.height / 2)
     longitude, latitude = Transformer.from_crs(file.crs, "EPSG:4326", always_xy=True).transform(*centre)
     if not (np.isfinite([longitude, latitude]).all() and abs(latitude) < 84):
         found = f"a centre at {longitude:.4g}, {latitude:.4g} degrees"
@@ -329,8 +335,7 @@ def _same(file: Any, grid: Grid) -> bool:
 def _check_overlap(path: Path, file: Any, grid: Grid) -> None:
     """Raise GridError when a raster does not meet the scene anywhere."""
     rows, cols = grid.shape
-    edge = [(c, r) for r in np.linspace(0, rows, 9) for c in np.linspace(0, cols, 9)]
-    easting, northing = zip(*(grid.place @ place for place in edge), strict=True)
+    easting, northing = place_of(grid.place, *np.meshgrid(np.linspace(0, cols, 9), np.linspace(0, rows, 9)))
     assert grid.crs is not None
     there = Transformer.from_crs(grid.crs, file.crs, always_xy=True).transform(easting, northing)
     left, bottom, right, top = file.bounds

@@ -265,7 +265,13 @@ def _properties(
 ) -> dict[str, Any]:
     """What the map was made from and by. Names of files without their folders: those are nobody's business."""
     networks = [
-        {"name": m.name, "sha256": m.sha256, "network": m.run.plan.network, "inputs": list(m.inputs), "weight": m.weight}
+        {
+            "name": m.name,
+            "sha256": m.sha256,
+            "network": m.run.plan.network,
+            "inputs": list(m.inputs),
+            "weight": m.weight,
+        }
         for m in members
     ]
     return {

@@ -29,6 +29,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "coarse_supervision": ("profile", "seed", "data_root", "train_root", "place"),
     "evaluation": ("profile", "seed", "data_root", "train_root", "steps", "crop", "batch", "place"),
     "uncertainty": ("profile", "seed", "data_root", "train_root", "steps", "crop", "batch", "place"),
+    "maps": ("profile", "seed", "s2_path", "s1_path", "coarse_path", "map_folder"),
     "reruns": ("profile", "seed"),
     "reproduction": ("profile", "seed"),
     "sample_world": ("profile", "seed", "place"),
@@ -50,6 +51,10 @@ class Settings(BaseModel):
     steps: int = Field(400, ge=1, le=10_000_000, description="training steps")
     crop: int = Field(64, ge=32, le=1024, description="side of a training crop in pixels")
     batch: int = Field(16, ge=1, le=4096, description="crops in a training step")
+    s2_path: str = Field("", description="Sentinel-2 of a scene to map: file or .SAFE folder; empty: the sample scene")
+    s1_path: str = Field("", description="Sentinel-1 of that scene, VV and VH in dB; empty: none, or the sample's")
+    coarse_path: str = Field("", description="coarse map over that scene; empty: none, or the sample's")
+    map_folder: str = Field("", description="folder for the map; empty: in the data folder")
     place: int = Field(0, ge=0, description="number of the patch that is shown")
 
 

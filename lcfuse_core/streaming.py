@@ -1,7 +1,7 @@
 """
 From an open scene to finished strips of its map, in constant memory: read, prepare, ask, blend, each in its thread.
 
-    pieces of rows -> windows -> probabilities -> strips of classes, confidence, probabilities
+    sections -> windows -> probabilities -> strips of classes, confidence, probabilities
 
 Each stage is a generator that works ahead of the next (`ahead`), so that reading and writing cost next to nothing while
 the network computes. All that decides a number happens in one order, so that a map is the same, to the bit, whether
@@ -13,11 +13,11 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, from_numpy
+from torch import Tensor
 
 from lcfuse_core.coarse import CoarseMap
 from lcfuse_core.errors import DataError
@@ -129,9 +129,9 @@ def strips(
     """
     finish = _Finish(scene, plan, coarse, posterior, keep_probabilities)
     for part in _together(units):
-        pieces = ahead(_pieces(scene, tiling, part), 1)
-        windows = ahead(_windows(pieces, members, tiling, part), 4)
-        answers = ahead(_answers(windows, members, plan), 4)
+        sections = ahead(_sections(scene, tiling, part), 4)
+        windows = ahead(_windows(sections, members, tiling, part), 2)
+        answers = ahead(_answers(windows, members, plan), 2)
         yield from _blend(answers, tiling, part, finish)
 
 
@@ -147,43 +147,47 @@ def _together(units: Sequence[Unit]) -> Iterator[list[Unit]]:
         yield part
 
 
-def _pieces(scene: Scene, tiling: Tiling, part: list[Unit]) -> Iterator[tuple[slice, Seen]]:
-    """All rows that the windows of *part* need, each read once, a row of windows at a time."""
+def _sections(scene: Scene, tiling: Tiling, part: list[Unit]) -> Iterator[Seen]:
+    """What each window of *part* adds to those above it and to its left: every pixel is read once."""
     wanted = tiling.columns_of(part[0].panel)
-    cols = slice(tiling.cols[wanted[0]].start, tiling.cols[wanted[-1]].stop)
-    begin = tiling.rows[part[0].first].start
+    top = tiling.rows[part[0].first].start
     for i in range(part[0].first, part[-1].last + 1):
-        rows = slice(begin, tiling.rows[i].stop)
-        yield rows, scene.read(rows, cols)
-        begin = rows.stop
+        left = tiling.cols[wanted[0]].start
+        for j in wanted:
+            yield scene.read(slice(top, tiling.rows[i].stop), slice(left, tiling.cols[j].stop))
+            left = tiling.cols[j].stop
+        top = tiling.rows[i].stop
 
 
 def _windows(
-    pieces: Iterator[tuple[slice, Seen]], members: Sequence[Member], tiling: Tiling, part: list[Unit]
+    sections: Iterator[Seen], members: Sequence[Member], tiling: Tiling, part: list[Unit]
 ) -> Iterator[_Window]:
     """Every window of *part*, row by row, with the channels that each member takes."""
     wanted = tiling.columns_of(part[0].panel)
-    left = tiling.cols[wanted[0]].start
-    held: list[tuple[slice, Seen]] = []
-    for i, piece in enumerate(pieces, start=part[0].first):
-        rows = tiling.rows[i]
-        held = [kept for kept in held if kept[0].stop > rows.start] + [piece]
-        for j in wanted:
-            cols = slice(tiling.cols[j].start - left, tiling.cols[j].stop - left)
-            seen = _cut(held, rows, cols)
+    above: list[Seen | None] = [None] * len(wanted)
+    for i in range(part[0].first, part[-1].last + 1):
+        below = tiling.rows[min(i + 1, len(tiling.rows) - 1)].start - tiling.rows[i].start
+        seen: Seen | None = None
+        for k, j in enumerate(wanted):
+            column = _joined(above[k], next(sections), axis=-2)
+            above[k] = _cut(column, np.s_[..., below:, :])
+            step = tiling.cols[j].start - tiling.cols[wanted[max(0, k - 1)]].start
+            seen = _joined(None if seen is None else _cut(seen, np.s_[..., step:]), column, axis=-1)
             channels = [member.prepare(seen) for member in members] if seen.valid.any() else []
             yield _Window(i, j, seen.valid, channels)
 
 
-def _cut(held: list[tuple[slice, Seen]], rows: slice, cols: slice) -> Seen:
-    """One window out of the pieces that it lies in."""
-    parts = []
-    for have, seen in held:
-        inside = slice(max(rows.start, have.start) - have.start, min(rows.stop, have.stop) - have.start)
-        cut = [None if layer is None else layer[..., inside, cols] for layer in seen]
-        parts.append(cut)
-    joined = [None if layers[0] is None else np.concatenate(layers, axis=-2) for layers in zip(*parts, strict=True)]
-    return Seen(*joined)  # type: ignore[arg-type]
+def _cut(seen: Seen, part: tuple[Any, ...]) -> Seen:
+    """A copy of a part, which does not hold the whole in memory."""
+    return Seen(*(None if layer is None else layer[part].copy() for layer in seen))  # type: ignore[arg-type]
+
+
+def _joined(one: Seen | None, other: Seen, axis: int) -> Seen:
+    """Two parts side by side."""
+    if one is None:
+        return other
+    pairs = zip(one, other, strict=True)
+    return Seen(*(None if a is None else np.concatenate([a, b], axis=axis) for a, b in pairs))  # type: ignore[arg-type]
 
 
 def _answers(windows: Iterator[_Window], members: Sequence[Member], plan: FusionPlan) -> Iterator[_Answer]:
@@ -197,9 +201,7 @@ def _answers(windows: Iterator[_Window], members: Sequence[Member], plan: Fusion
         yield _Answer(window.row, window.col, window.valid, probabilities)
 
 
-def _blend(
-    answers: Iterator[_Answer], tiling: Tiling, part: list[Unit], finish: _Finish
-) -> Iterator[Strip | int]:
+def _blend(answers: Iterator[_Answer], tiling: Tiling, part: list[Unit], finish: _Finish) -> Iterator[Strip | int]:
     """Add up the windows of each row of windows, and let go of the rows that are finished by it."""
     panel, last_col = part[0].cols, tiling.columns_of(part[0].panel)[-1]
     height = tiling.rows[0].stop
@@ -209,7 +211,10 @@ def _blend(
     for answer in answers:
         cols = tiling.cols[answer.col]
         here = slice(max(cols.start, panel.start), min(cols.stop, panel.stop))
-        at, of = slice(here.start - panel.start, here.stop - panel.start), slice(here.start - cols.start, here.stop - cols.start)
+        at, of = (
+            slice(here.start - panel.start, here.stop - panel.start),
+            slice(here.start - cols.start, here.stop - cols.start),
+        )
         valid[:, at] |= answer.valid[:, of]
         if answer.probabilities is not None:
             weight = np.outer(tiling.row_weights[answer.row], tiling.col_weights[answer.col][of])
@@ -240,7 +245,7 @@ class _Finish:
     ) -> None:
         self.grid, self.plan, self.coarse, self.keep = scene.grid, plan, coarse, keep_probabilities
         self.posterior = posterior if plan.prior_power else None
-        self.codes = from_numpy(np.array(SCORED, np.uint8))
+        self.codes = np.array(SCORED, np.uint8)
 
     def __call__(self, unit: Unit, total: NDArray[np.float32], valid: NDArray[np.bool_]) -> Strip:
         shape = valid.shape
@@ -253,13 +258,13 @@ class _Finish:
             if prior is not None:
                 probabilities = probabilities * prior
                 probabilities /= np.maximum(probabilities.sum(axis=0), np.float32(1e-30))
-            highest, index = from_numpy(np.ascontiguousarray(probabilities)).max(dim=0)
+            highest, index = _highest(probabilities)
             seen = valid[rows]
-            if not bool(highest.isfinite().all()):
+            if not np.isfinite(highest).all():
                 do = "Train the network anew: it gives NaN for this scene."
                 raise DataError("map", found="probabilities that are no numbers", expected="0 to 1", do=do)
-            classes[rows] = np.where(seen, self.codes[index].numpy(), 0)
-            confidence[rows] = np.where(seen, _steps(highest.numpy()), NOTHING)
+            classes[rows] = np.where(seen, self.codes[index], 0)
+            confidence[rows] = np.where(seen, _steps(highest), NOTHING)
             if kept is not None:
                 kept[:, rows] = np.where(seen, _steps(probabilities), NOTHING)
         return Strip(unit, classes, confidence, kept)
@@ -280,6 +285,15 @@ class _Finish:
         return prior[:, *inside] ** np.float32(power)
 
 
+def _highest(probabilities: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Highest probability of (8, h, w) and its class, the first of equals; four times as fast as max and argmax."""
+    highest, index = probabilities[0].copy(), np.zeros(probabilities.shape[1:], np.uint8)
+    for number, one in enumerate(probabilities[1:], start=1):
+        np.copyto(index, np.uint8(number), where=one > highest)
+        np.maximum(highest, one, out=highest)
+    return highest, index
+
+
 def _steps(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Probabilities 0..1 as whole numbers 0..STEPS."""
-    return np.rint(probabilities * np.float32(STEPS)).astype(np.uint8)
+    return (probabilities * np.float32(STEPS) + np.float32(0.5)).astype(np.uint8)

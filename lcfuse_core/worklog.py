@@ -111,7 +111,7 @@ class Worklog:
     def _checksum(layers: Mapping[str, NDArray[np.uint8]]) -> int:
         total = 0
         for name in sorted(layers):
-            total = zlib.crc32(np.ascontiguousarray(layers[name]), total)
+            total = zlib.crc32(np.ascontiguousarray(layers[name]).data, total)
         return total
 
     def _disk(self) -> _Disk:

@@ -11,17 +11,18 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcfuse_core import mapping
+from lcfuse_core import products
 from lcfuse_core.errors import (
     DataError,
+    DiskError,
     GridError,
-    LcfuseError,
     LegendError,
     MissingDataError,
     ParameterError,
 )
 from lcfuse_core.legends import DFC2020, SCORED
-from lcfuse_core.mapping import map_scene, most_likely, read_map, window_slices, write_map
+from lcfuse_core.mapping import map_scene, most_likely, read_map, write_map
+from lcfuse_core.windows import window_slices
 
 UTM = "EPSG:32632"
 AT = Affine(10, 0, 549892.697, 0, -10, 6344077.614)  # no multiple of 10 m, as in SEN12MS
@@ -169,8 +170,8 @@ def test_a_full_disk_leaves_the_old_map(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(mapping.os, "fsync", full)
-    with pytest.raises(LcfuseError, match="No space left on device, expected to write"):
+    monkeypatch.setattr(products.os, "fsync", full)
+    with pytest.raises(DiskError, match="No space left on device, expected to write"):
         write_map(path, np.full((4, 4), 2, np.uint8), crs=UTM, transform=AT)
     assert (read_map(path).classes == 1).all()
     assert sorted(os.listdir(tmp_path)) == ["map.tif", "map.tif.aux.xml"]
