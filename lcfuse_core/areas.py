@@ -132,6 +132,11 @@ def stratified_sample(
     return rows, cols
 
 
+def pixels_of(classes: NDArray[np.integer]) -> dict[str, int]:
+    """Pixels of each scored class of a map (H, W), by name."""
+    return {DFC2020.name_of(code): int((classes == code).sum()) for code in SCORED}
+
+
 def from_confusion(counts: NDArray[np.integer], mapped: dict[str, int]) -> pd.DataFrame:
     """
     A table of areas in hectares: of the map's pixels, error-adjusted, and half the width of the 95 % interval.

@@ -116,7 +116,7 @@ class Chapter:
     @property
     def on_sample(self) -> bool:
         """Whether all that this chapter looks at is synthetic."""
-        return not (self.parameters.get("data_root") or self.parameters.get("train_root"))
+        return not any(self.parameters.get(name) for name in ("data_root", "train_root", "s2_path"))
 
     @property
     def origin(self) -> str:
@@ -248,11 +248,14 @@ class Chapter:
         parameters = ", ".join(f"{key} = {value!r}" for key, value in self.parameters.items())
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
         machine = f"{machines.machine()['processor']}, {os.cpu_count()} cores"
-        root = self.train_root if "train_root" in self.parameters else self.data_root
+        data = self.origin
+        if "s2_path" not in self.parameters:  # a chapter that looks at one scene makes no sample world
+            root = self.train_root if "train_root" in self.parameters else self.data_root
+            data = f"{data}, digest {data_digest(root)[:16]}"
         return {
             "Chapter": f"{self.name}, profile {self.parameters['profile']}",
             "Parameters": parameters,
-            "Data": f"{self.origin}, digest {data_digest(root)[:16]}",
+            "Data": data,
             "Code": f"lcfuse_core {__version__}",
             "Versions": ", ".join(f"{key} {value}" for key, value in versions.items()),
             "Machine": machine,

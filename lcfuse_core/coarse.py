@@ -51,6 +51,7 @@ class CoarseMap:
     path: Path
     file: Any
     table: Table
+    classes: Table  # DFC2020 code of each code
     modis_cells: bool
     codes: NDArray[np.uint8]
     corner: tuple[int, int]
@@ -58,6 +59,10 @@ class CoarseMap:
     def labels(self, grid: Grid, rows: slice, cols: slice) -> NDArray[np.uint8]:
         """Coarse labels 0..8 of the pixels of these rows and columns, 255 where there is none: uint8 (h, w)."""
         return self.table[self.codes_at(grid, rows, cols)]
+
+    def dfc2020(self, grid: Grid, rows: slice, cols: slice) -> NDArray[np.uint8]:
+        """The same as DFC2020 codes 0..10, for looking at: uint8 (h, w)."""
+        return self.classes[self.codes_at(grid, rows, cols)]
 
     def codes_at(self, grid: Grid, rows: slice, cols: slice) -> NDArray[np.uint8]:
         """The raster's own codes at these pixels, 255 outside of it: uint8 (h, w)."""
@@ -139,7 +144,7 @@ def open_coarse(
         if file.nodata is not None:
             codes[codes == file.nodata] = IGNORE
         modis = str(legend) == "igbp"
-        yield CoarseMap(path, file, _table(legend, codes), modis, codes, corner)
+        yield CoarseMap(path, file, *_tables(legend, codes), modis, codes, corner)
 
 
 @contextmanager
@@ -201,8 +206,8 @@ def _part_over(file: Any, grid: Grid, band: int) -> tuple[NDArray[np.uint8], tup
     return file.read(band, window=window), (low[0], low[1])
 
 
-def _table(legend: str | os.PathLike[str], codes: NDArray[np.uint8]) -> Table:
-    """Coarse label of each code; LegendError on codes of the scene that the legend does not know."""
+def _tables(legend: str | os.PathLike[str], codes: NDArray[np.uint8]) -> tuple[Table, Table]:
+    """Coarse label and DFC2020 code of each code; LegendError on codes of the scene that the legend does not know."""
     if str(legend) == "igbp":
         known = np.array([*range(18), IGNORE])
         dfc = igbp_to_dfc(known)
@@ -220,7 +225,9 @@ def _table(legend: str | os.PathLike[str], codes: NDArray[np.uint8]) -> Table:
     table = np.full(256, IGNORE, np.uint8)
     table[known] = dfc_to_index(dfc.astype(np.uint8))
     table[known[dfc == SAVANNA]] = SAVANNA_INDEX
-    return table
+    classes = np.zeros(256, np.uint8)
+    classes[known] = dfc
+    return table, classes
 
 
 def _read_legend(path: Path) -> dict[int, int]:

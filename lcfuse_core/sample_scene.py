@@ -29,7 +29,7 @@ from lcfuse_core.sensors import draw_region
 from lcfuse_core.world import EVALUATION_SEASON, TEST_REGIONS, WorldPlan, make_scene
 
 SIDE_PX = 900
-REGION = 3
+REGION = 1
 """Number among `world.TEST_REGIONS`."""
 
 
