@@ -102,7 +102,7 @@ def scale(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "rows": options.rows, "cols": options.cols, "windows": tiling.n_windows, "window": options.window,
         "network": f"{member.run.plan.network}, {member.run.plan.in_channels} channels, {member.name}",
-        "map_s": round(wall, 1), "map_cpu_s": round(cpu, 1),
+        "map_s": round(wall, 1), "map_cpu_s": round(cpu, 1), "bare_cpu_s": round(before[1] + after[1], 1),
         "bare_s": round(before[0] + after[0], 1), "bare_halves_s": [round(before[0], 1), round(after[0], 1)],
         "ratio": round(wall / (before[0] + after[0]), 3), "peak_memory_mb": round(peak_mb), "seen": made.seen,
     }  # fmt: skip
