@@ -50,7 +50,10 @@ def test_single_bands_of_three_resolutions_are_one_scene(tmp_path):
         seen = scene.read(slice(31, 180), slice(0, 97))
     np.testing.assert_array_equal(seen.s2, expected[:, 31:180, :97])
     (tmp_path / "x.SAFE/GRANULE/L1C/IMG_DATA/T32UNF_20180502T102031_B10.tif").unlink()
-    with pytest.raises(DataError, match=r"found no B10, expected B01 to B12.*L2A has no B10"), open_scene(tmp_path / "x.SAFE"):
+    with (
+        pytest.raises(DataError, match=r"found no B10, expected B01 to B12.*L2A has no B10"),
+        open_scene(tmp_path / "x.SAFE"),
+    ):
         pass
 
 

@@ -38,7 +38,9 @@ def test_units_are_the_scene_once_and_name_all_windows_they_need(rows, cols, win
         assert unit.number == number
         seen[unit.rows, unit.cols] += 1
         assert unit.cols.stop - unit.cols.start <= panel
-        needed = [i for i, part in enumerate(tiling.rows) if part.start < unit.rows.stop and part.stop > unit.rows.start]
+        needed = [
+            i for i, part in enumerate(tiling.rows) if part.start < unit.rows.stop and part.stop > unit.rows.start
+        ]
         assert needed == list(range(unit.first, unit.last + 1))
     assert (seen == 1).all()
 
