@@ -34,7 +34,7 @@ from lcfuse_core.fusion import FusionPlan
 from lcfuse_core.legends import DFC2020, SCORED
 from lcfuse_core.members import Member, choose, plan_for
 from lcfuse_core.products import NAME, Layer, as_json, legend_tags, qml, stac_item, write_cog, write_whole
-from lcfuse_core.rasters import Grid, Scene, open_scene
+from lcfuse_core.rasters import Scene, open_scene
 from lcfuse_core.streaming import NOTHING, STEPS, Strip, strips
 from lcfuse_core.windows import Tiling
 from lcfuse_core.worklog import Worklog
@@ -285,7 +285,7 @@ def _properties(
         "lcfuse:repairs": list(scene.repairs),
         "lcfuse:members": networks,
         "lcfuse:fusion": asdict(plan),
-        "lcfuse:legend": inputs.legend if inputs.coarse is not None else None,
+        "lcfuse:legend": Path(inputs.legend).name if inputs.coarse is not None else None,
         "lcfuse:windows": {name: getattr(tiling, name) for name in ("window", "overlap", "margin")},
     }
 
@@ -335,6 +335,3 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-__all__ = ["Grid", "Inputs", "Made", "MapOptions", "make_map", "sha256_of", "time_of"]

@@ -78,7 +78,7 @@ def test_either_a_scene_or_a_list_is_asked_for(capsys, tmp_path):
 
 @pytest.mark.slow
 def test_a_list_is_mapped_on_a_cluster_that_loses_a_worker(scenes, capsys):
-    """Two workers; one is killed as soon as a first scene has begun. All maps are made, and as one process makes them."""
+    """Two workers; one is killed as soon as a scene has begun. All maps are made, as one process makes them."""
     distributed = pytest.importorskip("distributed")
     out, killed = scenes / "maps", []
     command = ["map", "--list", str(scenes / "data/list.csv"), "--out", str(out), "--book", str(scenes / "book")]
@@ -86,7 +86,7 @@ def test_a_list_is_mapped_on_a_cluster_that_loses_a_worker(scenes, capsys):
     def kill_when_begun(workers):
         while not any(out.glob("*/parameters.yaml")):
             time.sleep(0.02)
-        [victim] = [pid for pid in workers.values()][:1]
+        victim = next(iter(workers.values()))
         os.kill(victim, signal.SIGKILL)
         killed.append(victim)
 

@@ -50,10 +50,8 @@ def test_single_bands_of_three_resolutions_are_one_scene(tmp_path):
         seen = scene.read(slice(31, 180), slice(0, 97))
     np.testing.assert_array_equal(seen.s2, expected[:, 31:180, :97])
     (tmp_path / "x.SAFE/GRANULE/L1C/IMG_DATA/T32UNF_20180502T102031_B10.tif").unlink()
-    with (
-        pytest.raises(DataError, match=r"found no B10, expected B01 to B12.*L2A has no B10"),
-        open_scene(tmp_path / "x.SAFE"),
-    ):
+    said = r"found no B10, expected B01 to B12.*L2A has no B10"
+    with pytest.raises(DataError, match=said), open_scene(tmp_path / "x.SAFE"):
         pass
 
 
@@ -92,7 +90,7 @@ def test_no_data_clouds_and_what_one_sensor_missed_are_not_seen(files, tmp_path)
 
 
 def test_radar_of_another_projection_comes_to_its_place(files, tmp_path):
-    """S1 in degrees and covering a half: a smooth field comes back within 0.1 dB, the other half is not seen."""
+    """S1 in degrees, over a part: a smooth field comes back within 0.1 dB, the rest is not seen."""
     s2_path, _, _, _ = files
     row, col = np.mgrid[:150, :200]
     smooth = np.stack([-10 - row / 30, -18 + col / 40]).astype(np.float32)
@@ -137,7 +135,7 @@ def bend(s2, s1, how):
         "order": (s2[[10, *range(10), 0, 12]], s1, {}, {}, "band 11 brighter than band 1"),
         "one band of radar": (s2, s1[:1], {}, {}, "s1.tif: found 1 bands, expected 2: VV and VH in dB"),
         "power": (s2, 10 ** (s1 / 10), {}, {}, r"s1.tif: found VV from 0\.0.*10 log10"),
-        "swapped": (s2, s1[::-1], {}, {}, r"s1.tif: found VH 7\.\d dB above VV"),
+        "swapped": (s2, s1[::-1], {}, {}, r"s1.tif: found VH \d\.\d dB above VV"),
         "nothing": (s2 * 0, s1, {}, {}, "found no pixel with data"),
         "elsewhere": (s2, s1, {}, {"transform": t}, "s1.tif: found EPSG:32632 within 999893.*away from the scene"),
         "no place": (s2, s1, {}, {"crs": None, "transform": None}, "s1.tif: found no georeference"),
@@ -179,12 +177,12 @@ def test_damaged_and_missing_files_are_told(files, tmp_path):
 
 
 @pytest.mark.filterwarnings("error")
-def test_without_any_georeference_a_scene_is_pixels(tmp_path, recwarn):
+def test_without_any_georeference_a_scene_is_pixels(tmp_path):
     """As the patches of DFC2020: nothing is invented, nothing warns."""
     s2, s1 = scene_arrays(64, 64)
-    with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
-        write(tmp_path / "s2.tif", s2, crs=None, transform=None)
-        write(tmp_path / "s1.tif", s1, crs=None, transform=None)
+    for name, array in (("s2.tif", s2), ("s1.tif", s1)):
+        with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
+            write(tmp_path / name, array, crs=None, transform=None)
     with open_scene(tmp_path / "s2.tif", tmp_path / "s1.tif") as scene:
         assert (scene.grid.crs, scene.grid.transform) == (None, None)
         np.testing.assert_array_equal(scene.read(slice(0, 64), slice(0, 64)).s2, s2)

@@ -1,4 +1,4 @@
-"""A map from files to files: the same whatever the windows, the panels and the interruptions; masked; handed over whole."""
+"""A map from files to files: the same whatever the windows, panels and interruptions; masked; handed over whole."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -150,15 +151,10 @@ def test_a_stop_at_any_part_goes_on_to_the_same_map(place, whole, tmp_path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(worklog.Worklog, "write", fails_every_second_time)
-    told, failures = [], 0
-    for _ in range(20):
-        try:
+    told = []
+    for failures in range(4):  # of four parts, the second try of each comes through
+        with pytest.raises(DiskError, match="finished parts are kept") if failures < 3 else nullcontext():
             made = make_map(place["files"], [place["both"]], tmp_path, SMALL, tell=told.append)
-            break
-        except DiskError as error:
-            failures += 1
-            assert "finished parts are kept" in str(error)
-    assert failures >= 2
     assert told == [f"going on: {n} of 4 parts were there" for n in range(1, failures + 1)]
     assert contents(made.folder) == contents(whole.folder)
     assert not (tmp_path / ".work").exists()
@@ -370,7 +366,7 @@ def test_the_sample_scene_is_of_a_region_of_the_sample_world(tmp_path):
     assert sample_scene.make_place(tmp_path / "p", 0, side=96) == made
     assert [path.stat().st_mtime_ns for path in (made.s2, made.coarse)] == times
     s2, clouds, truth = read(made.s2), read(made.clouds)[0], read(made.truth)[0]
-    assert 0.02 < (s2 == 0).all(axis=0).mean() < 0.3
+    assert 0.01 < (s2 == 0).all(axis=0).mean() < 0.3
     assert 0.005 < clouds.mean() < 0.2
     assert set(np.unique(truth)) <= set(SCORED)
     assert read(made.coarse).max() <= 255
