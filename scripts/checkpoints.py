@@ -25,7 +25,7 @@ def plans(here: chapter.Chapter) -> list[runs.TrainPlan]:
     """What is shipped: the small networks. U-Net and DeepLabv3+ have ten times the weights and are trained."""
     weighted = here.plan("fcn", WEIGHTED)
     s2_alone = replace(weighted, inputs=("s2",))  # for scenes that Sentinel-1 did not see
-    return [here.plan("fcn", PLAIN), weighted, s2_alone, here.plan("full_resolution", WEIGHTED)]
+    return [here.plan("fcn", PLAIN), weighted, s2_alone]
 
 
 def main() -> None:
