@@ -152,8 +152,8 @@ MEMBERS: dict[str, Callable[[Bench], tuple[Predict, float]]] = {
     "Random forest": forest_at_home,
 }
 """
-What may be fused: probabilities and the seconds that learning took. All have learnt at home but the FCN elsewhere, which
-has never seen the place and so remembers classes that the labels of the place do not show.
+What may be fused: probabilities and the seconds that learning took. All have learnt at home but the FCN elsewhere: it
+has never seen the place, and so remembers classes that the labels of the place do not show.
 """
 
 FUSED = ("FCN", "Random forest", "FCN elsewhere")
