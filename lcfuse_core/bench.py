@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lcfuse_core import adaptation, forest, patches, protocol, scenes, training, transition
 from lcfuse_core.adaptation import Predict
-from lcfuse_core.chapter import Chapter
+from lcfuse_core.chapter import Chapter, data_digest
 from lcfuse_core.legends import N_COARSE, SCORED
 from lcfuse_core.patches import PatchStack
 from lcfuse_core.protocol import WEIGHTED
@@ -99,8 +99,14 @@ class Bench:
             steps = max(1, plan.steps // len(self.regions))
             plan = replace(plan, steps=steps, report_every=steps)
         places = self.regions if each_region else {EVERY_PLACE: self.there}
+        rests_on = ("fresh" if fresh else repr(run.plan), data_digest(self.here.data_root))
+
+        def learnt(place: str) -> Run:
+            name = self.here.checkpoint_name(plan, place, *rests_on)
+            return self.here.kept(name, lambda: adaptation.adapted(start, {place: places[place]}, plan)[place])
+
         key = (fresh, each_region, run.plan, plan)
-        runs: dict[str, Run] = self.once(key, lambda: adaptation.adapted(start, places, plan))
+        runs: dict[str, Run] = self.once(key, lambda: {place: learnt(place) for place in places})
         return self.by_region(runs, training.predict), sum(map(seconds, runs.values()))
 
     def by_region(self, models: Mapping[str, Any], predict: Callable[[Any, Patch], NDArray[np.float32]]) -> Predict:
