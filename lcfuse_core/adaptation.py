@@ -14,7 +14,8 @@ user has: images and MODIS label. Its reference is never read; the label regime 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ from lcfuse_core.runs import Run, TrainPlan
 from lcfuse_core.scenes import Patch
 from lcfuse_core.training import Images, s2_and_s1, train
 from lcfuse_core.transition import Matrix
+
+AT_HOME_LOSS, AT_HOME_RATE, AT_HOME_SHARE = "cell_mean", 4e-3, 2.25
+"""How a network goes on learning at home: its loss, highest rate, and steps as a multiple of those it has behind it."""
 
 Predict = Callable[[Patch], NDArray[np.float32]]
 """Probabilities (8, H, W) from a patch: its images and its MODIS label; it never gets the patch's `dfc`."""
@@ -63,6 +67,13 @@ def adapted(run: Run | None, regions: Mapping[str, PatchStack], plan: TrainPlan)
         else:
             models[name] = train(stack, plan, progress=False, start=run)
     return models
+
+
+def at_home_plan(plan: TrainPlan, **changes: Any) -> TrainPlan:
+    """How a network of *plan* goes on learning at home; *changes* to the loss, the rate and the rest."""
+    steps = max(1, round(AT_HOME_SHARE * plan.steps))
+    short = replace(plan, steps=steps, report_every=steps, loss=AT_HOME_LOSS, learning_rate=AT_HOME_RATE)
+    return replace(short, **changes)
 
 
 def pseudo_labels(predict: Predict, patches: Iterable[Patch], *, confidence: float = 0.0) -> NDArray[np.uint8]:

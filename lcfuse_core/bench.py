@@ -17,19 +17,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lcfuse_core import adaptation, forest, patches, protocol, scenes, training, transition
-from lcfuse_core.adaptation import Predict
+from lcfuse_core.adaptation import Predict, at_home_plan
 from lcfuse_core.chapter import Chapter, data_digest
 from lcfuse_core.legends import N_COARSE, SCORED
 from lcfuse_core.patches import PatchStack
 from lcfuse_core.protocol import WEIGHTED
-from lcfuse_core.runs import Run, TrainPlan
+from lcfuse_core.runs import Run
 from lcfuse_core.scenes import Patch
 from lcfuse_core.transition import Matrix
 
 BOTH = "modis+savanna"
-
-AT_HOME_LOSS, AT_HOME_RATE, AT_HOME_SHARE = "cell_mean", 4e-3, 2.25
-"""How a network goes on learning at home: its loss, highest rate, and steps as a multiple of the chapter's plan."""
 
 EVERY_PLACE = "every place"
 """Name of all regions taken as one."""
@@ -145,13 +142,6 @@ class Bench:
 def seconds(run: Run) -> float:
     """What the training of a network took."""
     return float(run.history[-1]["seconds"] or 0)
-
-
-def at_home_plan(plan: TrainPlan, **changes: Any) -> TrainPlan:
-    """How a network of *plan* goes on learning at home; *changes* to the loss, the rate and the rest."""
-    steps = max(1, round(AT_HOME_SHARE * plan.steps))
-    short = replace(plan, steps=steps, report_every=steps, loss=AT_HOME_LOSS, learning_rate=AT_HOME_RATE)
-    return replace(short, **changes)
 
 
 def estimated(bench: Bench) -> Matrix:

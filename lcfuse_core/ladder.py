@@ -20,8 +20,8 @@ from functools import partial
 from typing import Any
 
 from lcfuse_core import adaptation, baselines, forest, patches, protocol, training
-from lcfuse_core.adaptation import Predict
-from lcfuse_core.bench import BOTH, Bench, at_home_plan, clusters_at_home, counted, estimated, forest_at_home, seconds
+from lcfuse_core.adaptation import Predict, at_home_plan
+from lcfuse_core.bench import BOTH, Bench, clusters_at_home, counted, estimated, forest_at_home, seconds
 from lcfuse_core.fusion import Fusion, FusionPlan
 from lcfuse_core.legends import index_to_dfc
 from lcfuse_core.losses import HEARS_SAVANNA, LOSSES

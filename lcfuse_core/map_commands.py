@@ -37,7 +37,12 @@ def add_parser(commands: Any) -> None:
     mapped.add_argument("--window", type=int, default=512, help="side of a window, px (default: 512)")
     mapped.add_argument("--overlap", type=int, default=64, help="of two windows, px (default: 64)")
     mapped.add_argument("--symmetries", type=int, default=1, help="flips and rotations averaged: 1, 2, 4 or 8")
-    mapped.add_argument("--prior-power", type=float, help="exponent of the coarse prior (default: 0.3)")
+    mapped.add_argument(
+        "--prior-power", type=float, help="exponent of the coarse prior (default: 0.6; 0 with --learn)"
+    )
+    mapped.add_argument(
+        "--learn", action="store_true", help="first let the networks learn here, from --coarse"
+    )
     mapped.add_argument("--probabilities", action="store_true", help="keep those of all classes")
     mapped.add_argument("--quiet", action="store_true", help="no bar of progress")
     mapped.add_argument("--list", type=Path, help="CSV of scenes with columns name, s2, s1, coarse")
@@ -64,7 +69,7 @@ def map_one(options: argparse.Namespace) -> int:
     if not options.model:
         print(members.SYNTHETIC)
     changes = {} if options.prior_power is None else {"prior_power": options.prior_power}
-    plan = members.plan_for(options.coarse is not None, symmetries=options.symmetries, **changes)
+    plan = members.plan_for(options.coarse is not None, at_home=options.learn, symmetries=options.symmetries, **changes)
     margin = min(scene_map.MapOptions.margin, options.overlap // 4)
     made = scene_map.make_map(
         scene_map.Inputs(
@@ -72,7 +77,9 @@ def map_one(options: argparse.Namespace) -> int:
         ),
         networks,
         options.out,
-        scene_map.MapOptions(plan, options.window, options.overlap, margin, probabilities=options.probabilities),
+        scene_map.MapOptions(
+            plan, options.window, options.overlap, margin, probabilities=options.probabilities, learn=options.learn
+        ),
         progress=not options.quiet,
         tell=print,
     )

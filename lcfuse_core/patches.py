@@ -262,12 +262,29 @@ class PatchStack:
                 expected=f"{tuple(self.s2.shape[2:])} as in {self.names[0]}",
                 do="Stack patches of one size; leave the others out or cut them.",
             )
+        self.put(patch.name, patch.s2, patch.s1, label_index(patch, labels), patch_cells(patch))
+
+    @classmethod
+    def empty(cls, n: int, rows: int, cols: int) -> PatchStack:
+        """Room for *n* patches, none there yet: for those that are no files of their own. `put` adds them."""
+        stack = cls.__new__(cls)
+        stack.names = []
+        stack._make_room(n, rows, cols)
+        return stack
+
+    def put(
+        self,
+        name: str,
+        s2: NDArray[np.uint16],
+        s1: NDArray[np.float32],
+        labels: NDArray[np.uint8],
+        cells: NDArray[np.int32],
+    ) -> None:
+        """Add one patch, of which all arrays have the shape that the stack has room for."""
         number = len(self)
-        self.s2[number] = torch.from_numpy(patch.s2)
-        self.s1[number] = torch.from_numpy(patch.s1)
-        self.labels[number] = torch.from_numpy(label_index(patch, labels))
-        self.cells[number] = torch.from_numpy(patch_cells(patch))
-        self.names.append(patch.name)
+        for there, values in zip((self.s2, self.s1, self.labels, self.cells), (s2, s1, labels, cells), strict=True):
+            there[number] = torch.from_numpy(values)
+        self.names.append(name)
 
     def __len__(self) -> int:
         return len(self.names)

@@ -31,6 +31,7 @@ from lcfuse_core import __version__, machines
 from lcfuse_core.coarse import CoarseMap, open_coarse
 from lcfuse_core.errors import ParameterError
 from lcfuse_core.fusion import FusionPlan
+from lcfuse_core.home import learn_at_home
 from lcfuse_core.legends import DFC2020, SCORED
 from lcfuse_core.members import Member, choose, plan_for
 from lcfuse_core.products import NAME, Layer, as_json, legend_tags, qml, stac_item, write_cog, write_whole
@@ -67,6 +68,8 @@ class MapOptions:
     plan : how members and coarse prior are brought together; None: the default of fusion
     window, overlap, margin, panel : pixels; see `windows.Tiling`
     probabilities : whether those of all classes are kept
+    learn : whether the members first go on learning in this scene, from its coarse map; see `home.learn_at_home`
+    learning_steps : of that; None: as many as `home` takes
     """
 
     plan: FusionPlan | None = None
@@ -75,6 +78,8 @@ class MapOptions:
     margin: int = 16
     panel: int = 11264
     probabilities: bool = False
+    learn: bool = False
+    learning_steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -136,16 +141,20 @@ def make_map(
     Raises what `open_scene`, `open_coarse` and `members.choose` raise, before anything is written, and DiskError.
     """
     options, out = options or MapOptions(), Path(out)
-    plan = options.plan or plan_for(inputs.coarse is not None)
-    if plan.prior_power and inputs.coarse is None:
-        do = "Give one, or set prior_power to 0."
-        raise ParameterError("plan", found="a prior power without a coarse map", expected="a coarse map", do=do)
+    plan = options.plan or plan_for(inputs.coarse is not None, at_home=options.learn)
+    if (plan.prior_power or options.learn) and inputs.coarse is None:
+        found = "learning at home" if options.learn else "a prior power"
+        do = "Give one, or set prior_power to 0 and learn nothing."
+        raise ParameterError("plan", found=f"{found} without a coarse map", expected="a coarse map", do=do)
     with ExitStack() as stack:
         scene = stack.enter_context(open_scene(inputs.s2, inputs.s1, clouds=inputs.clouds, scl=inputs.scl))
         coarse = None
         if inputs.coarse is not None:
             coarse = stack.enter_context(open_coarse(inputs.coarse, scene.grid, inputs.legend))
         chosen = choose(members, scene.has_s1)
+        if options.learn and coarse is not None:
+            tell("learning from the coarse map of this scene")
+            chosen = [learn_at_home(scene, coarse, m, out, steps=options.learning_steps) for m in chosen]
         tiling = Tiling(scene.grid.shape, options.window, options.overlap, options.margin, options.panel)
         files = [*scene.files, *([coarse.path] if coarse else [])]
         key = _key(files, inputs.legend, chosen, plan, tiling, options.probabilities)
