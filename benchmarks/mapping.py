@@ -138,12 +138,9 @@ def seams(options: argparse.Namespace) -> dict[str, Any]:
             rows, cols = scene.grid.shape
             seen = scene.read(slice(0, rows), slice(0, cols))
 
-        def ask(s2: Any, s1: Any, member: members.Member = member) -> Any:
-            return member.answer(member.prepare(rasters.Seen(s2, s1, np.ones(s2.shape[1:], bool))))
-
         assert seen.s1 is not None
         for name, overlap, margin in (("blended", 64, 16), ("naive", 0, 0)):
-            maps = [shifted_map(ask, seen.s2, seen.s1, 256, overlap, margin, shift) for shift in (0, 128)]
+            maps = [shifted_map(member.ask, seen.s2, seen.s1, 256, overlap, margin, shift) for shift in (0, 128)]
             found[f"{member.name}, {name}"] = differing(*maps)
     return found
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import rasterio
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
@@ -48,6 +50,13 @@ def coarse_codes(inputs: Inputs, grid: Grid) -> NDArray[np.uint8]:
     rows, cols = (slice(0, size) for size in grid.shape)
     with open_coarse(inputs.coarse, grid, inputs.legend) as coarse:
         return coarse.dfc2020(grid, rows, cols)
+
+
+def read_confidence(path: str | os.PathLike[str]) -> NDArray[np.float32]:
+    """The confidence of a map, float32 (H, W) in 0..1, NaN where there is no class."""
+    with rasterio.open(path) as file:
+        steps, scale, nothing = file.read(1), file.scales[0], file.nodata
+    return np.where(steps == nothing, np.nan, steps * np.float32(scale)).astype(np.float32)
 
 
 def show_panels(image: NDArray[np.floating], maps: Mapping[str, NDArray[np.integer]]) -> Figure:

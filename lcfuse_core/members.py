@@ -23,7 +23,7 @@ from lcfuse_core import runs, training
 from lcfuse_core.errors import DataError, MissingDataError
 from lcfuse_core.fusion import FusionPlan, combine, symmetries_of, temper
 from lcfuse_core.patches import N_S1, normalise, turn
-from lcfuse_core.rasters import Seen
+from lcfuse_core.rasters import LIT, Seen
 from lcfuse_core.runs import Run
 
 SHIPPED = Path(__file__).parent / "shipped" / "checkpoints"
@@ -75,6 +75,10 @@ class Member:
                 total = back if total is None else total + back
         assert total is not None
         return (total / len(chosen)).cpu().numpy() if len(chosen) > 1 else total.cpu().numpy()
+
+    def ask(self, s2: NDArray[np.uint16], s1: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Probabilities of one window of which all is seen but zeros: a `mapping.Predict`."""
+        return self.answer(self.prepare(Seen(s2, s1, (s2[LIT] > 0).all(axis=0))))
 
 
 def together(parts: Sequence[NDArray[np.float32]], members: Sequence[Member], rule: str) -> NDArray[np.float32]:

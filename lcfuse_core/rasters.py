@@ -33,7 +33,7 @@ from rasterio.warp import aligned_target, calculate_default_transform
 from rasterio.windows import Window
 
 from lcfuse_core.errors import DataError, GridError, MissingDataError
-from lcfuse_core.layers import B10, BANDS, S1_RANGE_DB, S2_DARKEST, S2_MAX, S2_OFFSET, SWAPPED_DB
+from lcfuse_core.layers import B10, BANDS, S1_RANGE_DB, S2_DARKEST, S2_MAX, S2_OFFSET, SIDE_PX, SWAPPED_DB
 
 PIXEL_M = 10.0
 S2_BANDS = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12")
@@ -181,6 +181,9 @@ def open_scene(
         files = [_open(stack, path) for path in bands]
         _check_bands(bands, files, "s2")
         grid = _ten_metres(bands, files)
+        if min(grid.shape) < SIDE_PX[0]:
+            found, expected = f"{grid.shape} pixels", f"sides of {SIDE_PX[0]} or more"
+            raise DataError(bands[0], found=found, expected=expected, do="Cut a larger scene.")
         scene = Scene(grid, tuple(bands))
         scene._s2 = _on_grid(stack, bands, files, grid, Resampling.nearest, nodata=0)
         if s1_paths:
@@ -260,8 +263,6 @@ def _check_bands(paths: Sequence[Path], files: Sequence[Any], kind: str) -> None
     if count != BANDS[kind]:
         do = "Sentinel-2 L2A (12 bands) will not do: B10 is missing." if count == 12 else "Choose the bands."
         raise DataError(paths[0], found=f"{count} bands", expected=f"{BANDS[kind]}: {units}", do=do)
-    if min(files[0].shape) < 32:
-        raise DataError(paths[0], found=f"{files[0].shape} pixels", expected="sides of 32 or more", do="Cut larger.")
 
 
 def _ten_metres(paths: Sequence[Path], files: Sequence[Any]) -> Grid:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from lcfuse_core import machines
 from lcfuse_core.coarse import SINUSOIDAL, modis_raster
 from lcfuse_core.layers import B10
 from lcfuse_core.legends import IGNORE
+from lcfuse_core.scene_map import Inputs
 from lcfuse_core.sensors import draw_region
 from lcfuse_core.world import EVALUATION_SEASON, TEST_REGIONS, WorldPlan, make_scene
 
@@ -57,6 +59,19 @@ def make_place(
             _write_place(place, seed, side, region, weather)
             record.write_text(json.dumps(wanted))
     return place
+
+
+def chosen(parameters: Mapping[str, Any], data: Path) -> tuple[Inputs, Path | None]:
+    """
+    The scene that a chapter's parameters name, and no truth; or, without `s2_path`, the sample scene and its truth.
+
+    data : folder that the sample scene of `seed` is kept in
+    """
+    if not parameters["s2_path"]:
+        place = make_place(data / f"place-{parameters['seed']}", parameters["seed"])
+        return Inputs((place.s2,), (place.s1,), place.coarse, clouds=place.clouds), place.truth
+    s1 = (parameters["s1_path"],) if parameters["s1_path"] else ()
+    return Inputs((parameters["s2_path"],), s1, parameters["coarse_path"] or None), None
 
 
 def _write_place(place: Place, seed: int, side: int, number: int, weather: bool) -> None:

@@ -2,12 +2,7 @@
 
 import numpy as np
 import rasterio
-import torch
 from affine import Affine
-
-from lcfuse_core.members import load_member
-from lcfuse_core.patches import Statistics
-from lcfuse_core.runs import Run, TrainPlan, save_checkpoint
 
 UTM = "EPSG:32632"
 AT = Affine(10, 0, 549892.697, 0, -10, 6344077.614)  # no multiple of 10 m, as in SEN12MS
@@ -37,6 +32,11 @@ def scene_arrays(rows=150, cols=200, seed=0):
 
 def network(path, inputs=("s2", "s1"), seed=0, kind="fcn", width=4):
     """A checkpoint of a small network with random weights that spread its answers over the classes."""
+    import torch  # only here: the tests of readers do without
+
+    from lcfuse_core.patches import Statistics
+    from lcfuse_core.runs import Run, TrainPlan, save_checkpoint
+
     plan = TrainPlan(network=kind, width=width, inputs=inputs, seed=seed, precision="float32", device="cpu")
     torch.manual_seed(seed)
     net = plan.build().eval()
@@ -47,4 +47,6 @@ def network(path, inputs=("s2", "s1"), seed=0, kind="fcn", width=4):
 
 def member(path, **more):
     """The same as a member."""
+    from lcfuse_core.members import load_member
+
     return load_member(network(path, **more))

@@ -97,7 +97,7 @@ def test_any_legend_maps_codes_to_classes(tmp_path):
 def test_what_is_no_coarse_map_of_the_scene_is_refused(label, tmp_path):
     """Another place, another kind of numbers, no CRS, no file, HDF without a driver, a scene without a place."""
     path = in_sinusoidal(tmp_path / "c.tif", label)
-    away = write(tmp_path / "away.tif", label[None], transform=Affine.translation(1e6, 0) * AT)
+    away = write(tmp_path / "away.tif", label[None], transform=Affine(10, 0, AT.c + 1e6, 0, -10, AT.f))
     floats = write(tmp_path / "floats.tif", label[None].astype(np.float32))
     (tmp_path / "MCD12Q1.hdf").write_bytes(b"\x0e\x03\x13\x01 no more than the head of an HDF4 file")
     silent = write(tmp_path / "silent.tif", np.full((1, 260, 330), 255, np.uint8))
