@@ -37,12 +37,8 @@ def add_parser(commands: Any) -> None:
     mapped.add_argument("--window", type=int, default=512, help="side of a window, px (default: 512)")
     mapped.add_argument("--overlap", type=int, default=64, help="of two windows, px (default: 64)")
     mapped.add_argument("--symmetries", type=int, default=1, help="flips and rotations averaged: 1, 2, 4 or 8")
-    mapped.add_argument(
-        "--prior-power", type=float, help="exponent of the coarse prior (default: 0.6; 0 with --learn)"
-    )
-    mapped.add_argument(
-        "--learn", action="store_true", help="first let the networks learn here, from --coarse"
-    )
+    mapped.add_argument("--prior-power", type=float, help="exponent of the coarse prior (default: 0.6; 0 with --learn)")
+    mapped.add_argument("--learn", action="store_true", help="first let the networks learn here, from --coarse")
     mapped.add_argument("--probabilities", action="store_true", help="keep those of all classes")
     mapped.add_argument("--quiet", action="store_true", help="no bar of progress")
     mapped.add_argument("--list", type=Path, help="CSV of scenes with columns name, s2, s1, coarse")
