@@ -14,7 +14,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,12 @@ from numpy.typing import NDArray
 
 from lcfuse_core import (
     __version__,
+    fetched,
     forest,
     inventory,
     ledger,
     machines,
+    networks,
     patches,
     protocol,
     runs,
@@ -159,9 +161,7 @@ class Chapter:
         Its history tells how well it agrees with the labels of the scenes that were held out.
         A checkpoint counts only for the same plan, the same data and the same training code.
         """
-        said = json.dumps(asdict(plan) | {"held_out": protocol.HELD_OUT}, sort_keys=True)
-        digest = _digest([said, data_digest(self.train_root), _code_digest()])
-        path = data_folder() / "runs" / f"{plan.network}-{digest[:16]}.safetensors"
+        path = self._checkpoint(plan)
         if not path.exists():
             stack, held_out = self.training_stack(plan.labels), self.held_out_stack(plan.labels)
             runs.save_checkpoint(training.train(stack, plan, validation=held_out, progress=self.watched), path)
@@ -169,6 +169,18 @@ class Chapter:
         run = runs.load_checkpoint(path)
         run.network.to(training.choose_device(plan.device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return run
+
+    def _checkpoint(self, plan: runs.TrainPlan) -> Path:
+        said = json.dumps(asdict(plan) | {"held_out": protocol.HELD_OUT}, sort_keys=True)
+        digest = _digest([said, data_digest(self.train_root), _code_digest()])
+        return data_folder() / "runs" / f"{plan.network}-{digest[:16]}.safetensors"
+
+    def checkpoint_hash(self, learner: str, class_weight_power: float) -> dict[str, str]:
+        """SHA-256 of the checkpoint that `learned` uses, as `{"checkpoint": ...}`; empty where there is none."""
+        if learner not in networks.NETWORKS:
+            return {}
+        path = self._checkpoint(self.plan(learner, class_weight_power))
+        return {"checkpoint": hashlib.sha256(path.read_bytes()).hexdigest()} if path.exists() else {}
 
     def training_stack(self, labels: str = "modis") -> patches.PatchStack:
         """The patches to learn from, in memory, with "modis" or "fine" labels; refused patches are reported."""
@@ -198,11 +210,15 @@ class Chapter:
         cost: Mapping[str, float] | None = None,
         regions: Mapping[str, Scores] | None = None,
         counts: Mapping[str, NDArray[np.int64]] | None = None,
+        hashes: Mapping[str, str] | None = None,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
         """
         Add one line to the ledger: this method, with this chapter's parameters, scored so.
 
         counts : confusion of each region; with it, `claims` can say how sure the score is
+        hashes : beside those of the data, such as `checkpoint_hash`
+        more : further scores by name, such as `near_borders` (`closeups.for_ledger`)
         """
         entry = ledger.new_entry(
             self.name,
@@ -211,13 +227,15 @@ class Chapter:
                 **asdict(scores),
                 "regions": {name: asdict(s) for name, s in (regions or {}).items()},
                 "counts": counts or {},
+                **(more or {}),
             },
             label_regime=label_regime,
             profile=self.parameters["profile"],
             seeds={"world": self.parameters["seed"], "training": self.parameters["seed"]},
             synthetic=any(map(_is_sample, self.roots.values())),
+            data_kind=_data_kind(self.roots.values()),
             data={key: data_name(root) for key, root in self.roots.items()},
-            hashes={key: data_digest(root) for key, root in self.roots.items()},
+            hashes={key: data_digest(root) for key, root in self.roots.items()} | dict(hashes or {}),
             cost=cost,
         )
         ledger.append(ledger_path(), entry)
@@ -280,6 +298,14 @@ def data_name(root: Path) -> str:
         return root.name
     seed = world.read_world(root.parent).get("plan", {}).get("seed", "of unknown seed")
     return f"sample world {seed}: {root.name}"
+
+
+def _data_kind(roots: Iterable[Path]) -> str:
+    """Of a ledger line: what is partly synthetic is synthetic, and real is what was verified, all of it."""
+    roots = list(roots)
+    if any(map(_is_sample, roots)):
+        return "synthetic"
+    return "real" if all(fetched.vouched_for(root) for root in roots) else "unverified"
 
 
 def _is_sample(root: Path) -> bool:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from lcfuse_core.errors import GridError, ParameterError
-from lcfuse_core.legends import DFC2020, SCORED
+from lcfuse_core.legends import DFC2020, SCORED, SNOW
 from lcfuse_core.scores import N_CODES
 
 METHODS = ("bootstrap", "jackknife", "percentile")
@@ -64,6 +65,39 @@ def average_accuracy(counts: NDArray[np.number]) -> NDArray[np.float64]:
     return np.divide(recall.sum(-1), n_there, out=np.full(n_there.shape, np.nan), where=n_there > 0)
 
 
+def overall_accuracy(counts: NDArray[np.number]) -> NDArray[np.float64]:
+    """OA of each of many confusion matrices (..., 11, 11), as `scores.summarise` defines it; NaN when empty."""
+    codes = list(SCORED)
+    return _ratio(counts[..., codes, codes].sum(-1), counts[..., codes, :].sum((-2, -1)))
+
+
+def mean_iou(n_classes: Literal[8, 9]) -> Score:
+    """
+    The score "mIoU" of one of the two conventions, as `scores.summarise` defines `miou_8` and `miou_9`.
+
+    8 : mean over those of the eight scored classes that the reference holds
+    9 : the official baseline's: the eight and Snow/Ice, divided by 9 whatever the reference holds
+    """
+    codes = list(SCORED) if n_classes == 8 else [*SCORED, SNOW]
+
+    def miou(counts: NDArray[np.number]) -> NDArray[np.float64]:
+        judged = counts[..., codes, :]
+        in_reference, in_map = judged.sum(-1), judged.sum(-2)[..., codes]
+        right = counts[..., codes, codes]
+        iou = _ratio(right, in_reference + in_map - right, otherwise=0.0)
+        there = in_reference > 0
+        n = there.sum(-1) if n_classes == 8 else 9 * there[..., :8].any(-1)  # without a judged pixel: nothing to say
+        return _ratio((iou * there).sum(-1), n)
+
+    return miou
+
+
+def _ratio(part: NDArray[np.number], whole: NDArray[np.number], otherwise: float = np.nan) -> NDArray[np.float64]:
+    """Divide; *otherwise* where *whole* is zero."""
+    part, whole = np.asarray(part, np.float64), np.asarray(whole)
+    return np.divide(part, whole, out=np.full(part.shape, otherwise), where=whole > 0)
+
+
 def recall_of(code: int) -> Score:
     """The score "recall of class *code*", for `interval` and `difference`."""
 
@@ -72,6 +106,15 @@ def recall_of(code: int) -> Score:
         return np.divide(right, there, out=np.full(right.shape, np.nan), where=there > 0)
 
     return recall
+
+
+BY_NAME: dict[str, Score] = {
+    "aa": average_accuracy,
+    "oa": overall_accuracy,
+    "miou_8": mean_iou(8),
+    "miou_9": mean_iou(9),
+}
+"""Scores by their name in `scores.Scores` and in the ledger."""
 
 
 def interval(
