@@ -34,6 +34,9 @@ from lcfuse_core.scores import N_CODES
 
 METHODS = ("bootstrap", "jackknife", "percentile")
 
+DRAWN_BYTES = 1 << 23
+"""Drawn groups that are scored at once: 8 MB, and as much again while one of them is left out."""
+
 Score = Callable[[NDArray[np.number]], NDArray[np.float64]]
 """From counts (..., 11, 11) to scores (...): one number for each matrix, NaN where it cannot be said."""
 
@@ -187,38 +190,47 @@ def _interval(
     if n < 2:
         return Interval(value, float("nan"), float("nan"), n)
     if method == "percentile":
-        values = [float(score(one.sum(0))) for one in _drawn(groups, draws, seed)]
+        values = np.concatenate([score(drawn.sum(1)) for drawn in _drawn(groups, draws, seed)])
         low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
         return Interval(value, float(low), float(high), n)
-    error = _jackknife(groups, score)
+    error = float(_jackknife(groups[None], score)[0])
     if method == "jackknife":
         errors_wide = float(stats.t.ppf((1 + level) / 2, n - 1))
     else:
-        studentised = [_studentised(one, score, value) for one in _drawn(groups, draws, seed)]
-        errors_wide = float(np.nanquantile(studentised, level, method="higher"))
+        studentised = [_studentised(drawn, score, value) for drawn in _drawn(groups, draws, seed)]
+        errors_wide = float(np.nanquantile(np.concatenate(studentised), level, method="higher"))
     half = errors_wide * error if error else 0.0
     return Interval(value, max(least, value - half), min(1.0, value + half), n)
 
 
 def _drawn(groups: NDArray[np.int64], draws: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Groups drawn with replacement, int (some draws, n, ...): as many draws at a time as `DRAWN_BYTES` holds."""
     rng, n = np.random.default_rng(seed), len(groups)
-    for _ in range(draws):
-        yield groups[rng.integers(0, n, n)]
+    numbers = np.stack([rng.integers(0, n, n) for _ in range(draws)])
+    at_once = max(1, DRAWN_BYTES // groups.nbytes)
+    for start in range(0, draws, at_once):
+        yield groups[numbers[start : start + at_once]]
 
 
-def _studentised(drawn: NDArray[np.int64], score: Score, value: float) -> float:
-    """How many of its own standard errors a drawn score lies away; Efron and Tibshirani (1993), equation 12.20."""
-    away, error = abs(float(score(drawn.sum(0))) - value), _jackknife(drawn, score)
-    if error < 1e-12:  # one group drawn again and again, or groups all alike
-        return 0.0 if away < 1e-12 else float("inf")
-    return away / error
+def _studentised(drawn: NDArray[np.int64], score: Score, value: float) -> NDArray[np.float64]:
+    """How many of its own standard errors each drawn score lies away; Efron and Tibshirani (1993), equation 12.20."""
+    away, error = np.abs(score(drawn.sum(1)) - value), _jackknife(drawn, score)
+    # An error of nought: one group drawn again and again, or groups all alike.
+    certain = np.where(away < 1e-12, 0.0, np.inf)
+    return np.divide(away, error, out=certain, where=error >= 1e-12)
 
 
-def _jackknife(groups: NDArray[np.int64], score: Score) -> float:
-    """Standard error of a score, from leaving each group out once; Efron and Tibshirani (1993), equation 11.5."""
-    without = score(groups.sum(0) - groups)
-    spread = np.nansum((without - np.nanmean(without)) ** 2)
-    return float(np.sqrt((len(groups) - 1) / len(groups) * spread))
+def _jackknife(drawn: NDArray[np.int64], score: Score) -> NDArray[np.float64]:
+    """
+    Standard error of each of many scores, from leaving each group out once.
+
+    drawn : int (scores, n groups, ...). Efron and Tibshirani (1993), equation 11.5.
+    """
+    without = score(drawn.sum(1, keepdims=True) - drawn)
+    n = without.shape[1]
+    said = np.maximum((~np.isnan(without)).sum(1, keepdims=True), 1)
+    mean = np.nansum(without, 1, keepdims=True) / said
+    return np.sqrt((n - 1) / n * np.nansum((without - mean) ** 2, 1))
 
 
 def over_pixels(counts: NDArray[np.integer], level: float = 0.95) -> Interval:
