@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -27,6 +27,7 @@ def scenes_of(right, n_pixels=100):
 
 
 @pytest.mark.parametrize("name", intervals.BY_NAME)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1))
 def test_the_score_of_many_is_that_of_each(name, seed):
     """The fast form for stacks of matrices agrees with `summarise`, on empty ones and on Snow/Ice too."""
@@ -131,7 +132,7 @@ def test_what_is_unknown_is_refused():
 @pytest.fixture(scope="module")
 def population():
     """Counts of many scenes, whose AA is known."""
-    return coverage.draw_population(800, seed=1)
+    return coverage.draw_population(800 if DATA_SETS < 500 else 3000, seed=1)
 
 
 def test_errors_of_the_simulation_lie_in_patches(population):
