@@ -28,7 +28,6 @@ from lcfuse_core import ledger
 from lcfuse_core.errors import LcfuseError, MissingDataError
 from lcfuse_core.grids import Run, key
 
-
 START_TIMEOUT_S = 600
 """For a kernel to begin; papermill's own minute is too short when many runs start on a busy machine at once."""
 
