@@ -7,7 +7,7 @@ Score the methods of the ladder over several seeds:
 
 A seed gives a sample world and trainings of its own. Each method is a line of the ledger FILE, written as soon as it is
 judged: a call that was stopped goes on where it was, and a method that is new in `ladder.METHODS` is all that is run.
-A name may end in `*`: every method that begins so.
+A name may end in `*`: every method that begins so. With another profile than `smoke` the data are those in its folders.
 """
 
 from __future__ import annotations
