@@ -50,4 +50,4 @@ def test_cells_are_drawn_once_for_each_way(rows):
     patch = scenes.read_patch(rows.iloc[0])
     ids = np.zeros(patch.s2.shape[1:], np.int32)
     fig = scale_charts.show_cells(patch, {"one": ids, "other": ids})
-    assert [ax.get_title() for ax in fig.axes] == ["one", "other"]
+    assert [ax.get_title(loc="left") or ax.get_title() for ax in fig.axes] == ["one", "other"]
