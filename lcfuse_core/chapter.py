@@ -14,7 +14,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,12 @@ from numpy.typing import NDArray
 
 from lcfuse_core import (
     __version__,
+    fetched,
     forest,
     inventory,
     ledger,
     machines,
+    networks,
     patches,
     protocol,
     runs,
@@ -171,11 +173,9 @@ class Chapter:
 
     def kept(self, name: str, make: Callable[[], runs.Run]) -> runs.Run:
         """The network in the checkpoint of that *name*, here or in `SHIPPED`; else what *make* gives, and then kept."""
-        path = data_folder() / "runs" / name
-        with machines.alone(path.with_suffix(".lock")):  # chapters that run side by side may want the same one
-            if (SHIPPED / name).exists():
-                path = SHIPPED / name
-            elif not path.exists():
+        path = _checkpoint(name)
+        with machines.alone((data_folder() / "runs" / name).with_suffix(".lock")):  # chapters may run side by side
+            if not path.exists():
                 runs.save_checkpoint(make(), path)
         # Read back even when it was trained just now: both ways must give the same maps.
         run = runs.load_checkpoint(path)
@@ -187,6 +187,13 @@ class Chapter:
         said = json.dumps(asdict(plan) | {"held_out": protocol.HELD_OUT}, sort_keys=True)
         digest = _digest([said, data_digest(self.train_root), _code_digest(), *further])
         return f"{plan.network}-{digest[:16]}.safetensors"
+
+    def checkpoint_hash(self, learner: str, class_weight_power: float) -> dict[str, str]:
+        """SHA-256 of the checkpoint that `learned` uses, as `{"checkpoint": ...}`; empty where there is none."""
+        if learner not in networks.NETWORKS:
+            return {}
+        path = _checkpoint(self.checkpoint_name(self.plan(learner, class_weight_power)))
+        return {"checkpoint": hashlib.sha256(path.read_bytes()).hexdigest()} if path.exists() else {}
 
     def training_stack(self, labels: str = "modis") -> patches.PatchStack:
         """The patches to learn from, in memory, with "modis" or "fine" labels; refused patches are reported."""
@@ -216,11 +223,15 @@ class Chapter:
         cost: Mapping[str, float] | None = None,
         regions: Mapping[str, Scores] | None = None,
         counts: Mapping[str, NDArray[np.int64]] | None = None,
+        hashes: Mapping[str, str] | None = None,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
         """
         Add one line to the ledger: this method, with this chapter's parameters, scored so.
 
         counts : confusion of each region; with it, `claims` can say how sure the score is
+        hashes : beside those of the data, such as `checkpoint_hash`
+        more : further scores by name, such as `near_borders` (`closeups.for_ledger`)
         """
         entry = ledger.new_entry(
             self.name,
@@ -229,13 +240,15 @@ class Chapter:
                 **asdict(scores),
                 "regions": {name: asdict(s) for name, s in (regions or {}).items()},
                 "counts": counts or {},
+                **(more or {}),
             },
             label_regime=label_regime,
             profile=self.parameters["profile"],
             seeds={"world": self.parameters["seed"], "training": self.parameters["seed"]},
             synthetic=any(map(_is_sample, self.roots.values())),
+            data_kind=_data_kind(self.roots.values()),
             data={key: data_name(root) for key, root in self.roots.items()},
-            hashes={key: data_digest(root) for key, root in self.roots.items()},
+            hashes={key: data_digest(root) for key, root in self.roots.items()} | dict(hashes or {}),
             cost=cost,
         )
         ledger.append(ledger_path(), entry)
@@ -303,8 +316,21 @@ def data_name(root: Path) -> str:
     return f"sample world {seed}: {root.name}"
 
 
+def _data_kind(roots: Iterable[Path]) -> str:
+    """Of a ledger line: what is partly synthetic is synthetic, and real is what was verified, all of it."""
+    roots = list(roots)
+    if any(map(_is_sample, roots)):
+        return "synthetic"
+    return "real" if all(fetched.vouched_for(root) for root in roots) else "unverified"
+
+
 def _is_sample(root: Path) -> bool:
     return (root.parent / "world.json").exists()
+
+
+def _checkpoint(name: str) -> Path:
+    """Where the network of that name is, or would be kept."""
+    return SHIPPED / name if (SHIPPED / name).exists() else data_folder() / "runs" / name
 
 
 def _code_digest() -> str:

@@ -29,11 +29,14 @@ from lcfuse_core.protocol import SEEDS
 
 CLAIMS = "shipped/claims.yaml"
 
+METHODS = "shipped/methods.jsonl"
+"""Ledger of the ladder of methods, beside `protocol.SEEDS`; its lines are the newer ones."""
+
 REPRODUCED, PARTLY, NOT_REPRODUCED = "reproduced", "partly", "not reproduced"
 OTHERWISE, UNTESTABLE, NOT_RUN = "within the margin under another protocol", "not testable here", "not run yet"
 VERDICTS = (REPRODUCED, OTHERWISE, PARTLY, NOT_REPRODUCED, UNTESTABLE, NOT_RUN)
 
-MARKS = {"synthetic": "○ synthetic", "semi-real": "◐ semi-real", "real": "● real"}
+MARKS = {"synthetic": "○ synthetic", "semi-real": "◐ semi-real", "unverified": "◌ unverified", "real": "● real"}
 """How tables tell the kinds of data apart: by a sign and by the word."""
 
 Entry = Mapping[str, Any]
@@ -101,7 +104,7 @@ class Finding:
     """
     What the lines of one kind of data say about a claim, in per cent and points; the interval alone is 0..1.
 
-    ours : mean over seeds; interval : of the first seed, over regions, None where the line has no counts
+    ours : mean over seeds; interval : over regions, of the first seed whose lines have counts; None without any
     seeds : each seed's score, the spread that an interval over regions does not show
     difference : to the reported value, or to what the claim compares with
     """
@@ -142,8 +145,10 @@ def recorded(own: str | os.PathLike[str] | None = None) -> list[Entry]:
 
     So a real run of a reader's counts on the spot, while the book's synthetic lines stay those that were committed.
     """
-    with resources.as_file(resources.files("lcfuse_core") / SEEDS) as path:
-        lines = list(ledger.read_entries(path)[0].values())
+    lines: list[dict[str, Any]] = []
+    for name in (SEEDS, METHODS):
+        with resources.as_file(resources.files("lcfuse_core") / name) as path:
+            lines += ledger.read_entries(path)[0].values() if path.exists() else []
     if own is not None and Path(own).exists():
         lines += [line for line in ledger.read_entries(own)[0].values() if not line.get("synthetic")]
     return [ledger.flatten(line) for line in lines]
@@ -191,30 +196,30 @@ def _finding(claim: Claim, kind: str, ours: dict[int, Entry], theirs: dict[int, 
         difference = float(np.mean([seeds[seed] - 100 * theirs[seed][score] for seed in ours]))
     else:
         difference = float(np.mean(list(seeds.values()))) - (claim.reported or float("nan"))
-    first = next(iter(ours))
-    interval = _interval(claim, ours[first], theirs.get(first))
+    each = (_interval(claim, line, theirs.get(seed)) for seed, line in ours.items())
+    interval = next((one for one in each if one is not None), None)
     lines = [*ours.values(), *(theirs[seed] for seed in ours if seed in theirs)]
     return Finding(kind, float(np.mean(list(seeds.values()))), interval, seeds, difference, lines)
 
 
 def _interval(claim: Claim, line: Entry, other: Entry | None) -> Interval | None:
-    """Over regions; for AA alone, where the line has the counts that it takes."""
-    counts, others = _counts(line), _counts(other) if other is not None else None
-    if claim.score != "aa" or counts is None or len(counts) < 2:
+    """Over regions, for a score of `intervals.BY_NAME`, where the line has the counts that it takes."""
+    *part, name = claim.score.split(".")
+    score, before = intervals.BY_NAME.get(name), ".".join(["scores", *part, "counts."])
+    counts, others = _counts(line, before), _counts(other or {}, before)
+    if score is None or len(counts) < 2:
         return None
     if not claim.against:
-        found = intervals.interval(np.stack([counts[name] for name in sorted(counts)]))
-    elif others is None or set(others) != set(counts):
+        return intervals.interval(np.stack([counts[region] for region in sorted(counts)]), score)
+    if set(others) != set(counts):
         return None
-    else:
-        one, two = (np.stack([groups[name] for name in sorted(counts)]) for groups in (counts, others))
-        found = intervals.difference(one, two)
-    return found
+    one, two = (np.stack([groups[region] for region in sorted(counts)]) for groups in (counts, others))
+    return intervals.difference(one, two, score)
 
 
-def _counts(line: Entry) -> dict[str, np.ndarray] | None:
-    before = "scores.counts."
-    return {name: np.array(value) for name, value in line.items() if name.startswith(before)} or None
+def _counts(line: Entry, before: str) -> dict[str, np.ndarray]:
+    """Confusion counts by region, of a part of the pixels (such as those near borders) if *before* names one."""
+    return {name: np.array(value) for name, value in line.items() if name.startswith(before)}
 
 
 def verdict(claim: Claim, findings: Mapping[str, Finding]) -> str:
@@ -265,7 +270,7 @@ def table(claims: Iterable[Claim], entries: Iterable[Entry]) -> pd.DataFrame:
             own = said if kind == claim.needs else "no verdict: other data"
             # Nobody's score on real places is to be held against one on other data.
             compared = kind == claim.needs or bool(claim.against)
-            rows.append(head | {"data": MARKS[kind]} | _shown(found[kind], compared) | {"verdict": own})
+            rows.append(head | {"data": MARKS[kind]} | shown(found[kind], compared) | {"verdict": own})
         if claim.needs not in found:
             text = claim.to_do if said == NOT_RUN else f"{said}: {claim.means}"
             rows.append(head | {"data": MARKS[claim.needs], "verdict": text})
@@ -273,7 +278,8 @@ def table(claims: Iterable[Claim], entries: Iterable[Entry]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns, dtype=object).fillna("–")
 
 
-def _shown(finding: Finding, compared: bool) -> dict[str, str]:
+def shown(finding: Finding, compared: bool) -> dict[str, str]:
+    """What tables show of a finding; compared : whether its difference may be shown at all."""
     interval, values = finding.interval, list(finding.seeds.values())
     return {
         "ours": f"{finding.ours:.1f} %",

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -140,17 +142,47 @@ def verify_data(options: argparse.Namespace) -> int:
     if not here:
         do = "Fetch something first: `data fetch`."
         raise MissingDataError(store.root, found="no record of fetched data", expected="some", do=do)
-    damage = {item.id: store.damaged(item) for item in here}
+    verdicts = {item.id: _verified(store, item) for item in here}
     if options.json:
-        _print_json(damage)
+        _print_json(verdicts)
     else:
-        print("\n".join(line for name, found in damage.items() for line in _verdict(name, found)))
-    return 1 if any(damage.values()) else 0
+        print("\n".join(line for name, found in verdicts.items() for line in _verdict(name, found)))
+    return 0 if all(found["whole"] for found in verdicts.values()) else 1
 
 
-def _verdict(name: str, found: list[str]) -> Iterator[str]:
-    yield f"{name}: " + (f"{len(found)} files damaged or missing; fetch it again" if found else "whole")
-    yield from (f"  {line}" for line in found)
+def _verified(store: Store, item: Item) -> dict[str, Any]:
+    """What reading an item to the last byte tells: whether it is whole, what is not, and that by scene."""
+    faults = store.faults(item)
+    members = [member.path for member in store.members(item)] if item.unpack is not None else []
+    scenes_of = {"files": Counter(map(_scene_of, members)), "damaged": Counter(_scene_of(p.name) for p, _ in faults)}
+    return {
+        "whole": not faults,
+        "files": len(members) or 1,
+        "damaged": [{"file": str(path), "why": why} for path, why in faults],
+        "scenes": {
+            scene: {"files": n, "damaged": scenes_of["damaged"][scene]}
+            for scene, n in sorted(scenes_of["files"].items(), key=lambda pair: official.natural(pair[0]))
+        },
+    }
+
+
+def _scene_of(path: str) -> str:
+    """
+    The scene of a patch file, by its name; what is no patch is of none.
+
+    >>> _scene_of("ROIs1868_summer/s2_104/ROIs1868_summer_s2_104_p7.tif"), _scene_of("readme.txt")
+    ('ROIs1868_summer_104', '')
+    """
+    return re.sub(r"(?:.*/)?(\w+)_(?:s1|s2|lc|dfc)_(\w+)_p\d+\.tif|.*", r"\1_\2", path, count=1).strip("_")
+
+
+def _verdict(name: str, found: dict[str, Any]) -> Iterator[str]:
+    damaged = found["damaged"]
+    yield f"{name}: " + (f"{len(damaged)} files damaged or missing; fetch it again" if damaged else "whole")
+    yield from (f"  {one['file']}: {one['why']}" for one in damaged)
+    for scene, counts in found["scenes"].items():
+        if counts["damaged"]:
+            yield f"  {scene}: {counts['damaged']} of {counts['files']} files"
 
 
 def show_status(options: argparse.Namespace) -> int:
@@ -166,6 +198,8 @@ def show_status(options: argparse.Namespace) -> int:
         if (store.root / name).is_dir()
     }
     if options.json:
+        for found in folders.values():
+            found["scenes"] = _records(found["scenes"])
         _print_json({"items": states, "done": done, "folders": folders})
         return 0 if done else 1
     for choice in chosen:
@@ -176,8 +210,8 @@ def show_status(options: argparse.Namespace) -> int:
                 print("".join(f"{'':27}{line}\n" for line in _ways(book, item)), end="")
     for name, found in folders.items():
         print(f"{name}/: {found['said']}")
-        for key in ("scenes", "incomplete"):
-            print("".join(f"  {line}\n" for line in _lines(found[key])), end="")
+        for rows in (_rows(found["scenes"]), [list(pair.values()) for pair in found["incomplete"]]):
+            print("".join(f"  {line}\n" for line in _lines(rows)), end="")
     return 0 if done else 1
 
 
@@ -208,21 +242,32 @@ def _patches(root: Path, name: str, need: tuple[str, ...], wanted: list[str], in
         table = inventory.index(root / name, root / "fetched")
         lists = official.read_lists(root / "downloads") if name == "sen12ms" else None
     except LcfuseError as error:
-        return {"said": str(error), "complete": 0, "scenes": [], "incomplete": []}
+        return {"said": str(error), "complete": 0, "scenes": pd.DataFrame(), "incomplete": []}
     report = inventory.inspect(scenes.complete(table, need), workers=2, progress=True) if inspect else None
     status = official.status(table, lists=lists, wanted=wanted, report=report, need=need)
     whole, odd = official.usable(table, need)
-    left_out = [list(row) for row in odd.itertuples(index=False)]
+    left_out = [{"what": what, "reason": reason} for what, reason in odd.itertuples(index=False)]
     said = f"{len(whole)} of {len(table)} patches complete, in {whole['scene_id'].nunique()} scenes"
     if lists is not None:
         said += "".join(f"\n  {line}" for line in official.differences(table, lists))
     if report is not None:
-        left_out += [list(pair) for pair in report.skipped]
-    return {"said": said, "complete": len(whole), "scenes": _rows(status), "incomplete": left_out}
+        left_out += [{"what": what, "reason": reason} for what, reason in report.skipped]
+    return {"said": said, "complete": len(whole), "scenes": status, "incomplete": left_out}
+
+
+def _records(status: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """The table of `official.status` by scene, for JSON: a count that is not known is null."""
+    rows = status.astype(object).where(status.notna(), None)
+    return {
+        str(scene): dict(zip(rows.columns, row, strict=True))
+        for scene, row in zip(rows.index, rows.to_numpy(), strict=True)
+    }
 
 
 def _rows(status: pd.DataFrame) -> list[list[Any]]:
     """One line a scene: its id, its state, and the counts that are not nought."""
+    if status.empty:
+        return []
     counts = status.drop(columns=["held_out", "state"])
     return [
         [scene, state, ", ".join(f"{n} {what}" for what, n in row.items() if n is not pd.NA and n)]

@@ -20,6 +20,7 @@ from pathlib import Path
 from lcfuse_core.archives import Limits, Member, check
 from lcfuse_core.errors import DataError
 from lcfuse_core.manifest import Choice, Item, Manifest
+from lcfuse_core.manifest import read as read_manifest
 
 BLOCK = 1 << 20
 
@@ -74,6 +75,19 @@ def judge(manifest: Manifest, item: Item, path: Path) -> tuple[dict[str, str], s
     with open(path, "rb") as file:
         count = check(file, item.form, path.name, limits(manifest, item))
     return seen, f"whole archive of {count} files; no published checksum"
+
+
+def vouched_for(folder: str | os.PathLike[str], manifest: Manifest | None = None) -> list[str]:
+    """
+    Ids of the items that `data fetch` has verified and unpacked into *folder*; none: nobody knows what lies there.
+
+    manifest : by default the package's own
+    """
+    where = Path(folder).absolute()
+    store, book = Store(where.parent), manifest or read_manifest()
+    items = [item for item in book.items if item.unpack is not None and item.unpack.into == where.name]
+    records = {item.id: store.record(item) for item in items}
+    return [name for name, record in records.items() if record and record.verified and record.unpacked]
 
 
 @dataclass
@@ -172,14 +186,18 @@ class Store:
         return [m.path for m in self.members(item) if _size(into / m.path) != m.size]
 
     def damaged(self, item: Item) -> list[str]:
+        """What is not as it was, in words: see `faults`."""
+        return [f"{path}: {why}" for path, why in self.faults(item)]
+
+    def faults(self, item: Item) -> list[tuple[Path, str]]:
         """What is not as it was: the archive or file if it is there, and every unpacked file, read to the last byte."""
         record, found = self.record(item), []
         path = self.file(item)
         if record is not None and path.is_file() and checksums(path) != record.checksums:
-            found.append(f"{path}: other content than when it was verified")
+            found.append((path, "other content than when it was verified"))
         if item.unpack is not None:
             into = self.into(item)
-            found += [f"{into / m.path}: {why}" for m in self.members(item) if (why := _damage(into / m.path, m))]
+            found += [(into / m.path, why) for m in self.members(item) if (why := _damage(into / m.path, m))]
         return found
 
     def state(self, item: Item) -> str:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -28,10 +29,13 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from lcfuse_core.errors import GridError, ParameterError
-from lcfuse_core.legends import DFC2020, SCORED
+from lcfuse_core.legends import DFC2020, SCORED, SNOW
 from lcfuse_core.scores import N_CODES
 
 METHODS = ("bootstrap", "jackknife", "percentile")
+
+DRAWN_BYTES = 1 << 23
+"""Drawn groups that are scored at once: 8 MB, and as much again while one of them is left out."""
 
 Score = Callable[[NDArray[np.number]], NDArray[np.float64]]
 """From counts (..., 11, 11) to scores (...): one number for each matrix, NaN where it cannot be said."""
@@ -64,6 +68,39 @@ def average_accuracy(counts: NDArray[np.number]) -> NDArray[np.float64]:
     return np.divide(recall.sum(-1), n_there, out=np.full(n_there.shape, np.nan), where=n_there > 0)
 
 
+def overall_accuracy(counts: NDArray[np.number]) -> NDArray[np.float64]:
+    """OA of each of many confusion matrices (..., 11, 11), as `scores.summarise` defines it; NaN when empty."""
+    codes = list(SCORED)
+    return _ratio(counts[..., codes, codes].sum(-1), counts[..., codes, :].sum((-2, -1)))
+
+
+def mean_iou(n_classes: Literal[8, 9]) -> Score:
+    """
+    The score "mIoU" of one of the two conventions, as `scores.summarise` defines `miou_8` and `miou_9`.
+
+    8 : mean over those of the eight scored classes that the reference holds
+    9 : the official baseline's: the eight and Snow/Ice, divided by 9 whatever the reference holds
+    """
+    codes = list(SCORED) if n_classes == 8 else [*SCORED, SNOW]
+
+    def miou(counts: NDArray[np.number]) -> NDArray[np.float64]:
+        judged = counts[..., codes, :]
+        in_reference, in_map = judged.sum(-1), judged.sum(-2)[..., codes]
+        right = counts[..., codes, codes]
+        iou = _ratio(right, in_reference + in_map - right, otherwise=0.0)
+        there = in_reference > 0
+        n = there.sum(-1) if n_classes == 8 else 9 * there[..., :8].any(-1)  # without a judged pixel: nothing to say
+        return _ratio((iou * there).sum(-1), n)
+
+    return miou
+
+
+def _ratio(part: NDArray[np.number], whole: NDArray[np.number], otherwise: float = np.nan) -> NDArray[np.float64]:
+    """Divide; *otherwise* where *whole* is zero."""
+    part, whole = np.asarray(part, np.float64), np.asarray(whole)
+    return np.divide(part, whole, out=np.full(part.shape, otherwise), where=whole > 0)
+
+
 def recall_of(code: int) -> Score:
     """The score "recall of class *code*", for `interval` and `difference`."""
 
@@ -72,6 +109,15 @@ def recall_of(code: int) -> Score:
         return np.divide(right, there, out=np.full(right.shape, np.nan), where=there > 0)
 
     return recall
+
+
+BY_NAME: dict[str, Score] = {
+    "aa": average_accuracy,
+    "oa": overall_accuracy,
+    "miou_8": mean_iou(8),
+    "miou_9": mean_iou(9),
+}
+"""Scores by their name in `scores.Scores` and in the ledger."""
 
 
 def interval(
@@ -144,38 +190,47 @@ def _interval(
     if n < 2:
         return Interval(value, float("nan"), float("nan"), n)
     if method == "percentile":
-        values = [float(score(one.sum(0))) for one in _drawn(groups, draws, seed)]
+        values = np.concatenate([score(drawn.sum(1)) for drawn in _drawn(groups, draws, seed)])
         low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
         return Interval(value, float(low), float(high), n)
-    error = _jackknife(groups, score)
+    error = float(_jackknife(groups[None], score)[0])
     if method == "jackknife":
         errors_wide = float(stats.t.ppf((1 + level) / 2, n - 1))
     else:
-        studentised = [_studentised(one, score, value) for one in _drawn(groups, draws, seed)]
-        errors_wide = float(np.nanquantile(studentised, level, method="higher"))
+        studentised = [_studentised(drawn, score, value) for drawn in _drawn(groups, draws, seed)]
+        errors_wide = float(np.nanquantile(np.concatenate(studentised), level, method="higher"))
     half = errors_wide * error if error else 0.0
     return Interval(value, max(least, value - half), min(1.0, value + half), n)
 
 
 def _drawn(groups: NDArray[np.int64], draws: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Groups drawn with replacement, int (some draws, n, ...): as many draws at a time as `DRAWN_BYTES` holds."""
     rng, n = np.random.default_rng(seed), len(groups)
-    for _ in range(draws):
-        yield groups[rng.integers(0, n, n)]
+    numbers = np.stack([rng.integers(0, n, n) for _ in range(draws)])
+    at_once = max(1, DRAWN_BYTES // groups.nbytes)
+    for start in range(0, draws, at_once):
+        yield groups[numbers[start : start + at_once]]
 
 
-def _studentised(drawn: NDArray[np.int64], score: Score, value: float) -> float:
-    """How many of its own standard errors a drawn score lies away; Efron and Tibshirani (1993), equation 12.20."""
-    away, error = abs(float(score(drawn.sum(0))) - value), _jackknife(drawn, score)
-    if error < 1e-12:  # one group drawn again and again, or groups all alike
-        return 0.0 if away < 1e-12 else float("inf")
-    return away / error
+def _studentised(drawn: NDArray[np.int64], score: Score, value: float) -> NDArray[np.float64]:
+    """How many of its own standard errors each drawn score lies away; Efron and Tibshirani (1993), equation 12.20."""
+    away, error = np.abs(score(drawn.sum(1)) - value), _jackknife(drawn, score)
+    # An error of nought: one group drawn again and again, or groups all alike.
+    certain = np.where(away < 1e-12, 0.0, np.inf)
+    return np.divide(away, error, out=certain, where=error >= 1e-12)
 
 
-def _jackknife(groups: NDArray[np.int64], score: Score) -> float:
-    """Standard error of a score, from leaving each group out once; Efron and Tibshirani (1993), equation 11.5."""
-    without = score(groups.sum(0) - groups)
-    spread = np.nansum((without - np.nanmean(without)) ** 2)
-    return float(np.sqrt((len(groups) - 1) / len(groups) * spread))
+def _jackknife(drawn: NDArray[np.int64], score: Score) -> NDArray[np.float64]:
+    """
+    Standard error of each of many scores, from leaving each group out once.
+
+    drawn : int (scores, n groups, ...). Efron and Tibshirani (1993), equation 11.5.
+    """
+    without = score(drawn.sum(1, keepdims=True) - drawn)
+    n = without.shape[1]
+    said = np.maximum((~np.isnan(without)).sum(1, keepdims=True), 1)
+    mean = np.nansum(without, 1, keepdims=True) / said
+    return np.sqrt((n - 1) / n * np.nansum((without - mean) ** 2, 1))
 
 
 def over_pixels(counts: NDArray[np.integer], level: float = 0.95) -> Interval:

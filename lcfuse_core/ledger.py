@@ -44,7 +44,7 @@ FIELDS = {
     "profile": "smoke, colab or full",
     "label_regime": "which labels were allowed",
     "synthetic": "whether the data were made by `world`",
-    "data_kind": "synthetic, semi-real (real images, simulated labels or a model's reference) or real; since 2",
+    "data_kind": "one of DATA_KINDS; since 2",
     "data": "name of the data by role, such as train and evaluation; since 2",
     "seeds": "by purpose",
     "parameters": "all that was set",
@@ -59,7 +59,9 @@ LABEL_REGIMES = ("coarse only", "coarse + fine validation", "fine")
 """Contest track 1, track 2, and the bound that neither may reach: trained on fine labels of other places."""
 
 PROFILES = ("smoke", "colab", "full")
-DATA_KINDS = ("synthetic", "semi-real", "real")
+DATA_KINDS = ("synthetic", "semi-real", "unverified", "real")
+"""Made by `world`; real images with simulated labels or a model's map as reference; files that `data fetch` has not
+verified; the published data sets."""
 
 
 def new_entry(

@@ -143,7 +143,7 @@ def status(
         published = {str(scene): len(rows) for scene, rows in lists.groupby("scene_id")}
     else:
         published = facts.hold_out
-    scenes = sorted({*patches["scene_id"], *wanted}, key=_natural)
+    scenes = sorted({*patches["scene_id"], *wanted}, key=natural)
     counts = pd.crosstab(patches["scene_id"], patches["kind"]).reindex(index=scenes, fill_value=0)
     counts = counts.reindex(columns=["complete", "incomplete", "damaged", "defective", "missing"], fill_value=0)
     result = counts.astype("Int64").rename_axis(index="scene_id", columns=None)
@@ -181,7 +181,7 @@ def _state(row: tuple) -> str:
     return "unknown" if row.expected is pd.NA else "complete"  # type: ignore[attr-defined]
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
     """Scene 9 before scene 10."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
 
@@ -192,7 +192,7 @@ def differences(table: pd.DataFrame, lists: pd.DataFrame) -> list[str]:
     here, listed = {patch_name(row) for row in table.itertuples()}, set(lists["name"])
     for names, what in ((listed - here, "of the lists not here"), (here - listed, "here in no list")):
         known = sorted(name for name in names if name in sen12ms().defects)
-        unknown = sorted(names - set(known), key=_natural)
+        unknown = sorted(names - set(known), key=natural)
         if unknown:
             found.append(f"{len(unknown):,} patches {what}: {', '.join(unknown[:3])}{', ...' * (len(unknown) > 3)}")
         found += [f"{name} {what}: published damaged ({sen12ms().defects[name]})" for name in known]

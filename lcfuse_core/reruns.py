@@ -28,6 +28,9 @@ from lcfuse_core import ledger
 from lcfuse_core.errors import LcfuseError, MissingDataError
 from lcfuse_core.grids import Run, key
 
+START_TIMEOUT_S = 600
+"""For a kernel to begin; papermill's own minute is too short when many runs start on a busy machine at once."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -69,6 +72,7 @@ def execute(run: Run) -> Outcome:
             kernel_name="python3",
             language="python",
             cwd=str(run.folder),
+            start_timeout=START_TIMEOUT_S,
             progress_bar=sys.stderr.isatty(),
         )
     except PapermillExecutionError as error:

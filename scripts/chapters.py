@@ -78,6 +78,7 @@ def execute(name: str, book: Path = BOOK) -> None:
     client = NotebookClient(
         notebook,
         timeout=CELL_TIMEOUT_S,
+        startup_timeout=CELL_TIMEOUT_S,  # on a busy machine a kernel takes its time
         kernel_name="python3",
         record_timing=False,  # times would make every commit differ
         resources={"metadata": {"path": str(book)}},

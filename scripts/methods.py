@@ -1,12 +1,13 @@
 """
 Score the methods of the ladder over several seeds:
 
-    python scripts/methods.py [--seeds 0 1 2 3 4] [--jobs 2] [--only NAME ...] [--steps N] [--small] --out FILE
+    python scripts/methods.py [--seeds 0 1 2 3 4] [--jobs 2] [--only NAME ...] [--steps N] [--small]
+                               [--profile full] --out FILE
     python scripts/methods.py --list
 
 A seed gives a sample world and trainings of its own. Each method is a line of the ledger FILE, written as soon as it is
 judged: a call that was stopped goes on where it was, and a method that is new in `ladder.METHODS` is all that is run.
-A name may end in `*`: every method that begins so.
+A name may end in `*`: every method that begins so. With another profile than `smoke` the data are those in its folders.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
-from lcfuse_core import ledger, protocol
+from lcfuse_core import ledger, protocol, settings
 from lcfuse_core.bench import Bench
 from lcfuse_core.ladder import METHODS
 from seeds import begin
@@ -45,19 +46,22 @@ def scored(out: Path, seed: int, steps: int) -> set[str]:
     return set(lines.loc[same, "parameters.method"])
 
 
-def score_seed(seed: int, *, names: list[str], steps: int | None, small: bool, out: Path) -> None:
+def score_seed(
+    seed: int, *, names: list[str], steps: int | None, small: bool, out: Path, profile: str = "smoke"
+) -> None:
     """Learn and judge, with one seed, what *out* does not have yet; one line each, at once."""
     os.environ["LCFUSE_LEDGER"] = str(out)
-    here = begin(seed, steps, small)
+    here = begin(seed, steps, small, profile)
     bench, there = Bench(here), scored(out, seed, here.parameters["steps"])
     for name in (name for name in names if name not in there):
         learned = METHODS[name](bench)
         began = time.perf_counter()
-        results, _ = protocol.judge({name: learned.classify}, bench.rows)
+        results, report = protocol.judge({name: learned.classify}, bench.rows)
         judge_s = time.perf_counter() - began
         scores, regions, counts = results[name].scores, results[name].regions, results[name].by_region
         cost = {"train_s": round(learned.train_s, 1), "judge_s": round(judge_s, 1)}
-        here.record(name, scores, label_regime=learned.label_regime, cost=cost, regions=regions, counts=counts)
+        regime, more = learned.label_regime, {"n_patches": report.n_read}
+        here.record(name, scores, label_regime=regime, cost=cost, regions=regions, counts=counts, more=more)
         print(f"seed {seed}: AA {100 * scores.aa:.1f}  {name}, learnt in {learned.train_s:.0f} s", flush=True)
 
 
@@ -68,6 +72,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="methods; else all")
     parser.add_argument("--steps", type=int, help="of each training; else those of the profile smoke")
     parser.add_argument("--small", action="store_true", help="small worlds, to try this program")
+    parser.add_argument("--profile", choices=settings.PROFILES, default="smoke", help="its data and length of training")
     parser.add_argument("--list", action="store_true", help="name the methods and end")
     parser.add_argument("--out", type=Path, help="ledger that the lines are added to")
     given = parser.parse_args()
@@ -76,15 +81,15 @@ def main() -> None:
         return
     if given.out is None:
         parser.error("--out FILE is needed")
-    run = {"names": chosen(given.only), "steps": given.steps, "small": given.small, "out": given.out.absolute()}
-    score = partial(score_seed, **run)
+    run = {"names": chosen(given.only), "steps": given.steps, "small": given.small, "profile": given.profile}
+    score = partial(score_seed, **run, out=given.out.absolute())
     # Fresh processes: a forked one may hang in the threads of torch.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(given.jobs, context) as pool:
         list(pool.map(score, sorted(set(given.seeds))))
     lines = ledger.read(given.out)
     for regime, own in lines.groupby("label_regime", sort=False):
-        print(f"\nAA in per cent, {regime}, on synthetic worlds\n{protocol.over_seeds(own).to_string()}")
+        print(f"\nAA in per cent, {regime}, profile {given.profile}\n{protocol.over_seeds(own).to_string()}")
 
 
 if __name__ == "__main__":

@@ -27,10 +27,11 @@ LEARNERS = tuple(product(protocol.NAMES, (protocol.PLAIN, protocol.WEIGHTED)))
 PARAMETERS = ("profile", "steps", "crop", "batch")
 
 
-def begin(seed: int, steps: int | None, small: bool) -> chapter.Chapter:
-    """What a chapter begins with: the parameters of the profile `smoke`, and the sample world of this seed."""
-    smoke = settings.read_profile("smoke")
-    parameters = {name: smoke[name] for name in PARAMETERS} | {"seed": seed}
+def begin(seed: int, steps: int | None, small: bool, profile: str = "smoke") -> chapter.Chapter:
+    """What a chapter begins with: the parameters of a profile, and its data; for `smoke` the sample of this seed."""
+    values = settings.read_profile(profile)
+    parameters = {name: values[name] for name in PARAMETERS} | {"seed": seed}
+    parameters |= {name: values[name] for name in ("train_root", "data_root") if values[name]}
     if steps is not None:
         parameters["steps"] = steps
     if small:
@@ -52,16 +53,16 @@ def score_seed(seed: int, *, steps: int | None, small: bool, folder: Path) -> by
         methods[name], train_s[name] = here.learned(learner, power)
         print(f"seed {seed}: {name}, learnt in {train_s[name]:.0f} s", flush=True)
 
-    def record(name: str, result: protocol.Result, seconds: float, **regime: str) -> None:
-        cost = {"train_s": seconds}
-        here.record(name, result.scores, regions=result.regions, counts=result.by_region, cost=cost, **regime)
+    def record(name: str, result: protocol.Result, seconds: float, regime: str = "coarse only") -> None:
+        cost, regions, counts = {"train_s": seconds}, result.regions, result.by_region
+        here.record(name, result.scores, regions=regions, counts=counts, cost=cost, label_regime=regime)
 
     results, _ = protocol.judge(methods, protocol.evaluation_patches(here.data_root))
     for name, result in results.items():
         record(name, result, train_s[name])
     for name, (result, seconds) in bounds(here).items():
         print(f"seed {seed}: {name}, learnt in {seconds:.0f} s", flush=True)
-        record(name, result, seconds, label_regime="fine")
+        record(name, result, seconds, "fine")
     return path.read_bytes()
 
 

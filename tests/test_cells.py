@@ -1,5 +1,7 @@
 """The coarse cell: against the definition of the MODIS grid, and against real labels."""
 
+import os
+
 import numpy as np
 import pytest
 import rasterio
@@ -10,6 +12,9 @@ from miniatures import SEMIREAL, needs_semireal
 from pyproj import Transformer
 
 from lcfuse_core.cells import CELL_M, GRID_COLS, GRID_ROWS, cell_ids, majority_share, modis_cells
+
+TIMES = int(os.environ.get("LCFUSE_PLACES", "1"))
+"""How many times as many random places as the suite has time for."""
 
 
 def utm(latitude, longitude, row_shift=0, col_shift=0):
@@ -30,7 +35,7 @@ def whole_cells(ids):
     return np.setdiff1d(ids, border)
 
 
-@settings(max_examples=30)
+@settings(max_examples=15 * TIMES)
 @given(latitudes, longitudes)
 def test_whole_cells_cover_463_m_squared(latitude, longitude):
     """
@@ -48,7 +53,7 @@ def test_whole_cells_cover_463_m_squared(latitude, longitude):
     assert areas == pytest.approx(CELL_M**2, rel=0.05)
 
 
-@settings(max_examples=30)
+@settings(max_examples=15 * TIMES)
 @given(latitudes, longitudes, st.integers(0, 60), st.integers(0, 60))
 def test_patches_that_overlap_agree_on_their_overlap(latitude, longitude, down, right):
     """A pixel lies in the same cell, whichever raster it is read from."""
@@ -59,7 +64,7 @@ def test_patches_that_overlap_agree_on_their_overlap(latitude, longitude, down, 
     assert (first[:, down:, right:] == second[:, : shape[0] - down, : shape[1] - right]).all()
 
 
-@settings(max_examples=20)
+@settings(max_examples=10 * TIMES)
 @given(latitudes, longitudes)
 def test_cells_are_numbered_without_gaps_and_keep_their_place(latitude, longitude):
     """They run 0..n-1 in the order of keys, and keys[ids] is the place in the global grid."""

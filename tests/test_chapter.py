@@ -101,6 +101,35 @@ def test_a_record_says_what_was_run_on_what(here):
     assert row["cost.train_s"] == 1.5
 
 
+def test_a_record_takes_further_scores_and_hashes(here):
+    counts = scores.confusion(*([scenes.read_patch(scenes.index(here.data_root).iloc[0], ("dfc",)).dfc] * 2))
+    perfect = scores.summarise(counts)
+    here.record("perfect", perfect, hashes={"checkpoint": "abc"}, more={"near_borders": {"aa": 0.5}, "n_patches": 1})
+    row = ledger.read(chapter.ledger_path()).iloc[0]
+    assert (row["hashes.checkpoint"], row["scores.near_borders.aa"], row["scores.n_patches"]) == ("abc", 0.5, 1)
+    assert row["hashes.train"] == world.read_world(here.train_root.parent)["sha256"]
+
+
+def test_what_was_not_verified_is_not_called_real(tmp_path, here, monkeypatch):
+    """Real are folders that `data fetch` vouches for, all of them; what is partly synthetic is synthetic."""
+    mine, theirs = tmp_path / "mine" / "dfc2020", tmp_path / "data" / "sen12ms"
+    assert chapter._data_kind([mine]) == "unverified"
+    monkeypatch.setattr(chapter.fetched, "vouched_for", lambda folder: ["an item"] * (folder == theirs))
+    assert chapter._data_kind([theirs]) == "real"
+    assert chapter._data_kind([theirs, mine]) == "unverified"
+    assert chapter._data_kind([theirs, here.data_root]) == "synthetic"
+
+
+def test_the_hash_of_a_checkpoint_is_that_of_its_file(here, monkeypatch, tmp_path):
+    assert here.checkpoint_hash("forest", 0.0) == {}
+    here.parameters["crop"] = 32
+    assert here.checkpoint_hash("fcn", 0.0) == {}  # not trained yet
+    file = tmp_path / "weights"
+    file.write_bytes(b"abc")
+    monkeypatch.setattr(type(here), "_checkpoint", lambda self, plan: file)
+    assert here.checkpoint_hash("fcn", 0.0)["checkpoint"].startswith("ba7816bf")  # SHA-256 of "abc", FIPS 180-2
+
+
 def test_real_data_are_not_called_synthetic(tmp_path, sample):
     """A digest of other data notices a file that is missing or of another size."""
     folder = tmp_path / "real"

@@ -39,10 +39,10 @@ def counts_of(recalls, n_pixels=1000):
     return found
 
 
-def line(method, recalls, *, seed=0, data_kind="real", profile="full", with_counts=True, data="abc"):
+def line(method, recalls, *, seed=0, data_kind="real", profile="full", with_counts=True, data="abc", **more):
     """A ledger line of a run, made up here: nothing of the kind has been run."""
     counts = counts_of(recalls)
-    scores = ledger._plain(summarise(sum(counts.values())), "") | {"counts": counts if with_counts else {}}
+    scores = ledger._plain(summarise(sum(counts.values())), "") | {"counts": counts if with_counts else {}} | more
     return ledger.new_entry(
         "evaluation", {"method": method}, scores, label_regime="coarse only", profile=profile,
         seeds={"world": 0, "training": seed}, synthetic=data_kind == "synthetic", data_kind=data_kind,
@@ -115,6 +115,75 @@ def test_without_counts_a_difference_is_partly_shown_at_best():
     assert verdict(claim(margin=20), *lines) == "not reproduced"
 
 
+def test_the_interval_is_that_of_the_first_seed_whose_lines_have_counts():
+    """Old lines without counts keep their place in the mean; one newer pair with counts is enough for an interval."""
+    modis = [line("MODIS label", HARD, seed=seed, with_counts=seed == 1) for seed in (0, 1)]
+    ours = [line("ours", EASIER, seed=seed, with_counts=seed == 1) for seed in (0, 1)]
+    found = claims.examine(claim(), [*ours, *modis])["real"]
+    assert sorted(found.seeds) == [0, 1]
+    assert found.interval.value == pytest.approx(0.1)
+    assert verdict(claim(), *ours, *modis) == "reproduced"
+
+
+@pytest.mark.parametrize("score", ["oa", "miou_8", "miou_9"])
+def test_other_scores_have_intervals_too(score):
+    """Forest alone, so that OA is AA and mIoU-8 too; over nine classes it is a ninth of that."""
+    found = claims.examine(figure(score=score), [line("ours", HARD)])["real"]
+    assert 100 * found.interval.value == pytest.approx(found.ours)
+    assert found.ours == pytest.approx(50 / 9 if score == "miou_9" else 50)
+
+
+def test_a_score_near_borders_is_judged_by_its_own_counts():
+    """Ahead on the whole, behind near borders: the claim of ten metres is about the latter."""
+    parts = {}
+    for method, recalls in (("ours", HARD), ("MODIS label", EASIER)):
+        counts = counts_of(recalls)
+        parts[method] = {"aa": summarise(sum(counts.values())).aa, "counts": counts}
+    lines = [line("ours", EASIER, near_borders=parts["ours"])]
+    lines += [line("MODIS label", HARD, near_borders=parts["MODIS label"])]
+    assert verdict(claim(), *lines) == "reproduced"
+    found = claims.examine(claim(score="near_borders.aa"), lines)["real"]
+    assert found.difference == pytest.approx(-10)
+    assert found.interval.value == pytest.approx(-0.1)
+    assert verdict(claim(score="near_borders.aa"), *lines) == "not reproduced"
+
+
+def test_claims_name_methods_that_there_are():
+    """A name that no line will ever have would leave a claim to be run for good."""
+    from lcfuse_core.ladder import METHODS
+
+    fine = {"DeepLabv3+, fine labels of other regions"}  # a bound: `make seeds`
+    named = [{**one.where, **one.against}.get("parameters.method") for one in BOOK_CLAIMS]
+    assert {name for name in named if name} <= set(METHODS) | fine
+    assert all(name for one, name in zip(BOOK_CLAIMS, named, strict=True) if one.relation != "untestable")
+
+
+def test_claims_about_the_test_set_need_all_of_it():
+    """A run on a few of the 5,128 patches is another protocol, or none."""
+    for one in BOOK_CLAIMS:
+        if one.relation not in ("untestable", "was done") or one.id == "tested-on-dfc2020":
+            assert (one.where | one.protocol)["scores.n_patches"] == 5128
+
+
+def test_files_that_nobody_verified_give_no_verdict():
+    lines = [line("ours", EASIER, data_kind="unverified"), line("MODIS label", HARD, data_kind="unverified")]
+    table = claims.table([claim()], lines)
+    assert table["data"].tolist() == ["◌ unverified", "● real"]
+    assert verdict(claim(), *lines) == "not run yet"
+
+
+def test_the_ledger_of_the_ladder_is_read_after_that_of_the_seeds(tmp_path, monkeypatch):
+    """Where both have a method and seed, the newer line counts; where there is only one file, that is enough."""
+    (tmp_path / "shipped").mkdir()
+    monkeypatch.setattr(claims.resources, "files", lambda _: tmp_path)
+    ledger.append(tmp_path / claims.SEEDS, line("ours", HARD, with_counts=False))
+    assert len(claims.recorded()) == 1
+    ledger.append(tmp_path / claims.METHODS, line("ours", EASIER))
+    found = claims.examine(figure(), claims.recorded())["real"]
+    assert found.ours == pytest.approx(60)
+    assert found.interval is not None
+
+
 def test_only_maps_of_the_same_data_are_compared():
     assert verdict(claim(), line("ours", EASIER, data="other"), line("MODIS label", HARD)) == "not run yet"
     assert verdict(claim(), line("ours", EASIER), line("MODIS label", HARD, seed=1)) == "not run yet"
@@ -174,7 +243,7 @@ def test_of_a_readers_ledger_what_is_not_synthetic_counts(tmp_path):
     for kind in ledger.DATA_KINDS:
         ledger.append(path, line("ours", HARD, data_kind=kind))
     added = claims.recorded(path)[committed:]
-    assert [one["data_kind"] for one in added] == ["semi-real", "real"]
+    assert [one["data_kind"] for one in added] == ["semi-real", "unverified", "real"]
     assert added[0]["scores.aa"] == pytest.approx(0.5)
 
 

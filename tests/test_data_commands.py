@@ -68,7 +68,30 @@ def test_fetch_verify_and_status_in_turn(toys, capsys, tmp_path):
     first = tmp_path / "data/toys" / next(iter(toy_files()))
     first.write_bytes(first.read_bytes()[::-1])
     assert data("verify", *toys) == 1
-    assert f"{first}: damaged" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{first}: damaged" in said
+    assert "  ROIs1_1: 1 of 3 files\n" in said
+
+
+def test_verify_as_json_tells_scene_by_scene(toys, capsys, tmp_path):
+    """Which files of which scene are damaged, why, and how many the scene has; null and empty are no words."""
+    data("fetch", "--profile", "colab", *toys)
+    capsys.readouterr()
+    assert data("verify", "--json", *toys) == 0
+    scenes = json.loads(capsys.readouterr().out)["toys"]["scenes"]
+    assert scenes == {"ROIs1_1": {"files": 3, "damaged": 0}, "ROIs1_2": {"files": 3, "damaged": 0}}
+    files = sorted((tmp_path / "data/toys").rglob("*_2_p*.tif"))
+    files[0].unlink()
+    files[1].write_bytes(b"short")
+    assert data("verify", "--json", *toys) == 1
+    found = json.loads(capsys.readouterr().out)["toys"]
+    assert (found["whole"], found["files"]) == (False, 6)
+    assert {one["file"]: one["why"].split()[0] for one in found["damaged"]} == {
+        str(files[0]): "missing",
+        str(files[1]): "5",
+    }
+    assert found["scenes"]["ROIs1_1"]["damaged"] == 0
+    assert found["scenes"]["ROIs1_2"]["damaged"] == 2
 
 
 def test_log_in_data_are_asked_for_by_hand(toys, capsys, tmp_path):
@@ -128,3 +151,24 @@ def test_pack_and_status_speak_of_scenes(tmp_path, capsys):
     assert "ROIs1158_spring_8  unknown  3 complete" in said
     assert "ROIs1868_summer_104  missing" in said
     assert "lc_7_p32.tif" in said
+
+
+def test_status_as_json_tells_scene_by_scene(tmp_path, capsys):
+    """Counts by scene; a count that nobody knows is null; the patches that are left out with their reasons."""
+    table = write_scene(tmp_path / "sen12ms", WHOLE[:3], scene="7")
+    write_scene(tmp_path / "sen12ms", WHOLE[:2], scene="15")
+    Path(table["lc"].iloc[2]).write_bytes(b"no image")
+    Path(table["s1"].iloc[1]).unlink()
+    options = ["--profile", "colab", "--json", "--root", str(tmp_path)]
+    assert shell.main(["data", "status", *options]) == 1
+    before = json.loads(capsys.readouterr().out)["folders"]["sen12ms"]["scenes"]
+    assert before["ROIs1158_spring_7"]["damaged"] is None  # nobody has looked
+    assert shell.main(["data", "status", "--inspect", *options]) == 1
+    found = json.loads(capsys.readouterr().out)["folders"]["sen12ms"]
+    assert found["complete"] == 4
+    seven = {"held_out": False, "expected": None, "complete": 1, "incomplete": 1, "damaged": 1, "defective": 0}
+    assert found["scenes"]["ROIs1158_spring_7"] == seven | {"missing": None, "state": "damaged"}
+    fifteen = found["scenes"]["ROIs1158_spring_15"]
+    assert (fifteen["held_out"], fifteen["expected"], fifteen["missing"]) == (True, 763, 761)
+    assert found["scenes"]["ROIs1868_summer_104"]["state"] == "missing"
+    assert {one["what"] for one in found["incomplete"]} == {"ROIs1158_spring_7_p31", "ROIs1158_spring_7_p32"}

@@ -470,3 +470,14 @@ def test_a_damaged_record_means_verifying_again_not_believing(fetched_toys):
     store._path(toys, "json").write_text("{not json")
     assert store.record(toys) is None
     assert not store.is_verified(toys)
+
+
+def test_a_folder_is_vouched_for_once_its_archive_was_verified_and_unpacked(fetched_toys, root):
+    """By name of the folder and of the record; a folder of the same name elsewhere is nobody's."""
+    toys, store = fetched_toys
+    book = manifest(toys.model_dump(mode="json", by_alias=True))
+    assert fetched.vouched_for(store.into(toys), book) == ["toys"]
+    assert fetched.vouched_for(root / "another" / "toys", book) == []
+    assert fetched.vouched_for(store.into(toys)) == []  # the package's manifest has no toys
+    store._path(toys, "json").write_text("{not json")
+    assert fetched.vouched_for(store.into(toys), book) == []

@@ -393,10 +393,10 @@ def test_shipped_facts_name_the_lists_with_the_checksums_of_the_manifest():
 
 @pytest.mark.slow
 def test_the_whole_of_sen12ms_is_indexed_in_little_memory(tmp_path):
-    """A tenth of its names here, all of them in `benchmarks/indexing.py`: listed, kept, checked and split."""
+    """A few of its names here, all of them in `benchmarks/indexing.py`: listed, kept, checked and split."""
     import indexing
 
-    n = int(os.environ.get("LCFUSE_TRIPLETS", "20000"))
+    n = int(os.environ.get("LCFUSE_TRIPLETS", "10000"))
     figures = indexing.measure(tmp_path, n, ["index, first time", "index, status and split"])["steps"]
     assert len(figures) == 2
     assert all(step["MB"] < 500 for step in figures.values()), figures

@@ -108,7 +108,7 @@ def script(monkeypatch, bench):
 
     monkeypatch.setenv("LCFUSE_LEDGER", "")  # `score_seed` sets it; this takes it back
 
-    def begin(seed, steps, small):
+    def begin(seed, steps, small, profile):
         return chapter.Chapter("methods", bench.here.parameters | {"seed": seed})
 
     monkeypatch.setattr(methods, "begin", begin)
@@ -129,6 +129,8 @@ def test_a_call_that_was_stopped_goes_on(script, tmp_path):
     assert places == [("MODIS label", 3), ("MODIS label, interpolated", 3), ("MODIS label", 4)]
     assert set(lines["label_regime"]) == {"coarse only"}
     assert (lines["cost.judge_s"] >= 0).all()
+    assert lines.filter(like="scores.counts.").notna().any(axis=1).all()  # what intervals are made of
+    assert (lines["scores.n_patches"] > 0).all()
 
 
 def test_methods_are_chosen_by_name_or_beginning(script):

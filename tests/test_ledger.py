@@ -17,7 +17,7 @@ from lcfuse_core import __version__, ledger, machines
 from lcfuse_core.errors import DataError, LcfuseError, MissingDataError, ParameterError
 from lcfuse_core.scores import confusion, summarise
 
-LINES = int(os.environ.get("LCFUSE_LEDGER_LINES", "800"))
+LINES = int(os.environ.get("LCFUSE_LEDGER_LINES", "400"))
 """Written by eight processes together; 10,000 for the full size."""
 
 
@@ -84,7 +84,7 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(st.lists(st.dictionaries(st.text(), json_values, max_size=4), min_size=1, max_size=4))
 def test_nothing_that_json_can_hold_is_changed(tmp_path_factory, entries):
     """Line by line the same values, in order."""

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from miniatures import SEMIREAL, needs_semireal
 from sklearn.metrics import adjusted_rand_score
-from test_cells import latitudes, longitudes, utm, whole_cells
+from test_cells import TIMES, latitudes, longitudes, utm, whole_cells
 
 from lcfuse_core import scenes
 from lcfuse_core.cells import cell_ids
@@ -25,7 +25,7 @@ def agreement(ids, recovered):
     return adjusted_rand_score(ids.ravel(), recovered.ids.ravel())
 
 
-@settings(max_examples=12)
+@settings(max_examples=6 * TIMES)
 @given(latitudes, longitudes, st.integers(0, 99))
 def test_cells_of_varied_labels_are_recovered_anywhere_on_earth(latitude, longitude, seed):
     """However steep the shear: all pairs of pixels but one or two in a hundred are joined or parted rightly."""
@@ -37,7 +37,7 @@ def test_cells_of_varied_labels_are_recovered_anywhere_on_earth(latitude, longit
     assert found.n_col_lines >= 3
 
 
-@settings(max_examples=8)
+@settings(max_examples=4 * TIMES)
 @given(st.floats(-60, 70), longitudes, st.integers(0, 99))
 def test_shear_and_tilt_are_those_of_the_sinusoidal_grid(latitude, longitude, seed):
     """By x = R lon cos(lat) a column leans lon sin(lat); the UTM grid is turned by (lon - lon0) sin(lat)."""
@@ -61,7 +61,7 @@ def test_areas_and_counts_are_those_of_cells():
     assert found[0, 0] < found[0, -1] < found[-1, 0] < found[-1, -1]
 
 
-@settings(max_examples=8)
+@settings(max_examples=4 * TIMES)
 @given(st.floats(-55, 65), longitudes, st.integers(8, 60), st.integers(8, 60))
 def test_neighbours_agree_on_their_overlap(latitude, longitude, down, right):
     """Each reads its own label; where they share pixels they part them alike."""
@@ -77,7 +77,7 @@ def test_poor_labels_are_recovered_less_well_and_say_so():
     """Two classes with one rare: still most pixels right on average, over places and seeds."""
     places = [(48.3, 11.9), (9.9, 106.5), (-33.9, 18.6), (62.5, 26.2), (19.4, -99.1), (48.5, 135.1)]
     scores = []
-    for seed, place in enumerate(places * 2):
+    for seed, place in enumerate(places * TIMES):
         crs, transform = utm(*place)
         ids, keys = cell_ids(transform, crs, (256, 256))
         labels = (np.random.default_rng(seed).random(len(keys)) < 0.15)[ids]

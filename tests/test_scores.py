@@ -68,12 +68,12 @@ def test_scores_are_those_of_scikit_learn(pair):
     assert (ours.n_pixels, ours.n_present) == (reference.size, len(present))
 
 
-@given(label_pairs(), st.randoms(use_true_random=False))
-def test_shuffling_pixels_changes_nothing(pair, random):
+@settings(max_examples=50)
+@given(label_pairs(), st.integers(0, 2**32 - 1))
+def test_shuffling_pixels_changes_nothing(pair, seed):
     """Where a pixel lies does not matter."""
     reference, predicted = pair
-    order = list(range(reference.size))
-    random.shuffle(order)
+    order = np.random.default_rng(seed).permutation(reference.size)
     np.testing.assert_array_equal(confusion(reference[order], predicted[order]), confusion(reference, predicted))
 
 
@@ -99,6 +99,7 @@ def test_overall_scores_are_never_nan_and_in_range(pair):
     assert -1 <= ours.kappa <= 1
 
 
+@settings(max_examples=50)
 @given(arrays(np.uint8, sizes, elements=scored))
 def test_a_perfect_map_scores_one(reference):
     """Every score is 1 but mIoU over nine, which cannot be more than eight ninths."""
@@ -108,6 +109,7 @@ def test_a_perfect_map_scores_one(reference):
     assert ours.kappa == pytest.approx(1 if ours.n_present > 1 else 0)
 
 
+@settings(max_examples=50)
 @given(arrays(np.uint8, sizes, elements=scored), codes)
 def test_a_constant_map_has_kappa_zero(reference, constant):
     """A map that says the same everywhere knows nothing."""
@@ -208,6 +210,7 @@ def test_right_areas_in_the_wrong_places_are_allocation_alone():
     assert (ours.oa, ours.quantity, ours.allocation) == (0.5, 0, 0.5)
 
 
+@settings(max_examples=50)
 @given(label_pairs(reference=scored))
 def test_the_area_table_adds_up_to_the_quantity_disagreement(pair):
     """Half the absolute errors of the classes, and half of what has no row, is the score."""
