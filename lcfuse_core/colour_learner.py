@@ -7,7 +7,7 @@ same answer, and what a label says of one cell is shared with all that look like
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lcfuse_core.legends import IGNORE, N_COARSE, SCORED
+from lcfuse_core.legends import IGNORE, N_COARSE, SCORED, index_to_dfc
 from lcfuse_core.losses import HEARS_SAVANNA, build_loss, class_weights
 from lcfuse_core.patches import PatchStack, Statistics, channel_statistics, class_counts, label_index, normalise
 from lcfuse_core.pixel_losses import Batch, Loss
 from lcfuse_core.scenes import Patch
-from lcfuse_core.transition import Matrix, from_accuracy
+from lcfuse_core.transition import Matrix, counted, from_accuracy
 
 N = len(SCORED)
 
@@ -86,6 +86,10 @@ class Lesson:
             optimiser.step()
         return learner.requires_grad_(False)
 
+    def drawn(self, learner: nn.Sequential, patch: Patch) -> NDArray[np.uint8]:
+        """Its map of a whole patch, uint8 (H, W), DFC2020 codes."""
+        return index_to_dfc(learner(self.channels(patch)).argmax(dim=1)[0].numpy().astype(np.uint8))
+
     def agreement(self, learner: nn.Sequential) -> float:
         """Share of the labels of the eight classes that it repeats."""
         labels = self.batch.labels
@@ -115,3 +119,10 @@ def fresh(seed: int) -> nn.Sequential:
         torch.manual_seed(seed)
         first, second, third = nn.Conv2d(15, 32, 1), nn.Conv2d(32, 32, 1), nn.Conv2d(32, N, 1)
     return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
+
+
+def counted_on(patches: Iterable[Patch]) -> Matrix:
+    """p(coarse | fine), (8, 9), counted on *patches* whose reference may be opened, all pixels of all of them."""
+    pairs = [(label_index(patch, "fine").ravel(), label_index(patch, "modis+savanna").ravel()) for patch in patches]
+    fine, coarse = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    return counted(fine, coarse)

@@ -86,6 +86,12 @@ def recorded(path: str | os.PathLike[str] | None = None) -> pd.DataFrame:
     return both.drop_duplicates(["parameters.method", "seeds.world", "seeds.training"], keep="last")
 
 
+def line(lines: pd.DataFrame, method: str, seed: int) -> pd.Series:
+    """The line of a method and seed, without what it does not say; empty where there is none."""
+    own = lines[(lines["parameters.method"] == method) & (lines["seeds.world"] == seed)]
+    return own.iloc[-1].dropna() if len(own) else pd.Series(dtype=object)
+
+
 def by_seed(lines: pd.DataFrame, score: str = "aa") -> pd.DataFrame:
     """A score in per cent: a row a method, as the ladder lists them, a column a seed; NaN where there is no line."""
     wide = 100 * lines.pivot(index="parameters.method", columns="seeds.world", values=f"scores.{score}")

@@ -7,7 +7,6 @@ to any loss (a test holds them to it), so nothing is lost. Logits are (1, 8, 1, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +60,10 @@ class OneCell:
     def row(self, field: Tensor) -> Tensor:
         """The pixels of the cell, (1, C, 1, n), of a field (1, C, H, W) on the patch."""
         return field[:, :, torch.from_numpy(self.inside)][:, :, None]
+
+    def felt(self, loss: Loss, opinion: Tensor) -> NDArray[np.float64]:
+        """How hard each pixel is pulled towards the cell's label (`pull`) from an *opinion* (1, 8, 1, n); (H, W)."""
+        return self.on_patch(pull(loss, opinion, self.batch, self.label))
 
     def on_patch(self, values: Tensor) -> NDArray[np.float64]:
         """A value a pixel, (n,), put back in its place; NaN outside the cell, (H, W)."""
@@ -128,12 +131,12 @@ def shares(logits: Tensor) -> NDArray[np.float64]:
     return logits.softmax(1).mean(dim=(0, 2, 3)).double().numpy()
 
 
-def costs(loss: Loss, label: int, rival: int, per_cent: Sequence[int]) -> NDArray[np.float64]:
-    """What a cell of 100 pixels costs, above the least, when so many are sure of the label and the rest of *rival*."""
+def costs(loss: Loss, label: int, rival: int) -> NDArray[np.float64]:
+    """What a cell of 100 pixels costs, above the least, if 0, 1 ... 100 are sure of the label, the rest of *rival*."""
     batch = Batch(torch.full((1, 1, 100), label, dtype=torch.uint8))
     sure = 8 * torch.eye(N)
     found = []
-    for n in per_cent:
+    for n in range(101):
         classes = torch.tensor([label] * n + [rival] * (100 - n))
         found.append(float(loss(sure[classes].T[None, :, None], batch)))
     return np.array(found) - min(found)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from toys import toy_patch
 
-from lcfuse_core.colour_learner import Lesson, fresh
+from lcfuse_core.colour_learner import Lesson, counted_on, fresh
 from lcfuse_core.legends import IGNORE, SAVANNA_INDEX, igbp_to_dfc
 from lcfuse_core.losses import LOSSES
 
@@ -30,6 +30,7 @@ def test_it_learns_what_colours_tell(lesson):
     learner = lesson.teach("cross_entropy")
     assert lesson.agreement(learner) > 0.9
     assert lesson.average_accuracy(learner) > 0.9
+    assert (lesson.drawn(learner, lesson.shown[0]) == lesson.shown[0].dfc).mean() > 0.9
     seen, told = lesson.posteriors(learner, [toy_patch(5, size=32)])
     assert seen.shape == (256, 8)
     np.testing.assert_allclose(seen.sum(axis=1), 1, rtol=1e-5)
@@ -70,3 +71,14 @@ def test_pixels_are_thinned_and_counted(lesson):
     assert lesson.counts.sum() == 2 * 16 * 16
     assert lesson.counts[SAVANNA_INDEX] == 2 * 4 * 4
     assert (lesson.heard("cross_entropy").labels == IGNORE).sum() == 2 * 4 * 4
+
+
+def test_matrices_are_counted_over_all_pixels_of_all_patches():
+    """A toy's labels are true but for its corner of Savanna: 64 pixels of each, whatever lies there."""
+    patches = [with_savanna(0), with_savanna(1)]
+    matrix = counted_on(patches)
+    np.testing.assert_allclose(matrix.sum(axis=1), 1)
+    fine = np.concatenate([igbp_to_dfc(toy_patch(seed, size=32).lc[0]).ravel() for seed in (0, 1)])
+    savanna = sum((matrix[k, SAVANNA_INDEX] * ((fine == code).sum() + 1)) for k, code in enumerate((1, 2, 4, 5)))
+    assert savanna == pytest.approx(2 * 64)
+    assert (matrix[:, :8].sum(axis=1) - np.diag(matrix) == 0).all()

@@ -194,3 +194,11 @@ def test_the_shipped_lines_are_synthetic_and_of_known_methods():
     assert not lines.duplicated(["parameters.method", "seeds.world"]).any()
     assert set(lines["label_regime"]) <= set(ledger.LABEL_REGIMES)
     assert len(compared.gains(lines))
+
+
+def test_a_line_is_found_by_method_and_seed(lines):
+    """Without what it does not say; empty where there is none."""
+    found = compared.line(lines, "b", 1)
+    assert (found["parameters.method"], found["seeds.world"]) == ("b", 1)
+    assert not found.isna().any()
+    assert compared.line(lines, "b", 7).empty
