@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -30,6 +31,8 @@ FLOOR, OFFICIAL, SINGLE = "MODIS label", "DeepLabv3+, plain", "FCN, weighted"
 
 FUSION, BOUND = "Fusion, at home", "DeepLabv3+, fine labels of other regions"
 """The default fusion, and what no method on coarse labels is expected to reach: fine labels, of other regions."""
+
+AT_HOME_BOUND = "DeepLabv3+, fine labels of the same regions"
 
 
 class Step(NamedTuple):
@@ -81,7 +84,9 @@ def recorded(path: str | os.PathLike[str] | None = None) -> pd.DataFrame:
         do = "Run scripts/methods.py --out FILE."
         raise DataError(path or LINES, found="no line", expected="one a method and seed", do=do)
     bounds = protocol.recorded("fine")
-    bounds = bounds[bounds["hashes.evaluation"].isin(lines["hashes.evaluation"])]
+    # The third of the bounds is of the validation regions themselves: other patches, no row beside these.
+    same = bounds["hashes.evaluation"].isin(lines["hashes.evaluation"]) & (bounds["parameters.method"] != AT_HOME_BOUND)
+    bounds = bounds[same]
     both = pd.concat([lines, bounds], ignore_index=True)
     return both.drop_duplicates(["parameters.method", "seeds.world", "seeds.training"], keep="last")
 
@@ -214,13 +219,17 @@ def _counts(line: Mapping[Any, Any] | pd.Series) -> dict[str, NDArray[np.int64]]
 
 def _pixels_of_classes(lines: pd.DataFrame, data: str) -> dict[str, NDArray[np.int64]]:
     """Reference pixels of each code, (11,), in each region, from any line of the same data that has counts."""
-    for source in (lines, protocol.recorded()):
-        for _, line in source[source["hashes.evaluation"] == data].iterrows():
-            if line["parameters.method"] != "DeepLabv3+, fine labels of the same regions":  # judged on other patches
-                found = {name: counts.sum(axis=1) for name, counts in _counts(line.dropna()).items()}
-                if found:
-                    return found
+    for source in (lines, _with_counts()):
+        own = source.loc[source["hashes.evaluation"] == data, source.columns.str.startswith("scores.counts.")]
+        own = own.dropna(how="all")
+        if len(own):
+            return {name: counts.sum(axis=1) for name, counts in _counts(own.iloc[0].dropna()).items()}
     return {}
+
+
+@cache
+def _with_counts() -> pd.DataFrame:
+    return protocol.recorded()
 
 
 def _from_recalls(line: pd.Series, pixels: Mapping[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:

@@ -37,7 +37,7 @@ def show_overview(table: pd.DataFrame, seeds: pd.DataFrame) -> Figure:
         look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
         ax.plot(table["AA"].iloc[rows], rows, ls="", ms=8, mec="white", label=f"mean, {regime}", **look)
     ax.plot([], [], "|", color="0.25", ms=11, mew=1.3, label="a seed")
-    ax.set_xlim(0, 100)
+    ax.set_xlim(0, None)
     ax.set_xlabel("AA, per cent")
     fig.legend(loc="outside upper left", ncols=2)
     return fig

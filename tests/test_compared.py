@@ -191,6 +191,7 @@ def test_the_shipped_lines_are_synthetic_and_of_known_methods():
         *METHODS,
         *(name for name in lines["parameters.method"] if "fine labels" in name),
     }
+    assert compared.AT_HOME_BOUND not in set(lines["parameters.method"])  # judged on other patches
     assert not lines.duplicated(["parameters.method", "seeds.world"]).any()
     assert set(lines["label_regime"]) <= set(ledger.LABEL_REGIMES)
     assert len(compared.gains(lines))
