@@ -111,7 +111,7 @@ def test_notebook_is_valid_and_free_of_timing(name):
 
 # First forms that are still too dense: the median lines of their cells, and words a line. Whoever shortens a
 # chapter takes it out: a test sees to that.
-DENSE = {"data_at_scale": (7, 10), "baselines": (9, 10), "coarse_supervision": (10, 7.5)}
+DENSE = {"data_at_scale": (7, 10)}
 
 
 @each_chapter
