@@ -43,14 +43,17 @@ def show_pulls(cell: OneCell, pulls: Mapping[str, NDArray[np.floating]], columns
     """
     How hard losses, by name, pull at each pixel of the cell towards its label: fields (H, W) of `OneCell.on_patch`.
 
-    One scale for all, dark: pulled hard; white: left in peace; a pixel that is pushed away is hatched in red tones.
+    One scale for all: dark is pulled hard, white is left in peace; red, where there is such a pixel, is pushed away.
     """
     fig, axes, window = _panels(cell, len(pulls), columns, 0.6)
     top = max(float(np.nanpercentile(np.abs(field), 99)) for field in pulls.values())
+    pushed = min(float(np.nanmin(field)) for field in pulls.values()) < -0.05 * top
+    scale: dict[str, Any] = {"cmap": "RdBu", "vmin": -top} if pushed else {"cmap": "Blues", "vmin": 0.0}
     for ax, (name, field) in zip(axes, pulls.items(), strict=False):
-        mesh = ax.imshow(field[window], cmap="RdBu", vmin=-top, vmax=top, interpolation="nearest")
+        mesh = ax.imshow(field[window], **scale, vmax=top, interpolation="nearest")
         ax.set(xticks=[], yticks=[])
         ax.set_title(f"{name}, mean {np.nanmean(field):.2f}")
+        ax.spines[:].set_visible(False)
         show_cells(ax, cell.inside[window])
     fig.colorbar(mesh, ax=list(axes), location="bottom", shrink=0.5, label="pull towards the label", aspect=30)
     return fig

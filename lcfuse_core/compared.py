@@ -43,18 +43,34 @@ class Step(NamedTuple):
     over: str
 
 
+AT_HOME = "FCN, cell_mean, at home"
+
 LADDER = (
     Step("an image, learnt from (official recipe)", OFFICIAL, FLOOR),
     Step("a field smaller than a cell", "FCN, plain", OFFICIAL),
     Step("class weights", SINGLE, "FCN, plain"),
     Step("Sentinel-1 beside Sentinel-2", SINGLE, "FCN, weighted, S2 alone"),
-    Step("the region's own labels, by pixels", "FCN, cross_entropy, at home", SINGLE),
-    Step("the same, by cells", "FCN, cell_mean, at home", "FCN, cross_entropy, at home"),
-    Step("a second network", "Fusion without prior, at home", "FCN, cell_mean, at home"),
-    Step("the coarse prior, tempered", FUSION, "Fusion without prior, at home"),
+    Step("the label of the place as a prior", "FCN, weighted, with coarse prior", SINGLE),
+    Step("the labels of the place as a teacher, by pixels", "FCN, cross_entropy, at home", SINGLE),
+    Step("the same teacher, by cells", AT_HOME, "FCN, cross_entropy, at home"),
+    Step("other members beside it", FUSION, AT_HOME),
+    Step("of these: the FCN", FUSION, "Fusion without FCN, at home"),
+    Step("of these: the forest", FUSION, "Fusion without Random forest, at home"),
+    Step("of these: the FCN of elsewhere", FUSION, "Fusion without FCN elsewhere, at home"),
+)
+"""From the label to the fusion and its members, one change at a time; a rung may lean on any other."""
+
+ASIDE = (
+    Step("members by product", "Fusion by product, at home", FUSION),
+    Step("flips and rotations", "Fusion turned eight ways, at home", FUSION),
+    Step("temperatures", "Fusion calibrated, at home", FUSION),
+    Step("weights of members", "Fusion weighted, at home", "Fusion calibrated, at home"),
+    Step("a prior on top", "Fusion with coarse prior, at home", FUSION),
+    Step("a fourth member: full resolution", "Fusion and Full resolution, at home", FUSION),
+    Step("a network for each region", "FCN, cell_mean, at home by region", AT_HOME),
     Step("a student of the fusion", "Student of the fusion, at home", FUSION),
 )
-"""From the label to the fusion, one change at a time; a rung may lean on any other."""
+"""What could be added or done otherwise: switches that are off in the default fusion."""
 
 
 class Bar(NamedTuple):

@@ -6,7 +6,7 @@ Like `charts`: every function takes tables, as `compared` makes them, returns th
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -34,7 +34,7 @@ def show_overview(table: pd.DataFrame, seeds: pd.DataFrame) -> Figure:
         ax.plot(values, np.full(len(values), row), "|", color="0.25", ms=11, mew=1.3)
     for number, regime in enumerate(dict.fromkeys(table["labels"])):
         rows = np.flatnonzero(table["labels"] == regime)
-        look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        look: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
         ax.plot(table["AA"].iloc[rows], rows, ls="", ms=8, mec="white", label=f"mean, {regime}", **look)
     ax.plot([], [], "|", color="0.25", ms=11, mew=1.3, label="a seed")
     ax.set_xlim(0, None)
@@ -89,4 +89,4 @@ def _lines(n: int, names: list[str]) -> tuple[Figure, Axes]:
     ax.grid(axis="x")
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    return cast(Figure, fig), ax
+    return fig, ax

@@ -44,12 +44,14 @@ def test_pictures_carry_the_border_of_the_cell(cell):
 
 
 def test_pulls_share_one_scale(cell):
-    """The limits are those of the hardest pull; the mean stands in the title."""
+    """The limits are those of the hardest pull; the mean stands in the title; a push has the other colour."""
     pulls = {"weak": np.where(cell.inside, 0.1, np.nan), "strong": np.where(cell.inside, 0.8, np.nan)}
     fig = cell_charts.show_pulls(cell, pulls, columns=2)
     images = [ax.images[0] for ax in fig.axes[:2]]
-    assert [image.get_clim() for image in images] == [(-0.8, 0.8)] * 2
+    assert [image.get_clim() for image in images] == [(0, 0.8)] * 2
     assert "0.10" in (fig.axes[0].get_title(loc="left") or fig.axes[0].get_title())
+    pushed = cell_charts.show_pulls(cell, {"away": -pulls["strong"], "strong": pulls["strong"]}, columns=2)
+    assert pushed.axes[0].images[0].get_clim() == (-0.8, 0.8)
 
 
 def test_shares_are_bars_that_fill_the_line():

@@ -169,9 +169,10 @@ def test_without_lines_there_is_an_error_that_says_what_to_run(tmp_path):
 
 def test_the_steps_and_bars_name_methods_that_there_are():
     """A method that is renamed in the ladder must be renamed here."""
-    named = {name for step in compared.LADDER for name in (step.method, step.over)}
+    steps = (*compared.LADDER, *compared.ASIDE)
+    named = {name for step in steps for name in (step.method, step.over)}
     assert named | {compared.FUSION, *(bar.against for bar in compared.BARS)} <= {*METHODS, compared.BOUND}
-    assert len({step.adds for step in compared.LADDER}) == len(compared.LADDER)
+    assert len({step.adds for step in steps}) == len(steps)
 
 
 def test_each_rung_leans_on_the_label_or_on_a_method():
@@ -181,6 +182,7 @@ def test_each_rung_leans_on_the_label_or_on_a_method():
         assert step.over in reached or step.method in reached, step.adds
         reached.add(step.method)
     assert compared.FUSION in reached
+    assert all(step.over in reached or "calibrated" in step.over for step in compared.ASIDE)
 
 
 def test_the_shipped_lines_are_synthetic_and_of_known_methods():
