@@ -23,10 +23,10 @@ export LCFUSE_DATA ?= $(CURDIR)/_data
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup book test quick render execute seeds links lab lock format address clean
+.PHONY: help setup book test quick render execute checkpoints seeds links lab lock format address clean
 
 help: ## list what there is
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
 
 setup: $(READY) ## make the environment .venv from requirements.lock
 
@@ -52,8 +52,7 @@ book: _build/book/index.html ## set up, make the sample world, run every chapter
 $(RUN)/.done: $(READY) $(CHAPTER_FILES) $(MODULE) book/_toc.yml
 	rm -rf $(RUN) && mkdir -p $(RUN)
 	$(PY) -m lcfuse_core sample
-	@set -e; for chapter in $$($(PY) scripts/chapters.py list); do \
-	  echo "== $$chapter"; $(PY) -m lcfuse_core run $$chapter --profile smoke --out $(RUN); done
+	@$(PY) scripts/chapters.py list | xargs -P 2 -I NAME $(PY) -m lcfuse_core run NAME --profile smoke --out $(RUN)
 	@touch $@
 
 _build/book/index.html: $(RUN)/.done $(PAGES)
@@ -80,10 +79,13 @@ quick: $(READY) ## the checks that take seconds
 	$(PYTEST) -m "not slow"
 
 execute: $(READY) ## run chapters in place, for committing (CHAPTER="training evaluation", or all)
-	$(PY) scripts/chapters.py execute $(CHAPTER)
+	$(PY) scripts/chapters.py execute --jobs 2 $(CHAPTER)
 
 links: $(READY) ## try every link of the book that leads outside (needs a network)
 	$(PY) scripts/build_book.py --check-links
+
+checkpoints: $(READY) ## train the networks that come with the package, for committing (minutes)
+	$(PY) scripts/checkpoints.py
 
 seeds: $(READY) ## score every method over three seeds, for committing (half an hour)
 	$(PY) scripts/seeds.py

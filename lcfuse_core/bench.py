@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lcfuse_core import adaptation, patches, protocol, scenes, training, transition
+from lcfuse_core import adaptation, forest, patches, protocol, scenes, training, transition
 from lcfuse_core.adaptation import Predict
 from lcfuse_core.chapter import Chapter
 from lcfuse_core.legends import N_COARSE, SCORED
@@ -28,8 +28,11 @@ from lcfuse_core.transition import Matrix
 
 BOTH = "modis+savanna"
 
-AT_HOME_LOSS, AT_HOME_RATE, AT_HOME_SHARE = "cell_mean", 4e-3, 0.375
-"""How a network goes on learning in a region: its loss, highest rate, and steps as a share of the chapter's plan."""
+AT_HOME_LOSS, AT_HOME_RATE, AT_HOME_SHARE = "cell_mean", 4e-3, 2.25
+"""How a network goes on learning at home: its loss, highest rate, and steps as a multiple of the chapter's plan."""
+
+EVERY_PLACE = "every place"
+"""Name of all regions taken as one."""
 
 
 @dataclass
@@ -81,20 +84,39 @@ class Bench:
         plan = replace(self.here.plan(kind, power), **changes)
         return self.once(plan, lambda: self.here.trained(plan))
 
-    def network_at_home(self, run: Run, *, fresh: bool = False, **changes: Any) -> tuple[Predict, float]:
+    def network_at_home(
+        self, run: Run, *, fresh: bool = False, each_region: bool = False, **changes: Any
+    ) -> tuple[Predict, float]:
         """
-        A copy of *run* for each region, gone on learning there: its probabilities, and the seconds for all.
+        A copy of *run* that has gone on learning in the places to be mapped: its probabilities, and the seconds.
 
         fresh : learn from fresh weights there, with nothing of *run* but its plan
+        each_region : a copy for each region, with its share of the steps. Else one for all regions together: that
+            needs no names of regions, and what one region lacks another may teach
         """
         plan, start = at_home_plan(run.plan, **changes), None if fresh else run
-        key = (fresh, run.plan, plan)
-        runs: dict[str, Run] = self.once(key, lambda: adaptation.adapted(start, self.regions, plan))
+        if each_region:
+            steps = max(1, plan.steps // len(self.regions))
+            plan = replace(plan, steps=steps, report_every=steps)
+        places = self.regions if each_region else {EVERY_PLACE: self.there}
+        key = (fresh, each_region, run.plan, plan)
+        runs: dict[str, Run] = self.once(key, lambda: adaptation.adapted(start, places, plan))
         return self.by_region(runs, training.predict), sum(map(seconds, runs.values()))
 
     def by_region(self, models: Mapping[str, Any], predict: Callable[[Any, Patch], NDArray[np.float32]]) -> Predict:
-        """Probabilities of each patch by the model of its region."""
+        """Probabilities of each patch by the model of its region, or by the one of `EVERY_PLACE`."""
+        if EVERY_PLACE in models:
+            return partial(predict, models[EVERY_PLACE])
         return lambda patch: predict(models[self.region_of[patch.name]], patch)
+
+    def remembered(self, key: Any, predict: Predict) -> Predict:
+        """The same probabilities, computed once for each patch (2 MB each): for members that many fusions share."""
+
+        def recall(patch: Patch) -> NDArray[np.float32]:
+            found: NDArray[np.float32] = self.once((key, patch.name), lambda: predict(patch))
+            return found
+
+        return recall
 
     @property
     def matrix(self) -> Matrix:
@@ -120,7 +142,7 @@ def seconds(run: Run) -> float:
 
 
 def at_home_plan(plan: TrainPlan, **changes: Any) -> TrainPlan:
-    """How a network of *plan* goes on learning in a region; *changes* to the loss, the rate and the rest."""
+    """How a network of *plan* goes on learning at home; *changes* to the loss, the rate and the rest."""
     steps = max(1, round(AT_HOME_SHARE * plan.steps))
     short = replace(plan, steps=steps, report_every=steps, loss=AT_HOME_LOSS, learning_rate=AT_HOME_RATE)
     return replace(short, **changes)
@@ -145,6 +167,17 @@ def counted(bench: Bench) -> Matrix:
     pairs = [(patches.label_index(patch, "fine"), patches.label_index(patch, BOTH)) for patch in found]
     fine, coarse = (np.stack(side) for side in zip(*pairs, strict=True))
     return transition.counted(fine, coarse)
+
+
+def forest_at_home(bench: Bench) -> tuple[Predict, float]:
+    """Probabilities by a weighted forest grown in the places to be mapped, on their labels, and the seconds."""
+    began, seed = time.perf_counter(), bench.here.parameters["seed"]
+
+    def grow() -> tuple[forest.Forest, float]:
+        return forest.train_forest(bench.there, seed=seed), time.perf_counter() - began
+
+    trees, spent = bench.once("forest at home", grow)
+    return partial(forest.predict, trees), spent
 
 
 def clusters_at_home(bench: Bench, named_by_network: bool = False) -> tuple[Predict, float]:

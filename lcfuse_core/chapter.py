@@ -49,6 +49,9 @@ _TRAINING_CODE = (
     *("transition", "pixel_losses", "cell_losses", "losses", "runs", "training"),
 )
 
+SHIPPED = Path(__file__).parent / "shipped" / "checkpoints"
+"""Small networks trained on the sample of seed 0, so that most chapters run without training any."""
+
 
 def data_folder() -> Path:
     """Where samples, downloads and trained networks are kept."""
@@ -157,18 +160,27 @@ class Chapter:
         The network of *plan*, trained on `train_root`: the checkpoint if one is there, else trained now.
 
         Its history tells how well it agrees with the labels of the scenes that were held out.
-        A checkpoint counts only for the same plan, the same data and the same training code.
+        A checkpoint counts only for the same plan, the same data and the same training code, whether it was trained
+        here before or comes with the package (`SHIPPED`).
         """
-        said = json.dumps(asdict(plan) | {"held_out": protocol.HELD_OUT}, sort_keys=True)
-        digest = _digest([said, data_digest(self.train_root), _code_digest()])
-        path = data_folder() / "runs" / f"{plan.network}-{digest[:16]}.safetensors"
-        if not path.exists():
-            stack, held_out = self.training_stack(plan.labels), self.held_out_stack(plan.labels)
-            runs.save_checkpoint(training.train(stack, plan, validation=held_out, progress=self.watched), path)
+        name = self.checkpoint_name(plan)
+        path = data_folder() / "runs" / name
+        with machines.alone(path.with_suffix(".lock")):  # chapters that run side by side may want the same one
+            if (SHIPPED / name).exists():
+                path = SHIPPED / name
+            elif not path.exists():
+                stack, held_out = self.training_stack(plan.labels), self.held_out_stack(plan.labels)
+                runs.save_checkpoint(training.train(stack, plan, validation=held_out, progress=self.watched), path)
         # Read back even when it was trained just now: both ways must give the same maps.
         run = runs.load_checkpoint(path)
         run.network.to(training.choose_device(plan.device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return run
+
+    def checkpoint_name(self, plan: runs.TrainPlan) -> str:
+        """The file name of a trained network: a digest of plan, data and training code."""
+        said = json.dumps(asdict(plan) | {"held_out": protocol.HELD_OUT}, sort_keys=True)
+        digest = _digest([said, data_digest(self.train_root), _code_digest()])
+        return f"{plan.network}-{digest[:16]}.safetensors"
 
     def training_stack(self, labels: str = "modis") -> patches.PatchStack:
         """The patches to learn from, in memory, with "modis" or "fine" labels; refused patches are reported."""

@@ -42,17 +42,21 @@ class FusionPlan:
     rule : "mean" of probabilities, which a member that is unsure leaves to the others, or "product" (the normalised
         geometric mean), in which any member can say no
     symmetries : of a patch that each member sees; their answers are turned back and averaged: 1, 2, 4 or 8
-    prior_power : exponent of p(fine | coarse label of the cell): 0 leaves it out, 1 takes it for independent evidence
+    prior_power : exponent of p(fine | coarse label of the cell): 0 leaves it out, 1 takes it for independent evidence.
+        Members that have learnt from the labels of the place they map know them already
     prior_blur_px : deviation of a Gaussian that lets the prior of neighbouring cells fade into each other; 0: none
+    prior_doubt : share of equal odds mixed into the prior: a zero in its table would forbid a class, whatever the
+        images show and however small the exponent
     calibrated : whether `fit` finds a temperature for each member
     weighted : whether `fit` finds a weight for each member; else all weigh alike
     """
 
     rule: str = "mean"
     symmetries: int = 1
-    prior_power: float = 0.3
-    prior_blur_px: float = 0.0
-    calibrated: bool = True
+    prior_power: float = 0.0
+    prior_blur_px: float = 12.0
+    prior_doubt: float = 0.2
+    calibrated: bool = False
     weighted: bool = False
 
     def __post_init__(self) -> None:
@@ -61,6 +65,7 @@ class FusionPlan:
             "symmetries": (self.symmetries in SYMMETRIES, f"one of {SYMMETRIES}"),
             "prior_power": (0 <= self.prior_power <= 4, "0 to 4"),
             "prior_blur_px": (0 <= self.prior_blur_px <= 500, "0 to 500"),
+            "prior_doubt": (0 <= self.prior_doubt <= 1, "0 to 1"),
         }
         for name, (is_good, expected) in checks.items():
             if not is_good:
@@ -123,7 +128,8 @@ class Fusion:
         if not self.plan.prior_power or patch.lc is None:
             return together
         assert self.posterior is not None
-        prior = coarse_prior(label_index(patch, "modis+savanna"), self.posterior, self.plan.prior_blur_px)
+        table = (1 - self.plan.prior_doubt) * self.posterior + self.plan.prior_doubt / N
+        prior = coarse_prior(label_index(patch, "modis+savanna"), table, self.plan.prior_blur_px)
         return _normalised(together * prior**self.plan.prior_power)
 
     def classify(self, patch: Patch) -> NDArray[np.uint8]:

@@ -2,7 +2,7 @@
 The chapters in the order of the book: list them, run them in place, tell whether their outputs are current.
 
     python scripts/chapters.py list
-    python scripts/chapters.py execute [NAME ...]     (all of them without a name)
+    python scripts/chapters.py execute [--jobs 2] [NAME ...]     (all of them without a name)
 
 A chapter's outputs are current when they were made by the module, the lock, the profiles and the cells that
 are there now. `execute` writes a digest of these into the notebook; the tests and the status page compare it.
@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import os
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -104,6 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=["list", "execute"])
     parser.add_argument("chapter", nargs="*", help="names as in book/_toc.yml")
+    parser.add_argument("--jobs", type=int, default=1, choices=(1, 2, 3, 4), help="chapters at a time")
     arguments = parser.parse_args()
     wanted = arguments.chapter or names()
     strange = sorted(set(wanted) - set(names()))
@@ -113,8 +115,8 @@ def main() -> None:
         print("\n".join(wanted))
     else:
         fresh_ledger()
-        for name in wanted:
-            execute(name)
+        with ProcessPoolExecutor(arguments.jobs) as pool:
+            list(pool.map(execute, wanted))  # raises what a chapter has raised
 
 
 if __name__ == "__main__":

@@ -55,9 +55,9 @@ def score_seed(seed: int, *, names: list[str], steps: int | None, small: bool, o
         began = time.perf_counter()
         results, _ = protocol.judge({name: learned.classify}, bench.rows)
         judge_s = time.perf_counter() - began
-        scores, regions = results[name].scores, results[name].regions
+        scores, regions, counts = results[name].scores, results[name].regions, results[name].by_region
         cost = {"train_s": round(learned.train_s, 1), "judge_s": round(judge_s, 1)}
-        here.record(name, scores, label_regime=learned.label_regime, cost=cost, regions=regions)
+        here.record(name, scores, label_regime=learned.label_regime, cost=cost, regions=regions, counts=counts)
         print(f"seed {seed}: AA {100 * scores.aa:.1f}  {name}, learnt in {learned.train_s:.0f} s", flush=True)
 
 

@@ -16,7 +16,7 @@ from lcfuse_core.legends import IGNORE, index_to_dfc
 
 MATRIX = transition.from_accuracy(np.ones(9), 0.8)
 POSTERIOR = transition.posterior(MATRIX, np.ones(8) / 8)
-NO_PRIOR = FusionPlan(prior_power=0, calibrated=False)
+NO_PRIOR = FusionPlan()
 
 
 def random_p(seed, *shape):
@@ -107,13 +107,28 @@ def test_the_prior_pulls_as_far_as_its_power():
     label = np.searchsorted(IGBP_OF_CLASS, patch.lc[0])
     agreement = []
     for power in (0.0, 0.3, 1.0, 3.0):
-        plan = FusionPlan(prior_power=power, calibrated=False)
+        plan = FusionPlan(prior_power=power, prior_blur_px=0, prior_doubt=0)
         p = Fusion({"noise": noise}, plan, POSTERIOR).predict(patch)
         np.testing.assert_allclose(p.sum(axis=0), 1, rtol=1e-4)
         agreement.append((p.argmax(axis=0) == label).mean())
     assert agreement == sorted(agreement)
     assert agreement[0] < 0.2
     assert agreement[-1] > 0.8
+
+
+def test_a_zero_in_the_table_forbids_nothing_where_there_is_doubt():
+    """Without doubt a sure member is overruled by a class that the table gives no chance, at any power."""
+    patch = toy_patch(2, size=32)
+    label = np.searchsorted(IGBP_OF_CLASS, patch.lc[0])
+    table = np.vstack([np.roll(np.eye(8), 1, axis=1), np.full(8, 1 / 8)])  # each label is said to mean another class
+
+    def agrees(doubt):
+        plan = FusionPlan(prior_power=0.1, prior_blur_px=0, prior_doubt=doubt)
+        sure = Fusion({"m": lambda patch: (0.92 * np.eye(8)[label] + 0.01).transpose(2, 0, 1)}, plan, table)
+        return (sure.predict(patch).argmax(axis=0) == label).mean()
+
+    assert agrees(0.0) == 0
+    assert agrees(0.2) == 1
 
 
 def test_a_shy_member_is_found_and_made_sure():
@@ -146,11 +161,11 @@ def test_a_useless_member_loses_its_weight():
     """Beside one that knows, noise gets next to nothing, and equal members stay equal."""
     patches = [toy_patch(number, size=48) for number in range(4)]
     members = {"good": oracle, "noise": noise}
-    fusion = Fusion(members, FusionPlan(prior_power=0, weighted=True))
+    fusion = Fusion(members, FusionPlan(calibrated=True, weighted=True))
     fusion.fit(patches, MATRIX)
     assert fusion.weights["good"] > 0.95
     assert fusion.temperatures["good"] < fusion.temperatures["noise"]
-    twins = Fusion({"a": oracle, "b": oracle}, FusionPlan(prior_power=0, weighted=True))
+    twins = Fusion({"a": oracle, "b": oracle}, FusionPlan(calibrated=True, weighted=True))
     twins.fit(patches, MATRIX)
     assert twins.weights == {"a": 0.5, "b": 0.5}
 
@@ -188,8 +203,8 @@ def test_a_fusion_refuses_what_it_cannot_do():
     with pytest.raises(DataError, match="no member"):
         Fusion({}, NO_PRIOR)
     with pytest.raises(ParameterError, match="a prior power without a prior"):
-        Fusion({"m": oracle})
-    wrong = {"rule": "median", "symmetries": 3, "prior_power": -1.0, "prior_blur_px": -2.0}
+        Fusion({"m": oracle}, FusionPlan(prior_power=0.3))
+    wrong = {"rule": "median", "symmetries": 3, "prior_power": -1.0, "prior_blur_px": -2.0, "prior_doubt": 1.5}
     for name, value in wrong.items():
         with pytest.raises(ParameterError, match=f"fusion: {name}"):
             FusionPlan(**{name: value})

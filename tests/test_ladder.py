@@ -89,9 +89,14 @@ def test_matrices_are_of_their_sources(bench):
 def test_what_was_made_once_is_kept(bench):
     """Networks, and copies of them at home, are the same objects when asked for again."""
     assert bench.network() is bench.network()
-    first, again = (bench.network_at_home(bench.network())[0] for _ in range(2))
     patch = next(bench.patches_there())
-    np.testing.assert_array_equal(first(patch), again(patch))
+    for each_region in (False, True):
+        first, again = (bench.network_at_home(bench.network(), each_region=each_region)[0] for _ in range(2))
+        np.testing.assert_array_equal(first(patch), again(patch))
+    asked = []
+    recall = bench.remembered("m", lambda patch: asked.append(patch.name) or np.zeros((8, 2, 2), np.float32))
+    assert recall(patch) is recall(patch)
+    assert asked == [patch.name]
     assert bench.there.labels.max() > 7  # Savanna is kept apart
     assert BOTH == "modis+savanna"
 

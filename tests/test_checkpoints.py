@@ -1,0 +1,33 @@
+"""The networks that come with the package: current, small, and found."""
+
+import pytest
+
+import checkpoints
+from lcfuse_core import chapter, runs, training
+from seeds import begin
+
+
+@pytest.fixture(scope="module")
+def here():
+    return begin(0, None, small=False)
+
+
+def test_what_is_shipped_is_what_the_code_of_today_would_train(here):
+    """A changed plan, sample or training code without `make checkpoints` is caught here."""
+    wanted = {here.checkpoint_name(plan) for plan in checkpoints.plans(here)}
+    assert {path.name for path in chapter.SHIPPED.iterdir()} == wanted, "run: make checkpoints"
+
+
+def test_they_are_small_and_whole(here):
+    files = sorted(chapter.SHIPPED.iterdir())
+    assert sum(path.stat().st_size for path in files) < checkpoints.LIMIT_BYTES
+    assert {runs.load_checkpoint(path).plan for path in files} == set(checkpoints.plans(here))
+
+
+def test_a_shipped_network_is_taken_without_training(here, monkeypatch, tmp_path):
+    """Where nothing was trained before, as on Colab."""
+    plan, root = checkpoints.plans(here)[0], str(here.train_root)
+    monkeypatch.setattr(training, "train", lambda *a, **k: pytest.fail("trained"))
+    monkeypatch.setenv("LCFUSE_DATA", str(tmp_path))
+    elsewhere = chapter.Chapter("evaluation", here.parameters | {"train_root": root})
+    assert elsewhere.trained(plan).plan == plan
