@@ -1,10 +1,10 @@
 """
 Floors: maps of 10 m from the MODIS label alone, without an image and without learning.
 
-The label as it is stands in `protocol.modis_map`. Here are the two ways to make more of it: to let neighbouring cells
-fade into each other, and to place the classes of a cell where they lie close to their like in neighbouring cells. Both
-invent detail; neither sees the ground. STARFM and its kin are another task: they need a pair of dates, where SEN12MS
-has one date and the label of a year.
+The label as it is stands in `protocol.modis_map`. Here are the ways to make more of it: to fill cells whose label
+cannot be right from those around, to let neighbouring cells fade into each other, and to place the classes of a cell
+where they lie close to their like in neighbouring cells. The last two invent detail; none sees the ground. STARFM and
+its kin are another task: they need a pair of dates, where SEN12MS has one date and the label of a year.
 """
 
 from __future__ import annotations
@@ -14,13 +14,43 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from lcfuse_core.errors import ParameterError
-from lcfuse_core.legends import IGNORE, SCORED, index_to_dfc
+from lcfuse_core.legends import IGNORE, SCORED, igbp_to_dfc, index_to_dfc
 from lcfuse_core.patches import label_index, patch_cells
 from lcfuse_core.scenes import Patch
 
 N = len(SCORED)
 HALF_CELL_PX = 23.0
 """Half the side of a 463 m cell, in pixels of 10 m."""
+
+
+def filled_map(patch: Patch) -> NDArray[np.uint8]:
+    """
+    The MODIS label, its nearest scored class where it says Savanna, Snow/Ice or nothing; uint8 (H, W), DFC2020 codes.
+
+    The fair form of the label as a floor: a class that the reference never uses is wrong before anyone has looked. A
+    patch without a single scored label is returned as it is.
+    """
+    assert patch.lc is not None
+    classes = igbp_to_dfc(patch.lc[0])
+    bad = ~np.isin(classes, SCORED)
+    if bad.all():
+        return classes
+    nearest = ndimage.distance_transform_edt(bad, return_distances=False, return_indices=True)
+    return classes[tuple(nearest)]
+
+
+def class_shares(classes: NDArray[np.uint8], cells: NDArray[np.int32]) -> NDArray[np.float64]:
+    """
+    Share of each class in each cell, (n_cells, 8), of the pixels that are known; rows sum to one.
+
+    classes : uint8 (H, W), 0..7, others unknown; a cell without a known pixel has equal shares
+    cells : int32 (H, W), numbered 0..n_cells-1
+    """
+    known = classes < N
+    counts = np.zeros((int(cells.max()) + 1, N))
+    np.add.at(counts, (cells[known], classes[known]), 1)
+    total = counts.sum(axis=1, keepdims=True)
+    return np.divide(counts, total, out=np.full_like(counts, 1 / N), where=total > 0)
 
 
 def soft_label(patch: Patch, sigma_px: float = HALF_CELL_PX) -> NDArray[np.float32]:

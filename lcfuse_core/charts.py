@@ -174,6 +174,24 @@ def _values(patches: Iterable[Patch], name: str) -> NDArray[np.float32]:
     return np.concatenate([band(patch, name).reshape(-1) for patch in patches])
 
 
+def show_reliability(curves: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> Figure:
+    """
+    Share of pixels that are right against how sure a map was of them, a curve a map by name; the diagonal is honest.
+
+    curves : of each, `calibration.reliability`; bins under a thousandth of its pixels are left out
+    """
+    fig, ax = plt.subplots(figsize=(0.72 * WIDTH_IN, 0.72 * WIDTH_IN), layout="constrained")
+    ax.plot([0, 100], [0, 100], ls="--", color="0.4", lw=1.2, label="as sure as right")
+    for number, (name, curve) in enumerate(curves.items()):
+        filled = curve["count"] > curve["count"].sum() / 1000
+        look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "ms": 6}
+        ax.plot(100 * curve["confidence"][filled], 100 * curve["accuracy"][filled], label=name, **look)
+    ax.set(xlim=(0, 100), ylim=(0, 100), xlabel="probability given, per cent", ylabel="right, per cent", aspect="equal")
+    ax.grid(True)
+    fig.legend(loc="outside upper left", ncols=2)
+    return fig
+
+
 def show_history(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """
     Learning curves of one or more runs (by name): the loss and, where it was taken, AA with the labels.

@@ -8,7 +8,7 @@ from miniatures import PLACE, UTM
 from toys import IGBP_OF_CLASS
 
 from lcfuse_core import baselines
-from lcfuse_core.baselines import laid_out, soft_label, soft_map, swap, swapped_map
+from lcfuse_core.baselines import class_shares, filled_map, laid_out, soft_label, soft_map, swap, swapped_map
 from lcfuse_core.errors import ParameterError
 from lcfuse_core.patches import patch_cells
 from lcfuse_core.scenes import Patch
@@ -29,6 +29,40 @@ def cells_patch():
     cells = patch_cells(bare)
     classes = np.random.default_rng(1).choice([0, 4, 7], cells.max() + 1)[cells]
     return patch_of(classes, crs=UTM, transform=PLACE)
+
+
+def test_filling_changes_what_cannot_be_right_alone():
+    """Savanna takes the nearest of the other labels; all else stays; without any other nothing can be filled."""
+    classes = np.zeros((30, 60), int)
+    classes[:, 40:] = 7
+    classes[:, 10:30] = 255
+    filled = filled_map(patch_of(classes))
+    usable = classes != 255
+    np.testing.assert_array_equal(filled[usable], np.where(classes == 7, 10, 1)[usable])
+    assert (filled[:, :40] == 1).all()
+    classes[:, 30:40] = 255  # now water is as near as forest, at the middle
+    assert (filled_map(patch_of(classes))[:, :24] == 1).all()
+    assert (filled_map(patch_of(classes))[:, 26:] == 10).all()
+    assert (filled_map(patch_of(np.full((20, 20), 255))) == 3).all()
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 1000))
+def test_class_shares_are_those_of_the_known_pixels(seed):
+    """Against a loop over cells; a cell without a known pixel knows nothing."""
+    rng = np.random.default_rng(seed)
+    cells = rng.integers(0, 6, (12, 15)).astype(np.int32)
+    classes = rng.choice([0, 3, 7, 255], (12, 15)).astype(np.uint8)
+    classes[cells == 5] = 255
+    cells[0, 0] = 5
+    classes[0, 0] = 255
+    found = class_shares(classes, cells)
+    np.testing.assert_allclose(found.sum(axis=1), 1)
+    np.testing.assert_array_equal(found[5], 1 / 8)
+    for cell in range(5):
+        known = classes[(cells == cell) & (classes != 255)]
+        for k in (0, 3, 7) if len(known) else ():
+            assert found[cell, k] == pytest.approx((known == k).mean())
 
 
 def test_soft_labels_are_shares(cells_patch):

@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_losses import SHARE, WEIGHTS, example, make, matrix
 
 from lcfuse_core.cell_losses import Bag, CellAggregation, LabelSuperResolution, segments
@@ -78,6 +80,26 @@ def test_a_cell_of_one_answer_is_judged_like_a_pixel():
     expected = cross_entropy(constant, batch.labels, WEIGHTS)
     torch.testing.assert_close(build_loss("cell_mean", WEIGHTS)(constant, batch), expected)
     torch.testing.assert_close(build_loss("cell_forward", WEIGHTS[:8])(constant, batch), expected)
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=10)
+def test_a_cell_never_costs_more_than_its_pixels(seed):
+    """Jensen: minus the logarithm of a mean is at most the mean of minus the logarithms; equal for one answer."""
+    logits, batch = example(seed)
+    for of_cell, of_pixels in (("cell_mean", "cross_entropy"), ("cell_forward", "forward")):
+        assert make(of_cell)(logits, batch) < make(of_pixels)(logits, batch)
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+def test_a_pure_cell_that_is_known_as_such_is_plain_cross_entropy(weights):
+    """One label, one answer, labels that are true: aggregation and forward correction are what they correct."""
+    answer = torch.randn((1, 8, 1, 1), dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    logits, labels = answer.expand(1, 8, 6, 7), torch.full((1, 6, 7), 3, dtype=torch.uint8)
+    expected = -float(answer.log_softmax(1)[0, 3, 0, 0])
+    for name in ("cross_entropy", "forward", "cell_mean", "cell_forward"):
+        value = build_loss(name, None if weights is None else weights[:8])(logits, Batch(labels))
+        assert float(value) == pytest.approx(expected)
 
 
 def test_cells_of_one_pixel_make_plain_cross_entropy():

@@ -167,3 +167,17 @@ def test_learning_curves():
     alone = charts.show_history({"U-Net": unet})
     assert len(alone.axes) == 1
     assert not alone.legends
+
+
+def test_reliability_is_drawn_where_there_are_pixels():
+    """In per cent, bins without pixels left out, and a diagonal to hold it against."""
+    curve = {
+        "confidence": np.array([np.nan, 0.55, 0.9]),
+        "accuracy": np.array([np.nan, 0.5, 0.7]),
+        "count": np.array([0.0, 30, 70]),
+    }
+    ax = charts.show_reliability({"FCN": curve, "tempered": curve}).axes[0]
+    diagonal, fcn, tempered = ax.lines
+    assert diagonal.get_xdata()[0] == diagonal.get_ydata()[0] == 0
+    np.testing.assert_allclose(fcn.get_xydata(), [[55, 50], [90, 70]])
+    assert fcn.get_marker() != tempered.get_marker()

@@ -13,6 +13,7 @@ from lcfuse_core import transition
 from lcfuse_core.errors import DataError, GridError, ParameterError
 from lcfuse_core.legends import IGNORE, SAVANNA_INDEX
 from lcfuse_core.losses import HEARS_SAVANNA, LOSSES, Batch, Knowledge, build_loss, class_weights, cross_entropy
+from lcfuse_core.pixel_losses import Bootstrapping, GeneralisedCrossEntropy, SymmetricCrossEntropy
 
 WEIGHTS = torch.tensor([0.2, 0.5, 0.8, 1.0, 1.2, 1.3, 1.4, 1.6, 0.9])
 """Of eight classes and Savanna."""
@@ -105,6 +106,20 @@ def test_a_right_answer_costs_less_than_a_wrong_one(name):
     assert sure < min(undecided, wrong)
     # QR also wants the classes in equal numbers, which eight cells of random labels do not have.
     assert sure < (0.5 if name == "posterior_qr" else 0.05)
+
+
+def test_no_answer_costs_less_than_the_truth(name):
+    """Eight cells, one of each class, labelled rightly and known to be: whatever else is said costs more."""
+    labels = torch.arange(8, dtype=torch.uint8).repeat_interleave(4).reshape(1, 4, 8)
+    batch = Batch(labels, labels.long())
+    truth = 20 * F.one_hot(labels.long(), 8).movedim(-1, 1).double()
+    loss = build_loss(name)
+    least = float(loss(truth, batch))
+    rng = torch.Generator().manual_seed(0)
+    for scale in (0.3, 1, 3, 10):  # from undecided to sure, from far off to near
+        for share in (0, 0.5, 0.9):
+            other = scale * torch.randn(truth.shape, generator=rng, dtype=torch.float64)
+            assert float(loss(share * truth + (1 - share) * other, batch)) > least
 
 
 @settings(max_examples=8)
@@ -218,6 +233,23 @@ def test_robust_losses_by_hand():
     assert values["bootstrapping"] == pytest.approx(0.95 * math.log(4) + 0.05 * own)
 
 
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=8)
+def test_robust_losses_end_in_the_plain_ones(seed):
+    """Generalised: cross-entropy for q near 0, mean absolute error at 1. The others: cross-entropy with no rest."""
+    logits, batch = example(seed)
+    plain = cross_entropy(logits, batch.labels, WEIGHTS[:8])
+    weights = WEIGHTS[:8].double()
+    torch.testing.assert_close(GeneralisedCrossEntropy(weights, q=1e-6)(logits, batch), plain, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(SymmetricCrossEntropy(weights, alpha=1, beta=0)(logits, batch), plain)
+    torch.testing.assert_close(Bootstrapping(weights, beta=1)(logits, batch), plain)
+    known = batch.labels < 8
+    right = logits.softmax(1).movedim(1, -1)[known].gather(1, batch.labels[known].long()[:, None])[:, 0]
+    weight = weights[batch.labels[known].long()]
+    error = ((1 - right) * weight).sum() / weight.sum()
+    torch.testing.assert_close(GeneralisedCrossEntropy(weights, q=1)(logits, batch), error)
+
+
 def test_forward_correction_by_hand():
     """P = (1/4, 3/4), and MODIS says class 0 in 9 of 10 of class 0 and 2 of 10 of class 1: -log 0.375."""
     logits, batch = one_pixel(0.25, 0.75)
@@ -233,23 +265,25 @@ def test_forward_correction_with_true_labels_is_cross_entropy():
     )
 
 
-def test_forward_correction_is_least_at_the_truth():
+@pytest.mark.parametrize("name", ["forward", "cell_forward"])
+def test_forward_correction_is_least_at_the_truth(name):
     """
     Many pixels of one image value, labelled as the matrix says: the truth, and not the labels' shares, costs least.
 
-    Found by descent from equal probabilities, for a truth of 70 and 30 per cent.
+    Found by descent from equal probabilities, for a truth of 70 and 30 per cent; so, too, in cells of four pixels.
     """
     known = torch.tensor([[0.8, 0.2], [0.4, 0.6]], dtype=torch.float64)
     truth = torch.tensor([0.7, 0.3], dtype=torch.float64)
     share = truth @ known  # 0.68, 0.32
     labels = torch.tensor([0] * 68 + [1] * 32, dtype=torch.uint8).reshape(1, 10, 10)
+    cells = torch.arange(100).reshape(1, 10, 10) // 4
     assert share.tolist() == pytest.approx([0.68, 0.32])
     logits = torch.zeros(1, 2, 1, 1, dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS([logits], max_iter=50, line_search_fn="strong_wolfe")
 
     def closure():
         optimiser.zero_grad()
-        value = build_loss("forward", transition=known)(logits.expand(1, 2, 10, 10), Batch(labels))
+        value = build_loss(name, transition=known)(logits.expand(1, 2, 10, 10), Batch(labels, cells))
         value.backward()
         return value
 
