@@ -47,6 +47,7 @@ _NOT_PARAMETERS = {"In", "Out", "exit", "quit", "open", "get_ipython"}
 _TRAINING_CODE = (
     *("layers", "scenes", "legends", "cells", "recovery", "patches", "networks"),
     *("transition", "pixel_losses", "cell_losses", "losses", "runs", "training"),
+    *("sampling", "feed", "processes", "inference"),
 )
 
 
