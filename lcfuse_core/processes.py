@@ -15,17 +15,24 @@ exchanged, so that the result is that of one process with the whole batch:
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
 
 from lcfuse_core.errors import ParameterError, TrainingError
 from lcfuse_core.losses import Batch
+
+_DDP_OPTIONS = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+_OWN_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _DDP_OPTIONS else "broadcast_buffers": False
+}
+"""Running means are the same in all processes as it is; torch 2.13 calls the option by another name."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class World:
         with _shared_statistics(network, self):
             if self.size > 1:
                 devices = [self.device] if self.on_gpu else None
-                called = nn.parallel.DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
+                called = nn.parallel.DistributedDataParallel(network, device_ids=devices, **_OWN_BUFFERS)
             torch.backends.cudnn.benchmark = self.on_gpu  # crops have one size: look for the fastest way once
             try:
                 yield cast(nn.Module, torch.compile(called)) if compiled else called
@@ -77,7 +84,7 @@ class World:
         """Logits and labels of all processes, in the order of the batch; gradients reach the own logits alone."""
         if self.size == 1:
             return logits, batch
-        others = self._gathered(logits.detach().float())
+        others = self._gathered(_at_least_float32(logits.detach()))
         others[self.rank] = logits
         together = torch.cat([part.to(logits.dtype) for part in others])
         cells = None if batch.cells is None else torch.cat(self._gathered(batch.cells))
@@ -192,7 +199,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
-        values = images.float()
+        values = _at_least_float32(images)
         n = values.numel() // values.shape[1] * distributed.get_world_size()
         mean = _sum_over_all(values.sum(dim=(0, 2, 3))) / n  # (C,)
         centred = values - mean[:, None, None]
@@ -203,6 +210,10 @@ class SharedBatchNorm(nn.BatchNorm2d):
             self.running_var.lerp_(variance * (n / max(n - 1, 1)), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(images.dtype)
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 class _Sum(torch.autograd.Function):

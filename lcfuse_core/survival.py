@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -127,7 +127,7 @@ class Keeper:
                 os.replace(self.folder / LAST, self.folder / DAMAGED)
                 warnings.warn(f"{damaged[0]} The one before it is used, of step {position.step}.", stacklevel=2)
             self.saved_step = position.step
-            return run, position
+            return replace(run, plan=self.plan), position
         if damaged:
             raise damaged[0]
         return None
