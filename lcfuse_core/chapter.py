@@ -165,7 +165,9 @@ class Chapter:
         path = data_folder() / "runs" / f"{plan.network}-{digest[:16]}.safetensors"
         if not path.exists():
             stack, held_out = self.training_stack(plan.labels), self.held_out_stack(plan.labels)
-            runs.save_checkpoint(training.train(stack, plan, validation=held_out, progress=self.watched), path)
+            folder = path.with_suffix("")  # an interrupted run goes on from there
+            made = training.train(stack, plan, folder, validation=held_out, progress=self.watched)
+            runs.save_checkpoint(made, path)
         # Read back even when it was trained just now: both ways must give the same maps.
         run = runs.load_checkpoint(path)
         run.network.to(training.choose_device(plan.device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -30,6 +30,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "evaluation": ("profile", "seed", "data_root", "train_root", "steps", "crop", "batch", "place"),
     "uncertainty": ("profile", "seed", "data_root", "train_root", "steps", "crop", "batch", "place"),
     "reruns": ("profile", "seed"),
+    "scaling_out": ("profile", "seed"),
     "reproduction": ("profile", "seed"),
     "sample_world": ("profile", "seed", "place"),
 }
