@@ -4,8 +4,9 @@ What the options of a training plan do to the network: ways of drawing crops, an
     python benchmarks/options.py [--steps 60] [--seeds 3] [--out options.json]
 
 An FCN learns from the MODIS labels of the sample world's training scenes, once for each option and seed. It is judged
-on four patches of the scenes that were held out, against their 10 m truth, which the sample has: no test label is touched, so that the
-answer may be used for a choice. Reported: AA and OA, mean over the seeds, and the difference to the default for each seed.
+on four patches of the scenes that were held out, against their 10 m truth, which the sample has: no test label is
+touched, so that the answer may be used for a choice. Reported: AA and OA, their mean over the seeds, and the difference
+to the default for each seed.
 """
 
 from __future__ import annotations

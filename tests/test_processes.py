@@ -123,7 +123,7 @@ def test_a_run_of_two_goes_on_as_a_run_of_one(stack, tmp_path):
         if rank == 1:
             rate = training.learning_rate
             training.learning_rate = lambda step, plan: (step == 1 and os.kill(os.getpid(), 15), rate(step, plan))[1]
-        with pytest.raises(TrainingError, match="found (SIGTERM|a signal to another process).* goes on from step"):
+        with pytest.raises(TrainingError, match=r"found (SIGTERM|a signal to another process).* goes on from step"):
             train(stack, PLAN, tmp_path / "run", progress=False)
 
     assert spawn(work) == [0, 0]
@@ -140,7 +140,7 @@ def test_a_process_that_dies_is_noticed_by_the_other(stack):
     def work(rank):
         if rank == 1:
             training.learning_rate = lambda step, plan: os._exit(3)
-        with pytest.raises(TrainingError, match="process 0 lost another one.*goes on from the last checkpoint"):
+        with pytest.raises(TrainingError, match=r"process 0 lost another one.*goes on from the last checkpoint"):
             train(stack, PLAN, progress=False)
 
     assert spawn(work) == [0, 3]
@@ -148,20 +148,17 @@ def test_a_process_that_dies_is_noticed_by_the_other(stack):
 
 @pytest.mark.slow
 def test_torchrun_runs_the_command_without_a_change(tmp_path):
-    """On the sample world, two steps; once more finds the finished run."""
-    from lcfuse_core import chapter
-
-    data = chapter.Chapter("sample", {"seed": 0}).sample / "sen12ms"
+    """On a packed scene of two small patches; the first process writes, both say where."""
+    pack_toys(tmp_path / "packs")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    command += ["lcfuse_core", "train", str(data), "--out", str(tmp_path / "run"), "--patches", "2"]
+    command += ["lcfuse_core", "train", str(tmp_path / "packs"), "--out", str(tmp_path / "run")]
     for name, value in {"steps": 2, "batch": 4, "crop": 32, "width": 4, "report_every": 1}.items():
         command += ["-p", name, str(value)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"^2 steps, loss \d+\.\d+: ", done.stdout, re.M)) == 2
     run = load_checkpoint(tmp_path / "run" / "last.safetensors")
     assert [row["step"] for row in run.history] == [1, 2]
-    assert all(0 <= row["aa"] == row["aa_modis"] <= 1 for row in run.history)
 
 
 def test_alone_there_is_nothing_to_join(monkeypatch):
