@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_packs import pack_one, write_scene
 from toys import toy_stack
 
 from lcfuse_core import training
@@ -149,7 +150,7 @@ def test_a_process_that_dies_is_noticed_by_the_other(stack):
 @pytest.mark.slow
 def test_torchrun_runs_the_command_without_a_change(tmp_path):
     """On a packed scene of two small patches; the first process writes, both say where."""
-    pack_toys(tmp_path / "packs")
+    pack_one(tmp_path / "packs", write_scene(tmp_path / "data"))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     command += ["lcfuse_core", "train", str(tmp_path / "packs"), "--out", str(tmp_path / "run")]
     for name, value in {"steps": 2, "batch": 4, "crop": 32, "width": 4, "report_every": 1}.items():
