@@ -4,7 +4,8 @@ How fast each network trains and maps, what of a step is loading, and how far th
     python benchmarks/training.py [--size 512] [--rounds 5] [--crop 64] [--batch 16] [--out training.json]
 
 One packed scene of the sample world lies in the page cache. For each network, three ways of making a step take turns,
-round after round, so that all meet the same machine; figures are medians of the rounds:
+round after round, so that all meet the same machine; figures are medians of the rounds. On the processor, with one
+thread, seconds are those that this process computed, so that what else runs there does not count:
 
   resident   the same batch again and again, normalised and on the device already: the bare step
   fed        what training does: crops drawn, cut, carried over, turned, normalised, and the step
@@ -162,16 +163,17 @@ def plain_recipe(name: str, table: pd.DataFrame, plan: TrainPlan, world: World) 
 
 def take_turns(ways: dict[str, Step], rounds: int, steps: int, world: World) -> dict[str, list[float]]:
     """Seconds a step of each way in each round; a first turn, not counted, warms up."""
+    clock = time.perf_counter if world.on_gpu else time.process_time
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(rounds + 1):
         for way, step in ways.items():
             wait(world)
-            began = time.perf_counter()
+            began = clock()
             for _ in range(steps if number else 1):
                 step()
             wait(world)
             if number:
-                seconds[way].append((time.perf_counter() - began) / steps)
+                seconds[way].append((clock() - began) / steps)
     return seconds
 
 
