@@ -172,11 +172,12 @@ def torchgeo_way(files: Files, size: int) -> Draw:
     return draw
 
 
-def baseline_way(files: Files, size: int) -> Draw:
-    """Three whole files, scaled for its network; a crop is cut afterwards."""
+def baseline_way(files: Files, size: int, *, keep: bool = False) -> Draw:
+    """Three whole files, scaled for its network; a crop is cut afterwards, and handed over if asked to *keep* it."""
     classes = np.array([0, 1, 1, 1, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 6, 8, 9, 10])
 
-    def draw(n: int) -> None:
+    def draw(n: int) -> Any:
+        kept = []
         for row in files.rows(n):
             with rasterio.open(row.s2) as file:
                 s2 = np.clip(file.read().astype(np.float32), 0, 10000) / 10000
@@ -188,6 +189,9 @@ def baseline_way(files: Files, size: int) -> Draw:
             top, left = files.crop(size)
             part = np.s_[..., top : top + size, left : left + size]
             assert image[part].shape[1:] == labels[part].shape
+            if keep:
+                kept.append((image[part], labels[part]))
+        return tuple(map(np.stack, zip(*kept, strict=True))) if keep else None
 
     return draw
 

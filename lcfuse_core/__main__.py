@@ -4,6 +4,7 @@ The same from a shell.
     python -m lcfuse_core run CHAPTER [--profile smoke] [-p NAME VALUE] ... --out DIR
     python -m lcfuse_core run CHAPTER -p seed 0..4 -p network fcn,unet --out DIR [--jobs 2 | --cluster ADDRESS]
     python -m lcfuse_core ledger {list,show,diff} [--file F]
+    python -m lcfuse_core train DATA --out RUN [-p NAME VALUE] ...
     python -m lcfuse_core sample [--seed N]
     python -m lcfuse_core data {list,fetch,verify,status} [--profile P]
     python -m lcfuse_core map --s2 FILE [--s1 FILE] [--coarse FILE] [--model CHECKPOINT] --out DIR
@@ -15,7 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from lcfuse_core import data_commands, grids, ledger_commands, map_commands, reruns, settings
+from lcfuse_core import data_commands, grids, ledger_commands, map_commands, reruns, settings, train_commands
 from lcfuse_core.errors import LcfuseError
 
 
@@ -50,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.set_defaults(command=make_sample)
     data_commands.add_parser(commands)
     map_commands.add_parser(commands)
+    train_commands.add_parser(commands)
     return parser
 
 

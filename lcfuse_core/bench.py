@@ -100,7 +100,7 @@ class Bench:
 
         def learnt(place: str) -> Run:
             name = self.here.checkpoint_name(plan, place, *rests_on)
-            return self.here.kept(name, lambda: adaptation.adapted(start, {place: places[place]}, plan)[place])
+            return self.here.kept(name, lambda _: adaptation.adapted(start, {place: places[place]}, plan)[place])
 
         key = (fresh, each_region, run.plan, plan)
         runs: dict[str, Run] = self.once(key, lambda: {place: learnt(place) for place in places})

@@ -49,6 +49,7 @@ _NOT_PARAMETERS = {"In", "Out", "exit", "quit", "open", "get_ipython"}
 _TRAINING_CODE = (
     *("layers", "scenes", "legends", "cells", "recovery", "patches", "networks"),
     *("transition", "pixel_losses", "cell_losses", "losses", "runs", "training"),
+    *("sampling", "feed", "processes", "inference"),
 )
 
 SHIPPED = Path(__file__).parent / "shipped" / "checkpoints"
@@ -165,18 +166,22 @@ class Chapter:
         A checkpoint counts only for the same plan, the same data and the same training code, whether it was trained
         here before or comes with the package (`SHIPPED`).
         """
-        return self.kept(self.checkpoint_name(plan), lambda: self._train(plan))
+        return self.kept(self.checkpoint_name(plan), partial(self._train, plan))
 
-    def _train(self, plan: runs.TrainPlan) -> runs.Run:
+    def _train(self, plan: runs.TrainPlan, folder: Path) -> runs.Run:
         stack, held_out = self.training_stack(plan.labels), self.held_out_stack(plan.labels)
-        return training.train(stack, plan, validation=held_out, progress=self.watched)
+        return training.train(stack, plan, folder, validation=held_out, progress=self.watched)
 
-    def kept(self, name: str, make: Callable[[], runs.Run]) -> runs.Run:
-        """The network in the checkpoint of that *name*, here or in `SHIPPED`; else what *make* gives, and then kept."""
+    def kept(self, name: str, make: Callable[[Path], runs.Run]) -> runs.Run:
+        """
+        The network in the checkpoint of that *name*, here or in `SHIPPED`; else what *make* gives, and then kept.
+
+        make : gets a folder of its own, from which an interrupted training goes on
+        """
         path = _checkpoint(name)
         with machines.alone((data_folder() / "runs" / name).with_suffix(".lock")):  # chapters may run side by side
             if not path.exists():
-                runs.save_checkpoint(make(), path)
+                runs.save_checkpoint(make(path.with_suffix("")), path)
         # Read back even when it was trained just now: both ways must give the same maps.
         run = runs.load_checkpoint(path)
         run.network.to(training.choose_device(run.plan.device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

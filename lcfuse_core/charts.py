@@ -184,7 +184,11 @@ def show_reliability(curves: Mapping[str, Mapping[str, NDArray[np.float64]]]) ->
     ax.plot([0, 100], [0, 100], ls="--", color="0.4", lw=1.2, label="as sure as right")
     for number, (name, curve) in enumerate(curves.items()):
         filled = curve["count"] > curve["count"].sum() / 1000
-        look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "ms": 6}
+        look: dict[str, Any] = {
+            "color": COLOURS[number % len(COLOURS)],
+            "marker": MARKERS[number % len(MARKERS)],
+            "ms": 6,
+        }
         ax.plot(100 * curve["confidence"][filled], 100 * curve["accuracy"][filled], label=name, **look)
     ax.set(xlim=(0, 100), ylim=(0, 100), xlabel="probability given, per cent", ylabel="right, per cent", aspect="equal")
     ax.grid(True)
@@ -205,7 +209,11 @@ def show_history(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure
         panels, 1, figsize=(WIDTH_IN, 0.4 + 2.1 * panels), squeeze=False, sharex=True, layout="constrained"
     )
     for number, (name, table) in enumerate(tables.items()):
-        look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "ms": 5}
+        look: dict[str, Any] = {
+            "color": COLOURS[number % len(COLOURS)],
+            "marker": MARKERS[number % len(MARKERS)],
+            "ms": 5,
+        }
         grid[0, 0].plot(table["step"], table["loss"], label=name, **look)
         if panels == 2 and name in scored:
             grid[1, 0].plot(scored[name]["step"], 100 * scored[name]["aa"].astype(float), **look)

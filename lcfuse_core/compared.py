@@ -167,7 +167,7 @@ def gains(lines: pd.DataFrame, steps: Iterable[Step] = LADDER, digits: int = 1) 
         pairs = _pairs(lines, step)
         if not pairs:
             continue
-        gain = aa.loc[step.method, pairs] - aa.loc[step.over, pairs]
+        gain = pd.Series(aa.loc[step.method, pairs] - aa.loc[step.over, pairs], index=pairs, dtype=float)
         one = _difference(lines, step, pairs[0])
         spread = gain.std()
         rows[step.adds] = {
@@ -176,12 +176,12 @@ def gains(lines: pd.DataFrame, steps: Iterable[Step] = LADDER, digits: int = 1) 
             "spread": spread,
             "low": 100 * one.low,
             "high": 100 * one.high,
-            "better": f"{(gain > 0).sum()} of {len(gain)}",
+            "better": f"{int(np.sum(gain.to_numpy() > 0))} of {len(gain)}",
             "earns": bool(gain.mean() > spread),
         }
     table = pd.DataFrame.from_dict(rows, "index").rename_axis("adds")
     ends = ["mean", "spread", "low", "high", "better", "earns"]
-    seeds = sorted({name for name in table if name not in ends}, key=lambda name: int(name.split()[1]))
+    seeds = sorted({name for name in table if name not in ends}, key=lambda name: int(str(name).split()[1]))
     return table.reindex(columns=[*seeds, *ends]).round(digits)
 
 
@@ -271,7 +271,7 @@ def _pairs(lines: pd.DataFrame, step: Step) -> list[int]:
     if step.method not in data.index or step.over not in data.index:
         return []
     one, other = data.loc[step.method], data.loc[step.over]
-    return sorted(int(seed) for seed in data.columns[(one == other) & one.notna()])
+    return sorted(int(seed) for seed in data.columns[np.asarray((one == other) & one.notna(), bool)])
 
 
 def _difference(lines: pd.DataFrame, step: Step, seed: int) -> Interval:

@@ -131,7 +131,9 @@ def scale_bar(ax: Axes, pixel_m: float = PIXEL_M) -> None:
     ax.text(middle, row - 0.03 * height_px, text, color="white", ha="center", fontsize=9, path_effects=HALO)
 
 
-def show_cells(ax: Axes, ids: NDArray[np.integer], *, color: str = "black", linewidth: float = 0.8) -> None:
+def show_cells(
+    ax: Axes, ids: NDArray[np.integer] | NDArray[np.bool_], *, color: str = "black", linewidth: float = 0.8
+) -> None:
     """Draw the borders of coarse cells: a line between neighbouring pixels of different *ids*, int (H, W)."""
     row, col = np.nonzero(ids[:, 1:] != ids[:, :-1])
     upright = np.stack([np.stack([col + 0.5, row - 0.5], 1), np.stack([col + 0.5, row + 0.5], 1)], 1)

@@ -78,7 +78,7 @@ class Member:
 
     def ask(self, s2: NDArray[np.uint16], s1: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities of one window of which all is seen but zeros: a `mapping.Predict`."""
-        return self.answer(self.prepare(Seen(s2, s1, (s2[LIT] > 0).all(axis=0))))
+        return self.answer(self.prepare(Seen(s2, s1, np.asarray((s2[LIT] > 0).all(axis=0)))))
 
 
 def together(parts: Sequence[NDArray[np.float32]], members: Sequence[Member], rule: str) -> NDArray[np.float32]:

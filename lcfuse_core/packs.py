@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from lcfuse_core.patches import (
     class_counts,
     label_index,
 )
+from lcfuse_core.sampling import Block, Place
 from lcfuse_core.scenes import Patch
 from lcfuse_core.tiles import REPACK, Chunk, TileReader
 
@@ -77,6 +78,7 @@ class PackedScene:
     path : its `.json` file; the `.tiles` lie beside it
     scene_id, crs, transform, shape : what it is and where
     names : of its patches
+    digest : SHA-256 of its record, and so of its pixels
     covered : bool (rows, cols), which of its tiles of `tile` x `tile` pixels hold pixels
 
     Raises MissingDataError when a file is not there, DataError when one is damaged (see `tiles.TileReader`).
@@ -85,6 +87,7 @@ class PackedScene:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         record = read_record(path)
+        self.digest = _digest(record)
         self.scene_id: str = record["scene_id"]
         self.crs, self.transform = CRS.from_wkt(record["crs"]), Affine(*record["transform"])
         self.shape: tuple[int, int] = tuple(record["size"])
@@ -215,11 +218,20 @@ class PackedScenes:
         Returns what `patches.PatchStack.crops` returns; cells are numbered within their scene. Raises
         ParameterError when no scene holds such a square.
         """
-        places = self._draw(n, size, generator)
+        return self.cut(self.places(n, size, generator, turned=turned), size)
+
+    def places(self, n: int, size: int, generator: torch.Generator, *, turned: bool = True) -> list[Place]:
+        """Where *n* such squares lie: scene, row, column and symmetry of each."""
+        drawn = self._draw(n, size, generator)
         symmetries = torch.randint(8 if turned else 1, (n,), generator=generator).tolist()
+        return [(*place, symmetry) for place, symmetry in zip(drawn, symmetries, strict=True)]
+
+    def cut(self, places: Sequence[Place], size: int) -> Crops:
+        """The squares of *size* pixels at these places."""
+        n = len(places)
         s2, s1 = np.empty((n, N_S2, size, size), np.uint16), np.empty((n, N_S1, size, size), np.float32)
         codes, cells = np.empty((n, 1, size, size), np.uint8), np.empty((n, 1, size, size), np.uint16)
-        for k, ((number, row, col), symmetry) in enumerate(zip(places, symmetries, strict=True)):
+        for k, (number, row, col, symmetry) in enumerate(places):
             for kind, crops in (("s2", s2), ("s1", s1), (self._kind, codes), ("cells", cells)):
                 self.scenes[number].tiles.window(kind, row, col, size, size, out=_turned(crops[k], symmetry))
         labels, numbers = np.take(self._classes, codes[:, 0]), cells[:, 0].astype(np.int32)
@@ -241,6 +253,34 @@ class PackedScenes:
                 if scene.is_covered(row, col, size, size):
                     drawn.append((number, row, col))
         return drawn
+
+    def scene_names(self) -> list[str]:
+        """The scene of each number."""
+        return [scene.scene_id for scene in self.scenes]
+
+    def extent(self, number: int) -> tuple[int, int]:
+        """Rows and columns of a scene."""
+        return self.scenes[number].shape
+
+    def is_whole(self, number: int, row: int, col: int, size: int) -> bool:
+        """Whether a square inside a scene is covered."""
+        return self.scenes[number].is_covered(row, col, size, size)
+
+    def blocks(self) -> list[Block]:
+        """Blocks of labels that cover every pixel once: the covered tiles."""
+        places = ((n, scene, *place) for n, scene in enumerate(self.scenes) for place in np.argwhere(scene.covered))
+        return [(n, int(i) * scene.tile, int(j) * scene.tile) for n, scene, i, j in places]
+
+    def block_labels(self, block: Block) -> NDArray[np.uint8]:
+        """Network classes of a block, uint8 (H, W)."""
+        number, row, col = block
+        scene = self.scenes[number]
+        return self._classes[scene.tiles.read(self._kind, row // scene.tile, col // scene.tile)[0]]
+
+    def digest(self) -> str:
+        """SHA-256 of all that training can see, from the scenes' records: they hold a CRC-32 of every tile."""
+        told = [self.labels, *(scene.digest for scene in self.scenes)]
+        return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
     def windows(self) -> Iterator[Patch]:
         """Every covered pixel once, tile by tile."""

@@ -7,6 +7,7 @@ floats. `normalise` turns a batch into float32 channels, on whatever device the 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from lcfuse_core.errors import DataError, GridError, MissingDataError, Parameter
 from lcfuse_core.layers import BANDS
 from lcfuse_core.legends import IGNORE, SAVANNA, SAVANNA_INDEX, SCORED, dfc_to_index, igbp_to_dfc
 from lcfuse_core.recovery import recover
+from lcfuse_core.sampling import Block, Place
 from lcfuse_core.scenes import Patch, Report, iter_patches, read_patch
 
 N_S2, N_S1 = BANDS["s2"], BANDS["s1"]
@@ -303,15 +305,52 @@ class PatchStack:
 
         generator : a CPU generator; the same state gives the same crops
         """
+        return self.cut(self.places(n, size, generator), size)
+
+    def places(self, n: int, size: int, generator: torch.Generator) -> list[Place]:
+        """Where *n* such squares lie: patch, row, column and symmetry of each."""
         rows, cols = self.labels.shape[1:]
         if not 0 < size <= min(rows, cols):
             expected = f"1..{min(rows, cols)}, as the patches have {rows} x {cols} pixels"
             raise ParameterError("crop size", found=f"{size}", expected=expected, do="Take smaller crops.")
         highest = (len(self), rows - size + 1, cols - size + 1, 8)
         draws = torch.stack([torch.randint(high, (n,), generator=generator) for high in highest], dim=1)
+        return list(map(tuple, draws.tolist()))
+
+    def cut(self, places: Sequence[Place], size: int) -> Crops:
+        """The squares of *size* pixels at these places."""
         # Slices, one crop at a time: ten times as fast as indexing with arrays.
-        places = draws.tolist()
         return Crops(*(_cut(getattr(self, name), places, size) for name in Crops._fields))
+
+    def scene_names(self) -> list[str]:
+        """The scene of each patch, from its name: ROIs1158_spring_124 of ROIs1158_spring_124_p100."""
+        return [name.rpartition("_p")[0] or name for name in self.names]
+
+    def extent(self, number: int) -> tuple[int, int]:
+        """Rows and columns of a patch: all have the same."""
+        rows, cols = self.labels[number].shape
+        return rows, cols
+
+    def is_whole(self, number: int, row: int, col: int, size: int) -> bool:
+        """Whether a square inside a patch is covered: it always is."""
+        return True
+
+    def blocks(self) -> list[Block]:
+        """Blocks of labels that cover every pixel once: the patches."""
+        return [(number, 0, 0) for number in range(len(self))]
+
+    def block_labels(self, block: Block) -> NDArray[np.uint8]:
+        """Network classes of a block, uint8 (H, W)."""
+        return self.labels[block[0]].numpy()
+
+    def digest(self) -> str:
+        """SHA-256 of all that training can see: pixels, labels, cells and names."""
+        total = hashlib.sha256("\n".join(self.names).encode())
+        for name in Crops._fields:
+            tensor = getattr(self, name).contiguous()
+            total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            total.update(tensor.view(torch.uint8).numpy().data)
+        return total.hexdigest()
 
     def part(self, numbers: list[int]) -> PatchStack:
         """The patches of these numbers as a stack of their own."""
@@ -341,7 +380,7 @@ def joined(stacks: Sequence[PatchStack]) -> PatchStack:
     return whole
 
 
-def _cut(stack: Tensor, places: list[list[int]], size: int) -> Tensor:
+def _cut(stack: Tensor, places: Sequence[Place], size: int) -> Tensor:
     """Crops of a stack (N, ..., H, W) at places (patch, row, col, symmetry)."""
     # torch cannot flip uint16 on the processor: turn the same bits as int16.
     bits = stack.view(torch.int16) if stack.dtype == torch.uint16 else stack
@@ -349,6 +388,24 @@ def _cut(stack: Tensor, places: list[list[int]], size: int) -> Tensor:
     for number, (patch, row, col, symmetry) in enumerate(places):
         crops[number] = turn(bits[patch, ..., row : row + size, col : col + size], symmetry)
     return crops.view(stack.dtype)
+
+
+def turn_each(crops: Crops, symmetries: Sequence[int]) -> Crops:
+    """
+    Square crops, each turned as its symmetry says: at most eight calls for a batch, on whatever device it lies.
+
+    On the processor crops are turned while they are cut, which is faster there.
+    """
+    which = torch.tensor(symmetries)
+    turned = []
+    for crop in crops:
+        bits = crop.view(torch.int16) if crop.dtype == torch.uint16 else crop  # torch cannot flip uint16
+        whole = torch.empty_like(bits)
+        for symmetry in sorted(set(symmetries)):
+            chosen = (which == symmetry).nonzero().flatten().to(crop.device)
+            whole[chosen] = turn(bits[chosen], symmetry)
+        turned.append(whole.view(crop.dtype))
+    return Crops(*turned)
 
 
 def turn(square: Tensor, symmetry: int) -> Tensor:

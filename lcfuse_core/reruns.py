@@ -11,12 +11,14 @@ same folders as the machine that asks (a shared file system), and have this pack
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -171,6 +173,16 @@ def _on_cluster(runs: Sequence[Run], address: str) -> Iterator[Outcome]:
         for future in distributed.as_completed(futures, raise_errors=False):
             died = future.exception()  # such as a worker that was killed
             yield Outcome(futures[future], "failed", 0.0, repr(died)) if died else future.result()
+
+
+@contextmanager
+def local_cluster(threads: int = 2) -> Iterator[str]:
+    """Address of a Dask scheduler with one worker of so many *threads*, both in this process: to try a grid on."""
+    import distributed
+
+    options = {"n_workers": 1, "threads_per_worker": threads, "processes": False, "dashboard_address": None}
+    with distributed.LocalCluster(**options, protocol="tcp", silence_logs=logging.ERROR) as cluster:
+        yield cluster.scheduler_address
 
 
 def report(outcomes: Sequence[Outcome]) -> str:

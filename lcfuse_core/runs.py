@@ -13,6 +13,7 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,18 +30,24 @@ from lcfuse_core.legends import N_COARSE, SCORED
 from lcfuse_core.losses import LOSSES
 from lcfuse_core.networks import NETWORKS, build
 from lcfuse_core.patches import LABEL_KINDS, N_S1, N_S2, Statistics
+from lcfuse_core.sampling import SAMPLING
 
 FORMAT = "lcfuse checkpoint"
 FORMAT_VERSION = 1
 HEADER_KEY, DIGEST_KEY = "lcfuse", "sha256"
 """Name and version of our header, and the keys of the safetensors metadata that hold it and its digest."""
 
-CHOICES: dict[str, tuple[str, ...]] = {
+STATE = "state:"
+"""How the names of tensors begin that only a training which goes on needs; see `survival`."""
+
+CHOICES: dict[str, tuple[Any, ...]] = {
     "network": tuple(NETWORKS),
     "loss": tuple(LOSSES),
     "labels": tuple(LABEL_KINDS),
     "fusion": ("early", "late"),
     "precision": ("auto", "float32", "bfloat16"),
+    "sampling": SAMPLING,
+    "compiled": (False, True),
 }
 INPUTS = (("s2",), ("s1",), ("s2", "s1"), ("s1", "s2"))
 RANGES: dict[str, tuple[float, float]] = {
@@ -53,6 +60,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "warm_up": (0, 1),
     "weight_decay": (0, 1),
     "clip_norm": (1e-3, math.inf),
+    "ema": (0, 0.999999),
     "report_every": (1, 10**9),
     "seed": (0, 2**63 - 1),
 }
@@ -76,17 +84,20 @@ class TrainPlan:
     loss: str = "cross_entropy"
     transition: tuple[tuple[float, ...], ...] | None = None  # p(coarse | fine), (8, 9); None: from_accuracy
     class_weight_power: float = 0.5  # average accuracy counts classes alike, labels do not
+    sampling: str = "area"  # of the crops: every place alike, or every "scene", or every "class"
     crop: int = 64  # many small crops of many scenes beat few large ones
-    batch: int = 16
+    batch: int = 16  # crops in a step, on all processes together
     steps: int = 800
     learning_rate: float = 5e-3  # the highest; see training.learning_rate
     warm_up: float = 0.1  # share of the steps in which the rate rises
     weight_decay: float = 1e-2
     clip_norm: float = 1.0  # longest gradient: one odd batch must not undo the others
+    ema: float = 0.0  # keep a moving average of the weights, this much of it from before; 0: the last weights
     report_every: int = 100  # steps between lines of the history, evaluations and checkpoints
     seed: int = 0
     device: str = "auto"  # the GPU if there is one; or "cpu", "cuda:1" ...
     precision: str = "auto"  # bfloat16 where the processor computes in it
+    compiled: bool = False  # by torch.compile: minutes at the start, a faster step on a GPU
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", tuple(self.inputs))  # a list, when read from JSON or YAML
@@ -97,8 +108,9 @@ class TrainPlan:
         if self.transition is not None:
             object.__setattr__(self, "transition", _matrix(self.transition))
         for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                _refuse(name, getattr(self, name), f"one of {', '.join(known)}")
+            value = getattr(self, name)
+            if value not in known or isinstance(value, bool) != isinstance(known[0], bool):
+                _refuse(name, value, f"one of {', '.join(map(str, known))}")
         for name, (low, high) in RANGES.items():
             self._check_number(name, low, high)
 
@@ -137,19 +149,28 @@ def _refuse(name: str, value: object, expected: str) -> None:
     raise ParameterError(f"plan: {name}", found=repr(value), expected=expected, do="Correct the plan.")
 
 
+Row = dict[str, float | None]
+"""A line of a history."""
+
+
 @dataclass(frozen=True)
 class Run:
     """
     A trained network with what it takes to use it.
 
     history : one dict per report: step, loss (mean since the last), learning_rate, seconds since the start,
-        aa (agreement with the validation labels, 0-1, or None)
+        aa (agreement with the validation labels, 0-1, or None) and, of several validation stacks, aa_NAME
     """
 
     network: nn.Module
     plan: TrainPlan
     statistics: Statistics
-    history: list[dict[str, float | None]] = field(default_factory=list)
+    history: list[Row] = field(default_factory=list)
+
+
+def network_digest(network: nn.Module) -> str:
+    """SHA-256 of the weights and their names."""
+    return _digest("", {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()})
 
 
 def save_checkpoint(run: Run, path: str | os.PathLike[str]) -> Path:
@@ -159,6 +180,19 @@ def save_checkpoint(run: Run, path: str | os.PathLike[str]) -> Path:
     Raises OSError (disk full, no permission).
     """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, checkpoint_bytes(run))
+    return path
+
+
+def checkpoint_bytes(
+    run: Run, progress: Mapping[str, Any] | None = None, state: Mapping[str, Tensor] | None = None
+) -> bytes:
+    """
+    The content of a checkpoint: *run* and, for a training that goes on, how far it is.
+
+    progress : goes into the header as it is; state : tensors on the processor, by names that begin with STATE
+    """
     tensors = {name: value.detach().cpu().contiguous() for name, value in run.network.state_dict().items()}
     header = {
         "format": FORMAT,
@@ -169,10 +203,11 @@ def save_checkpoint(run: Run, path: str | os.PathLike[str]) -> Path:
         "legend": list(SCORED),
         "history": run.history,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if progress is not None:
+        header["progress"] = dict(progress)
+    tensors |= {name: tensor.contiguous() for name, tensor in (state or {}).items()}
     text = json.dumps(header)
-    _write_whole(path, save(tensors, {HEADER_KEY: text, DIGEST_KEY: _digest(text, tensors)}))
-    return path
+    return save(tensors, {HEADER_KEY: text, DIGEST_KEY: _digest(text, tensors)})
 
 
 def _digest(text: str, tensors: dict[str, Tensor]) -> str:
@@ -184,7 +219,7 @@ def _digest(text: str, tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write beside *path*, then put in its place: a reader never sees half a file."""
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     try:
@@ -205,8 +240,15 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Run:
     Raises MissingDataError when there is no such file, CheckpointError when it is no checkpoint of ours,
     damaged (cut, or a bit flipped), of a newer version, or when its numbers do not fit its plan.
     """
-    header, tensors = _read(Path(path))
+    return read_checkpoint(path)[0]
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> tuple[Run, dict[str, Any] | None, dict[str, Tensor]]:
+    """A checkpoint with what a training needs to go on, as `checkpoint_bytes` took it. Raises as `load_checkpoint`."""
+    header, everything = _read(Path(path))
     _check_header(path, header)
+    state = {name: tensor for name, tensor in everything.items() if name.startswith(STATE)}
+    tensors = {name: tensor for name, tensor in everything.items() if name not in state}
     try:
         plan, history = TrainPlan(**header["plan"]), list(header["history"])
         statistics = Statistics(*(tuple(header["statistics"][name]) for name in ("mean", "std")))
@@ -218,7 +260,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Run:
     if wanted != {name: (value.shape, value.dtype) for name, value in tensors.items()}:
         raise _refusal(path, f"weights that do not fit a {plan.network} of this plan")
     network.load_state_dict(tensors, assign=True)
-    return Run(network.eval(), plan, statistics, history)
+    return Run(network.eval(), plan, statistics, history), header.get("progress"), state
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

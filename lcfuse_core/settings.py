@@ -34,6 +34,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "fusion": ("profile", "seed", "data_root", "train_root", "steps", "crop", "batch", "place"),
     "methods_compared": ("profile", "seed", "data_root", "train_root", "steps", "crop", "batch"),
     "reruns": ("profile", "seed"),
+    "scaling_out": ("profile", "seed"),
     "reproduction": ("profile", "seed"),
     "sample_world": ("profile", "seed", "place"),
 }

@@ -1,8 +1,10 @@
 """
-Training: one loop, on the processor or a GPU, and what its network says about new images.
+Training: one loop, on the processor, on a GPU or on many.
 
-`learning_rate`, `batches` and `evaluate` hold the ideas; `train` is the order of things. The same plan,
-data, machine and number of threads give the same weights, to the bit, on the processor.
+`learning_rate`, `batches` and `loss_of` hold the ideas; `train` is the order of things. The same plan, data, machine
+and number of threads give the same weights, to the bit, on the processor, interrupted or not. What happens around the
+loop has files of its own: `feed` brings the crops, `processes` joins several processes, `survival` keeps checkpoints,
+`progress` tells how it goes, `inference` draws maps.
 """
 
 from __future__ import annotations
@@ -10,49 +12,48 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from lcfuse_core import transition
-from lcfuse_core.errors import DataError, ParameterError, TrainingError
-from lcfuse_core.legends import IGNORE, N_COARSE, SCORED, index_to_dfc
+from lcfuse_core import processes, survival, transition
+from lcfuse_core.feed import Stack, feed
+from lcfuse_core.inference import Images, classify, evaluate, forward, precision, predict, s2_and_s1
+from lcfuse_core.legends import N_COARSE, SCORED
 from lcfuse_core.losses import NEEDS_TRANSITION, Batch, Loss, build_loss, class_weights
-from lcfuse_core.packs import PackedScenes
-from lcfuse_core.patches import PatchStack, Statistics, normalise
-from lcfuse_core.runs import Run, TrainPlan, load_checkpoint, save_checkpoint
-from lcfuse_core.scenes import Patch
-from lcfuse_core.scores import Scores, confusion_of_many, summarise
+from lcfuse_core.patches import PatchStack, Statistics
+from lcfuse_core.processes import World, choose_device
+from lcfuse_core.progress import Log
+from lcfuse_core.runs import Row, Run, TrainPlan, load_checkpoint, network_digest, save_checkpoint
+from lcfuse_core.survival import Keeper, Position
 
 __all__ = [
+    "Images",
     "Run",
+    "Stack",
     "TrainPlan",
     "batches",
+    "choose_device",
     "classify",
     "evaluate",
     "learning_rate",
     "load_checkpoint",
+    "precision",
     "predict",
     "s2_and_s1",
     "save_checkpoint",
     "train",
 ]
 
-Stack = PatchStack | PackedScenes
-"""What training draws its crops from: patches in memory, or packed scenes on the disk."""
-
-Images = Patch | tuple[NDArray[np.uint16], NDArray[np.float32]]
-"""A patch, or its S2 (13, H, W), reflectance x 10000, and S1 (2, H, W), dB."""
-
-CHECKPOINT = "last.safetensors"
+CHECKPOINT = survival.LAST
 """Name of the checkpoint in the folder of a run."""
+
+Validation = PatchStack | Mapping[str, PatchStack]
+"""What is evaluated at each report: a stack, or several by name."""
 
 
 def learning_rate(step: int, plan: TrainPlan) -> float:
@@ -79,11 +80,8 @@ def batches(stack: Stack, plan: TrainPlan, statistics: Statistics) -> Iterator[t
 
     Yields images, float32 (N, C, crop, crop), and their labels and cells, (N, crop, crop), on the plan's device.
     """
-    device = choose_device(plan.device)
-    rng = torch.Generator().manual_seed(plan.seed)
-    for _ in range(plan.steps):
-        s2, s1, labels, cells = (tensor.to(device) for tensor in stack.crops(plan.batch, plan.crop, rng))
-        yield normalise(s2, s1, statistics, plan.inputs), Batch(labels, cells)
+    for images, batch, _ in feed(stack, plan, statistics, World(choose_device(plan.device))):
+        yield images, batch
 
 
 def loss_of(stack: Stack, plan: TrainPlan) -> Loss:
@@ -109,172 +107,165 @@ def train(
     plan: TrainPlan,
     run_dir: str | os.PathLike[str] | None = None,
     *,
-    validation: PatchStack | None = None,
+    validation: Validation | None = None,
     progress: bool = True,
     start: Run | None = None,
+    interval_s: float = 60.0,
 ) -> Run:
     """
-    Train a fresh network as *plan* says, on the labels of *stack*.
+    Train a network as *plan* says, on the labels of *stack*; go on where an interrupted run of it has stopped.
 
+    run_dir : folder of the run: its checkpoints (see `survival`), metrics and TensorBoard files (see `progress`). With
+        an unfinished run of the same plan and data it goes on, with a finished one it returns that
+    validation : evaluated at each report, into the history; changes nothing else. Of several stacks by name, the first
+        is `aa`, and each has its `aa_NAME`
     start : go on from a copy of this run's network, with its channel statistics, instead of fresh weights
-    run_dir : where the checkpoint "last.safetensors" is kept, renewed every `report_every` steps
-    validation : evaluated at each report, into the history; changes nothing else
+    interval_s : a checkpoint is written at each report, and when this many seconds have passed since the last
 
-    Raises TrainingError when loss or gradient stop being finite; the checkpoint is then that of the last
-    report.
+    Under `torchrun` all processes share the work; the first one writes. Raises TrainingError when loss or gradient stop
+    being finite, or when a signal (SIGTERM, Ctrl-C) asked a run with a folder to stop; ParameterError when the folder
+    holds another run; DiskError when it cannot be written. The last checkpoint is whole in any case.
     """
-    run = _start(stack, plan, start)
-    loss = loss_of(stack, plan)
-    optimiser = torch.optim.AdamW(run.network.parameters(), weight_decay=plan.weight_decay)
-    crops = batches(stack, plan, run.statistics)
-    bar = tqdm(crops, total=plan.steps, unit="crop", unit_scale=plan.batch, disable=not progress)
-    began, losses = time.perf_counter(), []
-    for step, (images, batch) in enumerate(bar):
-        optimiser.param_groups[0]["lr"] = learning_rate(step, plan)
-        logits = _forward(run, images)  # (N, 8, crop, crop)
-        value = loss(logits, batch)
-        optimiser.zero_grad()
-        value.backward()
-        length = nn.utils.clip_grad_norm_(run.network.parameters(), plan.clip_norm)
-        losses.append(_finite(value, length, run, run_dir))
-        optimiser.step()
-        if (step + 1) % plan.report_every == 0 or step + 1 == plan.steps:
-            _report(run, step, losses, time.perf_counter() - began, validation)
-            bar.set_postfix(loss=f"{run.history[-1]['loss']:.3f}")
-            losses.clear()
-            if run_dir is not None:
-                save_checkpoint(run, Path(run_dir) / CHECKPOINT)
+    identity = {} if run_dir is None else _identity(stack, start)
+    with (
+        processes.joined(plan.device) as world,
+        torch.random.fork_rng(devices=[]),  # the caller's random numbers go on as if nothing had happened
+        Keeper(run_dir, plan, identity, interval_s=interval_s, writes=world.is_first) as keeper,
+    ):
+        run, at = _found(keeper, world) or _fresh(stack, plan, start)
+        run.network.to(world.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if at.step < plan.steps:
+            run = run_steps(run, at, stack, world, keeper, validation, progress)
     run.network.eval()
     return run
 
 
-def _start(stack: Stack, plan: TrainPlan, start: Run | None) -> Run:
-    """A network on its device; torch's global random numbers go on as if nothing had happened."""
-    with torch.random.fork_rng():
-        torch.manual_seed(plan.seed)
-        network = plan.build() if start is None else deepcopy(start.network)
-    network.to(choose_device(plan.device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Run(network.train(), plan, stack.statistics() if start is None else start.statistics)
+def run_steps(
+    run: Run, at: Position, stack: Stack, world: World, keeper: Keeper, validation: Validation | None, progress: bool
+) -> Run:
+    """The loop: the steps from `at.step` on. Returns the network that they lead to."""
+    plan, loss = run.plan, loss_of(stack, run.plan)
+    optimiser = torch.optim.AdamW(run.network.parameters(), weight_decay=plan.weight_decay, fused=world.on_gpu or None)
+    result = Average(run, plan.ema)
+    crops = survival.restore(at.tensors, optimiser, result.averaged) if at.tensors else None
+    log = Log(keeper.folder if world.is_first else None, run.history, step=at.step, batch=plan.batch, watched=progress)
+    tally = Tally(at.losses, keeper, is_late=world.on_gpu)
+    began = time.perf_counter() - at.seconds
+    fed = feed(stack, plan, run.statistics, world, first=at.step, state=crops)
+    with world.spread(run.network, plan.compiled) as network:
+        network.train()
+        for step, (images, batch, crops) in log.steps(fed, plan.steps):
+            optimiser.param_groups[0]["lr"] = learning_rate(step, plan)
+            logits = forward(network, images, plan.precision)  # (n, 8, crop, crop), n crops of this process
+            value = loss(*world.whole(logits, batch))
+            optimiser.zero_grad()
+            (value * world.size).backward()  # of which the mean over the processes is taken
+            length = nn.utils.clip_grad_norm_(run.network.parameters(), plan.clip_norm)
+            tally.add(value, length)  # stops when they are no numbers
+            optimiser.step()
+            result.follow(step)
+
+            seconds, is_last = time.perf_counter() - began, step + 1 == plan.steps
+            is_told, is_report = world.any(bool(keeper.asked)), (step + 1) % plan.report_every == 0 or is_last
+            if is_report:
+                log.report(_report(result.run, step, tally.settled(), seconds, validation if world.is_first else None))
+                at.losses.clear()
+            if not is_last and (is_report or is_told or keeper.is_due()):
+                tally.settled()
+                state = survival.capture(optimiser, crops, result.averaged)
+                keeper.save(run, Position(step + 1, at.losses, seconds, state))
+            if is_told and not is_last:
+                raise keeper.stopped()
+    keeper.save(result.run, Position(plan.steps, seconds=seconds))
+    return result.run
 
 
-def _finite(value: Tensor, gradient: Tensor, run: Run, run_dir: str | os.PathLike[str] | None) -> float:
-    """The loss as a number; TrainingError, before weights are touched, when it is or leads to none."""
-    number = value.item()
-    if math.isfinite(number) and math.isfinite(gradient.item()):
-        return number
-    kept = "No checkpoint was written yet."
-    if run_dir is not None and run.history:
-        kept = f"That of step {run.history[-1]['step']} is kept in {Path(run_dir) / CHECKPOINT}."
-    raise TrainingError(
-        "training",
-        found=f"loss {number}, gradient of length {gradient.item()}",
-        expected="finite numbers",
-        do=f"Lower the learning rate, or look for bad values in the patches. {kept}",
-    )
+def _identity(stack: Stack, start: Run | None) -> dict[str, str]:
+    """What decides a training beside its plan."""
+    return {"training data": stack.digest(), "first weights": "" if start is None else network_digest(start.network)}
 
 
-def _report(run: Run, step: int, losses: list[float], seconds: float, validation: PatchStack | None) -> None:
+def _found(keeper: Keeper, world: World) -> tuple[Run, Position] | None:
+    """What an earlier start has left: the first process looks, and tidies up, before the others do."""
+    found = keeper.find() if world.is_first else None
+    world.wait()
+    return found if world.is_first else keeper.find()
+
+
+def _fresh(stack: Stack, plan: TrainPlan, start: Run | None) -> tuple[Run, Position]:
+    """A network before its first step."""
+    torch.default_generator.manual_seed(plan.seed)
+    network = plan.build() if start is None else deepcopy(start.network)
+    return Run(network, plan, stack.statistics() if start is None else start.statistics), Position()
+
+
+class Average:
+    """
+    A moving average of the weights of *run* and of the means that batch normalisation keeps, or these themselves.
+
+    decay : how much of the average stays at each step, less in the first ones; 0: no average. A network of averaged
+        weights often maps better than the last one of them (Polyak & Juditsky 1992; Tarvainen & Valpola 2017, arXiv
+        1703.01780, from whom the moving form)
+
+    run : with the averaged network; averaged : its tensors by name, none without an average
+    """
+
+    def __init__(self, run: Run, decay: float) -> None:
+        self.decay, self._followed = decay, run.network.state_dict()
+        self.run = replace(run, network=deepcopy(run.network)) if decay else run
+        self.averaged: dict[str, Tensor] = dict(self.run.network.state_dict()) if decay else {}
+
+    @torch.no_grad()
+    def follow(self, step: int) -> None:
+        """Take the weights after this step in."""
+        kept = min(self.decay, (1 + step) / (10 + step))
+        for name, tensor in self.averaged.items():
+            if tensor.is_floating_point():
+                tensor.lerp_(self._followed[name], 1 - kept)
+            else:
+                tensor.copy_(self._followed[name])
+
+
+class Tally:
+    """
+    The losses of the steps since the last report, in *losses*.
+
+    Asking a GPU for a number makes it wait: with *is_late* the numbers of many steps are asked for at once, and always
+    before a checkpoint is written. Otherwise no weight is touched by a loss or gradient that is no number.
+    """
+
+    def __init__(self, losses: list[float], keeper: Keeper, *, is_late: bool) -> None:
+        self.losses, self._keeper, self._most = losses, keeper, 100 if is_late else 1
+        self._waiting: list[Tensor] = []
+
+    def add(self, loss: Tensor, gradient: Tensor) -> None:
+        """Loss of a step, and the length of its gradient."""
+        self._waiting.append(torch.stack([loss.detach().float(), gradient.detach().float()]))
+        if len(self._waiting) >= self._most:
+            self.settled()
+
+    def settled(self) -> list[float]:
+        """All losses as numbers; TrainingError when one, or a gradient, is none."""
+        for loss, gradient in torch.stack(self._waiting).tolist() if self._waiting else []:
+            if not (math.isfinite(loss) and math.isfinite(gradient)):
+                raise self._keeper.failed(loss, gradient)
+            self.losses.append(loss)
+        self._waiting.clear()
+        return self.losses
+
+
+def _report(run: Run, step: int, losses: list[float], seconds: float, validation: Validation | None) -> Row:
     """One more line of the history."""
-    run.history.append(
-        {
-            "step": step + 1,
-            "loss": math.fsum(losses) / len(losses),
-            "learning_rate": learning_rate(step, run.plan),
-            "seconds": round(seconds, 2),
-            "aa": None if validation is None else evaluate(run, validation).aa,
-        }
-    )
-
-
-def evaluate(run: Run, stack: PatchStack) -> Scores:
-    """
-    Scores of the network's maps of whole patches against the labels of *stack*.
-
-    Against coarse labels this is agreement with them, not accuracy: a good map of 10 m disagrees with them
-    too.
-    """
-    patches = zip(stack.s2.numpy(), stack.s1.numpy(), stack.labels.numpy(), strict=True)
-    pairs = (
-        (index_to_dfc(np.where(labels < len(SCORED), labels, np.uint8(IGNORE))), classify(run, (s2, s1)))
-        for s2, s1, labels in patches
-    )
-    return summarise(confusion_of_many(pairs))
-
-
-def predict(run: Run, images: Images) -> NDArray[np.float32]:
-    """
-    Probability of each of the eight classes at each pixel, float32 (8, H, W), in the order of legends.SCORED.
-
-    images : a patch, or a pair: S2 (13, H, W), reflectance x 10000, and S1 (2, H, W), dB
-
-    For more than a patch: `map_scene(lambda s2, s1: predict(run, (s2, s1)), scene.s2, scene.s1)`. Raises
-    DataError when what comes out is no number, as it does for NaN in the images.
-    """
-    s2, s1 = s2_and_s1(images)
-    device = next(run.network.parameters()).device
-    was_training = run.network.training
-    run.network.eval()
-    with torch.inference_mode():
-        channels = normalise(torch.as_tensor(s2), torch.as_tensor(s1), run.statistics, run.plan.inputs)
-        logits = _forward(run, channels[None].to(device))
-        probabilities = torch.softmax(logits.float(), dim=1)[0]
-    run.network.train(was_training)
-    if not probabilities.isfinite().all():
-        do = "Look for NaN in the images (scenes.read_patch refuses them) or train anew."
-        raise DataError("predict", found="NaN probabilities", expected="numbers from 0 to 1", do=do)
-    return probabilities.cpu().numpy()
-
-
-def s2_and_s1(images: Images) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
-    """S2 and S1 of a patch or of a pair."""
-    return (images.s2, images.s1) if isinstance(images, Patch) else images
-
-
-def classify(run: Run, images: Images) -> NDArray[np.uint8]:
-    """The most probable class at each pixel, uint8 (H, W), as DFC2020 codes."""
-    return index_to_dfc(predict(run, images).argmax(axis=0))
-
-
-def _forward(run: Run, images: Tensor) -> Tensor:
-    """
-    Logits, computed in the precision that the plan and the processor agree on.
-
-    Channels last in memory is how fast convolutions want their numbers.
-    """
-    images = images.contiguous(memory_format=torch.channels_last)
-    with precision(run.plan.precision, images.device):
-        return run.network(images)
-
-
-def precision(name: str, device: torch.device) -> AbstractContextManager[None]:
-    """
-    Context that computes convolutions in bfloat16, or leaves all in float32.
-
-    "auto" takes bfloat16 where the hardware has instructions for it: twice to three times as fast, 8 bits of
-    mantissa, the range of float32. Elsewhere it would be emulated, slowly.
-    """
-    half = _has_bfloat16(device) if name == "auto" else name == "bfloat16"
-    return torch.autocast(device.type, torch.bfloat16, enabled=half)
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Older versions of torch cannot tell: then float32.
-    able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return device.type == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name ("auto": the GPU if there is one); ParameterError when it is not there."""
-    has_gpu = torch.cuda.is_available()
-    if name == "auto":
-        return torch.device("cuda" if has_gpu else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda", "mps") or (device.type == "cuda" and not has_gpu):
-        expected = "auto, cpu or a GPU that is here"
-        raise ParameterError("device", found=repr(name), expected=expected, do="Take auto.")
-    return device
+    row: Row = {
+        "step": step + 1,
+        "loss": math.fsum(losses) / len(losses),
+        "learning_rate": learning_rate(step, run.plan),
+        "seconds": round(seconds, 2),
+        "aa": None,
+    }
+    stacks = {} if validation is None else validation if isinstance(validation, Mapping) else {"": validation}
+    for name, stack in stacks.items():
+        agreement = evaluate(run, stack).aa
+        row |= {"aa": agreement if row["aa"] is None else row["aa"]} | ({f"aa_{name}": agreement} if name else {})
+    run.history.append(row)
+    return row

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from toys import IGBP_OF_CLASS, toy_patch
 
+from lcfuse_core.agreement import calibration_error, reliability_of, shared_errors
 from lcfuse_core.errors import DataError
 from lcfuse_core.legends import igbp_to_dfc
-from lcfuse_core.agreement import calibration_error, reliability_of, shared_errors
 
 KNOWN = (toy_patch(0), toy_patch(1))
 PATCHES = [replace(patch, dfc=igbp_to_dfc(patch.lc[0])) for patch in KNOWN]

@@ -1,5 +1,7 @@
 """The training loop: it learns, twice the same, and stops in good order when it cannot go on."""
 
+import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -286,3 +288,37 @@ def test_training_on_a_gpu(stack):
     on_gpu = predict(run, unseen)
     run.network.cpu()
     np.testing.assert_allclose(predict(run, unseen), on_gpu, atol=0.05)
+
+
+def test_an_average_of_the_weights_lies_among_them(stack):
+    """Off, it is the last weights; on, the average of those after each step, first steps counting less and less."""
+    plan = replace(TINY, steps=3)
+    after = [train(stack, replace(plan, steps=3, ema=0.0), progress=False).network.classify.weight]
+    seen, follow = [], training.Average.follow
+    with pytest.MonkeyPatch.context() as patched:
+
+        def watched(self, step):
+            seen.append(self._followed["classify.weight"].clone())
+            follow(self, step)
+
+        patched.setattr(training.Average, "follow", watched)
+        averaged = train(stack, replace(plan, ema=0.5), progress=False)
+    assert torch.equal(seen[-1], after[0])
+    torch.manual_seed(0)
+    expected = plan.build().classify.weight.detach()
+    for step, weight in enumerate(seen):
+        kept = min(0.5, (1 + step) / (10 + step))
+        expected = kept * expected + (1 - kept) * weight
+    torch.testing.assert_close(averaged.network.classify.weight.detach(), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+@pytest.mark.skipif("LCFUSE_COMPILE" not in os.environ, reason="takes a minute: set LCFUSE_COMPILE")
+def test_a_compiled_network_learns_the_same(stack):
+    """To the digits that another order of sums leaves; its checkpoint is that of any network."""
+    plain, compiled = (
+        train(stack, replace(TINY, compiled=on, precision="float32"), progress=False) for on in (False, True)
+    )
+    assert compiled.history[-1]["loss"] == pytest.approx(plain.history[-1]["loss"], rel=1e-3)
+    assert compiled.network.state_dict().keys() == plain.network.state_dict().keys()
