@@ -1,0 +1,80 @@
+"""
+The table of the status page: what is known of each chapter's outputs. Nothing in it is typed.
+
+State and digest come from the notebook, time, memory, versions and machine from its provenance box, the commit from
+git, and the date of the last passing check from `_build/verified.json`, which `make test` writes when every chapter
+has run and agreed with what it shows. A date counts only for the digest that was checked.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bs4 import BeautifulSoup
+from nbformat import NotebookNode
+
+import chapters
+
+VERIFIED = chapters.ROOT / "_build" / "verified.json"
+HEAD = (
+    "| Chapter | Outputs | Checked on | Time | Memory | Cells compared | Made with | Commit |",
+    "|---|---|---|--:|--:|--:|---|---|",
+)
+
+
+def provenance(notebook: NotebookNode) -> dict[str, str]:
+    """The rows of the provenance box that closes a chapter; empty when it has none."""
+    for cell in reversed(chapters.code_cells(notebook)):
+        for output in cell.outputs:
+            page = BeautifulSoup(output.get("data", {}).get("text/html", ""), "html.parser")
+            if page.find("table", class_="provenance"):
+                return {row.th.get_text(): row.td.get_text() for row in page.find_all("tr")}
+    return {}
+
+
+def commit(file: Path) -> str:
+    """The short hash of the last commit that changed a file, or "not committed"."""
+    command = ["git", "log", "-1", "--format=%h", "--", file.name]
+    done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "not committed"
+
+
+def verify(file: Path = VERIFIED) -> None:
+    """Write down that every chapter has passed its check now: called by `make test` after it."""
+    day = datetime.now(UTC).strftime("%Y-%m-%d")
+    each = {name: {"digest": chapters.digest(chapters.read(name)), "on": day} for name in chapters.names()}
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(each, indent=1) + "\n")
+
+
+def checked_on(name: str, notebook: NotebookNode, file: Path = VERIFIED) -> str:
+    """The day of the last passing check of these very outputs, or "not on this machine"."""
+    known = json.loads(file.read_text()) if file.exists() else {}
+    same = known.get(name, {}).get("digest") == chapters.digest(notebook)
+    return str(known[name]["on"]) if same else "not on this machine"
+
+
+def row(name: str, folder: Path) -> str:
+    """One chapter."""
+    notebook = chapters.read(name, folder)
+    cells = chapters.code_cells(notebook)
+    compared = sum(chapters.IGNORED not in chapters.tags(cell) for cell in cells)
+    if folder.resolve() != chapters.BOOK:
+        state, when = "of this run", "made by this run"
+    else:
+        state = "current" if chapters.is_current(notebook) else "older than the code"
+        when = checked_on(name, notebook)
+    facts = provenance(notebook)
+    cost = re.match(r"(\d+ s), at most (\d+ MB)", facts.get("Time and memory", ""))
+    time, memory = cost.groups() if cost else ("not told", "not told")
+    values = (state, when, time, memory, f"{compared} of {len(cells)}", facts.get("Versions", "not told"))
+    return f"| {{doc}}`{name}` | {' | '.join(values)} | {commit(folder / f'{name}.ipynb')} |"
+
+
+def table(folder: Path, names: list[str]) -> str:
+    """The Markdown table that `status.md` includes."""
+    return "\n".join([*HEAD, *(row(name, folder) for name in names)]) + "\n"
