@@ -71,7 +71,8 @@ def forwarding(target: str) -> str:
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>This page has moved</title>\n'
         f'<meta http-equiv="refresh" content="0; url={to}"><meta name="robots" content="noindex">\n'
-        f'</head><body><main><h1>This page has moved</h1><p>It is <a href="{to}">here</a> now.</p></main></body></html>\n'
+        f"</head><body><main><h1>This page has moved</h1>\n"
+        f'<p>It is <a href="{to}">here</a> now.</p></main></body></html>\n'
     )
 
 

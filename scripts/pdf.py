@@ -30,7 +30,8 @@ import chapters
 NAME = "land-cover-at-10-metres.pdf"
 """What the pages link to."""
 
-PRINT = {"format": "A4", "print_background": True, "margin": {"top": "18mm", "bottom": "20mm", "left": "17mm", "right": "17mm"}}  # fmt: skip
+MARGIN = {"top": "18mm", "bottom": "20mm", "left": "17mm", "right": "17mm"}
+PRINT: dict[str, Any] = {"format": "A4", "print_background": True, "margin": MARGIN}
 STYLE = """
 body {font-family: Georgia, 'Noto Serif', 'Liberation Serif', serif; color: #20302b}
 h1 {font-weight: 400; font-size: 30pt; margin-top: 60mm} p {font-size: 12pt}
@@ -120,7 +121,11 @@ def front(title: str, printed: list[Printed]) -> str:
     lines, part = [], None
     for one in printed:
         if one.part != part:
-            lines += ["</ol>" if part is not None else "", f"<h3>{html.escape(one.part)}</h3>" if one.part else "", "<ol>"]
+            lines += [
+                "</ol>" if part is not None else "",
+                f"<h3>{html.escape(one.part)}</h3>" if one.part else "",
+                "<ol>",
+            ]
             part = one.part
         lines.append(f"<li><span>{html.escape(one.title)}</span><span>{one.start + 1}</span></li>")
     body = "\n".join(lines)
