@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from datetime import UTC, datetime
 from pathlib import Path
 
 from bs4 import BeautifulSoup
@@ -19,7 +18,6 @@ from nbformat import NotebookNode
 
 import chapters
 
-VERIFIED = chapters.ROOT / "_build" / "verified.json"
 HEAD = (
     "| Chapter | Outputs | Checked on | Time | Memory | Cells compared | Made with | Commit |",
     "|---|---|---|--:|--:|--:|---|---|",
@@ -43,15 +41,7 @@ def commit(file: Path) -> str:
     return done.stdout.strip() or "not committed"
 
 
-def verify(file: Path = VERIFIED) -> None:
-    """Write down that every chapter has passed its check now: called by `make test` after it."""
-    day = datetime.now(UTC).strftime("%Y-%m-%d")
-    each = {name: {"digest": chapters.digest(chapters.read(name)), "on": day} for name in chapters.names()}
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(each, indent=1) + "\n")
-
-
-def checked_on(name: str, notebook: NotebookNode, file: Path = VERIFIED) -> str:
+def checked_on(name: str, notebook: NotebookNode, file: Path = chapters.VERIFIED) -> str:
     """The day of the last passing check of these very outputs, or "not on this machine"."""
     known = json.loads(file.read_text()) if file.exists() else {}
     same = known.get(name, {}).get("digest") == chapters.digest(notebook)
