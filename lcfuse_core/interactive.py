@@ -116,6 +116,7 @@ def field_viewer(patch: Patch, fields: Mapping[str, int]) -> str:
     if not 1 <= len(fields) <= len(FIELD_COLOURS) or min(fields.values()) < 1:
         expected = f"1 to {len(FIELD_COLOURS)} sides of at least 1 pixel"
         raise ParameterError("fields", found=str(dict(fields)), expected=expected, do="Leave some out.")
+    fields = {str(label): int(side) for label, side in fields.items()}
     image = rgb(patch)
     height, width = image.shape[:2]
     middle = (height // 2, width // 2)
@@ -127,7 +128,7 @@ def field_viewer(patch: Patch, fields: Mapping[str, int]) -> str:
         squares.append(f'<rect {at} fill="none" stroke="#000" stroke-width="2.6"/>')
         squares.append(f'<rect {at} fill="none" stroke="{colour}" stroke-width="1.4"/>')
         mark = f'<span class="lc-code" style="background:{colour}">&nbsp;</span>'
-        rows.append(f"<p>{mark}{html.escape(label)}: {side} pixels, {side * 10} m wide</p>")
+        rows.append(f"<p>{mark}{html.escape(label)}: {side} pixels, {side * 10:,} m wide</p>")
     outlines = ""
     if patch.crs is not None:
         lines = _borders(cell_ids(patch.transform, patch.crs, (height, width))[0])

@@ -76,18 +76,23 @@ def is_current(notebook: NotebookNode, root: Path = ROOT) -> bool:
     return bool(stored == digest(notebook, root))
 
 
-def execute(name: str, book: Path = BOOK) -> None:
-    """Run a chapter in place. The file changes only when every cell has passed, and then at once."""
-    notebook = read(name, book)
-    start = time.monotonic()
+def run(notebook: NotebookNode, folder: Path) -> NotebookNode:
+    """Run all cells in *folder*; outputs are put into the notebook. Raises CellExecutionError when one fails."""
     client = NotebookClient(
         notebook,
         timeout=CELL_TIMEOUT_S,
         kernel_name="python3",
         record_timing=False,  # times would make every commit differ
-        resources={"metadata": {"path": str(book)}},
+        resources={"metadata": {"path": str(folder)}},
     )
-    client.execute()
+    return client.execute()
+
+
+def execute(name: str, book: Path = BOOK) -> None:
+    """Run a chapter in place. The file changes only when every cell has passed, and then at once."""
+    notebook = read(name, book)
+    start = time.monotonic()
+    run(notebook, book)
     notebook.metadata.pop("widgets", None)
     notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}  # knows % and !

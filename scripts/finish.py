@@ -28,6 +28,8 @@ NOT_WRITTEN = ("index.html", "genindex.html", "search.html", "py-modindex.html")
 CARD = "_static/social-card.png"
 CARD_ALT = "A satellite image of fields and woods, its coarse label in slanted blocks, and the map of a network."
 DESCRIPTION_LENGTH = 200
+TOGGLE = "Pages below"
+"""What the theme's arrow beside a page with pages below it is called: the theme gives it no name."""
 
 
 def description(soup: BeautifulSoup) -> str:
@@ -62,7 +64,11 @@ def add_fields(file: Path, address: str) -> None:
     text = file.read_text(encoding="utf-8")
     if 'property="og:title"' not in text:
         soup = BeautifulSoup(text, "html.parser")
-        file.write_text(text.replace("</head>", fields(soup, address) + "</head>", 1), encoding="utf-8")
+        text = text.replace("</head>", fields(soup, address) + "</head>", 1)
+        text = text.replace(
+            '<summary><span class="toctree-toggle"', f'<summary aria-label="{TOGGLE}"><span class="toctree-toggle"'
+        )
+        file.write_text(text, encoding="utf-8")
 
 
 def forwarding(target: str) -> str:
