@@ -13,42 +13,21 @@ runs. Handles are range inputs with labels, so all of it works by keyboard; each
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import html
-import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from lcfuse_core.cells import cell_ids
 from lcfuse_core.errors import GridError, ParameterError
 from lcfuse_core.figures import FIELD_COLOURS, rgb
+from lcfuse_core.inline import frame, label_png, photo_png, range_input, svg, swatch, unique_id
 from lcfuse_core.legends import DFC2020, SCORED, Legend, igbp_to_dfc, index_to_dfc
 from lcfuse_core.scenes import Patch
-from lcfuse_core.style import ink_on
-
-STYLE = """
-.lc-figure{max-width:42rem;margin:0;font-size:.92rem;color:inherit}
-.lc-figure .lc-panels{display:flex;flex-wrap:wrap;gap:.6rem;margin:0}
-.lc-figure .lc-panels>div{flex:1 1 15rem;min-width:0;max-width:26rem}
-.lc-figure svg{width:100%;height:auto;display:block}
-.lc-figure image{image-rendering:pixelated}
-.lc-figure .lc-handle{display:flex;flex-wrap:wrap;align-items:center;gap:.3rem .8rem;margin:.6rem 0 .2rem}
-.lc-figure input[type=range]{flex:1 1 12rem;min-width:9rem;accent-color:#1f6b4f;height:1.6rem}
-.lc-figure p{margin:.2rem 0}
-.lc-figure .lc-bar{display:grid;grid-template-columns:9.5rem 1fr 3.4rem;gap:.5rem;align-items:center;line-height:1.5}
-.lc-figure .lc-bar[hidden]{display:none}
-.lc-figure .lc-bar span:last-child{text-align:right;font-variant-numeric:tabular-nums}
-.lc-figure .lc-bar i{display:block;height:.95rem;border:1px solid #777;box-sizing:border-box}
-.lc-figure .lc-code{display:inline-block;width:1.6em;text-align:center;font-size:.8em;border:1px solid #777}
-.lc-figure .lc-code{margin-right:.4em}
-@media print{.lc-figure .lc-handle{display:none}}
-""".strip().replace("\n", "")
-"""One style for all of them; `lc-figure` is the class of each."""
 
 OUTLINE = "#ff4f9a"
 """Of what is pointed at: a colour that no class has, drawn over a dark line."""
@@ -63,27 +42,31 @@ def cell_explorer(patch: Patch, legend: Legend = DFC2020) -> str:
     The cell that is shown first is the most mixed one; the others follow from mixed to pure. Raises GridError when
     the patch has no reference, cannot be placed on the Earth, or holds no whole cell.
     """
-    if patch.dfc is None or patch.crs is None:
-        missing = "no reference" if patch.dfc is None else "no georeference"
-        raise GridError(patch.name, found=missing, expected="both", do="Take a patch that has both.")
-    ids, _ = cell_ids(patch.transform, patch.crs, patch.dfc.shape)
-    cells = [_cell(ids, patch.dfc, igbp_to_dfc(patch.lc[0]), number, legend) for number in whole_cells(ids)]
+    if patch.dfc is None or patch.lc is None:
+        found = "no reference" if patch.dfc is None else "no MODIS label"
+        raise GridError(patch.name, found=found, expected="both", do="Take a patch that has both.")
+    ids = _cells_of(patch, patch.dfc.shape)
+    if ids is None:
+        raise GridError(patch.name, found="no georeference", expected="one", do="Take a patch that has one.")
+    coarse = igbp_to_dfc(patch.lc[0])
+    cells = [_look_into(ids, patch.dfc, coarse, number, legend) for number in whole_cells(ids)]
     if not cells:
         raise GridError(patch.name, found="no whole cell", expected="at least one", do="Take a larger patch.")
-    cells.sort(key=lambda cell: (cell["parts"][0][1], cell["outline"]))
-    name = _unique("cells", json.dumps(cells))
+    cells.sort(key=lambda cell: (cell.parts[0][1], cell.outline))
+    data = json.dumps([asdict(cell) for cell in cells])
+    name = unique_id("cells", data)
     height, width = patch.dfc.shape
     panels = (("Sentinel-2", photo_png(rgb(patch))), ("Reference, 10 m", label_png(patch.dfc, legend)))
-    outline = _path(str(cells[0]["outline"]))
+    outline = _path(cells[0].outline)
     drawn = "".join(
-        f"<div><p>{title}</p>{_svg(image, (height, width), f'{title}, one coarse cell outlined', outline)}</div>"
+        f"<div><p>{title}</p>{svg(image, (height, width), f'{title}, one coarse cell outlined', outline)}</div>"
         for title, image in panels
     )
-    codes = sorted({code for cell in cells for code, _ in cell["parts"]})
-    bars = "".join(_bar(code, dict(cells[0]["parts"]).get(code, 0), legend) for code in codes)
+    codes = sorted({code for cell in cells for code, _ in cell.parts})
+    bars = "".join(_bar(code, dict(cells[0].parts).get(code, 0), legend) for code in codes)
     body = (
-        f'<div class="lc-panels">{drawn}</div>{_range(name, "Cell, from mixed to pure", len(cells))}'
-        f'<p id="{name}-said" aria-live="polite">{html.escape(cells[0]["said"])}</p>{bars}'
+        f'<div class="lc-panels">{drawn}</div>{range_input(name, "Cell, from mixed to pure", len(cells))}'
+        f'<p id="{name}-said" aria-live="polite">{html.escape(cells[0].said)}</p>{bars}'
     )
     script = (
         "const c=cells[+r.value];f.querySelectorAll('path').forEach(p=>p.setAttribute('d',c.outline));"
@@ -91,7 +74,7 @@ def cell_explorer(patch: Patch, legend: Legend = DFC2020) -> str:
         "const v=m[b.dataset.code]||0;b.hidden=!v;b.querySelector('i').style.width=v+'%';"
         "b.lastElementChild.textContent=v.toFixed(1)+' %'})"
     )
-    return _figure(name, body, f"cells={json.dumps(cells)}", script)
+    return frame(name, body, f"cells={data}", script)
 
 
 def whole_cells(ids: NDArray[np.int32]) -> list[int]:
@@ -121,7 +104,7 @@ def field_viewer(patch: Patch, fields: Mapping[str, int]) -> str:
     height, width = image.shape[:2]
     middle = (height // 2, width // 2)
     squares, rows = [], []
-    name = _unique("field", json.dumps(fields) + patch.name)
+    name = unique_id("field", json.dumps(fields) + patch.name)
     for (label, side), colour in zip(fields.items(), FIELD_COLOURS, strict=False):
         half = int(side) // 2
         at = f'x="{middle[1] - half}" y="{middle[0] - half}" width="{side}" height="{side}" data-half="{half}"'
@@ -130,21 +113,24 @@ def field_viewer(patch: Patch, fields: Mapping[str, int]) -> str:
         mark = f'<span class="lc-code" style="background:{colour}">&nbsp;</span>'
         rows.append(f"<p>{mark}{html.escape(label)}: {side} pixels, {side * 10:,} m wide</p>")
     outlines = ""
-    if patch.crs is not None:
-        lines = _borders(cell_ids(patch.transform, patch.crs, (height, width))[0])
+    ids = _cells_of(patch, (height, width))
+    if ids is not None:
+        lines = _borders(ids)
         outlines = f'<path d="{lines}" fill="none" stroke="#fff" stroke-width=".7" stroke-opacity=".9"/>'
     words = f"{len(fields)} squares around one pixel of a satellite image, one a network, over the coarse cells"
-    drawn = _svg(photo_png(image), (height, width), words, outlines + "".join(squares))
+    drawn = svg(photo_png(image), (height, width), words, outlines + "".join(squares))
+    handles = range_input(f"{name}-row", "Row", height, middle[0])
+    handles += range_input(f"{name}-col", "Column", width, middle[1])
     body = (
-        f'<div class="lc-panels"><div>{drawn}</div><div>{"".join(rows)}<p>White: outlines of the coarse cells.</p>'
-        f"{_range(f'{name}-row', 'Row', height, middle[0])}{_range(f'{name}-col', 'Column', width, middle[1])}"
+        f'<div class="lc-panels"><div>{drawn}</div><div>{"".join(rows)}'
+        f"<p>White: outlines of the coarse cells.</p>{handles}"
         f'<p id="{name}-said" aria-live="polite">Pixel {middle[0]}, {middle[1]}</p></div></div>'
     )
     script = (
         "const [y,x]=[...f.querySelectorAll('input')].map(i=>+i.value);f.querySelectorAll('rect').forEach(q=>{"
         "q.setAttribute('x',x-q.dataset.half);q.setAttribute('y',y-q.dataset.half)});say.textContent=`Pixel ${y}, ${x}`"
     )
-    return _figure(name, body, "", script)
+    return frame(name, body, "", script)
 
 
 def prior_slider(
@@ -180,60 +166,54 @@ def prior_slider(
         {"image": label_png(one, legend), "said": _say_map(one, power, reference)}
         for one, power in zip(maps, powers, strict=True)
     ]
-    name = _unique("prior", "".join(hashlib.sha256(one.tobytes()).hexdigest() for one in maps))
-    drawn = _svg(
+    name = unique_id("prior", "".join(hashlib.sha256(one.tobytes()).hexdigest() for one in maps))
+    drawn = svg(
         frames[first]["image"],
         maps[0].shape,
         "Land-cover map of one patch, drawn with the chosen weight of the prior",
         "",
     )
     present = sorted({int(code) for one in maps for code in np.unique(one)})
-    keys = "".join(f"<p>{_swatch(code, legend)}{html.escape(legend.name_of(code))}</p>" for code in present)
+    keys = "".join(f"<p>{swatch(code, legend)}{html.escape(legend.name_of(code))}</p>" for code in present)
     body = (
         f'<div class="lc-panels"><div>{drawn}</div><div>{keys}</div></div>'
-        f"{_range(name, 'Weight of the prior', len(powers), first)}"
+        f"{range_input(name, 'Weight of the prior', len(powers), first)}"
         f'<p id="{name}-said" aria-live="polite">{html.escape(frames[first]["said"])}</p>'
     )
     script = "const c=frames[+r.value];f.querySelector('image').setAttribute('href',c.image);say.textContent=c.said"
-    return _figure(name, body, f"frames={json.dumps(frames)}", script)
+    return frame(name, body, f"frames={json.dumps(frames)}", script)
 
 
-# Pictures ----------------------------------------------------------------------------------------
+# What is drawn ------------------------------------------------------------------------------------
 
 
-def label_png(codes: NDArray[np.integer], legend: Legend = DFC2020) -> str:
-    """A map of classes as a data address: a PNG with the colours of the legend, a byte a pixel or less."""
-    picture = Image.fromarray(codes.astype(np.uint8), mode="P")
-    palette = np.zeros((256, 3), np.uint8)
-    for code in np.unique(codes).tolist():
-        palette[code] = legend.rgba(code)[:3]
-    picture.putpalette(palette.tobytes())
-    return _address(picture)
+@dataclass(frozen=True)
+class _Cell:
+    """One whole cell: its outline as an SVG path, (code, per cent of its area) from most to least, and a sentence."""
+
+    outline: str
+    parts: list[tuple[int, float]]
+    said: str
 
 
-def photo_png(image: NDArray[np.floating]) -> str:
-    """An image, float (H, W, 3) in 0..1, as a data address: a PNG of 128 colours, a third of the bytes."""
-    picture = Image.fromarray(np.round(255 * image).astype(np.uint8))
-    return _address(picture.quantize(128, dither=Image.Dither.NONE))
-
-
-def _address(picture: Image.Image) -> str:
-    stream = io.BytesIO()
-    picture.save(stream, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
-
-
-def _cell(
+def _look_into(
     ids: NDArray[np.int32], reference: NDArray[np.integer], coarse: NDArray[np.integer], number: int, legend: Legend
-) -> dict[str, object]:
+) -> _Cell:
     inside = ids == number
     codes, counts = np.unique(reference[inside], return_counts=True)
     order = np.argsort(-counts, kind="stable")
     parts = [(int(codes[place]), round(100 * float(counts[place]) / int(counts.sum()), 1)) for place in order]
     label = int(np.bincount(coarse[inside]).argmax())
     share = dict(parts).get(label, 0.0)
-    said = f"MODIS says {legend.name_of(label)}, which is {share:.1f} % of the {int(counts.sum())} pixels of this cell."
-    return {"outline": _borders(inside.astype(np.int32)), "parts": parts, "said": said}
+    said = f"MODIS says {legend.name_of(label)}, which is {share:.1f} % of the {counts.sum()} pixels of this cell."
+    return _Cell(_borders(inside.astype(np.int32)), parts, said)
+
+
+def _cells_of(patch: Patch, shape: tuple[int, ...]) -> NDArray[np.int32] | None:
+    """The cell of each pixel, or None where the patch cannot be placed on the Earth."""
+    if patch.crs is None or patch.transform is None:
+        return None
+    return cell_ids(patch.transform, patch.crs, (shape[0], shape[1]))[0]
 
 
 def _borders(ids: NDArray[np.int32]) -> str:
@@ -261,55 +241,11 @@ def _say_map(codes: NDArray[np.integer], power: float, reference: NDArray[np.int
     return f"{said}: {100 * float((codes == reference)[known].mean()):.1f} % of the pixels are right."
 
 
-# Parts of a figure -------------------------------------------------------------------------------
-
-
-def _unique(kind: str, content: str) -> str:
-    """An id that the same content always gets: pages and tests stay as they are."""
-    return f"lc-{kind}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
-
-
-def _svg(image: str, shape: tuple[int, ...], words: str, over: str) -> str:
-    height, width = shape
-    return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(words)}">'
-        f'<image width="{width}" height="{height}" href="{image}"/>{over}</svg>'
-    )
-
-
-def _range(name: str, label: str, count: int, value: int = 0) -> str:
-    return (
-        f'<div class="lc-handle"><label for="{name}-range">{html.escape(label)}</label>'
-        f'<input type="range" id="{name}-range" min="0" max="{count - 1}" value="{value}"></div>'
-    )
-
-
-def _swatch(code: int, legend: Legend) -> str:
-    red, green, blue, _ = legend.rgba(code)
-    ink = ink_on(legend.rgba(code))
-    return f'<span class="lc-code" style="background:rgb({red},{green},{blue});color:{ink}">{code}</span>'
-
-
 def _bar(code: int, share: float, legend: Legend) -> str:
     red, green, blue, _ = legend.rgba(code)
     hidden = "" if share else " hidden"
-    name = f"{_swatch(code, legend)}{html.escape(legend.name_of(code))}"
+    name = f"{swatch(code, legend)}{html.escape(legend.name_of(code))}"
     return (
         f'<div class="lc-bar" data-code="{code}"{hidden}><span>{name}</span>'
         f'<i style="width:{share}%;background:rgb({red},{green},{blue})"></i><span>{share:.1f} %</span></div>'
-    )
-
-
-def _figure(name: str, body: str, data: str, script: str) -> str:
-    """
-    The whole: style, what is seen, and a script that changes it when a handle moves.
-
-    A browser keeps where a handle was when a page is loaded again: so the script runs once at the start, too.
-    """
-    begin = f"const {data};" if data else ""
-    return (
-        f'<div class="lc-figure" id="{name}"><style>{STYLE}</style>{body}'
-        f"<script>(()=>{{{begin}const f=document.getElementById('{name}'),r=f.querySelector('input'),"
-        f"say=document.getElementById('{name}-said'),go=()=>{{{script}}};"
-        f"f.addEventListener('input',go);go()}})()</script></div>"
     )

@@ -133,7 +133,8 @@ def constants(tree: ast.Module) -> Iterator[tuple[str, str]]:
 def used_by(sources: list[str], modules: dict[str, Module]) -> set[str]:
     """`module.name` for all that cells use of the package, and `module` alone for each module."""
     tree = ast.parse("\n".join(TransformerManager().transform_cell(source) for source in sources))
-    alias, used = {}, set()
+    alias: dict[str, str] = {}
+    used: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == PACKAGE:
             alias |= {name.asname or name.name: name.name for name in node.names if name.name in modules}

@@ -167,8 +167,8 @@ def join(title: str, printed: list[Printed], page: Any, folder: Path) -> PdfWrit
     parts: dict[str, Any] = {}
     for one in printed:
         if one.part and one.part not in parts:
-            parts[one.part] = writer.add_outline_item(one.part, one.start)
-        writer.add_outline_item(one.title, one.start, parent=parts.get(one.part))
+            parts[one.part] = writer.add_outline_item(title=one.part, page_number=one.start)
+        writer.add_outline_item(title=one.title, page_number=one.start, parent=parts.get(one.part))
         mend_links(writer, one, {other.name: other for other in printed})
     writer.add_metadata({"/Title": title, "/Author": "The lcfuse-book contributors"})
     writer.compress_identical_objects()

@@ -30,7 +30,8 @@ def provenance(notebook: NotebookNode) -> dict[str, str]:
         for output in cell.outputs:
             page = BeautifulSoup(output.get("data", {}).get("text/html", ""), "html.parser")
             if page.find("table", class_="provenance"):
-                return {row.th.get_text(): row.td.get_text() for row in page.find_all("tr")}
+                rows = ([cell.get_text() for cell in row.find_all(["th", "td"])] for row in page.find_all("tr"))
+                return {row[0]: row[1] for row in rows}
     return {}
 
 

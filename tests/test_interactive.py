@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from affine import Affine
 from bs4 import BeautifulSoup
 from PIL import Image
 
-from lcfuse_core import cells, interactive, legends
+from lcfuse_core import cells, inline, interactive, legends
 from lcfuse_core.errors import GridError, ParameterError
 from lcfuse_core.scenes import Patch
 
@@ -126,16 +127,14 @@ def test_the_prior_decides_the_more_the_heavier_it_is():
 
 def test_a_map_keeps_its_codes_and_the_colours_of_its_legend():
     codes = np.array([[1, 10], [9, 4]], np.uint8)
-    picture = opened(interactive.label_png(codes))
+    picture = opened(inline.label_png(codes))
     assert np.array_equal(np.asarray(picture), codes)
     assert picture.convert("RGB").getpixel((1, 0)) == legends.DFC2020.rgba(10)[:3]
 
 
 def test_what_cannot_be_shown_is_refused(patch):
-    from dataclasses import replace
-
-    for missing in ({"dfc": None}, {"crs": None, "transform": None}):
-        with pytest.raises(GridError, match="expected both"):
+    for missing, words in (({"dfc": None}, "no reference"), ({"crs": None, "transform": None}, "no georeference")):
+        with pytest.raises(GridError, match=words):
             interactive.cell_explorer(replace(patch, **missing))
     with pytest.raises(ParameterError, match="at least 1 pixel"):
         interactive.field_viewer(patch, {"none": 0})
