@@ -37,14 +37,11 @@ def ask(source: Ftp | Https, at_most: int) -> tuple[int | None, bytes | None]:
     """Size of a file as its server tells it, and its content if it is small. Raises OSError when it is not there."""
     if isinstance(source, Ftp):
         return _ask_ftp(source, at_most)
-    head = urllib.request.Request(source.url, method="HEAD")
-    with urllib.request.urlopen(head, timeout=TIMEOUT_S) as answer:
-        told = answer.headers.get("Content-Length")
-    size = int(told) if told else None
-    if size is None or size > at_most:
-        return size, None
     with urllib.request.urlopen(source.url, timeout=TIMEOUT_S) as answer:
-        return size, answer.read(at_most + 1)
+        told = answer.headers.get("Content-Length")
+        size = int(told) if told else None
+        small = size is not None and size <= at_most
+        return size, answer.read() if small else None  # what is not read is not sent: the connection is closed
 
 
 def _ask_ftp(source: Ftp, at_most: int) -> tuple[int | None, bytes | None]:

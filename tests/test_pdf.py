@@ -1,4 +1,4 @@
-"""The PDF edition on a small book: contents with the right page numbers, numbers on the sheets, links within the file."""
+"""The PDF edition on a small book: contents with the right numbers, a number on each sheet, links within the file."""
 
 import re
 
