@@ -30,6 +30,9 @@ import chapters
 NAME = "land-cover-at-10-metres.pdf"
 """What the pages link to."""
 
+FOOT = "<p>Text and figures <a"
+"""How the foot of a page begins: `html.extra_footer` of _config.yml."""
+
 MARGIN = {"top": "18mm", "bottom": "20mm", "left": "17mm", "right": "17mm"}
 PRINT: dict[str, Any] = {"format": "A4", "print_background": True, "margin": MARGIN}
 STYLE = """
@@ -224,6 +227,18 @@ def make(pages: Path, out: Path, toc: Path, names: list[str] | None = None) -> i
         return len(writer.pages)
 
 
+def link_from(pages: Path, file: str = NAME) -> int:
+    """Let the foot of every page lead to the file beside it; returns how many do now that did not before."""
+    line = f'<p class="lc-pdf"><a href="{file}">The whole book as PDF</a></p>'
+    changed = 0
+    for page in pages.glob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        if FOOT in text and line not in text:
+            page.write_text(text.replace(FOOT, line + FOOT, 1), encoding="utf-8")
+            changed += 1
+    return changed
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pages", type=Path, default=chapters.ROOT / "_build" / "html")
@@ -231,6 +246,8 @@ def main() -> None:
     given = parser.parse_args()
     out = given.out or given.pages / NAME
     sheets = make(given.pages, out, given.pages / "_sources" / "_toc.yml")
+    if out.parent.resolve() == given.pages.resolve():
+        link_from(given.pages, out.name)
     print(f"{sheets} sheets: {out.resolve().as_uri()}")
 
 

@@ -144,6 +144,12 @@ def test_time_memory_and_versions_come_from_the_box_of_the_chapter():
     assert facts["Code"] == f"lcfuse_core {lcfuse_core.__version__}"
 
 
+def test_every_chapter_fits_into_the_two_gigabytes_of_binder():
+    for name in chapters.names():
+        memory = re.search(r"at most (\d+) MB", status_page.provenance(chapters.read(name))["Time and memory"])
+        assert int(memory[1]) < 1800, name
+
+
 # At the end --------------------------------------------------------------------------------------
 
 PAGE = (

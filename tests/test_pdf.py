@@ -5,6 +5,7 @@ import re
 import pytest
 from pypdf import PdfReader
 
+import chapters
 import pdf
 
 TOC = """
@@ -92,3 +93,14 @@ def test_contents_follow_the_book(tmp_path):
     (tmp_path / "toc.yml").write_text(TOC)
     part = "The first part"
     assert pdf.contents(tmp_path / "toc.yml") == [("", "intro"), (part, "one"), (part, "below"), (part, "two")]
+
+
+def test_pages_lead_to_the_file_once_it_is_there(tmp_path):
+    config = (chapters.ROOT / "_config.yml").read_text()
+    assert pdf.FOOT in config
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.html").write_text(f"<body><footer>{pdf.FOOT} href='x'>CC</a></p></footer></body>")
+    (tmp_path / "moved.html").write_text("<body>moved</body>")
+    assert pdf.link_from(tmp_path) == 2
+    assert pdf.link_from(tmp_path) == 0
+    assert f'<a href="{pdf.NAME}">' in (tmp_path / "one.html").read_text()
