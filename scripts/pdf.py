@@ -199,7 +199,11 @@ def mend_links(writer: PdfWriter, one: Printed, others: dict[str, Printed]) -> N
 
 
 def destination(writer: PdfWriter, target: Printed, spot: str) -> ArrayObject:
-    """Sheet and height of a named place of a page; its top when the print knows no such name."""
+    """
+    Sheet and height of a named place of a page; its top when the print knows no such name.
+
+    A browser names the places that links of the same page lead to, so a link from another page may end at the top.
+    """
     known = target.file.named_destinations.get(f"/{spot}") or target.file.named_destinations.get(spot)
     number, top = 0, None
     if known is not None and known.page is not None:
