@@ -269,7 +269,7 @@ def pages(modules: dict[str, Module], who: Users) -> dict[str, str]:
     """File name (without ending) -> Markdown, a page a floor."""
     made = {}
     for level, names in enumerate(floors(modules)):
-        title = f"# Floor {level}: {', '.join(names)}\n\n"
+        title = f"# Floor {level}: {', '.join(names)}\n\n".replace("_", r"\_")
         rests = "These files import no other of the package." if level == 0 else "These files import from floors below."
         made[f"api-floor-{level}"] = f"{title}{rests}\n\n" + "\n".join(section(modules[name], who) for name in names)
     return made

@@ -89,6 +89,7 @@ def test_every_part_of_the_book_has_questions_and_every_question_reasons():
         assert len(part["questions"]) >= 2
     for question in QUESTIONS:
         assert len(question["choices"]) >= 3
+        assert all(set(one) == {"say", "why"} for one in question["choices"]), "a comma without quotes?"
         assert len({str(one["say"]) for one in question["choices"]}) == len(question["choices"])
         assert all(len(one["why"].split()) >= 4 for one in question["choices"])
 
