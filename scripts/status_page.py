@@ -19,8 +19,8 @@ from nbformat import NotebookNode
 import chapters
 
 HEAD = (
-    "| Chapter | Outputs | Checked on | Time | Memory | Cells compared | Made with | Commit |",
-    "|---|---|---|--:|--:|--:|---|---|",
+    "| Chapter | Outputs | Checked on | Time | Memory | Cells compared | Commit |",
+    "|---|---|---|--:|--:|--:|---|",
 )
 
 
@@ -62,10 +62,21 @@ def row(name: str, folder: Path) -> str:
     facts = provenance(notebook)
     cost = re.match(r"(\d+ s), at most (\d+ MB)", facts.get("Time and memory", ""))
     time, memory = cost.groups() if cost else ("not told", "not told")
-    values = (state, when, time, memory, f"{compared} of {len(cells)}", facts.get("Versions", "not told"))
+    values = (state, when, time, memory, f"{compared} of {len(cells)}")
     return f"| {{doc}}`{name}` | {' | '.join(values)} | {commit(folder / f'{name}.ipynb')} |"
 
 
+def made_with(folder: Path, names: list[str]) -> str:
+    """A sentence a set of versions: which chapters were made with it."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(provenance(chapters.read(name, folder)).get("Versions", "not told"), []).append(name)
+    if len(found) == 1:
+        return f"All chapters were made with {next(iter(found))}."
+    return "\n".join(f"- {versions}: {', '.join(own)}" for versions, own in found.items())
+
+
 def table(folder: Path, names: list[str]) -> str:
-    """The Markdown table that `status.md` includes."""
-    return "\n".join([*HEAD, *(row(name, folder) for name in names)]) + "\n"
+    """The Markdown table that `status.md` includes, and the versions below it."""
+    rows = [*HEAD, *(row(name, folder) for name in names)]
+    return "\n".join(rows) + f"\n\n{made_with(folder, names)}\n"
