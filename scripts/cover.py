@@ -10,8 +10,10 @@ One test patch of the sample world: image, MODIS label, the map of the weighted 
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.patches import Rectangle
 
 from lcfuse_core import chapter, figures, protocol, scenes, settings
 
@@ -28,12 +30,12 @@ def draw_card(picture: str = OUT, out: str = CARD) -> None:
     axes = figure.add_axes((0.53, 0.04, 0.45, 0.92))
     axes.imshow(plt.imread(picture), interpolation="lanczos")
     axes.axis("off")
-    words = {"family": "serif", "color": INK, "va": "top"}
+    words: dict[str, Any] = {"family": "serif", "color": INK, "va": "top"}
     figure.text(
         0.05, 0.80, "Land cover\nat 10 metres\nfrom labels\nat 500 metres", fontsize=40, linespacing=1.25, **words
     )
     figure.text(0.05, 0.22, "A book that runs: Sentinel-1 and -2,\nMODIS, SEN12MS, DFC2020", fontsize=17, **words)
-    figure.add_artist(plt.Rectangle((0, 0), 0.014, 1, color=LEAF, transform=figure.transFigure))
+    figure.add_artist(Rectangle((0, 0), 0.014, 1, color=LEAF, transform=figure.transFigure))
     figure.savefig(out, dpi=100, facecolor=PAPER, metadata={"Software": None})
     plt.close(figure)
     print(out)
