@@ -242,6 +242,11 @@ def link(names: list[str]) -> str:
     return ", ".join(f"{{doc}}`{name}`" for name in names)
 
 
+def taught_in(names: list[str]) -> str:
+    """The line that leads from a name to its chapters, if there are any."""
+    return f"*Taught in* {link(names)}." if names else ""
+
+
 def section(module: Module, who: Users) -> str:
     """All that is public in one module."""
     taught = link(who.get(module.name, []))
@@ -249,10 +254,11 @@ def section(module: Module, who: Users) -> str:
     head += f"*Used in* {taught}.\n\n" if taught else "*Used by other modules and from a shell, in no chapter.*\n\n"
     parts = []
     for name, text in constants(module.tree):
-        parts.append(f"````{{py:data}} {PACKAGE}.{module.name}.{name}\n{markdown(text)}\n````\n")
+        links = taught_in(who.get(f"{module.name}.{name}", []))
+        entry = f"{markdown(text)}\n\n{links}".rstrip()
+        parts.append(f"````{{py:data}} {PACKAGE}.{module.name}.{name}\n{entry}\n````\n")
     for node in public(module.tree.body):
-        own = who.get(f"{module.name}.{node.name}", [])
-        parts.append(describe(node, module, f"*Taught in* {link(own)}." if own else ""))
+        parts.append(describe(node, module, taught_in(who.get(f"{module.name}.{node.name}", []))))
     return head + "\n".join(parts)
 
 

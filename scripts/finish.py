@@ -65,10 +65,16 @@ def add_fields(file: Path, address: str) -> None:
     if 'property="og:title"' not in text:
         soup = BeautifulSoup(text, "html.parser")
         text = text.replace("</head>", fields(soup, address) + "</head>", 1)
-        text = text.replace(
-            '<summary><span class="toctree-toggle"', f'<summary aria-label="{TOGGLE}"><span class="toctree-toggle"'
-        )
         file.write_text(text, encoding="utf-8")
+
+
+def name_toggles(file: Path) -> None:
+    """Give the arrows of the theme's list of pages a name: a reader that speaks has nothing else to say of them."""
+    text = file.read_text(encoding="utf-8")
+    arrow = '<summary><span class="toctree-toggle"'
+    file.write_text(
+        text.replace(arrow, arrow.replace("<summary>", f'<summary aria-label="{TOGGLE}">')), encoding="utf-8"
+    )
 
 
 def forwarding(target: str) -> str:
@@ -110,6 +116,8 @@ def finish(pages: Path) -> None:
     base = set_address.pages(set_address.address(chapters.ROOT))
     files = sorted(file for file in pages.rglob("*.html") if "_static" not in file.parts)
     written = [file for file in files if file.name not in NOT_WRITTEN]
+    for file in files:
+        name_toggles(file)
     for file in written:
         add_fields(file, f"{base}/{file.relative_to(pages).as_posix()}")
     (pages / "sitemap.xml").write_text(sitemap(base, [file.relative_to(pages).as_posix() for file in written]))
