@@ -10,8 +10,8 @@ UV_INSTALL := $(BIN)/uv pip install --quiet --python $(PY)
 RUN := _build/run
 CHAPTER_FILES := $(wildcard book/*.ipynb)
 MODULE := $(wildcard lcfuse_core/*.py lcfuse_core/shipped/*/* data_manifest.yaml)
-PAGES := _config.yml scripts/chapters.py scripts/build_book.py \
-         $(wildcard book/*.md book/*.yml book/*.yaml book/*.bib book/_assets/*)
+PAGES := _config.yml \
+         $(wildcard scripts/*.py book/*.md book/*.yml book/*.yaml book/*.bib book/_assets/*)
 PYTEST := $(PY) -m pytest -q -n 2 --dist loadfile
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with tests/nbval.cfg
 
@@ -23,7 +23,7 @@ export LCFUSE_DATA ?= $(CURDIR)/_data
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help setup book test quick render execute checkpoints seeds links lab lock format address clean
+.PHONY: help setup book test quick render pdf execute checkpoints seeds links lab lock format address clean
 
 help: ## list what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -64,6 +64,9 @@ render: _build/html/index.html ## build the published pages from the committed o
 _build/html/index.html: $(READY) $(PAGES) $(CHAPTER_FILES) $(MODULE)
 	$(PY) scripts/build_book.py --out _build/html
 
+pdf: _build/html/index.html ## the whole book as one PDF beside the pages, which link to it (needs Chromium)
+	$(PY) scripts/pdf.py --pages _build/html
+
 test: $(READY) ## all checks: style, types, tests, and every chapter run and compared with what it shows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
@@ -73,6 +76,7 @@ test: $(READY) ## all checks: style, types, tests, and every chapter run and com
 	@mkdir -p _build && rm -f _build/test-ledger.jsonl
 	LCFUSE_LEDGER=$(CURDIR)/_build/test-ledger.jsonl $(PYTEST) $(NBVAL) book
 	$(PY) -m lcfuse_core.drift _build/test-ledger.jsonl
+	@$(PY) scripts/chapters.py verified # the status page tells the day
 
 quick: $(READY) ## the checks that take seconds
 	$(BIN)/ruff check --quiet .

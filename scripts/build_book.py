@@ -3,6 +3,8 @@ Build the pages of the book: `python scripts/build_book.py [--chapters FOLDER] [
 
 The pages are made from a copy of `book/`, so that nothing is written there. Chapters come from --chapters:
 the committed notebooks, or those of a run. Nothing is executed here, and any warning is an error.
+The reference of the module, the quiz and the status table are made on the way (`api_pages`, `quizzes`, `status_page`);
+`finish` adds what search engines and old bookmarks ask for.
 The whole book is read again each time: a build that starts from an old one no longer sees a bad page.
 """
 
@@ -15,7 +17,14 @@ import sys
 from importlib.metadata import files, version
 from pathlib import Path
 
+import nbformat
+import yaml
+
+import api_pages
 import chapters
+import finish
+import quizzes
+import status_page
 
 SKIPPED = shutil.ignore_patterns(".*", "*.part", "_build")
 
@@ -35,24 +44,28 @@ def copy_mathjax(assets: Path) -> None:
     shutil.copy(found.locate(), assets / "mathjax" / "tex-svg.js")
 
 
-def status_table(folder: Path, names: list[str]) -> str:
-    """What is known of each chapter's outputs, as a Markdown table (included by status.md)."""
-    rows = ["| Chapter | Code cells | Compared | Not compared | Outputs |", "|---|--:|--:|--:|---|"]
+def add_reference(source: Path, names: list[str]) -> None:
+    """The reference of the module: a page a floor under `api.md`, and at the foot of each chapter what it uses."""
+    modules = api_pages.read_modules()
+    who = api_pages.users(source, names, modules)
+    pages = api_pages.pages(modules, who)
+    for name, text in pages.items():
+        (source / f"{name}.md").write_text(text, encoding="utf-8")
+    (source / "_generated" / "api.txt").write_text(api_pages.overview(modules, who), encoding="utf-8")
     for name in names:
-        notebook = chapters.read(name, folder)
-        cells = chapters.code_cells(notebook)
-        ignored = [cell for cell in cells if chapters.IGNORED in chapters.tags(cell)]
-        if folder.resolve() != chapters.BOOK:
-            state = "of this run"
-        else:
-            state = "current" if chapters.is_current(notebook) else "older than the code"
-        compared = len(cells) - len(ignored)
-        rows.append(f"| {{doc}}`{name}` | {len(cells)} | {compared} | {len(ignored)} | {state} |")
-    return "\n".join(rows) + "\n"
+        notebook = chapters.read(name, source)
+        if used := api_pages.used_here(name, modules, who):
+            notebook.cells.append(nbformat.v4.new_markdown_cell(used, id="used-here"))
+            nbformat.write(notebook, source / f"{name}.ipynb")
+    toc = yaml.safe_load((source / "_toc.yml").read_text())
+    for chapter in (chapter for part in toc["parts"] for chapter in part["chapters"]):
+        if chapter["file"] == "api":
+            chapter["sections"] = [{"file": name} for name in pages]
+    (source / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False))
 
 
 def gather(source: Path, chapters_folder: Path) -> None:
-    """Copy `book/` to *source*, with the chapters of *chapters_folder*, MathJax and the status table."""
+    """Copy `book/` to *source*, with the chapters of *chapters_folder*, MathJax and the pages that are made."""
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(chapters.BOOK, source, ignore=SKIPPED)
     names = chapters.names()
@@ -63,7 +76,9 @@ def gather(source: Path, chapters_folder: Path) -> None:
         shutil.copy(chapters_folder / f"{name}.ipynb", source / f"{name}.ipynb")
     copy_mathjax(source / "_assets")
     (source / "_generated").mkdir()
-    (source / "_generated" / "chapters.txt").write_text(status_table(chapters_folder, names))
+    (source / "_generated" / "chapters.txt").write_text(status_page.table(chapters_folder, names), encoding="utf-8")
+    (source / "_generated" / "quiz.txt").write_text(quizzes.page(names=names), encoding="utf-8")
+    add_reference(source, names)
 
 
 def build(source: Path, out: Path, *, links: bool = False) -> None:
@@ -80,8 +95,12 @@ def build(source: Path, out: Path, *, links: bool = False) -> None:
     if done.returncode:
         sys.exit(f"{done.stdout}The build of the book failed: see the lines above.")
     if not links:
+        pages = made / "_build" / "html"
+        (pages / "_sources").mkdir(exist_ok=True)
+        shutil.copy(source / "_toc.yml", pages / "_sources" / "_toc.yml")
+        finish.finish(pages)
         shutil.rmtree(out, ignore_errors=True)
-        shutil.move(made / "_build" / "html", out)
+        shutil.move(pages, out)
     shutil.rmtree(made)
     shutil.rmtree(source)
 

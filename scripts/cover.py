@@ -1,5 +1,8 @@
 """
-Draw the picture on the first page and in the README: `python scripts/cover.py [--place N]`.
+Draw the picture on the first page and in the README, and the card that chat windows show of the book:
+
+    python scripts/cover.py [--place N]
+    python scripts/cover.py --card       (the card alone, from the picture that is there)
 
 One test patch of the sample world: image, MODIS label, the map of the weighted FCN of chapter *evaluation*, reference.
 """
@@ -7,18 +10,46 @@ One test patch of the sample world: image, MODIS label, the map of the weighted 
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.patches import Rectangle
 
 from lcfuse_core import chapter, figures, protocol, scenes, settings
 
 OUT = "book/_assets/result.png"
+CARD = "book/_assets/social-card.png"
+CARD_PX = (1200, 630)
+PAPER, INK, LEAF = "#f6f8f5", "#20302b", "#1f6b4f"
+
+
+def draw_card(picture: str = OUT, out: str = CARD) -> None:
+    """The title beside the cover picture, in the size that Open Graph asks for."""
+    with plt.rc_context({"font.family": "serif"}):
+        figure = plt.figure(figsize=(CARD_PX[0] / 100, CARD_PX[1] / 100), dpi=100, facecolor=PAPER)
+    axes = figure.add_axes((0.53, 0.04, 0.45, 0.92))
+    axes.imshow(plt.imread(picture), interpolation="lanczos")
+    axes.axis("off")
+    words: dict[str, Any] = {"family": "serif", "color": INK, "va": "top"}
+    figure.text(
+        0.05, 0.80, "Land cover\nat 10 metres\nfrom labels\nat 500 metres", fontsize=40, linespacing=1.25, **words
+    )
+    figure.text(0.05, 0.22, "A book that runs: Sentinel-1 and -2,\nMODIS, SEN12MS, DFC2020", fontsize=17, **words)
+    figure.add_artist(Rectangle((0, 0), 0.014, 1, color=LEAF, transform=figure.transFigure))
+    figure.savefig(out, dpi=100, facecolor=PAPER, metadata={"Software": None})
+    plt.close(figure)
+    print(out)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--place", type=int, default=0, help="number of the test patch")
-    place = parser.parse_args().place
+    parser.add_argument("--card", action="store_true", help="draw the card alone")
+    given = parser.parse_args()
+    if given.card:
+        draw_card()
+        return
+    place = given.place
     smoke = settings.read_profile("smoke")
     here = chapter.begin("evaluation", {name: smoke[name] for name in settings.names_of("evaluation")})
     classify, _ = here.learned("fcn", protocol.WEIGHTED)
@@ -27,6 +58,7 @@ def main() -> None:
     figure.savefig(OUT, dpi=150, metadata={"Software": None})
     plt.close(figure)
     print(OUT)
+    draw_card()
 
 
 if __name__ == "__main__":

@@ -1,23 +1,32 @@
-"""The pages as a reader gets them: built without a warning, whole, offline, on a phone and in the dark."""
+"""
+The pages as a reader gets them: built without a warning, whole, offline, on a phone and in the dark.
+
+The second half needs a Chromium or Chrome (`pdf.find_chromium`) and is skipped without one. Each page is opened once,
+and all that is asked of it in a browser is asked then: fixture `seen`.
+"""
 
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import axe_playwright_python
 import pytest
 from bs4 import BeautifulSoup
+from playwright.sync_api import sync_playwright
 
+import api_pages
 import build_book
 import chapters
+import finish
+import pdf
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 
 
@@ -43,14 +52,53 @@ def article(soup: BeautifulSoup) -> BeautifulSoup:
 
 
 def written(soups: dict[str, BeautifulSoup]) -> dict[str, BeautifulSoup]:
-    """The pages that somebody wrote: without index (a forwarding), search and the index of terms."""
-    made = {"index.html", "search.html", "genindex.html"}
+    """The pages to be read: without forwardings, search and the index of terms."""
+    made = {"index.html", "search.html", "genindex.html", *finish.MOVED}
     return {name: soup for name, soup in soups.items() if name not in made}
 
 
 def test_there_is_a_page_for_each_chapter(soups):
-    expected = [f"{name}.html" for name in [*chapters.names(), "intro", "glossary", "references", "status"]]
-    assert sorted(written(soups)) == sorted(expected)
+    made = api_pages.pages(api_pages.read_modules(), {})
+    texts = [file.stem for file in chapters.BOOK.glob("*.md")]
+    assert sorted(written(soups)) == sorted(f"{name}.html" for name in [*chapters.names(), *texts, *made])
+    assert {"intro", "notation", "glossary", "quiz", "teach", "api", "status"} <= set(texts)
+
+
+def test_a_page_and_its_pictures_weigh_less_than_two_megabytes(pages, soups):
+    for name, soup in soups.items():
+        pictures = {pages / unquote(image["src"]) for image in soup.find_all("img") if "data:" not in image["src"]}
+        weight = (pages / name).stat().st_size + sum(file.stat().st_size for file in pictures)
+        assert weight < 2_000_000, f"{name}: {weight}"
+
+
+def test_every_page_tells_search_engines_and_chats_what_it_is(pages, soups):
+    titles = set()
+    for name, soup in written(soups).items():
+        head = {tag.get("property") or tag.get("name"): tag.get("content") for tag in soup.head.find_all("meta")}
+        assert 20 < len(head["description"]) <= finish.DESCRIPTION_LENGTH + 2, name
+        assert head["og:title"], name
+        assert head["og:url"].endswith(f"/{name}")
+        assert (pages / finish.CARD).exists()
+        titles.add(soup.title.get_text())
+    assert len(titles) == len(written(soups))
+    named = re.findall(r"<loc>.*/([^/]+)</loc>", (pages / "sitemap.xml").read_text())
+    assert sorted(named) == sorted(written(soups))
+
+
+def test_old_addresses_lead_to_pages(pages):
+    for old, new in finish.MOVED.items():
+        assert f'url={new}"' in (pages / old).read_text()
+
+
+def test_chapters_and_reference_lead_to_each_other(soups):
+    """At the foot of a chapter what it uses of the module; there, the chapters that teach it."""
+    for name in chapters.names():
+        [foot] = [p for p in article(soups[f"{name}.html"]).find_all("p") if "From the module" in p.get_text()]
+        places = [a["href"] for a in foot.find_all("a", href=re.compile("^api-floor"))]
+        assert places, name
+        page, spot = places[0].split("#")
+        entry = soups[page].find(id=spot).find_parent("dl")
+        assert entry.find("a", href=f"{name}.html"), f"{places[0]} does not lead back to {name}"
 
 
 def test_a_page_shows_the_outputs_that_are_committed(soups):
@@ -134,7 +182,7 @@ def test_status_page_has_a_row_for_each_chapter(soups):
     assert [row.find("a")["href"] for row in rows] == [f"{name}.html" for name in chapters.names()]
     for name, row in zip(chapters.names(), rows, strict=True):
         cells = len(chapters.code_cells(chapters.read(name)))
-        assert int(row.find_all("td")[1].get_text()) == cells
+        assert row.find_all("td")[5].get_text().endswith(f" of {cells}")
 
 
 def test_a_bad_page_stops_the_build(tmp_path, monkeypatch, capfd):
@@ -153,51 +201,120 @@ def test_a_bad_page_stops_the_build(tmp_path, monkeypatch, capfd):
 
 # In a browser ------------------------------------------------------------------------------------
 
+AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text()
+MARK = """
+// Of what a page holds many times over, code cells and entries of the reference, the first few are looked at.
+for (const [what, few] of [[".cell_input", 3], [".cell_output pre", 3], ["dl.py", 4], ["table tbody tr", 12]])
+  [...document.querySelectorAll(`.bd-article ${what}`)].slice(few).forEach(one => one.dataset.like = "others");
+"""
+RUN = """async rules => {
+  const said = await axe.run({exclude: [["[data-like]"]]}, {resultTypes: ["violations"], ...rules});
+  return said.violations.filter(one => ["serious", "critical"].includes(one.impact)).map(one =>
+    `${one.id}: ${one.nodes[0].html.slice(0, 120)} ${one.nodes[0].any.map(check => check.message)}`.slice(0, 300));
+}"""
+CONTRAST = {"runOnly": ["color-contrast", "link-in-text-block"]}
+
+
+@dataclass
+class Seen:
+    """What was seen of one page in a browser."""
+
+    asked: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    wide: dict[str, int] = field(default_factory=dict)
+    serious: dict[str, list[str]] = field(default_factory=dict)
+    theme: str = ""
+    pictures_in_the_dark: list[list[str]] = field(default_factory=list)
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator:
     """A headless Chromium of the system (playwright's own is not needed)."""
-    if CHROMIUM is None:
+    program = pdf.find_chromium()
+    if program is None:
         pytest.skip("no Chromium on this machine: the pages are checked without a browser only")
-    from playwright.sync_api import sync_playwright
-
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        running = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield running
         running.close()
 
 
-@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
-def test_pages_open_offline_and_fit_the_screen(pages, soups, browser, viewport):
-    context = browser.new_context(viewport=viewport, offline=True)
-    page = context.new_page()
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    for name in written(soups):
-        page.goto((pages / name).as_uri())
-        wide = page.evaluate("document.scrollingElement.scrollWidth")
-        assert wide <= viewport["width"], f"{name} is {wide} pixels wide"
-    context.close()
-    assert len(asked) > len(soups)
+@pytest.fixture(scope="module")
+def seen(pages, soups, browser) -> dict[str, Seen]:
+    """Each page opened once: on a desk in the light, then in the dark, then on a phone."""
+    context = browser.new_context(viewport=DESKTOP, color_scheme="light", offline=True)
+    return {name: look(context, (pages / name).as_uri()) for name in written(soups)}
+
+
+def look(context, address: str) -> Seen:
+    found, page = Seen(), context.new_page()
+    page.on("request", lambda request: found.asked.append(request.url))
+    page.on("console", lambda said: found.complaints.append(said.text) if said.type == "error" else None)
+    page.on("pageerror", lambda error: found.complaints.append(str(error)))
+    page.goto(address)
+    width = "document.scrollingElement.scrollWidth"
+    found.wide["desktop"] = page.evaluate(width) - DESKTOP["width"]
+    found.broken = page.evaluate(
+        """async () => {
+            const all = [...document.images];
+            all.forEach(one => one.loading = "eager");
+            await Promise.all(all.map(one => one.decode().catch(() => null)));
+            return all.filter(one => !one.naturalWidth).map(one => one.src.slice(0, 100));
+        }"""
+    )
+    page.evaluate(AXE)
+    page.evaluate(MARK)
+    found.serious["light"] = page.evaluate(RUN, {})
+    page.emulate_media(color_scheme="dark")
+    found.theme = page.evaluate("document.documentElement.dataset.theme")
+    styles = "[...document.querySelectorAll('.bd-article img')].map(i => getComputedStyle(i))"
+    found.pictures_in_the_dark = page.evaluate(f"{styles}.map(s => [s.filter, s.backgroundColor])")
+    found.serious["dark"] = page.evaluate(RUN, CONTRAST)
+    page.set_viewport_size(PHONE)
+    found.wide["phone"] = page.evaluate(width) - PHONE["width"]
+    page.close()
+    return found
+
+
+def test_no_request_leaves_the_machine(seen):
+    asked = [url for one in seen.values() for url in one.asked]
+    assert len(asked) > len(seen)
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
-def test_class_colours_stay_what_they_are_in_the_dark(pages, soups, browser):
+def test_the_console_stays_empty_and_every_picture_is_there(seen):
+    assert {name: one.complaints for name, one in seen.items() if one.complaints} == {}
+    assert {name: one.broken for name, one in seen.items() if one.broken} == {}
+
+
+@pytest.mark.parametrize("screen", ["desktop", "phone"])
+def test_nothing_is_wider_than_the_screen(seen, screen):
+    assert {name: one.wide[screen] for name, one in seen.items() if one.wide[screen] > 0} == {}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_accessibility_checker_finds_nothing_serious(seen, theme):
+    """All rules of axe in the light; contrast and links in the dark, where only colours differ."""
+    assert {name: one.serious[theme] for name, one in seen.items() if one.serious[theme]} == {}
+
+
+def test_the_accessibility_checker_bites(browser):
+    page = browser.new_page()
+    page.set_content("<html lang=en><title>x</title><main><h1 style='color:#bbb'>pale</h1><img src=x></main>")
+    page.evaluate(AXE)
+    found = " ".join(page.evaluate(RUN, {}))
+    page.close()
+    assert "image-alt" in found
+    assert "color-contrast" in found
+
+
+def test_class_colours_stay_what_they_are_in_the_dark(seen):
     """A class is known by its colour: dark mode must not filter pictures, and puts them on white."""
-    context = browser.new_context(color_scheme="dark")
-    page = context.new_page()
-    seen = 0
-    for name in written(soups):
-        page.goto((pages / name).as_uri())
-        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
-        styles = page.evaluate(
-            "[...document.querySelectorAll('.bd-article img')]"
-            ".map(i => getComputedStyle(i)).map(s => [s.filter, s.backgroundColor])"
-        )
-        seen += len(styles)
-        assert all(style == ["none", "rgb(255, 255, 255)"] for style in styles), name
-    context.close()
-    assert seen > len(chapters.names())
+    assert {one.theme for one in seen.values()} == {"dark"}
+    styles = [style for one in seen.values() for style in one.pictures_in_the_dark]
+    assert len(styles) > len(chapters.names())
+    assert all(style == ["none", "rgb(255, 255, 255)"] for style in styles)
 
 
 def test_formulas_and_search_work_without_a_network(pages, soups, browser):
@@ -211,3 +328,40 @@ def test_formulas_and_search_work_without_a_network(pages, soups, browser):
     page.wait_for_selector("ul.search li a", timeout=20_000)
     assert "glossary.html" in page.content()
     context.close()
+
+
+def test_a_handle_moves_by_the_keyboard_alone(pages, browser):
+    """The cell explorer opens with the most mixed cell; the key End goes to the purest, and says so."""
+    page = browser.new_page()
+    page.goto((pages / "coarse_labels.html").as_uri())
+    figure = page.locator(".lc-figure")
+    before, outline = figure.locator("[aria-live]").inner_text(), figure.locator("path").first.get_attribute("d")
+    figure.locator("input").focus()
+    page.keyboard.press("End")
+    assert figure.locator("[aria-live]").inner_text() != before
+    assert figure.locator("path").first.get_attribute("d") != outline
+    assert figure.locator(".lc-bar:visible").count() >= 1
+    page.goto((pages / "networks.html").as_uri())
+    figure = page.locator(".lc-figure")
+    figure.locator("input").first.focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    assert figure.locator("[aria-live]").inner_text().startswith("Pixel 1, ")
+    page.close()
+
+
+def test_a_question_is_answered_by_the_keyboard_alone(pages, browser):
+    """The space bar chooses, arrows change the choice; what is right or wrong about it is shown, and only that."""
+    page = browser.new_page()
+    page.goto((pages / "quiz.html").as_uri())
+    group = page.locator("fieldset").first
+    assert group.locator(".lc-why:visible").count() == 0
+    group.locator("input").first.focus()
+    page.keyboard.press("Space")
+    one = group.locator(".lc-why:visible").inner_text()
+    page.keyboard.press("ArrowDown")
+    assert group.locator(".lc-why:visible").count() == 1
+    assert group.locator(".lc-why:visible").inner_text() != one
+    page.emulate_media(media="print")
+    assert group.locator(".lc-right .lc-why").is_visible()
+    page.close()

@@ -181,7 +181,7 @@ def test_the_first_code_cell_is_the_same_in_every_chapter():
 @each_chapter
 def test_chapters_import_only_what_colab_has_or_the_set_up_adds(name):
     allowed = {name_of(item) for item in [*PROJECT["dependencies"], *EXTRAS["notebook"]]}
-    allowed |= {"google", "ipython"}  # Colab's own module, behind a check; display()
+    allowed |= {"google", "ipykernel"}  # Colab's own module, behind a check; IPython, which every notebook runs in
     for cell in chapters.code_cells(chapters.read(name)):
         assert {IMPORT_NAMES.get(found, found).lower() for found in imported(plain_python(cell))} <= allowed
 

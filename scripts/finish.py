@@ -1,0 +1,125 @@
+"""
+The last touches to built pages: what a search engine, a chat window or an old bookmark asks of them.
+
+Each page gets a description, Open Graph fields and its one address; the folder gets a sitemap and, for each page
+that has moved, a page that leads on. All of it is made from the pages themselves and from `repository.url`.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+
+from bs4 import BeautifulSoup, Tag
+
+import chapters
+import set_address
+
+MOVED = {
+    "chapters.html": "intro.html",
+    "results.html": "evaluation.html",
+}
+"""Old page -> page that took its place. A page that is renamed or merged gets a line here, and keeps it."""
+
+NOT_WRITTEN = ("index.html", "genindex.html", "search.html", "py-modindex.html")
+"""Pages that nobody wrote: not for a search engine."""
+
+CARD = "_static/social-card.png"
+CARD_ALT = "A satellite image of fields and woods, its coarse label in slanted blocks, and the map of a network."
+DESCRIPTION_LENGTH = 200
+TOGGLE = "Pages below"
+"""What the theme's arrow beside a page with pages below it is called: the theme gives it no name."""
+
+
+def description(soup: BeautifulSoup) -> str:
+    """The first paragraph of a page in at most DESCRIPTION_LENGTH characters, cut between words."""
+    article = soup.find("article", class_="bd-article")
+    first = article.find("p", recursive=True) if isinstance(article, Tag) else None
+    text = " ".join(first.get_text().split()) if isinstance(first, Tag) else ""
+    if len(text) <= DESCRIPTION_LENGTH:
+        return text
+    return text[:DESCRIPTION_LENGTH].rsplit(" ", 1)[0].rstrip(",;:.") + " …"
+
+
+def fields(soup: BeautifulSoup, address: str) -> str:
+    """The lines that go into the head of the page at *address*."""
+    heading = soup.find("h1")
+    title = heading.get_text().removesuffix("#").strip() if isinstance(heading, Tag) else ""
+    title = re.sub(r"^\d+(\.\d+)*\.\s*", "", title)  # the number of a chapter says nothing elsewhere
+    base, said = address.rsplit("/", 1)[0], description(soup)
+    named = {"description": said, "twitter:card": "summary_large_image"}
+    graph = {
+        "og:title": title, "og:description": said, "og:type": "article", "og:url": address,
+        "og:image": f"{base}/{CARD}", "og:image:alt": CARD_ALT,
+    }  # fmt: skip
+    lines = [f'<link rel="canonical" href="{html.escape(address)}">']
+    lines += [f'<meta name="{key}" content="{html.escape(value)}">' for key, value in named.items()]
+    lines += [f'<meta property="{key}" content="{html.escape(value)}">' for key, value in graph.items()]
+    return "\n".join(lines) + "\n"
+
+
+def add_fields(file: Path, address: str) -> None:
+    """Write the fields into the head of a page. A page that has them already is left as it is."""
+    text = file.read_text(encoding="utf-8")
+    if 'property="og:title"' not in text:
+        soup = BeautifulSoup(text, "html.parser")
+        text = text.replace("</head>", fields(soup, address) + "</head>", 1)
+        file.write_text(text, encoding="utf-8")
+
+
+def name_toggles(file: Path) -> None:
+    """Give the arrows of the theme's list of pages a name: a reader that speaks has nothing else to say of them."""
+    text = file.read_text(encoding="utf-8")
+    arrow = '<summary><span class="toctree-toggle"'
+    file.write_text(
+        text.replace(arrow, arrow.replace("<summary>", f'<summary aria-label="{TOGGLE}">')), encoding="utf-8"
+    )
+
+
+def forwarding(target: str) -> str:
+    """A page that leads on to *target*, at once and by a link for who must follow by hand."""
+    to = html.escape(target)
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>This page has moved</title>\n'
+        f'<meta http-equiv="refresh" content="0; url={to}"><meta name="robots" content="noindex">\n'
+        f"</head><body><main><h1>This page has moved</h1>\n"
+        f'<p>It is <a href="{to}">here</a> now.</p></main></body></html>\n'
+    )
+
+
+def add_forwardings(pages: Path, moved: dict[str, str] | None = None) -> None:
+    """
+    A forwarding page for each page that has moved.
+
+    Raises SystemExit when a target is not there, or when a page stands where one is said to have gone.
+    """
+    for old, target in (MOVED if moved is None else moved).items():
+        if not (pages / target.split("#")[0]).exists():
+            raise SystemExit(f"finish.MOVED sends {old} to {target}, which is no page of the book.")
+        if (pages / old).exists():
+            raise SystemExit(f"finish.MOVED sends {old} away, but the book has that page. Take the line out.")
+        (pages / old).write_text(forwarding(target), encoding="utf-8")
+
+
+def sitemap(base: str, names: list[str]) -> str:
+    """All written pages, in the form of sitemaps.org."""
+    rows = "".join(f"<url><loc>{html.escape(f'{base}/{name}')}</loc></url>\n" for name in names)
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?>\n'
+        f'<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">\n{rows}</urlset>\n'
+    )
+
+
+def finish(pages: Path) -> None:
+    """Do all of it to the pages in a folder."""
+    base = set_address.pages(set_address.address(chapters.ROOT))
+    files = sorted(file for file in pages.rglob("*.html") if "_static" not in file.parts)
+    written = [file for file in files if file.name not in NOT_WRITTEN]
+    for file in files:
+        name_toggles(file)
+    for file in written:
+        add_fields(file, f"{base}/{file.relative_to(pages).as_posix()}")
+    (pages / "sitemap.xml").write_text(sitemap(base, [file.relative_to(pages).as_posix() for file in written]))
+    (pages / "robots.txt").write_text(f"User-agent: *\nAllow: /\nSitemap: {base}/sitemap.xml\n")
+    add_forwardings(pages)

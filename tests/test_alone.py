@@ -1,0 +1,53 @@
+"""
+A chapter alone: in an empty folder, with the package installed from a wheel and nothing of the repository in reach.
+
+So it is on Colab. One cheap chapter in the suite; LCFUSE_ALONE="all", or names, runs others (nightly they all are).
+"""
+
+import os
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+import chapters
+
+ASKED = os.environ.get("LCFUSE_ALONE", "coarse_labels").split()
+NAMES = chapters.names() if ASKED == ["all"] else ASKED
+FIRST = """
+import pathlib, sys
+repository = {root!r}
+sys.path[:] = [path for path in sys.path if not (path + "/").startswith(repository + "/") or "site-packages" in path]
+sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in repr(finder)]
+sys.path.insert(0, {installed!r})
+import lcfuse_core
+assert lcfuse_core.__file__.startswith({installed!r}), lcfuse_core.__file__
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder that the package is installed into, from the wheel that a reader's pip would build."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*command, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, chapters.ROOT], check=True)
+    [wheel] = folder.glob("*.whl")
+    subprocess.run([*command, "install", "--no-deps", "--target", folder / "site", wheel], check=True)
+    return folder / "site"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_chapter_runs_in_an_empty_folder_with_the_installed_package_alone(name, installed, tmp_path, monkeypatch):
+    notebook = chapters.read(name)
+    first = nbformat.v4.new_code_cell(FIRST.format(root=str(chapters.ROOT), installed=str(installed)))
+    notebook.cells.insert(0, first)
+    monkeypatch.delenv("LCFUSE_LEDGER", raising=False)
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+    monkeypatch.setenv("LCFUSE_DATA", str(chapters.ROOT / "_data"))  # a sample that is there; Colab makes its own
+    ran = chapters.run(notebook, tmp_path)
+    errors = [out for cell in chapters.code_cells(ran) for out in cell.outputs if out.output_type == "error"]
+    assert errors == []
+    assert [path.name for path in tmp_path.iterdir()] == [], "a chapter leaves nothing behind"
+    assert len(chapters.code_cells(ran)) == len(chapters.code_cells(chapters.read(name))) + 1
