@@ -51,12 +51,9 @@ LADDER = (
     Step("class weights", SINGLE, "FCN, plain"),
     Step("Sentinel-1 beside Sentinel-2", SINGLE, "FCN, weighted, S2 alone"),
     Step("the label of the place as a prior", "FCN, weighted, with coarse prior", SINGLE),
-    Step("the labels of the place as a teacher, by pixels", "FCN, cross_entropy, at home", SINGLE),
-    Step("the same teacher, by cells", AT_HOME, "FCN, cross_entropy, at home"),
-    Step("other members beside it", FUSION, AT_HOME),
-    Step("of these: the FCN", FUSION, "Fusion without FCN, at home"),
-    Step("of these: the forest", FUSION, "Fusion without Random forest, at home"),
-    Step("of these: the FCN of elsewhere", FUSION, "Fusion without FCN elsewhere, at home"),
+    Step("the labels of the place as a teacher", AT_HOME, SINGLE),
+    Step("asked by cells, not by pixels", AT_HOME, "FCN, cross_entropy, at home"),
+    Step("a forest that learnt there too", FUSION, AT_HOME),
 )
 """From the label to the fusion and its members, one change at a time; a rung may lean on any other."""
 
@@ -66,7 +63,8 @@ ASIDE = (
     Step("temperatures", "Fusion calibrated, at home", FUSION),
     Step("weights of members", "Fusion weighted, at home", "Fusion calibrated, at home"),
     Step("a prior on top", "Fusion with coarse prior, at home", FUSION),
-    Step("a fourth member: full resolution", "Fusion and Full resolution, at home", FUSION),
+    Step("a third member: the FCN of elsewhere", "Fusion and FCN elsewhere, at home", FUSION),
+    Step("a third member: full resolution", "Fusion and Full resolution, at home", FUSION),
     Step("a network for each region", "FCN, cell_mean, at home by region", AT_HOME),
     Step("a student of the fusion", "Student of the fusion, at home", FUSION),
 )
