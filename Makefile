@@ -83,7 +83,7 @@ quick: $(READY) ## the checks that take seconds
 	$(PYTEST) -m "not slow"
 
 execute: $(READY) ## run chapters in place, for committing (CHAPTER="training evaluation", or all)
-	$(PY) scripts/chapters.py execute --jobs 2 $(CHAPTER)
+	$(PY) scripts/chapters.py execute $(CHAPTER) --jobs 2
 
 links: $(READY) ## try every link of the book that leads outside (needs a network)
 	$(PY) scripts/build_book.py --check-links

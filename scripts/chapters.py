@@ -2,7 +2,7 @@
 The chapters in the order of the book: list them, run them in place, tell whether their outputs are current.
 
     python scripts/chapters.py list
-    python scripts/chapters.py execute [--jobs 2] [NAME ...]     (all of them without a name)
+    python scripts/chapters.py execute [NAME ...] [--jobs 2]     (all of them without a name)
     python scripts/chapters.py verified               (write down that all have passed their check now)
 
 A chapter's outputs are current when they were made by the module, the lock, the profiles and the cells that

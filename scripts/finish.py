@@ -16,10 +16,7 @@ from bs4 import BeautifulSoup, Tag
 import chapters
 import set_address
 
-MOVED = {
-    "chapters.html": "intro.html",
-    "results.html": "evaluation.html",
-}
+MOVED: dict[str, str] = {}
 """Old page -> page that took its place. A page that is renamed or merged gets a line here, and keeps it."""
 
 NOT_WRITTEN = ("index.html", "genindex.html", "search.html", "py-modindex.html")
