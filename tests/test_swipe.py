@@ -44,7 +44,7 @@ def test_borders_follow_mouse_finger_and_keys(tmp_path):
 
     (tmp_path / "page.html").write_text(f"<html><body style='margin:0;width:400px'>{swipe(THREE)}</body></html>")
 
-    def colour(x, y=5):
+    def colour(x, y=120):  # below the handles
         page.screenshot(path=tmp_path / "shot.png")
         return "rgb"[int(np.argmax(Image.open(tmp_path / "shot.png").convert("RGB").getpixel((x, y))))]
 
