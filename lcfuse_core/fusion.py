@@ -72,6 +72,10 @@ class FusionPlan:
                 found = repr(getattr(self, name))
                 raise ParameterError(f"fusion: {name}", found=found, expected=expected, do="Correct the plan.")
 
+    def doubted(self, posterior: Matrix) -> Matrix:
+        """p(fine | coarse), (9, 8), with equal odds mixed in by `prior_doubt`."""
+        return (1 - self.prior_doubt) * posterior + self.prior_doubt / N
+
 
 @dataclass
 class Fusion:
@@ -128,7 +132,7 @@ class Fusion:
         if not self.plan.prior_power or patch.lc is None:
             return together
         assert self.posterior is not None
-        table = (1 - self.plan.prior_doubt) * self.posterior + self.plan.prior_doubt / N
+        table = self.plan.doubted(self.posterior)
         prior = coarse_prior(label_index(patch, "modis+savanna"), table, self.plan.prior_blur_px)
         return _normalised(together * prior**self.plan.prior_power)
 

@@ -244,7 +244,7 @@ class _Finish:
         keep_probabilities: bool,
     ) -> None:
         self.grid, self.plan, self.coarse, self.keep = scene.grid, plan, coarse, keep_probabilities
-        self.posterior = posterior if plan.prior_power else None
+        self.posterior = plan.doubted(posterior) if posterior is not None and plan.prior_power else None
         self.codes = np.array(SCORED, np.uint8)
 
     def __call__(self, unit: Unit, total: NDArray[np.float32], valid: NDArray[np.bool_]) -> Strip:

@@ -214,7 +214,7 @@ def test_members_are_chosen_by_the_sensors_that_are_there(place, tmp_path):
         make_map(without, [place["both"]], tmp_path / "b", SMALL)
     assert not (tmp_path / "b").exists()
     with pytest.raises(ParameterError, match="a prior power without a coarse map"):
-        make_map(without, two, tmp_path / "c", MapOptions(FusionPlan()))
+        make_map(without, two, tmp_path / "c", MapOptions(FusionPlan(prior_power=0.3)))
 
 
 def test_a_file_that_breaks_off_in_the_middle_is_named(place, tmp_path, monkeypatch):
