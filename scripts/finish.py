@@ -65,13 +65,21 @@ def add_fields(file: Path, address: str) -> None:
         file.write_text(text, encoding="utf-8")
 
 
-def name_toggles(file: Path) -> None:
-    """Give the arrows of the theme's list of pages a name: a reader that speaks has nothing else to say of them."""
+def mend_frame(file: Path) -> None:
+    """
+    Mend what tools of the build put around every page and no setting of theirs changes.
+
+    The arrows of the list of pages get a name: a reader that speaks has nothing else to say of them. Thebe goes: no page
+    has a kernel in it, and its script, which comes twice, stops with an error. A list of references is no list in the
+    sense of ARIA, whose items may only be items.
+    """
     text = file.read_text(encoding="utf-8")
     arrow = '<summary><span class="toctree-toggle"'
-    file.write_text(
-        text.replace(arrow, arrow.replace("<summary>", f'<summary aria-label="{TOGGLE}">')), encoding="utf-8"
-    )
+    text = text.replace(arrow, arrow.replace("<summary>", f'<summary aria-label="{TOGGLE}">'))
+    text = text.replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+    text = re.sub(r"<script>const THEBE_JS_URL.*?</script>", "", text, flags=re.DOTALL)
+    text = re.sub(r'<script[^>]*src="_static/sphinx-thebe\.js[^>]*></script>', "", text)
+    file.write_text(text, encoding="utf-8")
 
 
 def forwarding(target: str) -> str:
@@ -114,7 +122,7 @@ def finish(pages: Path) -> None:
     files = sorted(file for file in pages.rglob("*.html") if "_static" not in file.parts)
     written = [file for file in files if file.name not in NOT_WRITTEN]
     for file in files:
-        name_toggles(file)
+        mend_frame(file)
     for file in written:
         add_fields(file, f"{base}/{file.relative_to(pages).as_posix()}")
     (pages / "sitemap.xml").write_text(sitemap(base, [file.relative_to(pages).as_posix() for file in written]))

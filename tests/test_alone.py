@@ -17,8 +17,8 @@ ASKED = os.environ.get("LCFUSE_ALONE", "coarse_labels").split()
 NAMES = chapters.names() if ASKED == ["all"] else ASKED
 FIRST = """
 import pathlib, sys
-repository = {root!r}
-sys.path[:] = [path for path in sys.path if not (path + "/").startswith(repository + "/") or "site-packages" in path]
+_repository = {root!r}  # a name that is no parameter
+sys.path[:] = [path for path in sys.path if not (path + "/").startswith(_repository + "/") or "site-packages" in path]
 sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in repr(finder)]
 sys.path.insert(0, {installed!r})
 import lcfuse_core

@@ -146,7 +146,7 @@ def test_formulas_are_set_by_the_local_mathjax(pages):
 
 
 def test_every_picture_has_an_alternative_text(soups):
-    for name, soup in soups.items():
+    for name, soup in written(soups).items():
         for image in article(soup).find_all("img"):
             alt = image.get("alt", "").strip()
             assert len(alt) > 15, f"{name}: {image['src']} says {alt!r}"
@@ -210,7 +210,7 @@ for (const [what, few] of [[".cell_input", 3], [".cell_output pre", 3], ["dl.py"
   [...document.querySelectorAll(`.bd-article ${what}`)].slice(few).forEach(one => one.dataset.like = "others");
 """
 RUN = """async rules => {
-  const said = await axe.run({exclude: [["[data-like]"]]}, {resultTypes: ["violations"], ...rules});
+  const said = await axe.run({exclude: [["[data-like]"]]}, {resultTypes: ["violations"], preload: false, ...rules});
   return said.violations.filter(one => ["serious", "critical"].includes(one.impact)).map(one =>
     `${one.id}: ${one.nodes[0].html.slice(0, 120)} ${one.nodes[0].any.map(check => check.message)}`.slice(0, 300));
 }"""
@@ -269,6 +269,7 @@ def look(context, address: str) -> Seen:
     page.evaluate(MARK)
     found.serious["light"] = page.evaluate(RUN, {})
     page.emulate_media(color_scheme="dark")
+    page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
     found.theme = page.evaluate("document.documentElement.dataset.theme")
     styles = "[...document.querySelectorAll('.bd-article img')].map(i => getComputedStyle(i))"
     found.pictures_in_the_dark = page.evaluate(f"{styles}.map(s => [s.filter, s.backgroundColor])")

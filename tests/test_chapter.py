@@ -126,7 +126,7 @@ def test_the_hash_of_a_checkpoint_is_that_of_its_file(here, monkeypatch, tmp_pat
     assert here.checkpoint_hash("fcn", 0.0) == {}  # not trained yet
     file = tmp_path / "weights"
     file.write_bytes(b"abc")
-    monkeypatch.setattr(type(here), "_checkpoint", lambda self, plan: file)
+    monkeypatch.setattr(chapter, "_checkpoint", lambda name: file)
     assert here.checkpoint_hash("fcn", 0.0)["checkpoint"].startswith("ba7816bf")  # SHA-256 of "abc", FIPS 180-2
 
 

@@ -182,7 +182,7 @@ def test_learning_and_held_out_patches_share_no_scene(here):
 def test_a_network_is_trained_once_and_then_found(here, tmp_path):
     plan = here.plan("fcn", 0.5)
     first = here.trained(plan)
-    files = list((tmp_path / "data" / "runs").iterdir())
+    files = list((tmp_path / "data" / "runs").glob("*.safetensors"))
     before = files[0].stat().st_mtime_ns
     again = here.trained(plan)
     assert [file.stat().st_mtime_ns for file in files] == [before]
@@ -198,7 +198,7 @@ def test_another_plan_is_another_network(here, tmp_path, change):
     here.trained(here.plan("fcn", 0.5))
     here.parameters |= change
     here.trained(here.plan("fcn", 0.5))
-    assert len(list((tmp_path / "data" / "runs").iterdir())) == 2
+    assert len(list((tmp_path / "data" / "runs").glob("*.safetensors"))) == 2
 
 
 @pytest.mark.parametrize("learner", protocol.NAMES)

@@ -1,0 +1,90 @@
+"""
+The same from a shell.
+
+    python -m lcfuse_core run CHAPTER [--profile smoke] [-p NAME VALUE] ... --out DIR
+    python -m lcfuse_core run CHAPTER -p seed 0..4 -p network fcn,unet --out DIR [--jobs 2 | --cluster ADDRESS]
+    python -m lcfuse_core ledger {list,show,diff} [--file F]
+    python -m lcfuse_core train DATA --out RUN [-p NAME VALUE] ...
+    python -m lcfuse_core sample [--seed N]
+    python -m lcfuse_core data {list,fetch,verify,status} [--profile P]
+    python -m lcfuse_core map --s2 FILE [--s1 FILE] [--coarse FILE] [--model CHECKPOINT] --out DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from lcfuse_core import data_commands, grids, ledger_commands, map_commands, reruns, settings, train_commands
+from lcfuse_core.errors import LcfuseError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; 0 when it went well, 1 when a chapter failed, 2 when it was asked for something unknown."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.command(options)
+    except LcfuseError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lcfuse_core", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    run = commands.add_parser("run", help="execute a chapter with checked parameters")
+    run.add_argument("chapter", help=", ".join(settings.CHAPTERS))
+    run.add_argument("--profile", default="smoke", help=", ".join(settings.PROFILES))
+    run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUES"), dest="given")
+    run.add_argument("--out", type=Path, required=True, help="folder for the executed notebook and its ledger")
+    run.add_argument("--book", type=Path, default=grids.BOOK, help="folder of the chapters")
+    run.add_argument("--jobs", type=_jobs, default=1, help="runs of a grid at a time, on this machine")
+    run.add_argument("--cluster", default="", metavar="ADDRESS", help="of a Dask scheduler, to run a grid there")
+    run.set_defaults(command=run_chapter)
+    ledger_commands.add_to(commands)
+    sample = commands.add_parser("sample", help="make the synthetic sample world")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.set_defaults(command=make_sample)
+    data_commands.add_parser(commands)
+    map_commands.add_parser(commands)
+    train_commands.add_parser(commands)
+    return parser
+
+
+def _jobs(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} runs at a time; 1 or more are needed")
+    return number
+
+
+def run_chapter(options: argparse.Namespace) -> int:
+    """Execute a chapter into `--out`, or a grid of them; every name and value is checked before anything runs."""
+    runs = grids.grid(options.chapter, options.given, profile=options.profile, out=options.out, book=options.book)
+    if len(runs) > 1:
+        outcomes = reruns.execute_all(runs, jobs=options.jobs, cluster=options.cluster)
+        print(reruns.report(outcomes))
+        return int(any(outcome.state == "failed" for outcome in outcomes))
+    outcome = reruns.execute(runs[0])
+    if outcome.state == "failed":
+        print(f"error: {outcome.message}", file=sys.stderr)
+        print(f"The notebook, up to there: {outcome.run.notebook}", file=sys.stderr)
+        return 1
+    print(f"{options.chapter}: {outcome.run.notebook}")
+    return 0
+
+
+def make_sample(options: argparse.Namespace) -> int:
+    """Make the sample world where chapters will find it, and say where that is."""
+    from lcfuse_core import chapter
+
+    print(chapter.Chapter("sample", {"seed": options.seed}).sample)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

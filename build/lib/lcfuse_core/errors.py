@@ -1,0 +1,77 @@
+"""
+The few errors that a user can act on.
+
+Each message says four things in one order: where, what was found, what was expected, what to do.
+Every class is also the built-in error of its kind, so that `except ValueError` keeps working.
+"""
+
+from __future__ import annotations
+
+from os import PathLike
+
+
+class LcfuseError(Exception):
+    """
+    Base of all errors raised on purpose by this package.
+
+    >>> str(LcfuseError("p1.tif", found="12 bands", expected="13 bands", do="Download it again."))
+    'p1.tif: found 12 bands, expected 13 bands. Download it again.'
+    """
+
+    def __init__(self, where: str | PathLike[str], *, found: str, expected: str, do: str) -> None:
+        super().__init__(f"{where}: found {found}, expected {expected}. {do}")
+        self.where = str(where)
+        self.found = found
+        self.expected = expected
+        self.do = do
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only arguments: without this, an error raised in a worker process cannot be sent back.
+        state = {"found": self.found, "expected": self.expected, "do": self.do}
+        return _rebuild, (type(self), self.where, state)
+
+
+def _rebuild(kind: type[LcfuseError], where: str, state: dict[str, str]) -> LcfuseError:
+    return kind(where, **state)
+
+
+class DataError(LcfuseError, ValueError):
+    """A file is there but its content is not what its kind promises."""
+
+
+class MissingDataError(LcfuseError, FileNotFoundError):
+    """A file or folder that is needed is not there."""
+
+    __str__ = LcfuseError.__str__  # FileNotFoundError would print an errno
+
+
+class FetchError(LcfuseError, OSError):
+    """Data could not be brought here or written; what was fetched before stays and is used next time."""
+
+    __str__ = LcfuseError.__str__  # OSError would print an errno
+
+
+class LegendError(LcfuseError, ValueError):
+    """A class code or name outside its legend."""
+
+
+class GridError(LcfuseError, ValueError):
+    """Arrays or rasters that should lie on one grid do not."""
+
+
+class ParameterError(LcfuseError, ValueError):
+    """A parameter with an unknown name, a wrong type or a value out of range."""
+
+
+class CheckpointError(LcfuseError, ValueError):
+    """A checkpoint that cannot be trusted or does not fit."""
+
+
+class TrainingError(LcfuseError, RuntimeError):
+    """Training cannot go on; what was saved before stays usable."""
+
+
+class DiskError(LcfuseError, OSError):
+    """A disk that is full or cannot be written; what was finished before is kept."""
+
+    __str__ = LcfuseError.__str__  # OSError would print an errno
