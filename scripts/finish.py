@@ -69,7 +69,7 @@ def mend_frame(file: Path) -> None:
     """
     Mend what tools of the build put around every page and no setting of theirs changes.
 
-    The arrows of the list of pages get a name: a reader that speaks has nothing else to say of them. Thebe goes: no page
+    The arrows of the list of pages get a name: a reader that speaks has nothing else to say. Thebe goes: no page
     has a kernel in it, and its script, which comes twice, stops with an error. A list of references is no list in the
     sense of ARIA, whose items may only be items.
     """
