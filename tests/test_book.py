@@ -265,6 +265,7 @@ def look(context, address: str) -> Seen:
             return all.filter(one => !one.naturalWidth).map(one => one.src.slice(0, 100));
         }"""
     )
+    page.add_style_tag(content="* { transition: none !important }")  # colours half way between themes are nobody's
     page.evaluate(AXE)
     page.evaluate(MARK)
     found.serious["light"] = page.evaluate(RUN, {})

@@ -5,11 +5,11 @@ The module behind the book. Each file has one job and imports only from the floo
 
     errors, cells < legends, settings, landscape < scores, networks, transition, pixel_losses, layers, sensors, style
     < cell_losses, world, scenes, ledger < losses, patches, figures, protocol < runs, charts, baselines
-    < training < forest, adaptation < calibration < fusion, chapter < bench < ladder
+    < training < forest, adaptation < calibration < agreement, fusion, chapter < bench < ladder
 
 on a side of their own, from a scene's files to its map:
 
-    windows, rasters < products, worklog, coarse < mapping, members < streaming < scene_map < map_commands
+    windows, rasters < products, worklog, coarse < mapping, members < home, streaming < scene_map < map_commands
 
 with areas, swipe and sample_scene beside them; and for the real data:
 
