@@ -1,7 +1,7 @@
 """
 Every stored number is compared: change one digit of any of them, anywhere in the book, and the comparison fails.
 
-`test_chapters.py` runs chapters with a wrong digit, one each. Here nbval's own comparison is asked, without running
+`test_chapters.py` runs chapters with one wrong digit. Here nbval's own comparison is asked, without running
 anything, about every number of every output that it compares. Not compared are cells that say why (their own *Checks*
 hold what matters), and what `nbval.cfg` replaces: times, addresses, folders, pictures.
 """

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import cloudpickle
 import pytest
 import torch
 from test_packs import pack_one, write_scene
@@ -24,44 +25,60 @@ PLAN = TrainPlan(
     width=8, crop=32, batch=8, steps=4, report_every=4, learning_rate=1e-3, device="cpu", precision="float32"
 )
 
-needs_fork = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
+needs_forkserver = pytest.mark.skipif(
+    "forkserver" not in multiprocessing.get_all_start_methods(), reason="no forkserver here"
+)
 
 
-@pytest.fixture(scope="module")
-def stack():
-    """Three toy patches, one of them half ignored: the crops of a batch know of unequally many pixels."""
+def three_patches():
+    """Toys, one of them half ignored: the crops of a batch know of unequally many pixels."""
     made = toy_stack(3)
     made.labels[0, :40] = 255
     return made
 
 
+@pytest.fixture(scope="module")
+def stack():
+    """Of this process; the others make their own, since torch 2.13 cannot pickle uint16."""
+    return three_patches()
+
+
+def one_of_several(rank, size, port, work):
+    """What runs in each of the processes: *work(rank)*, pickled, under the variables that torchrun sets."""
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ.update(own, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    cloudpickle.loads(work)(rank)
+
+
 def spawn(work, size=2):
-    """Call *work(rank)* in as many processes, which know of each other as under torchrun; their exit codes."""
+    """
+    Call *work(rank)* in as many processes, which know of each other as under torchrun; their exit codes.
+
+    They are forked from a process that has imported torch and done nothing else: a fork of this one, which has
+    threads by now, may wait for ever for a lock that a thread held.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-
-    def child(rank):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
-        os.environ.update(own, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-        work(rank)
-
-    fork = multiprocessing.get_context("fork")
-    children = [fork.Process(target=child, args=(rank,)) for rank in range(size)]
+    clean = multiprocessing.get_context("forkserver")
+    clean.set_forkserver_preload(["lcfuse_core.training"])
+    told = [(rank, size, port, cloudpickle.dumps(work)) for rank in range(size)]
+    children = [clean.Process(target=one_of_several, args=each) for each in told]
     for one in children:
         one.start()
     for one in children:
         one.join(timeout=120)
         one.kill()
+        one.join()
     return [one.exitcode for one in children]
 
 
-def trained_by_two(stack, plan, folder, **more):
+def trained_by_two(plan, folder, **more):
     """The run of two processes, by way of a file."""
     path = folder / "two.safetensors"
 
     def work(rank):
-        run = train(stack, plan, progress=False, **more)
+        run = train(three_patches(), plan, progress=False, **more)
         if rank == 0:
             save_checkpoint(run, path)
 
@@ -78,13 +95,13 @@ def distance(first, second):
     return float((ours - theirs).norm() / ours.norm())
 
 
-@needs_fork
+@needs_forkserver
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["cross_entropy", "cell_mean"])
 def test_two_processes_make_the_network_of_one(stack, tmp_path, loss):
     """Weights within 1e-5, running means too; the same losses; the same scores of the same maps."""
     plan = replace(PLAN, loss=loss)
-    one, two = train(stack, plan, progress=False), trained_by_two(stack, plan, tmp_path)
+    one, two = train(stack, plan, progress=False), trained_by_two(plan, tmp_path)
     assert 0 < distance(one, two) < 1e-5
     assert two.history[-1]["loss"] == pytest.approx(one.history[-1]["loss"], rel=1e-5)
     scores = [training.evaluate(run, stack) for run in (one, two)]
@@ -94,28 +111,32 @@ def test_two_processes_make_the_network_of_one(stack, tmp_path, loss):
     assert distance(one, apart) > 100 * distance(one, two)
 
 
-@needs_fork
+@needs_forkserver
 @pytest.mark.slow
 @pytest.mark.parametrize("network", ["fcn", "unet"])
-def test_in_double_precision_they_are_the_same(stack, tmp_path, monkeypatch, network):
+def test_in_double_precision_they_are_the_same(tmp_path, network):
     """What parts them in float32 is the order of sums alone: nothing is left of it with twice the digits."""
-    build = TrainPlan.build
-    monkeypatch.setattr(TrainPlan, "build", lambda plan: build(plan).double())
-    monkeypatch.setattr(training, "forward", lambda called, images, precision: called(images.double()))
     plan, path = replace(PLAN, network=network), tmp_path / "two.pt"
 
+    def in_double():
+        build = TrainPlan.build
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TrainPlan, "build", lambda plan: build(plan).double())
+            patch.setattr(training, "forward", lambda called, images, precision: called(images.double()))
+            return train(three_patches(), plan, progress=False).network.state_dict()
+
     def work(rank):
-        run = train(stack, plan, progress=False)
+        weights = in_double()
         if rank == 0:
-            torch.save(run.network.state_dict(), path)
+            torch.save(weights, path)
 
     assert spawn(work) == [0, 0]
-    one, two = train(stack, plan, progress=False).network.state_dict(), torch.load(path, weights_only=True)
+    one, two = in_double(), torch.load(path, weights_only=True)
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-9, atol=1e-12)
 
 
-@needs_fork
+@needs_forkserver
 @pytest.mark.slow
 def test_a_run_of_two_goes_on_as_a_run_of_one(stack, tmp_path):
     """A signal to one of them stops both, after the same step; the folder is that of any run."""
@@ -125,7 +146,7 @@ def test_a_run_of_two_goes_on_as_a_run_of_one(stack, tmp_path):
             rate = training.learning_rate
             training.learning_rate = lambda step, plan: (step == 1 and os.kill(os.getpid(), 15), rate(step, plan))[1]
         with pytest.raises(TrainingError, match=r"found (SIGTERM|a signal to another process).* goes on from step"):
-            train(stack, PLAN, tmp_path / "run", progress=False)
+            train(three_patches(), PLAN, tmp_path / "run", progress=False)
 
     assert spawn(work) == [0, 0]
     assert read_checkpoint(tmp_path / "run" / "last.safetensors")[1]["step"] == 2
@@ -133,16 +154,16 @@ def test_a_run_of_two_goes_on_as_a_run_of_one(stack, tmp_path):
     assert distance(train(stack, PLAN, progress=False), resumed) < 1e-5
 
 
-@needs_fork
+@needs_forkserver
 @pytest.mark.slow
-def test_a_process_that_dies_is_noticed_by_the_other(stack):
+def test_a_process_that_dies_is_noticed_by_the_other():
     """It ends with an error that says what to do, and does not wait for ever."""
 
     def work(rank):
         if rank == 1:
             training.learning_rate = lambda step, plan: os._exit(3)
         with pytest.raises(TrainingError, match=r"process 0 lost another one.*goes on from the last checkpoint"):
-            train(stack, PLAN, progress=False)
+            train(three_patches(), PLAN, progress=False)
 
     assert spawn(work) == [0, 3]
 
