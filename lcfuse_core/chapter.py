@@ -139,7 +139,8 @@ class Chapter:
 
     def plan(self, network: str, class_weight_power: float) -> runs.TrainPlan:
         """How this chapter trains that network: the same plan in every chapter with the same parameters."""
-        chosen = {name: self.parameters[name] for name in ("steps", "crop", "batch", "seed")}
+        decided = ("loss", "steps", "crop", "batch", "seed")
+        chosen = {name: self.parameters[name] for name in decided if name in self.parameters}
         report_every = max(1, chosen["steps"] // 8)
         return runs.TrainPlan(
             network=network, class_weight_power=class_weight_power, report_every=report_every, **chosen

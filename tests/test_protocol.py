@@ -193,7 +193,7 @@ def test_a_network_is_trained_once_and_then_found(here, tmp_path):
     np.testing.assert_array_equal(classify(first, patch), classify(again, patch))
 
 
-@pytest.mark.parametrize("change", [{"steps": 3}, {"seed": 1}, {"batch": 3}])
+@pytest.mark.parametrize("change", [{"steps": 3}, {"seed": 1}, {"batch": 3}, {"loss": "bag"}])
 def test_another_plan_is_another_network(here, tmp_path, change):
     here.trained(here.plan("fcn", 0.5))
     here.parameters |= change

@@ -1,6 +1,7 @@
 """Parameters of chapters: the profile fills in, the reader's own value wins, and anything unknown stops."""
 
 import ast
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 import chapters
 from lcfuse_core import settings
 from lcfuse_core.errors import ParameterError
+from lcfuse_core.losses import LOSSES
 
 SMOKE = settings.read_profile("smoke")
 
@@ -34,6 +36,10 @@ def test_the_parameters_cell_holds_the_smoke_profile(name):
     }
     assert assigned == {key: SMOKE[key] for key in settings.names_of(name)}
     assert tuple(assigned) == settings.names_of(name)
+
+
+def test_the_losses_are_those_that_there_are():
+    assert get_args(settings.Loss) == tuple(LOSSES)
 
 
 def test_an_unknown_name_is_refused_with_the_names_that_there_are():
