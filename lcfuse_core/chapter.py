@@ -317,7 +317,7 @@ class Chapter:
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
         machine = f"{machines.machine()['processor']}, {os.cpu_count()} cores"
         data = self.origin
-        if "s2_path" not in self.parameters:  # a chapter that looks at one scene makes no sample world
+        if "s2_path" not in self.parameters:  # a map of one scene rests on no sample world
             root = self.train_root if "train_root" in self.parameters else self.data_root
             data = f"{data}, digest {data_digest(root)[:16]}"
         return {

@@ -116,7 +116,8 @@ def field_viewer(patch: Patch, fields: Mapping[str, int]) -> str:
     outlines = ""
     ids = _cells_of(patch, (height, width))
     if ids is None and patch.lc is not None:
-        ids = recover(patch.lc).ids
+        found = recover(patch.lc)
+        ids = found.ids if found.n_row_lines and found.n_col_lines else None
     if ids is not None:
         lines = _borders(ids)
         outlines = f'<path d="{lines}" fill="none" stroke="#fff" stroke-width=".7" stroke-opacity=".9"/>'
