@@ -165,7 +165,8 @@ def gains(lines: pd.DataFrame, steps: Iterable[Step] = LADDER, digits: int = 1) 
         pairs = _pairs(lines, step)
         if not pairs:
             continue
-        gain = pd.Series(aa.loc[step.method, pairs] - aa.loc[step.over, pairs], index=pairs, dtype=float)
+        with_it, without = aa.loc[[step.method, step.over], pairs].to_numpy(float)
+        gain = pd.Series(with_it - without, index=pairs)
         one = _difference(lines, step, pairs[0])
         spread = gain.std()
         rows[step.adds] = {

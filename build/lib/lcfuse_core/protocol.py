@@ -35,6 +35,8 @@ HELD_OUT = 1 / 8
 NAMES = {"forest": "Random forest", "fcn": "FCN", "unet": "U-Net", "deeplabv3plus": "DeepLabv3+"}
 """What learns, as tables call it."""
 
+USUAL_LOSS = "cross_entropy"
+
 PLAIN, WEIGHTED = 0.0, 0.5
 """Powers of the class weights: every pixel counts alike, or 1 / sqrt(frequency of its class)."""
 
@@ -73,15 +75,18 @@ class Result:
         return {name: summarise(counts) for name, counts in self.by_region.items() if counts.any()}
 
 
-def method_name(learner: str, class_weight_power: float) -> str:
+def method_name(learner: str, class_weight_power: float, loss: str = USUAL_LOSS) -> str:
     """
     The name of a method in tables and in the ledger.
 
-    >>> method_name("unet", 0.0), method_name("fcn", 0.5), method_name("fcn", 1.0)
-    ('U-Net, plain', 'FCN, weighted', 'FCN, weighted (power 1)')
+    loss : what a network minimises, named unless it is the usual one; a forest has none
+
+    >>> method_name("unet", 0.0), method_name("fcn", 0.5), method_name("fcn", 1.0, "bag")
+    ('U-Net, plain', 'FCN, weighted', 'FCN, weighted (power 1), bag')
     """
     known = {PLAIN: "plain", WEIGHTED: "weighted"}
-    return f"{NAMES[learner]}, {known.get(class_weight_power, f'weighted (power {class_weight_power:g})')}"
+    named = "" if loss == USUAL_LOSS or learner == "forest" else f", {loss}"
+    return f"{NAMES[learner]}, {known.get(class_weight_power, f'weighted (power {class_weight_power:g})')}{named}"
 
 
 def split_scenes(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

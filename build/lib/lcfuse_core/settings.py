@@ -25,10 +25,10 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "data_at_scale": ("profile", "seed", "train_root", "place"),
     "baselines": ("profile", "seed", "data_root", "train_root", "place"),
     "networks": ("profile", "seed", "data_root", "place"),
-    "training": ("profile", "seed", "train_root", "network", "class_weight_power", "steps", "crop", "batch"),
+    "training": ("profile", "seed", "train_root", "network", "loss", "class_weight_power", "steps", "crop", "batch"),
     "coarse_supervision": ("profile", "seed", "data_root", "train_root", "place"),
     "cell_supervision": ("profile", "seed", "train_root", "place"),
-    "evaluation": ("profile", "seed", "data_root", "train_root", "steps", "crop", "batch", "place"),
+    "evaluation": ("profile", "seed", "data_root", "train_root", "loss", "steps", "crop", "batch", "place"),
     "uncertainty": ("profile", "seed", "data_root", "train_root", "steps", "crop", "batch", "place"),
     "maps": ("profile", "seed", "s2_path", "s1_path", "coarse_path", "map_folder"),
     "fusion": ("profile", "seed", "data_root", "train_root", "steps", "crop", "batch", "place"),
@@ -41,6 +41,13 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
 """The parameters that each chapter has: those of its parameters cell (a test compares the two)."""
 
 
+Loss = Literal[
+    "cross_entropy", "generalised", "symmetric", "bootstrapping", "forward", "posterior_qr", "posterior_rq",
+    "cell_mean", "cell_forward", "super_resolution", "bag",
+]  # fmt: skip
+"""Names of `losses.LOSSES`, which takes torch to import (a test compares the two)."""
+
+
 class Settings(BaseModel):
     """Every parameter that a chapter may have. A chapter has some of them."""
 
@@ -51,6 +58,7 @@ class Settings(BaseModel):
     data_root: str = Field("", description="folder of the patches to evaluate on; empty: the sample")
     train_root: str = Field("", description="folder of the patches to learn from; empty: the sample")
     network: Literal["fcn", "unet", "deeplabv3plus"] = Field("fcn", description="network to train")
+    loss: Loss = Field("cross_entropy", description="what a network minimises")
     class_weight_power: float = Field(0.5, ge=0, le=1, description="classes count as 1 / frequency ** power")
     steps: int = Field(400, ge=1, le=10_000_000, description="training steps")
     crop: int = Field(64, ge=32, le=1024, description="side of a training crop in pixels")
