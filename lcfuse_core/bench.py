@@ -22,7 +22,7 @@ from lcfuse_core.chapter import Chapter, data_digest
 from lcfuse_core.legends import N_COARSE, SCORED
 from lcfuse_core.patches import PatchStack
 from lcfuse_core.protocol import WEIGHTED
-from lcfuse_core.runs import Run
+from lcfuse_core.runs import Run, TrainPlan
 from lcfuse_core.scenes import Patch
 from lcfuse_core.transition import Matrix
 
@@ -96,15 +96,19 @@ class Bench:
             steps = max(1, plan.steps // len(self.regions))
             plan = replace(plan, steps=steps, report_every=steps)
         places = self.regions if each_region else {EVERY_PLACE: self.there}
-        rests_on = ("fresh" if fresh else repr(run.plan), data_digest(self.here.data_root))
 
         def learnt(place: str) -> Run:
-            name = self.here.checkpoint_name(plan, place, *rests_on)
+            name = self.name_at_home(None if fresh else run, plan, place)
             return self.here.kept(name, lambda _: adaptation.adapted(start, {place: places[place]}, plan)[place])
 
         key = (fresh, each_region, run.plan, plan)
         runs: dict[str, Run] = self.once(key, lambda: {place: learnt(place) for place in places})
         return self.by_region(runs, training.predict), sum(map(seconds, runs.values()))
+
+    def name_at_home(self, run: Run | None, plan: TrainPlan, place: str = EVERY_PLACE) -> str:
+        """File name of a copy of *run* (None: of fresh weights) that has learnt by *plan* at *place*."""
+        rests_on = ("fresh" if run is None else repr(run.plan), data_digest(self.here.data_root))
+        return self.here.checkpoint_name(plan, place, *rests_on)
 
     def by_region(self, models: Mapping[str, Any], predict: Callable[[Any, Patch], NDArray[np.float32]]) -> Predict:
         """Probabilities of each patch by the model of its region, or by the one of `EVERY_PLACE`."""

@@ -41,6 +41,7 @@ from lcfuse_core import (
     training,
     world,
 )
+from lcfuse_core.errors import MissingDataError, ParameterError
 from lcfuse_core.scores import Scores
 
 # IPython puts these into a notebook's namespace itself.
@@ -53,7 +54,10 @@ _TRAINING_CODE = (
 )
 
 SHIPPED = Path(__file__).parent / "shipped" / "checkpoints"
-"""Small networks trained on the sample of seed 0, so that most chapters run without training any."""
+"""
+Small networks trained on the sample of seed 0, so that most chapters run without training any. In its folder `at_home`
+is what has gone on learning in the places that are mapped (`bench.Bench.network_at_home`), and is no use elsewhere.
+"""
 
 
 def data_folder() -> Path:
@@ -129,6 +133,28 @@ class Chapter:
         """Two words for captions and tables: where the pixels come from."""
         return "synthetic sample" if self.on_sample else "your data"
 
+    def our_place(self, number: int = 0) -> scenes.Patch:
+        """
+        The place that every chapter comes back to: of the patches that are judged, the most varied.
+
+        number : 1 for the second most varied, and so on
+
+        Chosen by its MODIS label alone (`protocol.by_variety`). Its reference, if any patch of `data_root` has one,
+        is there to be looked at and plays no part in what a method learns or a chapter chooses. In a chapter without
+        `data_root` it is a patch of the sample. Raises ParameterError when there are not so many patches.
+        """
+        try:
+            rows = protocol.evaluation_patches(self.data_root)
+        except MissingDataError:  # a place without a reference is a place as well
+            rows = scenes.complete(scenes.index(self.data_root))
+            if rows.empty:
+                raise
+        rows = protocol.by_variety(rows)
+        if number >= len(rows):
+            expected, do = f"0 to {len(rows) - 1}", "Choose another patch."
+            raise ParameterError("place", found=str(number), expected=expected, do=do)
+        return scenes.read_patch(rows.iloc[number])
+
     @property
     def watched(self) -> bool:
         """Whether a person sits at this notebook, to whom a progress bar says something."""
@@ -138,9 +164,14 @@ class Chapter:
         return bool(getattr(kernel, "_allow_stdin", False))
 
     def plan(self, network: str, class_weight_power: float) -> runs.TrainPlan:
-        """How this chapter trains that network: the same plan in every chapter with the same parameters."""
+        """
+        How this chapter trains that network: the same plan in every chapter with the same parameters.
+
+        What a chapter has no parameter for is that of the profile `smoke`: such a chapter looks at small networks.
+        """
+        smoke = settings.read_profile("smoke")
         decided = ("loss", "steps", "crop", "batch", "seed")
-        chosen = {name: self.parameters[name] for name in decided if name in self.parameters}
+        chosen = {name: self.parameters.get(name, smoke[name]) for name in decided}
         report_every = max(1, chosen["steps"] // 8)
         return runs.TrainPlan(
             network=network, class_weight_power=class_weight_power, report_every=report_every, **chosen
@@ -286,7 +317,7 @@ class Chapter:
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
         machine = f"{machines.machine()['processor']}, {os.cpu_count()} cores"
         data = self.origin
-        if "s2_path" not in self.parameters:  # a chapter that looks at one scene makes no sample world
+        if "s2_path" not in self.parameters:  # a map of one scene rests on no sample world
             root = self.train_root if "train_root" in self.parameters else self.data_root
             data = f"{data}, digest {data_digest(root)[:16]}"
         return {
@@ -336,7 +367,8 @@ def _is_sample(root: Path) -> bool:
 
 def _checkpoint(name: str) -> Path:
     """Where the network of that name is, or would be kept."""
-    return SHIPPED / name if (SHIPPED / name).exists() else data_folder() / "runs" / name
+    shipped = (SHIPPED / name, SHIPPED / "at_home" / name)
+    return next(filter(Path.exists, shipped), data_folder() / "runs" / name)
 
 
 def _code_digest() -> str:

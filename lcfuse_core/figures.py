@@ -142,9 +142,9 @@ def show_cells(
     ax.add_collection(LineCollection([*upright, *level], colors=color, linewidths=linewidth), autolim=False)
 
 
-def _panels(n: int, shape: tuple[int, int]) -> tuple[Figure, list[Axes]]:
+def _panels(n: int, shape: tuple[int, int], columns: int = 0) -> tuple[Figure, list[Axes]]:
     """A grid of *n* panels for images of one shape; the axes left over are switched off and come last."""
-    columns = n if n < 3 else 2 if n == 4 else 3
+    columns = columns or (n if n < 3 else 2 if n == 4 else 3)
     rows = -(-n // columns)
     height_in = rows * (WIDTH_IN / columns * shape[0] / shape[1] + 0.27)
     fig, grid = plt.subplots(rows, columns, figsize=(WIDTH_IN, height_in), squeeze=False, layout="constrained")
@@ -189,13 +189,47 @@ def show_maps_side_by_side(maps: Mapping[str, NDArray[np.integer]], patch: Patch
 
     Raises GridError when a map has not the size of the patch.
     """
-    for name, codes in maps.items():
-        if codes.shape != patch.s2.shape[1:]:
-            found, expected = f"shape {codes.shape}", f"{patch.s2.shape[1:]}, that of the patch"
-            raise GridError(name, found=found, expected=expected, do="Draw a map with the patch it was made from.")
+    _check_shapes(maps, patch)
     own = _own_maps(patch)
     reference = {name: own.pop(name) for name in list(own) if name == REFERENCE}
     return _show_all({"Sentinel-2": rgb(patch)}, own | dict(maps) | reference)
+
+
+def show_so_far(
+    pictures: Mapping[str, NDArray[Any]],
+    patch: Patch,
+    *,
+    reference: bool = True,
+    cells: NDArray[np.integer] | None = None,
+) -> Figure:
+    """
+    A place as far as a chapter has come: small pictures in a row, from its MODIS label to its reference.
+
+    pictures : what the chapter adds, by name: images (H, W, 3) in 0..1 or maps of DFC2020 codes (H, W)
+    reference : whether the row ends in it, where the patch has one
+    cells : number of the coarse cell of each pixel, int (H, W), to be outlined on all of them
+
+    Raises GridError when a picture has not the size of the patch.
+    """
+    _check_shapes(pictures, patch)
+    own = _own_maps(patch)
+    last = {name: own.pop(name) for name in list(own) if name == REFERENCE}
+    row: dict[str, NDArray[Any]] = own | dict(pictures) | (last if reference else {})
+    n = len(row)
+    fig, axes = _panels(n, patch.s2.shape[1:], columns=4 if n == 4 or n > 6 else 3)
+    for ax, (title, picture) in zip(axes, row.items(), strict=False):
+        is_image = picture.ndim == 3
+        (show_image if is_image else show_labels)(ax, picture, title=title)
+        if cells is not None:
+            show_cells(ax, cells, color="white" if is_image else "black", linewidth=0.6)
+    return _finish(fig, axes, n, legend_handles(picture for picture in row.values() if picture.ndim == 2))
+
+
+def _check_shapes(pictures: Mapping[str, NDArray[Any]], patch: Patch) -> None:
+    for name, picture in pictures.items():
+        if picture.shape[:2] != patch.s2.shape[1:]:
+            found, expected = f"shape {picture.shape}", f"{patch.s2.shape[1:]}, that of the patch"
+            raise GridError(name, found=found, expected=expected, do="Draw a map with the patch it was made from.")
 
 
 def _own_maps(patch: Patch) -> dict[str, NDArray[np.integer]]:

@@ -27,6 +27,7 @@ from lcfuse_core.errors import GridError, ParameterError
 from lcfuse_core.figures import FIELD_COLOURS, rgb
 from lcfuse_core.inline import frame, label_png, photo_png, range_input, svg, swatch, unique_id
 from lcfuse_core.legends import DFC2020, SCORED, Legend, igbp_to_dfc, index_to_dfc
+from lcfuse_core.recovery import recover
 from lcfuse_core.scenes import Patch
 
 OUTLINE = "#ff4f9a"
@@ -93,8 +94,8 @@ def field_viewer(patch: Patch, fields: Mapping[str, int]) -> str:
 
     fields : name -> side of the receptive field in pixels, for example {"FCN": 11}; at most four
 
-    The coarse cells are drawn in white where the patch can be placed on the Earth. Raises ParameterError on no field,
-    more than four, or a side below 1.
+    The coarse cells are drawn in white: from the georeference or, where there is none, as the MODIS label betrays them
+    (`recovery.recover`). Raises ParameterError on no field, more than four, or a side below 1.
     """
     if not 1 <= len(fields) <= len(FIELD_COLOURS) or min(fields.values()) < 1:
         expected = f"1 to {len(FIELD_COLOURS)} sides of at least 1 pixel"
@@ -114,6 +115,9 @@ def field_viewer(patch: Patch, fields: Mapping[str, int]) -> str:
         rows.append(f"<p>{mark}{html.escape(label)}: {side} pixels, {side * 10:,} m wide</p>")
     outlines = ""
     ids = _cells_of(patch, (height, width))
+    if ids is None and patch.lc is not None:
+        found = recover(patch.lc)
+        ids = found.ids if found.n_row_lines and found.n_col_lines else None
     if ids is not None:
         lines = _borders(ids)
         outlines = f'<path d="{lines}" fill="none" stroke="#fff" stroke-width=".7" stroke-opacity=".9"/>'

@@ -3,9 +3,10 @@ Train the small networks that come with the package: `make checkpoints`, or
 
     python scripts/checkpoints.py
 
-They are those of the ladder that most chapters ask for, in the profile `smoke` on the sample world of seed 0. A chapter
-takes them only while plan, sample and training code are those that they were made with (`Chapter.trained`), so after a
-change of the training code they are trained anew; `tests/test_checkpoints.py` says when.
+They are those of the ladder that most chapters ask for, in the profile `smoke` on the sample world of seed 0. One of
+them has also gone on learning at home, in the places that are mapped. A chapter takes them only while plan, sample and
+training code are those that they were made with (`Chapter.trained`), so after a change of the training code they are
+trained anew; `tests/test_checkpoints.py` says when.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 
-from lcfuse_core import chapter, runs
+from lcfuse_core import adaptation, bench, chapter, runs
 from lcfuse_core.protocol import PLAIN, WEIGHTED
 from seeds import begin
 
@@ -28,14 +29,26 @@ def plans(here: chapter.Chapter) -> list[runs.TrainPlan]:
     return [here.plan("fcn", PLAIN), weighted, s2_alone]
 
 
+def at_home(here: chapter.Chapter) -> str:
+    """File name of the weighted FCN that has learnt on in the places that are mapped; trained if it is not there."""
+    work = bench.Bench(here)
+    run = work.network()
+    work.network_at_home(run)
+    return work.name_at_home(run, adaptation.at_home_plan(run.plan))
+
+
 def main() -> None:
     here = begin(0, None, small=False)
     shutil.rmtree(chapter.SHIPPED, ignore_errors=True)
-    chapter.SHIPPED.mkdir(parents=True)
+    (chapter.SHIPPED / "at_home").mkdir(parents=True)
+    made = chapter.data_folder() / "runs"
     for plan in plans(here):
         run, name = here.trained(plan), here.checkpoint_name(plan)
-        shutil.copy(chapter.data_folder() / "runs" / name, chapter.SHIPPED / name)
+        shutil.copy(made / name, chapter.SHIPPED / name)
         print(f"{name}: {plan.network}, {'+'.join(plan.inputs)}, {run.history[-1]['seconds']} s")
+    name = at_home(here)
+    shutil.copy(made / name, chapter.SHIPPED / "at_home" / name)
+    print(f"{name}: at home")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """
 Draw the picture on the first page and in the README, and the card that chat windows show of the book:
 
-    python scripts/cover.py [--place N]
+    python scripts/cover.py
     python scripts/cover.py --card       (the card alone, from the picture that is there)
 
-One test patch of the sample world: image, MODIS label, the map of the weighted FCN of chapter *evaluation*, reference.
+Our place (`Chapter.our_place`): image, MODIS label, the map of the FCN that has learnt at home (chapter *fusion*),
+reference.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.patches import Rectangle
 
-from lcfuse_core import chapter, figures, protocol, scenes, settings
+from lcfuse_core import bench, chapter, figures, ladder, settings
 
 OUT = "book/_assets/result.png"
 CARD = "book/_assets/social-card.png"
@@ -43,18 +44,16 @@ def draw_card(picture: str = OUT, out: str = CARD) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--place", type=int, default=0, help="number of the test patch")
     parser.add_argument("--card", action="store_true", help="draw the card alone")
     given = parser.parse_args()
     if given.card:
         draw_card()
         return
-    place = given.place
     smoke = settings.read_profile("smoke")
     here = chapter.begin("evaluation", {name: smoke[name] for name in settings.names_of("evaluation")})
-    classify, _ = here.learned("fcn", protocol.WEIGHTED)
-    patch = scenes.read_patch(protocol.evaluation_patches(here.data_root).iloc[place])
-    figure = figures.show_maps_side_by_side({"Network": classify(patch)}, patch)
+    work, patch = bench.Bench(here), here.our_place()
+    predict, _ = work.network_at_home(work.network())
+    figure = figures.show_maps_side_by_side({"Network": ladder.mapped(predict)(patch)}, patch)
     figure.savefig(OUT, dpi=150, metadata={"Software": None})
     plt.close(figure)
     print(OUT)

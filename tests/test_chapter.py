@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lcfuse_core import chapter, ledger, runs, scenes, scores, world
-from lcfuse_core.errors import ParameterError
+from lcfuse_core import chapter, damage, ledger, protocol, runs, scenes, scores, settings, world
+from lcfuse_core.errors import MissingDataError, ParameterError
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +142,48 @@ def test_real_data_are_not_called_synthetic(tmp_path, sample):
     assert mine.roots == {"evaluation": folder}
     assert (mine.on_sample, mine.origin) == (False, "your data")
     assert chapter.Chapter("evaluation", {"seed": 0, "data_root": ""}).origin == "synthetic sample"
+
+
+def judged_in(folder):
+    """A chapter that judges on the patches of *folder*."""
+    return chapter.Chapter("evaluation", {"profile": "smoke", "seed": 3, "data_root": str(folder)})
+
+
+def test_our_place_is_the_most_varied_patch_that_is_judged(here):
+    """Of the test split, by its MODIS label; the second one comes next; its reference is there to be looked at."""
+    rows = protocol.by_variety(protocol.evaluation_patches(here.data_root))
+    assert set(rows["split"]) == {"test"}
+    assert [here.our_place(k).name for k in (0, 1)] == [scenes.patch_name(row) for row in rows[:2].itertuples()]
+    assert here.our_place().dfc is not None
+    with pytest.raises(ParameterError, match=rf"place: found {len(rows)}, expected 0 to {len(rows) - 1}"):
+        here.our_place(len(rows))
+
+
+def test_our_place_is_the_same_in_a_chapter_that_judges_nothing(here, sample, monkeypatch):
+    monkeypatch.setattr(chapter.Chapter, "sample", sample)
+    assert damage.is_same(chapter.Chapter("reruns", {"seed": 3}).our_place(), here.our_place())
+
+
+def test_our_place_where_there_is_little(here, sample, tmp_path):
+    """One patch; no test split; no reference at all; nothing to look at."""
+    table = scenes.index(here.data_root)
+    validation = table[table["split"] == "validation"]
+    one = damage.copy_patches(table[table["split"] == "test"].head(1), tmp_path / "one")
+    assert judged_in(tmp_path / "one").our_place().name == scenes.patch_name(one.iloc[0])
+    damage.copy_patches(validation, tmp_path / "validation")
+    most = scenes.patch_name(protocol.by_variety(validation).iloc[0])
+    assert judged_in(tmp_path / "validation").our_place().name == most
+    assert judged_in(sample / "sen12ms").our_place().dfc is None
+    damage.copy_patches(one.assign(lc=None), tmp_path / "bare")
+    with pytest.raises(MissingDataError, match="no patch with a reference"):
+        judged_in(tmp_path / "bare").our_place()
+
+
+def test_a_chapter_without_training_parameters_asks_for_the_small_networks():
+    smoke = settings.read_profile("smoke")
+    told = {name: smoke[name] for name in settings.names_of("evaluation")}
+    plain = chapter.Chapter("reproduction", {"profile": "full", "seed": 0})
+    assert plain.plan("fcn", 0.5) == chapter.Chapter("evaluation", told).plan("fcn", 0.5)
 
 
 def test_glue_leaves_what_the_book_quotes(here, monkeypatch):

@@ -173,6 +173,16 @@ def test_each_exercise_has_a_solution(name):
     assert sorted(labels) == sorted(solved)
 
 
+@each_chapter
+def test_a_chapter_comes_back_to_our_place(name):
+    """The red thread: the same place by the same call, in a figure that is called so, and in the words around it."""
+    notebook = chapters.read(name)
+    assert any("here.our_place(" in cell.source for cell in chapters.code_cells(notebook))
+    figures = [cell.metadata.get("mystnb", {}).get("figure", {}) for cell in chapters.code_cells(notebook)]
+    assert any(figure.get("caption", "").startswith("Our place") for figure in figures)
+    assert re.search(r"\bour place\b", prose(notebook), re.IGNORECASE)
+
+
 def test_the_first_code_cell_is_the_same_in_every_chapter():
     first = {name: chapters.code_cells(chapters.read(name))[0].source for name in NAMES}
     assert len(set(first.values())) == 1, "the set-up cell differs"

@@ -3,7 +3,7 @@
 import pytest
 
 import checkpoints
-from lcfuse_core import chapter, runs, training
+from lcfuse_core import chapter, members, runs, training
 from seeds import begin
 
 
@@ -15,12 +15,20 @@ def here():
 def test_what_is_shipped_is_what_the_code_of_today_would_train(here):
     """A changed plan, sample or training code without `make checkpoints` is caught here."""
     wanted = {here.checkpoint_name(plan) for plan in checkpoints.plans(here)}
-    assert {path.name for path in chapter.SHIPPED.iterdir()} == wanted, "run: make checkpoints"
+    assert {path.name for path in chapter.SHIPPED.glob("*.safetensors")} == wanted, "run: make checkpoints"
+
+
+def test_what_has_learnt_at_home_is_shipped_apart(here, monkeypatch):
+    """For our place; a map of any other place must not ask it."""
+    monkeypatch.setattr(training, "train", lambda *a, **k: pytest.fail("trained: run make checkpoints"))
+    [file] = (chapter.SHIPPED / "at_home").iterdir()
+    assert file.name == checkpoints.at_home(here)
+    assert file.stem not in {member.name for member in members.default_members()}
 
 
 def test_they_are_small_and_whole(here):
-    files = sorted(chapter.SHIPPED.iterdir())
-    assert sum(path.stat().st_size for path in files) < checkpoints.LIMIT_BYTES
+    files = sorted(chapter.SHIPPED.glob("*.safetensors"))
+    assert sum(path.stat().st_size for path in chapter.SHIPPED.rglob("*.safetensors")) < checkpoints.LIMIT_BYTES
     assert {runs.load_checkpoint(path).plan for path in files} == set(checkpoints.plans(here))
 
 

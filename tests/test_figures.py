@@ -227,6 +227,46 @@ def test_a_map_of_another_size_is_refused():
         figures.show_maps_side_by_side({"FCN": np.ones((10, 10), np.uint8)}, make_patch())
 
 
+@pytest.mark.parametrize(("n_maps", "columns"), [(0, 3), (1, 3), (2, 4), (3, 3), (5, 4)])
+def test_a_place_so_far_goes_from_label_to_reference(n_maps, columns):
+    """Label, pictures in their order, reference; one legend of all classes; nothing spills out of the figure."""
+    patch = make_patch()
+    maps = {f"map {k}": np.full_like(patch.dfc, (2, 4, 5, 6, 7)[k]) for k in range(n_maps)}
+    fig = figures.show_so_far(maps, patch)
+    assert titles(fig) == [figures.MODIS, *maps, figures.REFERENCE]
+    expected = {"Forest", "Savanna", "Water"} | {DFC2020.name_of((2, 4, 5, 6, 7)[k]) for k in range(n_maps)}
+    assert legend_names(fig) == [name for name in DFC2020.names if name in expected]
+    assert fig.axes[0].get_gridspec().ncols == columns
+    box, (width, height) = fig.get_tightbbox(), fig.get_size_inches()
+    assert min(box.x0, box.y0) > -0.05
+    assert box.x1 < width + 0.05
+    assert box.y1 < height + 0.05
+
+
+def test_a_place_so_far_draws_images_as_they_are():
+    """An image is no map of codes, and the reference stays closed when it is not asked for."""
+    patch = make_patch()
+    fig = figures.show_so_far({"Sentinel-2": figures.rgb(patch)}, patch, reference=False)
+    assert titles(fig) == [figures.MODIS, "Sentinel-2"]
+    np.testing.assert_array_equal(fig.axes[1].images[0].get_array(), figures.rgb(patch))
+    bare = replace(patch, lc=None, dfc=None)
+    assert titles(figures.show_so_far({"FCN": patch.dfc}, bare)) == ["FCN"]
+
+
+def test_a_place_so_far_outlines_its_cells_on_every_picture():
+    patch = make_patch()
+    ids = np.indices(patch.dfc.shape)[1] // 46
+    fig = figures.show_so_far({"Sentinel-2": figures.rgb(patch)}, patch, cells=ids)
+    outlines = [ax.collections[0] for ax in fig.axes if ax.axison]
+    assert [len(one.get_segments()) for one in outlines] == [60, 60, 60]
+    assert [tuple(one.get_colors()[0][:3]) for one in outlines] == [(0, 0, 0), (1, 1, 1), (0, 0, 0)]
+
+
+def test_a_picture_of_another_size_is_refused():
+    with pytest.raises(GridError, match=r"crop: found shape \(10, 10, 3\), expected \(60, 80\)"):
+        figures.show_so_far({"crop": np.ones((10, 10, 3))}, make_patch())
+
+
 def test_receptive_fields_are_drawn_to_scale():
     """Squares around the middle pixel, the smallest first, named in metres; cells where there is a place."""
     patch = make_patch()
@@ -257,5 +297,6 @@ def test_nothing_is_changed():
     """Drawing leaves the patch as it was."""
     patch, before = make_patch(), make_patch()
     figures.show_maps_side_by_side({"FCN": patch.dfc}, patch)
+    figures.show_so_far({"FCN": patch.dfc}, patch)
     for name in ("s1", "s2", "lc", "dfc"):
         np.testing.assert_array_equal(getattr(patch, name), getattr(before, name))

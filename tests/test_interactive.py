@@ -109,6 +109,17 @@ def test_the_field_is_drawn_to_scale_around_the_middle(patch):
     assert "11 pixels, 110 m wide" in soup.get_text()
 
 
+def test_cells_are_outlined_where_the_label_betrays_them(patch):
+    """Without a georeference; where there is no label either, or one that says the same everywhere, there is none."""
+    ids, _ = cells.cell_ids(patch.transform, patch.crs, SHAPE)
+    label = (np.random.default_rng(0).integers(1, 9, ids.max() + 1).astype(np.uint8))[ids]
+    nowhere = replace(patch, crs=None, transform=None)
+    told = [replace(nowhere, lc=np.stack([label] * 4)), nowhere, replace(nowhere, lc=None)]
+    paths = [BeautifulSoup(interactive.field_viewer(one, {"FCN": 11}), "html.parser").find("path") for one in told]
+    assert paths[0]["d"].count("M") > 20
+    assert paths[1:] == [None, None]
+
+
 def test_the_prior_decides_the_more_the_heavier_it_is():
     """Posterior says class 0 with 0.6, prior says class 1 with 0.8: they change places between 0 and 1."""
     posterior, prior = np.full((8, 40, 50), 1e-6), np.full((8, 40, 50), 1e-6)
