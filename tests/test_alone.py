@@ -10,6 +10,7 @@ import sys
 
 import nbformat
 import pytest
+from test_packaging import built_wheel
 
 import chapters
 
@@ -30,10 +31,8 @@ assert lcfuse_core.__file__.startswith({installed!r}), lcfuse_core.__file__
 def installed(tmp_path_factory):
     """A folder that the package is installed into, from the wheel that a reader's pip would build."""
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*command, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, chapters.ROOT], check=True)
-    [wheel] = folder.glob("*.whl")
-    subprocess.run([*command, "install", "--no-deps", "--target", folder / "site", wheel], check=True)
+    install = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-deps"]
+    subprocess.run([*install, "--target", folder / "site", built_wheel(folder)], check=True)
     return folder / "site"
 
 

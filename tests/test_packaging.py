@@ -120,19 +120,25 @@ def test_module_imports_only_what_the_package_declares(file):
     assert {IMPORT_NAMES.get(name, name) for name in imported(file.read_text())} <= allowed
 
 
-@pytest.mark.slow
-def test_the_built_package_holds_every_file_of_the_module(tmp_path):
-    """What `pip install` from an address gets: modules, profiles, type marker, and the licence."""
+def built_wheel(folder):
+    """The wheel that a reader's pip would build, from a copy in *folder*: building leaves things behind."""
     for name in ("lcfuse_core", "pyproject.toml", "README.md", "LICENSE"):
-        source, copy = ROOT / name, tmp_path / name
+        source, copy = ROOT / name, folder / name
         if source.is_dir():
             shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__", ".*"))
         else:
             shutil.copy(source, copy)
-    files = [file for file in (tmp_path / "lcfuse_core").rglob("*.*") if file.is_file()]
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "."]
-    subprocess.run(command, cwd=tmp_path, check=True)
-    names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
+    subprocess.run(command, cwd=folder, check=True)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.mark.slow
+def test_the_built_package_holds_every_file_of_the_module(tmp_path):
+    """What `pip install` from an address gets: modules, profiles, type marker, and the licence."""
+    wheel = built_wheel(tmp_path)
+    files = [file for file in (tmp_path / "lcfuse_core").rglob("*.*") if file.is_file()]
+    names = set(zipfile.ZipFile(wheel).namelist())
     assert {file.relative_to(tmp_path).as_posix() for file in files} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
