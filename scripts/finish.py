@@ -79,7 +79,42 @@ def mend_frame(file: Path) -> None:
     text = text.replace('<div role="list" class="citation-list">', '<div class="citation-list">')
     text = re.sub(r"<script>const THEBE_JS_URL.*?</script>", "", text, flags=re.DOTALL)
     text = re.sub(r'<script[^>]*src="_static/sphinx-thebe\.js[^>]*></script>', "", text)
+    text = re.sub(r'<table border="1" class="dataframe">.*?</table>', mend_table, text, flags=re.DOTALL)
+    text = re.sub(r'Solution to(<a class="reference internal" href="[^"]*">) ', r"Solution to \1", text)
     file.write_text(text, encoding="utf-8")
+
+
+NUMBER = re.compile(r"[-−+]?[\d,. ]*\d[\d,.]*(e[-+]?\d+)? ?%?|nan|NaN|-|–|·|")
+"""What a cell of a column of numbers may hold."""
+
+
+def mend_table(found: re.Match[str]) -> str:
+    """
+    A table of pandas as a reader expects it.
+
+    The name of the index stands in the row of the other headings, not in one of its own, and a column of numbers has
+    its figures one under the other (class `lc-number`).
+    """
+    table = BeautifulSoup(found[0], "html.parser")
+    heads = table.select("thead tr")
+    if len(heads) == 2:
+        above, below = (row.find_all(["th", "td"]) for row in heads)
+        texts = [cell.get_text(strip=True) for cell in below]
+        fits = len(above) == len(below) and not any(a.get_text(strip=True) and b for a, b in zip(above, texts, strict=True))
+        if fits and any(texts) and not table.select("thead [colspan]"):
+            for cell, text in zip(above, texts, strict=True):
+                cell.string = text or cell.get_text()
+            heads[1].decompose()
+    rows = [row.find_all(["th", "td"]) for row in table.select("tbody tr")]
+    width = max(map(len, rows), default=0)
+    for number in range(width):
+        column = [row[number] for row in rows if len(row) == width]
+        texts = [cell.get_text(strip=True) for cell in column]
+        if any(re.search(r"\d", text) for text in texts) and all(NUMBER.fullmatch(text) for text in texts):
+            heads = [row.find_all(["th", "td"]) for row in table.select("thead tr")]
+            for cell in [*column, *(row[number] for row in heads if len(row) == width)]:
+                cell["class"] = "lc-number"
+    return str(table)
 
 
 def forwarding(target: str) -> str:
