@@ -84,8 +84,11 @@ def mend_frame(file: Path) -> None:
     file.write_text(text, encoding="utf-8")
 
 
-NUMBER = re.compile(r"[-−+]?[\d,. ]*\d[\d,.]*(e[-+]?\d+)? ?%?|nan|NaN|-|–|·|")
+NUMBER = re.compile(r"[-−+]?[\d,.]*\d(e[-+]?\d+)?( ?%| [km]?m| s)?|<NA>|NaN|nan|None|[-–·]|")
 """What a cell of a column of numbers may hold."""
+
+LONG, SHORT = 60, 12
+"""More letters than LONG need a wide column (`lc-long`); a row's name of more than SHORT some room (`lc-name`)."""
 
 
 def mend_table(found: re.Match[str]) -> str:
@@ -93,28 +96,39 @@ def mend_table(found: re.Match[str]) -> str:
     A table of pandas as a reader expects it.
 
     The name of the index stands in the row of the other headings, not in one of its own, and a column of numbers has
-    its figures one under the other (class `lc-number`).
+    its figures one under the other (`lc-number`). Cells are counted from the right: the left ones may span rows.
     """
     table = BeautifulSoup(found[0], "html.parser")
-    heads = table.select("thead tr")
-    if len(heads) == 2:
-        above, below = (row.find_all(["th", "td"]) for row in heads)
-        texts = [cell.get_text(strip=True) for cell in below]
-        fits = len(above) == len(below) and not any(a.get_text(strip=True) and b for a, b in zip(above, texts, strict=True))
-        if fits and any(texts) and not table.select("thead [colspan]"):
-            for cell, text in zip(above, texts, strict=True):
-                cell.string = text or cell.get_text()
-            heads[1].decompose()
-    rows = [row.find_all(["th", "td"]) for row in table.select("tbody tr")]
-    width = max(map(len, rows), default=0)
-    for number in range(width):
-        column = [row[number] for row in rows if len(row) == width]
+    join_heads(table.select("thead tr"))
+    heads, rows = ([row.find_all(["th", "td"]) for row in table.select(f"{part} tr")] for part in ("thead", "tbody"))
+    for number in range(1, 1 + max(map(len, rows), default=0)):
+        column = [row[-number] for row in rows if len(row) >= number]
         texts = [cell.get_text(strip=True) for cell in column]
-        if any(re.search(r"\d", text) for text in texts) and all(NUMBER.fullmatch(text) for text in texts):
-            heads = [row.find_all(["th", "td"]) for row in table.select("thead tr")]
-            for cell in [*column, *(row[number] for row in heads if len(row) == width)]:
-                cell["class"] = "lc-number"
+        above = [row[-number] for row in heads if len(row) >= number and not row[-number].get("colspan")]
+        if all(NUMBER.fullmatch(text) for text in texts) and any(re.search(r"\d", text) for text in texts):
+            mark([*column, *above], "lc-number")
+        elif max(map(len, texts)) > LONG:
+            mark(column, "lc-long")
+    mark([cell for cell in table.select("tbody th") if len(cell.get_text(strip=True)) > SHORT], "lc-name")
     return str(table)
+
+
+def join_heads(rows: list[Tag]) -> None:
+    """Let a last row of headings that only names the index (or says nothing) go up into the row above it."""
+    if len(rows) < 2:
+        return
+    above, below = (row.find_all(["th", "td"]) for row in rows[-2:])
+    name, *others = (cell.get_text(strip=True) for cell in below)
+    if not any(others):
+        said = above[0].get_text(strip=True)
+        above[0].string = " / ".join(filter(None, (name, said)))
+        rows[-1].decompose()
+
+
+def mark(cells: list[Tag], name: str) -> None:
+    """Give cells a class more."""
+    for cell in cells:
+        cell["class"] = [*cell.get("class", []), name]
 
 
 def forwarding(target: str) -> str:
