@@ -162,8 +162,8 @@ def users(folder: Path, names: list[str], modules: dict[str, Module]) -> Users:
 
 
 def plain(line: str) -> str:
-    """A line of a docstring with what Markdown would take for its own escaped, outside of code."""
-    parts = re.split(r"(`+[^`]*`+)", line)
+    """A line of a docstring, its code and its *parameters* kept; else what Markdown takes for its own is escaped."""
+    parts = re.split(r"(`+[^`]*`+|(?<![\w*])\*\w+\*(?![\w*]))", line)
     for number in range(0, len(parts), 2):
         part = re.sub(r"\b[\w/-]+\.(py|md|json|yaml|cfg)\b", r"`\g<0>`", parts[number])
         part = re.sub(r"(?<!`)([*$#<])", r"\\\1", part)

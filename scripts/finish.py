@@ -114,14 +114,14 @@ def mend_table(found: re.Match[str]) -> str:
 
 
 def join_heads(rows: list[Tag]) -> None:
-    """Let a last row of headings that only names the index (or says nothing) go up into the row above it."""
+    """Let a last row of headings that only names the index (or says nothing) go up into the row above, where it has room."""
     if len(rows) < 2:
         return
     above, below = (row.find_all(["th", "td"]) for row in rows[-2:])
-    name, *others = (cell.get_text(strip=True) for cell in below)
-    if not any(others):
-        said = above[0].get_text(strip=True)
-        above[0].string = " / ".join(filter(None, (name, said)))
+    pairs = [(one.get_text(strip=True), other.get_text(strip=True)) for one, other in zip(below, above, strict=False)]
+    if len(below) == len(above) and not any(one and other for one, other in pairs[1:]):
+        for cell, pair in zip(above, pairs, strict=True):
+            cell.string = " / ".join(filter(None, pair))
         rows[-1].decompose()
 
 

@@ -92,7 +92,12 @@ def test_the_outline_has_parts_and_pages_and_folded_text_is_printed(book):
 def test_contents_follow_the_book(tmp_path):
     (tmp_path / "toc.yml").write_text(TOC)
     part = "The first part"
-    assert pdf.contents(tmp_path / "toc.yml") == [("", "intro"), (part, "one"), (part, "below"), (part, "two")]
+    assert pdf.contents(tmp_path / "toc.yml") == [
+        ("", "intro", False),
+        (part, "one", False),
+        (part, "below", True),
+        (part, "two", False),
+    ]
 
 
 def test_pages_lead_to_the_file_once_it_is_there(tmp_path):
