@@ -110,7 +110,7 @@ def show_curves(table: pd.DataFrame, *, xlabel: str, ylabel: str, top: float | N
         ax.plot(table.index, table[name], label=name, **look)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     if top is not None:
-        least = float(table.min(axis=None))
+        least = float(table.to_numpy().min())
         ax.set_ylim(least - 0.05 * (top - least), top)
     ax.grid(True)
     fig.legend(loc="outside upper left", ncols=3)

@@ -114,7 +114,7 @@ def mend_table(found: re.Match[str]) -> str:
 
 
 def join_heads(rows: list[Tag]) -> None:
-    """Let a last row of headings that only names the index (or says nothing) go up into the row above, where it has room."""
+    """Let a last row of headings that names the index, or says nothing, go up into the row above if that has room."""
     if len(rows) < 2:
         return
     above, below = (row.find_all(["th", "td"]) for row in rows[-2:])
@@ -128,7 +128,7 @@ def join_heads(rows: list[Tag]) -> None:
 def mark(cells: list[Tag], name: str) -> None:
     """Give cells a class more."""
     for cell in cells:
-        cell["class"] = [*cell.get("class", []), name]
+        cell["class"] = " ".join([*cell.get_attribute_list("class"), name]) if cell.has_attr("class") else name
 
 
 def forwarding(target: str) -> str:

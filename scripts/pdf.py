@@ -115,7 +115,8 @@ def spots(pages: Path, names: list[str]) -> dict[str, list[str]]:
     """For each page the places on it that links of any page lead to."""
     found: dict[str, set[str]] = {name: set() for name in names}
     for name in names:
-        for page, spot in re.findall(r'href="([\w-]*)(?:\.html)?#([^"]+)"', (pages / f"{name}.html").read_text()):
+        links = re.findall(r"""href=["']([\w-]*)(?:\.html)?#([^"']+)["']""", (pages / f"{name}.html").read_text())
+        for page, spot in links:
             found.get(page or name, set()).add(unquote(html.unescape(spot)))
     return {name: sorted(those) for name, those in found.items()}
 
