@@ -288,7 +288,7 @@ def overview(modules: dict[str, Module], who: Users) -> str:
         for name in names:
             first = plain(" ".join(modules[name].text.split("\n\n")[0].split()).rstrip(":")).replace("|", r"\|")
             rows.append(f"| {level} | {{ref}}`{name} <api-{name}>` | {first} | {link(who.get(name, []))} |")
-    return ":::{table}\n:widths: 7 18 45 30\n" + "\n".join(rows) + "\n:::\n"
+    return ":::{table}\n:class: lc-modules\n:widths: 7 18 45 30\n" + "\n".join(rows) + "\n:::\n"
 
 
 def used_here(name: str, modules: dict[str, Module], who: Users) -> str:

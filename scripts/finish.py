@@ -80,6 +80,7 @@ def mend_frame(file: Path) -> None:
     text = re.sub(r"<script>const THEBE_JS_URL.*?</script>", "", text, flags=re.DOTALL)
     text = re.sub(r'<script[^>]*src="_static/sphinx-thebe\.js[^>]*></script>', "", text)
     text = re.sub(r'<table border="1" class="dataframe">.*?</table>', mend_table, text, flags=re.DOTALL)
+    text = re.sub(r'<div class="output stream.*?</pre>', mark_columns, text, flags=re.DOTALL)
     text = re.sub(r'Solution to(<a class="reference internal" href="[^"]*">) ', r"Solution to \1", text)
     file.write_text(text, encoding="utf-8")
 
@@ -111,6 +112,13 @@ def mend_table(found: re.Match[str]) -> str:
             mark(column, "lc-long")
     mark([cell for cell in table.select("tbody th") if len(cell.get_text(strip=True)) > SHORT], "lc-name")
     return str(table)
+
+
+def mark_columns(found: re.Match[str]) -> str:
+    """Printed text in columns, or of code, keeps its lines however narrow the screen (`lc-columns`)."""
+    shown = BeautifulSoup(found[0], "html.parser").get_text()
+    in_columns = len(re.findall(r"^.*\S {2,}\S", shown, re.MULTILINE)) > 1 or "\n    return " in shown
+    return found[0].replace('"output stream', '"output stream lc-columns', 1) if in_columns else found[0]
 
 
 def join_heads(rows: list[Tag]) -> None:

@@ -198,6 +198,19 @@ def test_headings_that_both_say_something_stay_in_two_rows(tmp_path):
     assert len(BeautifulSoup(file.read_text(), "html.parser").select("thead tr")) == 2
 
 
+def test_printed_columns_and_code_keep_their_lines_and_sentences_do_not(tmp_path):
+    texts = {
+        "columns": "AA   46.3\nOA   7.0\n",
+        "code": "def f():\n    return 1\n",
+        "words": "48 patches read\nnone left\n",
+    }
+    file = tmp_path / "one.html"
+    file.write_text("".join(f'<div class="output stream" id="{k}"><pre>{v}</pre></div>' for k, v in texts.items()))
+    finish.mend_frame(file)
+    marked = BeautifulSoup(file.read_text(), "html.parser").select(".lc-columns")
+    assert [one["id"] for one in marked] == ["columns", "code"]
+
+
 def test_a_long_description_is_cut_between_words():
     soup = BeautifulSoup(f"<article class='bd-article'><p>{'word ' * 100}</p></article>", "html.parser")
     said = finish.description(soup)
