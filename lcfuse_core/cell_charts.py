@@ -43,7 +43,8 @@ def show_pulls(cell: OneCell, pulls: Mapping[str, NDArray[np.floating]], columns
     """
     How hard losses, by name, pull at each pixel of the cell towards its label: fields (H, W) of `OneCell.on_patch`.
 
-    One scale for all: dark is pulled hard, white is left in peace; red, where there is such a pixel, is pushed away.
+    A title has the mean over the cell. One scale for all: dark is pulled hard, white is left in peace; red, where
+    there is such a pixel, is pushed away.
     """
     fig, axes, window = _panels(cell, len(pulls), columns, 0.6)
     top = max(float(np.nanpercentile(np.abs(field), 99)) for field in pulls.values())
@@ -52,7 +53,7 @@ def show_pulls(cell: OneCell, pulls: Mapping[str, NDArray[np.floating]], columns
     for ax, (name, field) in zip(axes, pulls.items(), strict=False):
         mesh = ax.imshow(field[window], **scale, vmax=top, interpolation="nearest")
         ax.set(xticks=[], yticks=[])
-        ax.set_title(f"{name}, mean {np.nanmean(field):.2f}")
+        ax.set_title(f"{name}: {np.nanmean(field):.2f}")
         ax.spines[:].set_visible(False)
         show_cells(ax, cell.inside[window])
     fig.colorbar(mesh, ax=list(axes), location="bottom", shrink=0.5, label="pull towards the label", aspect=30)
@@ -109,7 +110,8 @@ def show_curves(table: pd.DataFrame, *, xlabel: str, ylabel: str, top: float | N
         ax.plot(table.index, table[name], label=name, **look)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     if top is not None:
-        ax.set_ylim(None, top)
+        least = float(table.to_numpy().min())
+        ax.set_ylim(least - 0.05 * (top - least), top)
     ax.grid(True)
     fig.legend(loc="outside upper left", ncols=3)
     return fig

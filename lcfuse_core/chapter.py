@@ -294,12 +294,13 @@ class Chapter:
         """
         Keep a value under *name*, so that the text can quote it: `` {glue:text}`name` ``.
 
-        What MyST-NB's own `glue` does, without needing MyST-NB on the machine that runs the chapter.
+        What MyST-NB's own `glue` does, without needing MyST-NB on the machine that runs the chapter. The value is
+        kept in quotes: a bare "+6.0" or "1,000" the page would read as Python, and show 6.0 or (1, 0).
         """
         from IPython.display import display
 
         prefix = "application/papermill.record/"
-        shown = {f"{prefix}text/plain": format(value, form)}
+        shown = {f"{prefix}text/plain": repr(format(value, form))}
         display(shown, raw=True, metadata={"scrapbook": {"name": name, "mime_prefix": prefix}})
 
     def provenance(self) -> Any:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lcfuse_core.coarse import open_coarse
 from lcfuse_core.errors import GridError, MissingDataError
-from lcfuse_core.figures import label_image, rgb, scale_bar, show_image, show_labels
+from lcfuse_core.figures import LEGEND_ROW_IN, label_image, rgb, scale_bar, show_image, show_labels
 from lcfuse_core.rasters import Grid, Seen
 from lcfuse_core.scene_map import Inputs
 from lcfuse_core.scenes import Patch
@@ -62,12 +62,14 @@ def read_confidence(path: str | os.PathLike[str]) -> NDArray[np.float32]:
 def show_panels(image: NDArray[np.floating], maps: Mapping[str, NDArray[np.integer]]) -> Figure:
     """The picture of a scene and *maps* of it (DFC2020 codes) side by side, with one legend."""
     _check(image.shape[:2], maps)
-    fig, axes = plt.subplots(1, 1 + len(maps), figsize=(WIDTH_IN, WIDTH_IN / (1 + len(maps)) + 1.0))
+    handles = legend_handles(maps.values())
+    below_in = LEGEND_ROW_IN * -(-len(handles) // 3) + 0.4  # the legend, and the titles
+    fig, axes = plt.subplots(1, 1 + len(maps), figsize=(WIDTH_IN, WIDTH_IN / (1 + len(maps)) + below_in))
     show_image(axes[0], image, "Sentinel-2")
     for ax, (title, codes) in zip(axes[1:], maps.items(), strict=True):
         show_labels(ax, codes, title=title)
     scale_bar(axes[0])
-    add_legend(fig, legend_handles(maps.values()), loc="outside lower left", ncols=3)
+    add_legend(fig, handles, loc="outside lower left", ncols=3)
     return fig
 
 

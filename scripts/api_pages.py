@@ -162,8 +162,8 @@ def users(folder: Path, names: list[str], modules: dict[str, Module]) -> Users:
 
 
 def plain(line: str) -> str:
-    """A line of a docstring with what Markdown would take for its own escaped, outside of code."""
-    parts = re.split(r"(`+[^`]*`+)", line)
+    """A line of a docstring, its code and its *parameters* kept; else what Markdown takes for its own is escaped."""
+    parts = re.split(r"(`+[^`]*`+|(?<![\w*])\*\w+\*(?![\w*]))", line)
     for number in range(0, len(parts), 2):
         part = re.sub(r"\b[\w/-]+\.(py|md|json|yaml|cfg)\b", r"`\g<0>`", parts[number])
         part = re.sub(r"(?<!`)([*$#<])", r"\\\1", part)
@@ -288,7 +288,7 @@ def overview(modules: dict[str, Module], who: Users) -> str:
         for name in names:
             first = plain(" ".join(modules[name].text.split("\n\n")[0].split()).rstrip(":")).replace("|", r"\|")
             rows.append(f"| {level} | {{ref}}`{name} <api-{name}>` | {first} | {link(who.get(name, []))} |")
-    return "\n".join(rows) + "\n"
+    return ":::{table}\n:class: lc-modules\n:widths: 7 18 45 30\n" + "\n".join(rows) + "\n:::\n"
 
 
 def used_here(name: str, modules: dict[str, Module], who: Users) -> str:

@@ -79,7 +79,64 @@ def mend_frame(file: Path) -> None:
     text = text.replace('<div role="list" class="citation-list">', '<div class="citation-list">')
     text = re.sub(r"<script>const THEBE_JS_URL.*?</script>", "", text, flags=re.DOTALL)
     text = re.sub(r'<script[^>]*src="_static/sphinx-thebe\.js[^>]*></script>', "", text)
+    text = re.sub(r'<table border="1" class="dataframe">.*?</table>', mend_table, text, flags=re.DOTALL)
+    text = re.sub(r'<div class="output stream.*?</pre>', mark_columns, text, flags=re.DOTALL)
+    text = re.sub(r'Solution to(<a class="reference internal" href="[^"]*">) ', r"Solution to \1", text)
     file.write_text(text, encoding="utf-8")
+
+
+NUMBER = re.compile(r"[-−+]?[\d,.]*\d(e[-+]?\d+)?( ?%| [km]?m| s)?|<NA>|NaN|nan|None|[-–·]|")
+"""What a cell of a column of numbers may hold."""
+
+LONG, SHORT = 60, 12
+"""More letters than LONG need a wide column (`lc-long`); a row's name of more than SHORT some room (`lc-name`)."""
+
+
+def mend_table(found: re.Match[str]) -> str:
+    """
+    A table of pandas as a reader expects it.
+
+    The name of the index stands in the row of the other headings, not in one of its own, and a column of numbers has
+    its figures one under the other (`lc-number`). Cells are counted from the right: the left ones may span rows.
+    """
+    table = BeautifulSoup(found[0], "html.parser")
+    join_heads(table.select("thead tr"))
+    heads, rows = ([row.find_all(["th", "td"]) for row in table.select(f"{part} tr")] for part in ("thead", "tbody"))
+    for number in range(1, 1 + max(map(len, rows), default=0)):
+        column = [row[-number] for row in rows if len(row) >= number]
+        texts = [cell.get_text(strip=True) for cell in column]
+        above = [row[-number] for row in heads if len(row) >= number and not row[-number].get("colspan")]
+        if all(NUMBER.fullmatch(text) for text in texts) and any(re.search(r"\d", text) for text in texts):
+            mark([*column, *above], "lc-number")
+        elif max(map(len, texts)) > LONG:
+            mark(column, "lc-long")
+    mark([cell for cell in table.select("tbody th") if len(cell.get_text(strip=True)) > SHORT], "lc-name")
+    return str(table)
+
+
+def mark_columns(found: re.Match[str]) -> str:
+    """Printed text in columns, or of code, keeps its lines however narrow the screen (`lc-columns`)."""
+    shown = BeautifulSoup(found[0], "html.parser").get_text()
+    in_columns = len(re.findall(r"^.*\S {2,}\S", shown, re.MULTILINE)) > 1 or "\n    return " in shown
+    return found[0].replace('"output stream', '"output stream lc-columns', 1) if in_columns else found[0]
+
+
+def join_heads(rows: list[Tag]) -> None:
+    """Let a last row of headings that names the index, or says nothing, go up into the row above if that has room."""
+    if len(rows) < 2:
+        return
+    above, below = (row.find_all(["th", "td"]) for row in rows[-2:])
+    pairs = [(one.get_text(strip=True), other.get_text(strip=True)) for one, other in zip(below, above, strict=False)]
+    if len(below) == len(above) and not any(one and other for one, other in pairs[1:]):
+        for cell, pair in zip(above, pairs, strict=True):
+            cell.string = " / ".join(filter(None, pair))
+        rows[-1].decompose()
+
+
+def mark(cells: list[Tag], name: str) -> None:
+    """Give cells a class more."""
+    for cell in cells:
+        cell["class"] = " ".join([*cell.get_attribute_list("class"), name]) if cell.has_attr("class") else name
 
 
 def forwarding(target: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import html
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -33,20 +34,38 @@ NAME = "land-cover-at-10-metres.pdf"
 FOOT = "<p>Text and figures <a"
 """How the foot of a page begins: `html.extra_footer` of _config.yml."""
 
-MARGIN = {"top": "18mm", "bottom": "20mm", "left": "17mm", "right": "17mm"}
+MARGIN = {"top": "18mm", "bottom": "21mm", "left": "21mm", "right": "21mm"}
 PRINT: dict[str, Any] = {"format": "A4", "print_background": True, "margin": MARGIN}
-STYLE = """
-body {font-family: Georgia, 'Noto Serif', 'Liberation Serif', serif; color: #20302b}
-h1 {font-weight: 400; font-size: 30pt; margin-top: 60mm} p {font-size: 12pt}
-h2 {font-weight: 400; font-size: 20pt; break-before: page}
-li {display: flex; justify-content: space-between; padding: 1.2mm 0; border-bottom: .2mm solid #d9dfd9}
-ol {list-style: none; padding: 0} h3 {font-size: 11pt; color: #1f6b4f; margin: 6mm 0 1mm}
+ASSETS = chapters.BOOK / "_assets"
+FACES = "".join(
+    f"@font-face {{font-family: '{family}'; font-weight: {weight}; src: url({(ASSETS / 'fonts' / file).as_uri()})}}\n"
+    for family, weight, file in (
+        ("Book Serif", 400, "source-serif-4-latin-400-normal.woff2"),
+        ("Book Sans", 400, "source-sans-3-latin-400-normal.woff2"),
+        ("Book Sans", 600, "source-sans-3-latin-600-normal.woff2"),
+    )
+)
+STYLE = (
+    FACES
+    + """
+body {font: 10.5pt/1.4 'Book Sans', sans-serif; color: #20302b}
+h1 {font: 400 30pt/1.15 'Book Serif', serif; margin: 20mm 0 12mm; text-wrap: balance} p.of {margin-top: 10mm}
+img {width: 118mm} a {color: inherit; text-decoration: none}
+h2 {font: 400 20pt 'Book Serif', serif; break-before: page}
+h3 {font: 600 10pt 'Book Sans', sans-serif; color: #1f6b4f; margin: 5mm 0 1mm; break-after: avoid}
+li a {display: flex; justify-content: space-between; gap: 8mm; padding: .9mm 0; border-bottom: .2mm solid #d9dfd9}
+ol {list-style: none; padding: 0; margin: 0} li {break-inside: avoid} li.below {padding-left: 5mm; font-size: 9pt}
 """
-NUMBERS = """
-@page {size: A4; margin: 0} body {margin: 0; font: 9pt Georgia, serif; color: #5c5c5c}
+)
+NUMBERS = (
+    FACES
+    + """
+@page {size: A4; margin: 0} body {margin: 0; font: 8.5pt 'Book Sans', sans-serif; color: #5c5c5c}
 div {height: 297mm; position: relative; break-after: page; overflow: hidden} div:last-child {break-after: auto}
-span {position: absolute; bottom: 10mm; width: 210mm; text-align: center}
+span {position: absolute; bottom: 10mm; left: 21mm; width: 145mm; white-space: nowrap; overflow: hidden;
+  text-overflow: ellipsis} b {position: absolute; bottom: 10mm; right: 21mm; font-weight: 400}
 """
+)
 
 
 @dataclass
@@ -58,6 +77,7 @@ class Printed:
     title: str
     file: PdfReader
     start: int = 0
+    is_below: bool = False
 
 
 def find_chromium() -> str | None:
@@ -80,19 +100,34 @@ def chromium() -> Iterator[Any]:
             browser.close()
 
 
-def contents(toc: Path) -> list[tuple[str, str]]:
-    """(part, page) for every page of the book in its order, the first page first."""
+def contents(toc: Path) -> list[tuple[str, str, bool]]:
+    """(part, page, is it below another) for every page of the book in its order, the first page first."""
     read = yaml.safe_load(toc.read_text())
-    found = [("", read["root"])]
+    found = [("", read["root"], False)]
     for part in read["parts"]:
         for chapter in part["chapters"]:
-            found.append((part["caption"], chapter["file"]))
-            found += [(part["caption"], section["file"]) for section in chapter.get("sections", [])]
+            found.append((part["caption"], chapter["file"], False))
+            found += [(part["caption"], section["file"], True) for section in chapter.get("sections", [])]
     return found
 
 
-def print_page(page: Any, address: str, folder: Path) -> PdfReader:
-    """Print one address. Formulas are waited for, folded solutions opened, late pictures fetched."""
+def spots(pages: Path, names: list[str]) -> dict[str, list[str]]:
+    """For each page the places on it that links of any page lead to."""
+    found: dict[str, set[str]] = {name: set() for name in names}
+    for name in names:
+        links = re.findall(r"""href=["']([\w-]*)(?:\.html)?#([^"']+)["']""", (pages / f"{name}.html").read_text())
+        for page, spot in links:
+            found.get(page or name, set()).add(unquote(html.unescape(spot)))
+    return {name: sorted(those) for name, those in found.items()}
+
+
+def print_page(page: Any, address: str, folder: Path, named: list[str] | None = None) -> PdfReader:
+    """
+    Print one address. Formulas and letters are waited for, folded solutions opened, late pictures fetched.
+
+    A browser names in the print only those places that the page itself links to. So each place of *named* gets a
+    link in letters that nobody sees, at the end.
+    """
     page.goto(address)
     page.evaluate(
         """async () => {
@@ -102,7 +137,23 @@ def print_page(page: Any, address: str, folder: Path) -> PdfReader:
             document.querySelectorAll("img").forEach(one => one.loading = "eager");
             await Promise.all([...document.images].map(one => one.decode().catch(() => null)));
             if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
+            await document.fonts.ready;
         }"""
+    )
+    page.evaluate(
+        """spots => {
+            const last = document.createElement("p");
+            last.style = "color: transparent; font-size: 1px; line-height: 1px; margin: 0";
+            for (const spot of spots) if (document.getElementById(spot)) {
+                const link = document.createElement("a");
+                link.href = "#" + encodeURIComponent(spot);
+                link.style = "color: transparent";
+                link.textContent = ".";
+                last.append(link);
+            }
+            (document.querySelector("article") || document.body).append(last);
+        }""",
+        named or [],
     )
     page.emulate_media(media="print", color_scheme="light")
     file = folder / f"{len(list(folder.iterdir()))}.pdf"
@@ -111,8 +162,11 @@ def print_page(page: Any, address: str, folder: Path) -> PdfReader:
 
 
 def print_text(page: Any, text: str, folder: Path, **options: Any) -> PdfReader:
-    """Print HTML that was made here."""
-    page.set_content(text)
+    """Print HTML that was made here. It goes through a file: only so it may name faces and pictures by their place."""
+    source = folder / "text.html"
+    source.write_text(text, encoding="utf-8")
+    page.goto(source.as_uri())
+    page.evaluate("document.fonts.ready")
     page.emulate_media(media="print")
     file = folder / f"{len(list(folder.iterdir()))}.pdf"
     page.pdf(path=str(file), **(PRINT | options))
@@ -130,19 +184,23 @@ def front(title: str, printed: list[Printed]) -> str:
                 "<ol>",
             ]
             part = one.part
-        lines.append(f"<li><span>{html.escape(one.title)}</span><span>{one.start + 1}</span></li>")
+        words = f"<span>{html.escape(one.title)}</span><span>{one.start + 1}</span>"
+        kind = ' class="below"' if one.is_below else ""
+        lines.append(f'<li{kind}><a href="file:///{one.name}.html">{words}</a></li>')
     body = "\n".join(lines)
     return (
-        f'<html lang="en"><head><style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>'
-        f"<p>All pages, as published. Text and figures CC BY 4.0, code BSD 3-Clause.</p>"
+        f'<html lang="en"><head><meta charset="utf-8"><style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>'
+        f'<img src="{(ASSETS / "result.png").as_uri()}" alt="">'
+        f'<p class="of">All pages, as published. Text and figures CC BY 4.0, code BSD 3-Clause.</p>'
         f"<h2>Contents</h2>{body}</ol></body></html>"
     )
 
 
-def number_sheets(first: int, last: int) -> str:
-    """One sheet a page number, nothing else on it."""
-    sheets = "".join(f"<div><span>{number}</span></div>" for number in range(first, last + 1))
-    return f"<html><head><style>{NUMBERS}</style></head><body>{sheets}</body></html>"
+def feet(n_front: int, printed: list[Printed]) -> str:
+    """Sheets with nothing but a foot, from the second on: what page of the book it is, and the number."""
+    titles = ["Contents"] * (n_front - 1) + [one.title for one in printed for _ in one.file.pages]
+    sheets = (f"<div><span>{html.escape(title)}</span> <b>{at}</b></div>" for at, title in enumerate(titles, 2))
+    return f'<html><head><meta charset="utf-8"><style>{NUMBERS}</style></head><body>{"".join(sheets)}</body></html>'
 
 
 def place(printed: list[Printed], shift: int) -> int:
@@ -156,7 +214,7 @@ def join(title: str, printed: list[Printed], page: Any, folder: Path) -> PdfWrit
     """One file of all prints, with title, contents, numbers, an outline and inner links."""
     place(printed, 0)
     n_front = len(print_text(page, front(title, printed), folder).pages)
-    total = place(printed, n_front)
+    place(printed, n_front)
     opening = print_text(page, front(title, printed), folder)
     writer = PdfWriter()
     for sheet in opening.pages:
@@ -164,15 +222,18 @@ def join(title: str, printed: list[Printed], page: Any, folder: Path) -> PdfWrit
     for one in printed:
         for sheet in one.file.pages:
             writer.add_page(sheet)
-    numbers = print_text(page, number_sheets(2, total), folder, margin=None)
+    numbers = print_text(page, feet(n_front, printed), folder, margin=None)
     for sheet, number in zip(writer.pages[1:], numbers.pages, strict=True):
         sheet.merge_page(number)
+        sheet.compress_content_streams()
     parts: dict[str, Any] = {}
     for one in printed:
         if one.part and one.part not in parts:
             parts[one.part] = writer.add_outline_item(title=one.part, page_number=one.start)
         writer.add_outline_item(title=one.title, page_number=one.start, parent=parts.get(one.part))
-        mend_links(writer, one, {other.name: other for other in printed})
+    everything = {one.name: one for one in printed}
+    for one in (Printed("", "", title, opening), *printed):
+        mend_links(writer, one, everything)
     writer.add_metadata({"/Title": title, "/Author": "The lcfuse-book contributors"})
     writer.compress_identical_objects()
     return writer
@@ -202,7 +263,7 @@ def destination(writer: PdfWriter, target: Printed, spot: str) -> ArrayObject:
     """
     Sheet and height of a named place of a page; its top when the print knows no such name.
 
-    A browser names the places that links of the same page lead to, so a link from another page may end at the top.
+    `print_page` saw to it that the browser named the place.
     """
     known = target.file.named_destinations.get(f"/{spot}") or target.file.named_destinations.get(spot)
     number, top = 0, None
@@ -216,13 +277,14 @@ def destination(writer: PdfWriter, target: Printed, spot: str) -> ArrayObject:
 
 def make(pages: Path, out: Path, toc: Path, names: list[str] | None = None) -> int:
     """Print the pages in *pages* that *toc* lists (or *names* of them) to *out*; returns the number of sheets."""
-    wanted = [(part, name) for part, name in contents(toc) if names is None or name in names]
+    wanted = [one for one in contents(toc) if names is None or one[1] in names]
+    named = spots(pages, [name for _, name, _ in wanted])
     with chromium() as page, tempfile.TemporaryDirectory() as temporary:
         folder, printed = Path(temporary), []
-        for part, name in wanted:
-            file = print_page(page, (pages / f"{name}.html").resolve().as_uri(), folder)
-            heading = page.evaluate("document.querySelector('h1').innerText.replace('#', '').trim()")
-            printed.append(Printed(name, part, heading, file))
+        for part, name, is_below in wanted:
+            file = print_page(page, (pages / f"{name}.html").resolve().as_uri(), folder, named[name])
+            heading = page.evaluate("(document.querySelector('article h1') || document.querySelector('h1')).innerText")
+            printed.append(Printed(name, part, " ".join(heading.replace("#", "").split()), file, is_below=is_below))
         title = str(yaml.safe_load((chapters.ROOT / "_config.yml").read_text())["title"])
         writer = join(title, printed, page, folder)
         part_file = out.with_name(out.name + ".part")

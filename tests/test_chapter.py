@@ -192,7 +192,7 @@ def test_glue_leaves_what_the_book_quotes(here, monkeypatch):
     monkeypatch.setattr("IPython.display.display", lambda data, **options: shown.append((data, options)))
     here.glue("aa", 45.678, ".1f")
     data, options = shown[0]
-    assert data == {"application/papermill.record/text/plain": "45.7"}
+    assert data == {"application/papermill.record/text/plain": "'45.7'"}
     assert options["metadata"]["scrapbook"] == {"name": "aa", "mime_prefix": "application/papermill.record/"}
     assert options["raw"] is True
 

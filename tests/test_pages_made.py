@@ -60,9 +60,13 @@ def test_what_a_cell_uses_is_found_under_any_name_it_has_there():
 def test_a_docstring_becomes_a_list_code_and_text():
     text = "What it does, for $5.\n\nn, m : how *many*\n    of both\nIn a.py.\n\n>>> f(1)\n2\n\n    indented <code>"
     assert api_pages.markdown(text) == (
-        "What it does, for \\$5.\n\n\n- `n, m`: how \\*many\\*\n  of both\n\nIn `a.py`.\n\n"
+        "What it does, for \\$5.\n\n\n- `n, m`: how *many*\n  of both\n\nIn `a.py`.\n\n"
         "```python\n>>> f(1)\n2\n```\n\n```text\nindented <code>\n```"
     )
+
+
+def test_a_parameter_in_a_docstring_is_set_apart_and_other_asterisks_stay_what_they_are():
+    assert api_pages.plain("every *kind* of `*args`, 2 * 3 * 4") == r"every *kind* of `*args`, 2 \* 3 \* 4"
 
 
 def test_a_signature_leads_to_the_right_one_of_two_classes_of_a_name():
@@ -170,6 +174,41 @@ def test_a_page_gets_title_description_and_its_own_address(tmp_path):
     assert head["description"] == head["og:description"] == "First words of the page."
     assert head["og:image"] == "https://x.org/book/_static/social-card.png"
     assert [tag["href"] for tag in soup.find_all("link", rel="canonical")] == ["https://x.org/book/one.html"]
+
+
+TABLE = """<table border="1" class="dataframe"><thead><tr><th></th><th>AA %</th><th>why</th></tr>
+<tr><th>method</th><th></th><th></th></tr></thead><tbody><tr><th>one</th><td>46.3</td><td>for 2 reasons</td></tr>
+<tr><th>the other of both</th><td>-7</td><td>-</td></tr></tbody></table>"""
+
+
+def test_a_table_of_pandas_has_one_row_of_headings_and_its_figures_one_under_the_other(tmp_path):
+    file = tmp_path / "one.html"
+    file.write_text(f"<body>{TABLE}</body>")
+    finish.mend_frame(file)
+    soup = BeautifulSoup(file.read_text(), "html.parser")
+    assert [cell.get_text() for cell in soup.select("thead tr th")] == ["method", "AA %", "why"]
+    assert sorted(cell.get_text() for cell in soup.select(".lc-number")) == ["-7", "46.3", "AA %"]
+    assert [cell.get_text() for cell in soup.select(".lc-name")] == ["the other of both"]
+
+
+def test_headings_that_both_say_something_stay_in_two_rows(tmp_path):
+    file = tmp_path / "one.html"
+    file.write_text(TABLE.replace("<th>method</th><th></th>", "<th>method</th><th>mean</th>"))
+    finish.mend_frame(file)
+    assert len(BeautifulSoup(file.read_text(), "html.parser").select("thead tr")) == 2
+
+
+def test_printed_columns_and_code_keep_their_lines_and_sentences_do_not(tmp_path):
+    texts = {
+        "columns": "AA   46.3\nOA   7.0\n",
+        "code": "def f():\n    return 1\n",
+        "words": "48 patches read\nnone left\n",
+    }
+    file = tmp_path / "one.html"
+    file.write_text("".join(f'<div class="output stream" id="{k}"><pre>{v}</pre></div>' for k, v in texts.items()))
+    finish.mend_frame(file)
+    marked = BeautifulSoup(file.read_text(), "html.parser").select(".lc-columns")
+    assert [one["id"] for one in marked] == ["columns", "code"]
 
 
 def test_a_long_description_is_cut_between_words():

@@ -75,9 +75,14 @@ def test_links_lead_within_the_file_and_those_to_the_web_stay(book):
                 found.append(by_number[link["/Dest"][0].idnum])
             else:
                 outside.append(link["/A"]["/URI"])
-    two = first_sheet(book, "Two")  # a browser names only the places that its own page links to
-    here = next(number for number, page in enumerate(book.pages, 1) if "Here" in page.extract_text())
-    assert sorted(found) == sorted([two, here])
+    titles = ("The start", "One", "Below one", "Two")  # from the contents
+    spot, here = (
+        next(number for number, page in enumerate(book.pages, 1) if word in page.extract_text())
+        for word in ("The spot", "Here")
+    )
+    assert spot > first_sheet(book, "Two"), "the place is to be found on a later sheet than its page begins on"
+    # An unseen link to each place, so that the browser names it, comes beside the one that a reader sees.
+    assert sorted(set(found)) == sorted({*(first_sheet(book, title) for title in titles), spot, here})
     assert outside == ["https://example.org/"]
 
 
@@ -92,7 +97,12 @@ def test_the_outline_has_parts_and_pages_and_folded_text_is_printed(book):
 def test_contents_follow_the_book(tmp_path):
     (tmp_path / "toc.yml").write_text(TOC)
     part = "The first part"
-    assert pdf.contents(tmp_path / "toc.yml") == [("", "intro"), (part, "one"), (part, "below"), (part, "two")]
+    assert pdf.contents(tmp_path / "toc.yml") == [
+        ("", "intro", False),
+        (part, "one", False),
+        (part, "below", True),
+        (part, "two", False),
+    ]
 
 
 def test_pages_lead_to_the_file_once_it_is_there(tmp_path):
