@@ -62,19 +62,30 @@ class Member:
             channels *= torch.from_numpy(seen.valid)
         return channels[None].contiguous(memory_format=torch.channels_last)
 
-    def answer(self, channels: Tensor, symmetries: int = 1) -> NDArray[np.float32]:
-        """Probabilities, float32 (8, h, w), the mean over *symmetries* flips and rotations of the window."""
+    def logits(self, channels: Tensor, symmetries: int = 1) -> list[Tensor]:
+        """What the network says of each of *symmetries* flips and rotations of a window, turned back."""
         device = next(self.run.network.parameters()).device
         chosen = symmetries_of(symmetries, channels.shape[-2] == channels.shape[-1])
-        total: Tensor | None = None
+        said = []
         with torch.inference_mode(), training.precision(self.run.plan.precision, device):
             image = channels.to(device)
             for symmetry in chosen:
-                logits = self.run.network(turn(image, symmetry).contiguous(memory_format=torch.channels_last))
-                back = turn(turn(logits.float().softmax(dim=1)[0], symmetry & 6), symmetry & 1)
-                total = back if total is None else total + back
-        assert total is not None
-        return (total / len(chosen)).cpu().numpy() if len(chosen) > 1 else total.cpu().numpy()
+                seen = turn(image, symmetry).contiguous(memory_format=torch.channels_last)
+                said.append(turn(turn(self.run.network(seen)[0], symmetry & 6), symmetry & 1))
+        return said
+
+    @staticmethod
+    def probabilities(said: Sequence[Tensor]) -> NDArray[np.float32]:
+        """Of each class at each pixel, float32 (8, h, w): the mean over what `logits` gave."""
+        with torch.inference_mode():
+            total = said[0].float().softmax(dim=0)
+            for one in said[1:]:
+                total += one.float().softmax(dim=0)
+            return (total / len(said)).cpu().numpy() if len(said) > 1 else total.cpu().numpy()
+
+    def answer(self, channels: Tensor, symmetries: int = 1) -> NDArray[np.float32]:
+        """Probabilities, float32 (8, h, w), the mean over *symmetries* flips and rotations of the window."""
+        return self.probabilities(self.logits(channels, symmetries))
 
     def ask(self, s2: NDArray[np.uint16], s1: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities of one window of which all is seen but zeros: a `mapping.Predict`."""

@@ -61,6 +61,13 @@ class _Window(NamedTuple):
     channels: list[Tensor]  # of each member; none when nothing is seen
 
 
+class _Said(NamedTuple):
+    row: int
+    col: int
+    valid: NDArray[np.bool_]
+    logits: list[list[Tensor]]  # of each member, of each flip and rotation; none when nothing is seen
+
+
 class _Answer(NamedTuple):
     row: int
     col: int
@@ -131,7 +138,8 @@ def strips(
     for part in _together(units):
         sections = ahead(_sections(scene, tiling, part), 4)
         windows = ahead(_windows(sections, members, tiling, part), 2)
-        answers = ahead(_answers(windows, members, plan), 2)
+        said = ahead(_said(windows, members, plan), 1)
+        answers = ahead(_answers(said, members, plan), 1)
         yield from _blend(answers, tiling, part, finish)
 
 
@@ -190,14 +198,20 @@ def _joined(one: Seen | None, other: Seen, axis: int) -> Seen:
     return Seen(*(None if a is None else np.concatenate([a, b], axis=axis) for a, b in pairs))  # type: ignore[arg-type]
 
 
-def _answers(windows: Iterator[_Window], members: Sequence[Member], plan: FusionPlan) -> Iterator[_Answer]:
-    """What the members say together of each window."""
+def _said(windows: Iterator[_Window], members: Sequence[Member], plan: FusionPlan) -> Iterator[_Said]:
+    """What the networks say of each window: all that this thread does, since it is what a map waits for."""
     for window in windows:
+        asked = zip(members, window.channels, strict=False)  # none when nothing is seen
+        said = [member.logits(channels, plan.symmetries) for member, channels in asked]
+        yield _Said(window.row, window.col, window.valid, said)
+
+
+def _answers(said: Iterator[_Said], members: Sequence[Member], plan: FusionPlan) -> Iterator[_Answer]:
+    """What the members say together of each window."""
+    for window in said:
         probabilities = None
-        if window.channels:
-            asked = zip(members, window.channels, strict=True)
-            answers = [member.answer(channels, plan.symmetries) for member, channels in asked]
-            probabilities = together(answers, members, plan.rule)
+        if window.logits:
+            probabilities = together([Member.probabilities(one) for one in window.logits], members, plan.rule)
         yield _Answer(window.row, window.col, window.valid, probabilities)
 
 
