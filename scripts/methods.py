@@ -2,12 +2,13 @@
 Score the methods of the ladder over several seeds:
 
     python scripts/methods.py [--seeds 0 1 2 3 4] [--jobs 2] [--only NAME ...] [--steps N] [--small]
-                               [--profile full] --out FILE
+                               [--profile full] [--data-root FOLDER] --out FILE
     python scripts/methods.py --list
 
 A seed gives a sample world and trainings of its own. Each method is a line of the ledger FILE, written as soon as it is
 judged: a call that was stopped goes on where it was, and a method that is new in `ladder.METHODS` is all that is run.
-A name may end in `*`: every method that begins so. With another profile than `smoke` the data are those in its folders.
+A name may end in `*`: every method that begins so. With another profile than `smoke` the data are those in its folders;
+--data-root judges on other patches, and tells the regions apart.
 """
 
 from __future__ import annotations
@@ -47,11 +48,20 @@ def scored(out: Path, seed: int, steps: int) -> set[str]:
 
 
 def score_seed(
-    seed: int, *, names: list[str], steps: int | None, small: bool, out: Path, profile: str = "smoke"
+    seed: int,
+    *,
+    names: list[str],
+    steps: int | None,
+    small: bool,
+    out: Path,
+    profile: str = "smoke",
+    data_root: Path | None = None,
 ) -> None:
     """Learn and judge, with one seed, what *out* does not have yet; one line each, at once."""
     os.environ["LCFUSE_LEDGER"] = str(out)
     here = begin(seed, steps, small, profile)
+    if data_root is not None:
+        here.parameters["data_root"] = str(data_root.absolute())
     bench, there = Bench(here), scored(out, seed, here.parameters["steps"])
     for name in (name for name in names if name not in there):
         learned = METHODS[name](bench)
@@ -63,6 +73,9 @@ def score_seed(
         regime, more = learned.label_regime, {"n_patches": report.n_read}
         here.record(name, scores, label_regime=regime, cost=cost, regions=regions, counts=counts, more=more)
         print(f"seed {seed}: AA {100 * scores.aa:.1f}  {name}, learnt in {learned.train_s:.0f} s", flush=True)
+        if data_root is not None:
+            each = ", ".join(f"{region} {100 * one.miou_8:.1f}" for region, one in regions.items())
+            print(f"    mIoU of the classes present {100 * scores.miou_8:.1f}: {each}", flush=True)
 
 
 def main() -> None:
@@ -73,6 +86,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of each training; else those of the profile smoke")
     parser.add_argument("--small", action="store_true", help="small worlds, to try this program")
     parser.add_argument("--profile", choices=settings.PROFILES, default="smoke", help="its data and length of training")
+    parser.add_argument("--data-root", type=Path, help="judge on the patches in this folder")
     parser.add_argument("--list", action="store_true", help="name the methods and end")
     parser.add_argument("--out", type=Path, help="ledger that the lines are added to")
     given = parser.parse_args()
@@ -82,6 +96,7 @@ def main() -> None:
     if given.out is None:
         parser.error("--out FILE is needed")
     run = {"names": chosen(given.only), "steps": given.steps, "small": given.small, "profile": given.profile}
+    run["data_root"] = given.data_root
     score = partial(score_seed, **run, out=given.out.absolute())
     # Fresh processes: a forked one may hang in the threads of torch.
     context = multiprocessing.get_context("spawn")
