@@ -291,8 +291,13 @@ def test_a_signal_ends_the_run_with_a_checkpoint(stack, tmp_path, whole, monkeyp
 
 def test_without_a_folder_ctrl_c_is_pythons_own(stack, monkeypatch):
     stop_after(monkeypatch, 2, signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        train(stack, PLAN, progress=False)
+    # What was started in the background by a shell ignores Ctrl-C; this test does not.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(stack, PLAN, progress=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_training_in_a_thread_leaves_signals_alone(stack, tmp_path, whole):
