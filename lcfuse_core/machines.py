@@ -143,10 +143,16 @@ def peak_memory_mb() -> float:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Let one process in at a time, wherever they wait for the same *path* (a file beside what they make)."""
+def alone(path: Path) -> Iterator[tuple[int, ...]]:
+    """
+    Let one process in at a time, wherever they wait for the same *path* (a file beside what they make).
+
+    Yields what to give a child as `pass_fds` that must keep others out should this process die before it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        if fcntl is None:  # Windows: not guarded
+            yield ()
+            return
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield (file.fileno(),)

@@ -26,7 +26,7 @@ from typing import Any, Literal
 import pandas as pd
 import yaml
 
-from lcfuse_core import ledger
+from lcfuse_core import ledger, machines
 from lcfuse_core.errors import LcfuseError, MissingDataError
 from lcfuse_core.grids import Run, key
 
@@ -102,12 +102,16 @@ def execute_apart(run: Run, data: str, threads: int = 1) -> Outcome:
     data : folder of samples and downloads, where the environment does not name one
     threads : of its numerical libraries, likewise
 
-    Its parameters are written beside it, and what an earlier attempt recorded is kept as `earlier-ledger.jsonl`.
+    Its parameters are written beside it, and what an earlier attempt recorded is kept as `earlier-ledger.jsonl`. The
+    process goes on when the one that started it is killed, such as a worker of a cluster; whoever asks for the same
+    run meanwhile waits for it.
     """
-    if is_finished(run):
-        return Outcome(run, "found")
+    with machines.alone(run.folder / ".run.lock") as held:
+        return Outcome(run, "found") if is_finished(run) else _execute_alone(run, data, threads, held)
+
+
+def _execute_alone(run: Run, data: str, threads: int, held: tuple[int, ...]) -> Outcome:
     began = time.monotonic()
-    run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / "parameters.yaml").write_text(yaml.safe_dump(run.all_parameters))
     _set_aside(run.folder / "ledger.jsonl")
     command = [sys.executable, "-m", "lcfuse_core", "run", run.chapter, "--out", str(run.folder)]
@@ -116,7 +120,9 @@ def execute_apart(run: Run, data: str, threads: int = 1) -> Outcome:
         command += ["-p", name, str(value)]
     environment = {"OMP_NUM_THREADS": str(threads), "LCFUSE_DATA": data, **os.environ}
     environment["LCFUSE_LEDGER"] = str(run.folder / "ledger.jsonl")
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
+    done = subprocess.run(
+        command, env=environment, pass_fds=held, capture_output=True, text=True, errors="replace", check=False
+    )
     seconds = time.monotonic() - began
     if done.returncode == 0:
         return Outcome(run, "done", seconds)
