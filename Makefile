@@ -91,7 +91,7 @@ links: $(READY) ## try every link of the book that leads outside (needs a networ
 checkpoints: $(READY) ## train the networks that come with the package, for committing (minutes)
 	$(PY) scripts/checkpoints.py
 
-seeds: $(READY) ## score every method over three seeds, for committing (half an hour)
+seeds: $(READY) ## score the methods of the chapter evaluation over five seeds, for committing (an hour)
 	$(PY) scripts/seeds.py
 
 lab: $(READY) ## open JupyterLab on the chapters

@@ -124,19 +124,28 @@ class Finding:
 
 def read_claims(text: str | None = None) -> list[Claim]:
     """The claims of the book, or of a YAML *text*. Raises DataError that names the claim and what is wrong."""
+    found = _read(text).claims
+    names = [claim.id for claim in found]
+    if len(set(names)) < len(names):
+        raise DataError("claims.yaml", found="an id twice", expected="each once", do="Rename one.")
+    return found
+
+
+def fixed_on() -> date:
+    """The day since which the book's rule and margins stand."""
+    return _read().fixed
+
+
+def _read(text: str | None = None) -> _File:
     text = text or resources.files("lcfuse_core").joinpath(CLAIMS).read_text(encoding="utf-8")
     raw = yaml.safe_load(text)
     try:
-        found = _File(**raw).claims
+        return _File(**raw)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         do = "Correct the file; its head says what each relation needs."
         raise DataError("claims.yaml", found=f"{place}: {first['msg']}", expected="a claim", do=do) from None
-    names = [claim.id for claim in found]
-    if len(set(names)) < len(names):
-        raise DataError("claims.yaml", found="an id twice", expected="each once", do="Rename one.")
-    return found
 
 
 def recorded(own: str | os.PathLike[str] | None = None) -> list[Entry]:
@@ -257,9 +266,9 @@ def _compare(claim: Claim, finding: Finding) -> str:
 
 def table(claims: Iterable[Claim], entries: Iterable[Entry]) -> pd.DataFrame:
     """
-    One row a claim and kind of data: id, source, reported, data, ours, interval, seeds, difference, verdict.
+    One row a claim and kind of data: id, data, verdict, ours, reported, difference, interval, seeds, source.
 
-    A claim without any line has one row, whose verdict says what it takes: command, download, hours.
+    A claim without any line on the data that it needs has a row that says so; `outstanding` tells what it takes.
     """
     lines, rows = list(entries), []
     for claim in claims:
@@ -272,10 +281,27 @@ def table(claims: Iterable[Claim], entries: Iterable[Entry]) -> pd.DataFrame:
             compared = kind == claim.needs or bool(claim.against)
             rows.append(head | {"data": MARKS[kind]} | shown(found[kind], compared) | {"verdict": own})
         if claim.needs not in found:
-            text = claim.to_do if said == NOT_RUN else f"{said}: {claim.means}"
-            rows.append(head | {"data": MARKS[claim.needs], "verdict": text})
-    columns = ["claim", "source", "reported", "data", "ours", "interval", "seeds", "difference", "verdict"]
+            rows.append(head | {"data": MARKS[claim.needs], "verdict": said})
+    columns = ["claim", "data", "verdict", "ours", "reported", "difference", "interval", "seeds", "source"]
     return pd.DataFrame(rows, columns=columns, dtype=object).fillna("–")
+
+
+def outstanding(claims: Iterable[Claim], entries: Iterable[Entry]) -> pd.DataFrame:
+    """
+    What stands between the claims and their verdicts: one row for those that the same thing would decide.
+
+    Columns: verdict, so far; command, download, hours, of a run that would give one; or why there is none. Index: ids.
+    """
+    lines, rows = list(entries), dict[tuple[str, ...], list[str]]()
+    for claim in claims:
+        said = verdict(claim, examine(claim, lines))
+        if said == NOT_RUN:
+            row = (said, claim.command, claim.download or "none", str(claim.hours))
+            rows.setdefault(row, []).append(claim.id)
+        elif said == UNTESTABLE:
+            rows.setdefault((said, claim.means, "–", "–"), []).append(claim.id)
+    index = pd.Index([", ".join(ids) for ids in rows.values()], name="claims", dtype=object)
+    return pd.DataFrame(list(rows), index, ["verdict", "command, or why none", "download", "hours"], dtype=object)
 
 
 def shown(finding: Finding, compared: bool) -> dict[str, str]:

@@ -142,7 +142,7 @@ def overview(lines: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
             "labels": " / ".join(own["label_regime"].unique()),
             "train s": own["cost.train_s"].median(),
         }
-    table = pd.DataFrame.from_dict(rows, "index").rename_axis("method").round(digits)
+    table = _rounded(pd.DataFrame.from_dict(rows, "index").rename_axis("method"), digits)
     return table.sort_values("AA", ascending=False, kind="stable")
 
 
@@ -181,7 +181,13 @@ def gains(lines: pd.DataFrame, steps: Iterable[Step] = LADDER, digits: int = 1) 
     table = pd.DataFrame.from_dict(rows, "index").rename_axis("adds")
     ends = ["mean", "spread", "low", "high", "better", "earns"]
     seeds = sorted({name for name in table if name not in ends}, key=lambda name: int(str(name).split()[1]))
-    return table.reindex(columns=[*seeds, *ends]).round(digits)
+    return _rounded(table.reindex(columns=[*seeds, *ends]), digits)
+
+
+def _rounded(table: pd.DataFrame, digits: int) -> pd.DataFrame:
+    """Rounded, without a minus before zero, which would look like a loss."""
+    floats = table.select_dtypes("float").columns
+    return table.assign(**(table[floats].round(digits) + 0.0))
 
 
 def verdicts(lines: pd.DataFrame, bars: Iterable[Bar] = BARS, method: str = FUSION) -> pd.DataFrame:

@@ -150,9 +150,9 @@ def alone(path: Path) -> Iterator[tuple[int, ...]]:
     Yields what to give a child as `pass_fds` that must keep others out should this process die before it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    held: tuple[int, ...] = ()
     with path.open("a") as file:
-        if fcntl is None:  # Windows: not guarded
-            yield ()
-            return
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield (file.fileno(),)
+        if fcntl is not None:  # on Windows nobody is kept out
+            fcntl.flock(file, fcntl.LOCK_EX)
+            held = (file.fileno(),)
+        yield held

@@ -1,11 +1,12 @@
 """
 Score every method over several seeds: `make seeds`, or
 
-    python scripts/seeds.py [--seeds 0 1 2] [--jobs 2] [--steps N] [--small] [--out FILE]
+    python scripts/seeds.py [--seeds 0 1 2 3 4] [--jobs 2] [--steps N] [--small] [--profile full] [--out FILE]
 
 A seed gives a sample world and trainings of its own, by the functions that the chapter *evaluation* uses; the chapter
 shows the lines that are written here and runs one seed of them again. The file is replaced when all seeds are done,
-not before. Networks that a chapter or an earlier call has trained are found again.
+not before. Networks that a chapter or an earlier call has trained are found again. With another profile than `smoke`
+the data are those in its folders, and a seed is one of trainings alone.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ def begin(seed: int, steps: int | None, small: bool, profile: str = "smoke") -> 
     return chapter.Chapter("seeds", parameters)
 
 
-def score_seed(seed: int, *, steps: int | None, small: bool, folder: Path) -> bytes:
+def score_seed(seed: int, *, steps: int | None, small: bool, folder: Path, profile: str = "smoke") -> bytes:
     """Learn and judge every method with one seed; its lines for the ledger."""
     path = folder / f"{seed}.jsonl"
     os.environ["LCFUSE_LEDGER"] = str(path)
-    here = begin(seed, steps, small)
+    here = begin(seed, steps, small, profile)
     methods: dict[str, protocol.Classify] = {"MODIS label": protocol.modis_map}
     train_s = {"MODIS label": 0.0}
     for learner, power in LEARNERS:
@@ -100,21 +101,22 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--jobs", type=int, choices=(1, 2), default=2, help="seeds at a time")
     parser.add_argument("--steps", type=int, help="of each training; else those of the profile smoke")
     parser.add_argument("--small", action="store_true", help="small worlds, to try this program")
+    parser.add_argument("--profile", choices=settings.PROFILES, default="smoke", help="of data and settings")
     parser.add_argument("--out", type=Path, default=SHIPPED)
     given = parser.parse_args()
-    if (given.small or given.steps is not None) and given.out == SHIPPED:
-        parser.error("--small and --steps are for trying: name another file with --out")
+    if (given.small or given.steps is not None or given.profile != "smoke") and given.out == SHIPPED:
+        parser.error("what comes with the package is of the whole smoke profile: name another file with --out")
     # Fresh processes: a forked one may hang in the threads of torch.
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(given.jobs, context) as pool:
-        score = partial(score_seed, steps=given.steps, small=given.small, folder=Path(folder))
+        score = partial(score_seed, steps=given.steps, small=given.small, folder=Path(folder), profile=given.profile)
         write_whole(given.out, b"".join(pool.map(score, sorted(set(given.seeds)))))
     print(protocol.over_seeds(ledger.read(given.out)).to_string())
-    print(f"AA in per cent, on synthetic worlds; written: {given.out}")
+    print(f"AA in per cent; written: {given.out}")
 
 
 if __name__ == "__main__":

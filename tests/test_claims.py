@@ -72,7 +72,13 @@ def test_without_a_real_run_nothing_is_claimed_of_real_places():
     table = claims.table(BOOK_CLAIMS, entries.values())
     real = table[table["data"] == claims.MARKS["real"]]
     assert len(real) == len(BOOK_CLAIMS)
-    assert real["verdict"].str.contains("not run yet: .*; .*; .* h|not testable here").all()
+    assert real["verdict"].isin(["not run yet", "not testable here"]).all()
+    todo = claims.outstanding(BOOK_CLAIMS, entries.values())
+    assert sorted(", ".join(todo.index).split(", ")) == sorted(one.id for one in BOOK_CLAIMS)
+    commands = todo.loc[todo["verdict"] == "not run yet", "command, or why none"]
+    assert len(commands)
+    assert commands.str.match(r"python (-m lcfuse_core run \w+|scripts/(methods|seeds)\.py) --profile full ").all()
+    assert todo["download"].str.contains("SEN12MS|–").all()
     others = table.drop(real.index)
     assert (others["data"] == claims.MARKS["synthetic"]).all()
     assert (others["verdict"] == "no verdict: other data").all()
@@ -87,7 +93,13 @@ def test_a_line_of_a_real_run_turns_a_claim_into_a_result(tmp_path):
     ledger.append(path, line("MODIS label", EASIER, data_kind="synthetic"))
     entries, _ = ledger.read_entries(path)
     before = claims.table([claim()], entries.values())
-    assert before["verdict"].tolist() == ["no verdict: other data", "not run yet: run it; no download; unknown h"]
+    assert before["verdict"].tolist() == ["no verdict: other data", "not run yet"]
+    assert claims.outstanding([claim()], entries.values()).loc["better"].tolist() == [
+        "not run yet",
+        "run it",
+        "none",
+        "unknown",
+    ]
     ledger.append(path, line("ours", EASIER))
     ledger.append(path, line("MODIS label", HARD))
     entries, _ = ledger.read_entries(path)
@@ -97,6 +109,7 @@ def test_a_line_of_a_real_run_turns_a_claim_into_a_result(tmp_path):
     assert after["difference"].tolist() == ["-10.0", "+10.0"]
     assert after["interval"].tolist() == ["-10.0 to -10.0", "10.0 to 10.0"]
     assert claims.summary([claim()], entries.values()).loc["reproduced", "which"] == "better"
+    assert claims.outstanding([claim()], entries.values()).empty
 
 
 def test_a_difference_that_regions_do_not_agree_on_is_no_result():
@@ -253,7 +266,8 @@ def test_what_was_done_needs_the_run_and_what_cannot_be_tested_says_why():
     assert verdict(done, line("ours", HARD)) == "reproduced"
     never = claim(relation="untestable")
     assert verdict(never, line("ours", HARD)) == "not testable here"
-    assert claims.table([never], [])["verdict"].tolist() == ["not testable here: By AA."]
+    assert claims.table([never], [])["verdict"].tolist() == ["not testable here"]
+    assert claims.outstanding([never], [])["command, or why none"].tolist() == ["By AA."]
 
 
 def test_lines_of_the_first_schema_are_synthetic_or_unknown():
