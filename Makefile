@@ -12,7 +12,8 @@ CHAPTER_FILES := $(wildcard book/*.ipynb)
 MODULE := $(wildcard lcfuse_core/*.py lcfuse_core/shipped/*/* data_manifest.yaml)
 PAGES := _config.yml \
          $(wildcard scripts/*.py book/*.md book/*.yml book/*.yaml book/*.bib book/_assets/*)
-PYTEST := $(PY) -m pytest -q -n 2 --dist loadfile
+PYTEST := $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+LONGEST_FIRST = $(shell $(PY) scripts/chapters.py list --longest-first)
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with tests/nbval.cfg
 
 # One thread a process, not spinning while it waits: faster on shared cores, and the same numbers everywhere.
@@ -52,7 +53,7 @@ book: _build/book/index.html ## set up, make the sample world, run every chapter
 $(RUN)/.done: $(READY) $(CHAPTER_FILES) $(MODULE) book/_toc.yml
 	rm -rf $(RUN) && mkdir -p $(RUN)
 	$(PY) -m lcfuse_core sample
-	@$(PY) scripts/chapters.py list | xargs -P 2 -I NAME $(PY) -m lcfuse_core run NAME --profile smoke --out $(RUN)
+	@$(PY) scripts/chapters.py list --longest-first | xargs -P 2 -I NAME $(PY) -m lcfuse_core run NAME --profile smoke --out $(RUN)
 	@touch $@
 
 _build/book/index.html: $(RUN)/.done $(PAGES)
@@ -74,7 +75,7 @@ test: $(READY) ## all checks: style, types, tests, and every chapter run and com
 	@$(PY) -m lcfuse_core sample # before tests in two processes want it at once
 	$(PYTEST)
 	@mkdir -p _build && rm -f _build/test-ledger.jsonl
-	LCFUSE_LEDGER=$(CURDIR)/_build/test-ledger.jsonl $(PYTEST) $(NBVAL) book
+	LCFUSE_LEDGER=$(CURDIR)/_build/test-ledger.jsonl $(PYTEST) $(NBVAL) $(LONGEST_FIRST:%=book/%.ipynb)
 	$(PY) -m lcfuse_core.drift _build/test-ledger.jsonl
 	@$(PY) scripts/chapters.py verified # the status page tells the day
 

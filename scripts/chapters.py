@@ -1,7 +1,7 @@
 """
 The chapters in the order of the book: list them, run them in place, tell whether their outputs are current.
 
-    python scripts/chapters.py list
+    python scripts/chapters.py list [--longest-first]
     python scripts/chapters.py execute [NAME ...] [--jobs 2]     (all of them without a name)
     python scripts/chapters.py verified               (write down that all have passed their check now)
 
@@ -30,6 +30,10 @@ BOOK = ROOT / "book"
 CELL_TIMEOUT_S = 1200
 VERIFIED = ROOT / "_build" / "verified.json"
 """When each chapter was last run and found to agree with what it shows, and the digest of what was run."""
+
+LONGEST = ("training", "baselines", "networks", "evaluation", "fusion", "dfc2020", "cell_supervision", "reruns")
+"""Begun first where chapters run two at a time, so that none is left to run alone; `evaluation` finds what `training`
+has trained."""
 
 IGNORED = "nbval-ignore-output"
 """Tag of a cell whose output rests on training or time; its metadata `lcfuse.why` says on what."""
@@ -125,9 +129,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=["list", "execute", "verified"])
     parser.add_argument("chapter", nargs="*", help="names as in book/_toc.yml")
+    parser.add_argument("--longest-first", action="store_true", help="the order to run them in, several at a time")
     parser.add_argument("--jobs", type=int, default=1, choices=(1, 2, 3, 4), help="chapters at a time")
     arguments = parser.parse_args()
     wanted = arguments.chapter or names()
+    if arguments.longest_first:
+        wanted = [*LONGEST, *(name for name in wanted if name not in LONGEST)]
     strange = sorted(set(wanted) - set(names()))
     if strange:
         parser.error(f"no chapter {', '.join(strange)}; there are {', '.join(names())}")

@@ -332,3 +332,11 @@ def test_a_failing_chapter_is_left_as_it_was(small_book):
         chapters.execute("one", file.parent)
     assert file.read_bytes() == before
     assert [path.name for path in file.parent.glob("*.part")] == []
+
+
+def test_chapters_that_take_longest_are_begun_first_and_none_is_left_out(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["chapters.py", "list", "--longest-first"])
+    chapters.main()
+    said = capsys.readouterr().out.split()
+    assert said[0] == chapters.LONGEST[0]
+    assert sorted(said) == sorted(chapters.names())
