@@ -314,7 +314,7 @@ class Chapter:
         return HTML(f"<table class='provenance'><tbody>{rows}</tbody></table>")
 
     def _facts(self) -> dict[str, str]:
-        parameters = ", ".join(f"{key} = {value!r}" for key, value in self.parameters.items())
+        parameters = ", ".join(f"{key}\u00a0=\u00a0{value!r}" for key, value in self.parameters.items())
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
         machine = f"{machines.machine()['processor']}, {os.cpu_count()} cores"
         data = self.origin

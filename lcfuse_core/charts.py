@@ -46,7 +46,7 @@ def show_confusion(counts: NDArray[np.integer], ax: Axes | None = None, *, title
         _, ax = plt.subplots(figsize=size, layout="constrained")
     ax.pcolormesh(share, cmap="Blues", vmin=0, vmax=110, edgecolors="white", linewidth=1.5)
     for (row, col), value in np.ndenumerate(share):
-        ink = "white" if value > 60 else "black"
+        ink = "white" if value > 78 else "black"
         weight = "bold" if rows[row] == columns[col] else "normal"
         text = f"{value:.0f}" if value >= 0.5 else "·"
         ax.text(col + 0.5, row + 0.5, text, ha="center", va="center", color=ink, weight=weight, fontsize=10)
@@ -86,7 +86,9 @@ def _dots(table: pd.DataFrame, names: Sequence[str]) -> Figure:
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         # A little above each other, so that equal values do not hide.
         shift = 0.09 * (number - (table.shape[1] - 1) / 2)
-        ax.plot(table[column], rows + shift, marker, color=colour, ms=7, mec="white", mew=0.7, label=column)
+        ax.plot(
+            table[column], rows + shift, marker, color=colour, ms=7, mec="white", mew=0.7, label=column, clip_on=False
+        )
     ax.set_yticks(range(len(lines)), lines)
     ax.set_ylim(len(lines) - 0.5, -0.5)
     ax.set_xlim(min(0.0, float(np.nanmin(table.to_numpy()))), 100)
@@ -129,10 +131,10 @@ def show_spectra(spectra: pd.DataFrame) -> Figure:
         colour = line_colour(code)
         ax.plot(places, values, color=colour)
         for place in places[number % 3 :: 3]:  # by turns, so that close curves do not cover each other's numbers
-            text = ax.text(place, values[place], str(code), color=colour, fontsize=9, weight="bold")
+            text = ax.text(place, values[place], str(code), color=colour, fontsize=10, weight="bold")
             text.set(ha="center", va="center", path_effects=[withStroke(linewidth=3, foreground="white")])
     names = [f"{name}\n{nm}" for name, nm in zip(S2_BANDS, S2_WAVELENGTHS_NM, strict=True)]
-    ax.set_xticks(places, names, fontsize=8.5)
+    ax.set_xticks(places, names, fontsize=9.5)
     ax.set_ylim(0, None)
     ax.grid(axis="y")
     ax.set(ylabel="reflectance", xlabel="band, centre in nm")

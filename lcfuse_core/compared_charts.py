@@ -72,7 +72,7 @@ def show_recalls(table: pd.DataFrame) -> Figure:
     edges = np.arange(values.shape[0] + 1) - 0.5
     ax.pcolormesh(np.arange(values.shape[1] + 1), edges, values, cmap="Blues", vmin=0, vmax=110, edgecolors="white")
     for (row, col), value in np.ndenumerate(values):
-        text, ink = ("–", "black") if np.isnan(value) else (f"{value:.0f}", "white" if value > 60 else "black")
+        text, ink = ("–", "black") if np.isnan(value) else (f"{value:.0f}", "white" if value > 78 else "black")
         ax.text(col + 0.5, row, text, ha="center", va="center", color=ink, fontsize=9.5)
     code = {DFC2020.name_of(code): str(code) for code in DFC2020.codes}
     ax.set_xticks(np.arange(values.shape[1]) + 0.5, [code.get(str(name), str(name)) for name in table.columns])

@@ -8,7 +8,7 @@ Pictures of numbers (scores, spectra, learning curves) are in `charts`, the look
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -103,11 +103,16 @@ def show_labels(
     Raises LegendError on a code that is not in the legend.
     """
     show_image(ax, label_image(codes, legend), title)
+    panel_in = ax.get_window_extent().width / cast(Figure, ax.figure).dpi
     for code in np.unique(codes) if numbers else ():
         row, col, radius_px = _widest(codes == code)
-        if code != legend.unknown and radius_px > 0.02 * max(codes.shape):
+        if code != legend.unknown and radius_px > max(0.02, NUMBER_IN / panel_in) * max(codes.shape):
             ink = ink_on(legend.rgba(int(code)))
             ax.text(col, row, str(code), color=ink, ha="center", va="center", fontsize=9)
+
+
+NUMBER_IN = 0.07
+"""Half the size of a class's number on a map: where it has less room, it is left out."""
 
 
 def _widest(mask: NDArray[np.bool_]) -> tuple[int, int, float]:
@@ -128,7 +133,8 @@ def scale_bar(ax: Axes, pixel_m: float = PIXEL_M) -> None:
     line[0].set_path_effects([withStroke(linewidth=4.5, foreground="black")])
     text = f"{length_m} m" if length_m < 1000 else f"{length_m // 1000} km"
     middle = start + length_m / pixel_m / 2
-    ax.text(middle, row - 0.03 * height_px, text, color="white", ha="center", fontsize=9, path_effects=HALO)
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
+    ax.text(middle, row - 0.04 * height_px, text, color="black", ha="center", fontsize=9, bbox=box)
 
 
 def show_cells(

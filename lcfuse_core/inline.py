@@ -21,7 +21,7 @@ from lcfuse_core.style import ink_on
 STYLE = """
 .lc-figure{max-width:42rem;margin:0;font-size:.92rem;color:inherit}
 .lc-figure .lc-panels{display:flex;flex-wrap:wrap;gap:.6rem;margin:0}
-.lc-figure .lc-panels>div{flex:1 1 15rem;min-width:0;max-width:26rem}
+.lc-figure .lc-panels>div{flex:1 1 9rem;min-width:0;max-width:26rem}
 .lc-figure svg{width:100%;height:auto;display:block}
 .lc-figure image{image-rendering:pixelated}
 .lc-figure .lc-handle{display:flex;flex-wrap:wrap;align-items:center;gap:.3rem .8rem;margin:.6rem 0 .2rem}
@@ -29,7 +29,7 @@ STYLE = """
 .lc-figure p{margin:.2rem 0}
 .lc-figure .lc-bar{display:grid;grid-template-columns:9.5rem 1fr 3.4rem;gap:.5rem;align-items:center;line-height:1.5}
 .lc-figure .lc-bar[hidden]{display:none}
-.lc-figure .lc-bar span:last-child{text-align:right;font-variant-numeric:tabular-nums}
+.lc-figure .lc-bar>span:last-child{text-align:right;font-variant-numeric:tabular-nums}
 .lc-figure .lc-bar i{display:block;height:.95rem;border:1px solid #777;box-sizing:border-box}
 .lc-figure .lc-code{display:inline-block;width:1.6em;text-align:center;font-size:.8em;border:1px solid #777}
 .lc-figure .lc-code{margin-right:.4em}

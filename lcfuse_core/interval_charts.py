@@ -47,7 +47,7 @@ def show_coverage(table: pd.DataFrame) -> Figure:
     ax.axhline(95, color="0.3", lw=1.2, ls="--")
     numbers = sorted(set(table["scenes"]))
     for number, (kind, rows) in enumerate(table.groupby("interval", sort=False)):
-        places = [numbers.index(n) for n in rows["scenes"]]
+        places = [numbers.index(n) + 0.04 * number for n in rows["scenes"]]  # so that none hides another
         look: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
         ax.plot(places, rows["covered"], label=str(kind), ms=7, mec="white", **look)
     ax.set_xticks(range(len(numbers)), [str(n) for n in numbers])

@@ -114,10 +114,12 @@ Source = Annotated[AnySource, Field(discriminator="kind")]
 
 class Kind(_Strict):
     """
-    The files in an archive. bytes : of each; about : the same, rounded, where `bytes` is unknown.
+    The files in an archive.
 
+    bytes : of each
+    about : the same, rounded, where `bytes` is unknown
     at_most, ratio : a file of more bytes, or packed tighter than 1 to so many, is refused: a hostile archive would
-    fill memory or disk.
+        fill memory or disk
     """
 
     bytes: Count

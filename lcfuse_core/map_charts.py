@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from lcfuse_core.coarse import open_coarse
 from lcfuse_core.errors import GridError, MissingDataError
-from lcfuse_core.figures import LEGEND_ROW_IN, label_image, rgb, scale_bar, show_image, show_labels
+from lcfuse_core.figures import HALO, LEGEND_ROW_IN, label_image, rgb, scale_bar, show_image, show_labels
 from lcfuse_core.rasters import Grid, Seen
 from lcfuse_core.scene_map import Inputs
 from lcfuse_core.scenes import Patch
 from lcfuse_core.style import WIDTH_IN, add_legend, legend_handles
 
-INSET_COLOURS = ("#d1495b", "#33658a", "#edae49")
+INSET_COLOURS = ("#ff6b81", "#ffffff", "#ffd166")
 
 
 def scene_image(seen: Seen) -> NDArray[np.float32]:
@@ -92,7 +92,7 @@ def show_insets(
         colour = INSET_COLOURS[number % len(INSET_COLOURS)]
         whole.add_patch(Rectangle((col, row), size, size, fill=False, ec=colour, lw=2))
         label = chr(ord("a") + number)
-        whole.text(col + 6, row + 6, label, color=colour, va="top", fontweight="bold")
+        whole.text(col + size + 6, row, label, color=colour, va="top", fontweight="bold", path_effects=HALO)
         part = np.s_[row : row + size, col : col + size]
         ax = fig.add_subplot(grid[1 + number, 0])
         show_image(ax, image[part], f"{label}  Sentinel-2" if number == 0 else label)
@@ -122,7 +122,7 @@ def show_confidence(confidence: NDArray[np.floating], right: NDArray[np.bool_] |
         enough = size >= 0.002 * size.sum()
         middle = (np.arange(10) + 0.5) / 10
         axes[0, 1].plot([0, 1], [0, 1], color="0.6", ls=":")
-        axes[0, 1].plot(middle[enough], share[enough], marker="o")
+        axes[0, 1].plot(middle[enough], share[enough], marker="o", clip_on=False)
         axes[0, 1].set(
             xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1), title="Is it right?"
         )

@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from lcfuse_core import figures
-from lcfuse_core.legends import IGBP
+from lcfuse_core.legends import igbp_to_dfc
 from lcfuse_core.packs import PackedScene
 from lcfuse_core.scenes import Patch
-from lcfuse_core.style import WIDTH_IN
+from lcfuse_core.style import WIDTH_IN, add_legend, legend_handles
 
 
 def files_per_pixel(scene: PackedScene) -> NDArray[np.int64]:
@@ -43,10 +43,11 @@ def show_overlap(scene: PackedScene) -> Figure:
 
 
 def show_cells(patch: Patch, cells: Mapping[str, NDArray[np.int32]]) -> Figure:
-    """The IGBP label of a patch once for each of *cells* (by title), with their borders."""
+    """The MODIS label of a patch as DFC2020 classes, once for each of *cells* (by title), with their borders."""
     assert patch.lc is not None
     fig, axes = plt.subplots(1, len(cells), figsize=(WIDTH_IN, WIDTH_IN / 2 + 0.2), squeeze=False)
     for ax, (title, ids) in zip(axes[0], cells.items(), strict=True):
-        figures.show_labels(ax, patch.lc[0], IGBP, title=title, numbers=False)
+        figures.show_labels(ax, igbp_to_dfc(patch.lc[0]), title=title)
         figures.show_cells(ax, ids)
+    add_legend(fig, legend_handles([igbp_to_dfc(patch.lc[0])]), loc="outside lower left", ncols=3)
     return fig

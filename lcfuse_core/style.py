@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from lcfuse_core.legends import DFC2020, Legend
 
 WIDTH_IN = 6.4
-"""Width of a figure: with letters of 11 points it stays readable on a screen of 375 pixels."""
+"""Width of a figure: with letters of 12 points it stays readable on a screen of 375 pixels."""
 
-COLOURS = ("#33658a", "#d1495b", "#edae49", "#4f9d69", "#7b6d8d", "#5c5c5c")
+COLOURS = ("#33658a", "#d1495b", "#b7791f", "#4f9d69", "#7b6d8d", "#5c5c5c")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 LINES = ("-", "--", ":", "-.")
 """For methods, scores and groups: each colour goes with one marker or line."""
@@ -39,13 +39,13 @@ STYLE = {
     "savefig.dpi": 120,
     "figure.figsize": (WIDTH_IN, 4.0),
     "figure.constrained_layout.use": True,
-    "font.size": 11,
-    "axes.titlesize": 11,
+    "font.size": 12,
+    "axes.titlesize": 12,
     "axes.titlelocation": "left",
-    "axes.labelsize": 11,
-    "xtick.labelsize": 10,
-    "ytick.labelsize": 10,
-    "legend.fontsize": 10.5,
+    "axes.labelsize": 12,
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 11,
+    "legend.fontsize": 11.5,
     "legend.frameon": False,
     "axes.prop_cycle": cycler(color=COLOURS),
     "axes.spines.top": False,

@@ -84,6 +84,7 @@ def _css(name: str, borders: int) -> str:
         f"#{name}{{max-width:640px;margin:0}}"
         f"#{name} .stage{{position:relative;width:100%;overflow:hidden;background:#fff}}"
         f"#{name} img{{position:absolute;inset:0;width:100%;height:100%;max-width:none;margin:0;"
+        "padding:0!important;border-radius:0;"
         "image-rendering:pixelated;pointer-events:none}"
         f"{cuts}#{name} .line{{position:absolute;top:0;bottom:0;width:2px;margin-left:-1px;background:#fff;"
         f"box-shadow:0 0 2px #000;pointer-events:none}}{lines}"

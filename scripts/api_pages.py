@@ -163,7 +163,7 @@ def users(folder: Path, names: list[str], modules: dict[str, Module]) -> Users:
 
 def plain(line: str) -> str:
     """A line of a docstring, its code and its *parameters* kept; else what Markdown takes for its own is escaped."""
-    parts = re.split(r"(`+[^`]*`+|(?<![\w*])\*\w+\*(?![\w*]))", line)
+    parts = re.split(r"(`+[^`]*`+|(?<![\w*])\*\w(?:[\w ]*\w)?\*(?![\w*]))", line)
     for number in range(0, len(parts), 2):
         part = re.sub(r"\b[\w/-]+\.(py|md|json|yaml|cfg)\b", r"`\g<0>`", parts[number])
         part = re.sub(r"(?<!`)([*$#<])", r"\\\1", part)
@@ -192,7 +192,7 @@ def markdown(text: str) -> str:
 def _flowing(lines: list[str]) -> Iterator[str]:
     listed = False
     for line in lines:
-        meaning = re.match(r"([\w*]+(?:, [\w*]+)*) : (.*)", line)
+        meaning = re.match(r" {0,4}([\w*]+(?:, [\w*]+)*) : (.*)", line)
         if meaning:
             yield ("" if listed else "\n") + f"- `{meaning[1]}`: {plain(meaning[2])}"
         elif listed and not line.startswith(" "):
@@ -224,14 +224,14 @@ def describe(node: Documented, module: Module, links: str) -> str:
     text = f"{markdown(ast.get_docstring(node) or '')}\n\n{links}".rstrip()
     name = f"{PACKAGE}.{module.name}.{node.name}"
     if isinstance(node, ast.FunctionDef):
-        return f"````{{py:function}} {name}{signature(node, module.types)}\n{text}\n````\n"
+        return f"~~~~{{py:function}} {name}{signature(node, module.types)}\n{text}\n~~~~\n"
     inner = []
     for item in public(node.body):
         if isinstance(item, ast.FunctionDef):
             is_property = any("property" in ast.unparse(decorator) for decorator in item.decorator_list)
             kind, form = ("property", "") if is_property else ("method", signature(item, module.types, method=True))
-            inner.append(f"````{{py:{kind}}} {item.name}{form}\n{markdown(ast.get_docstring(item) or '')}\n````\n")
-    return f"`````{{py:class}} {name}{fields(node, module.types)}\n{text}\n\n{''.join(inner)}`````\n"
+            inner.append(f"~~~~{{py:{kind}}} {item.name}{form}\n{markdown(ast.get_docstring(item) or '')}\n~~~~\n")
+    return f"~~~~~{{py:class}} {name}{fields(node, module.types)}\n{text}\n\n{''.join(inner)}~~~~~\n"
 
 
 # The pages --------------------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ def pages(modules: dict[str, Module], who: Users) -> dict[str, str]:
     """File name (without ending) -> Markdown, a page a floor."""
     made = {}
     for level, names in enumerate(floors(modules)):
-        title = f"# Floor {level}: {', '.join(names)}\n\n".replace("_", r"\_")
+        title = f"# Floor {level}\n\n" + ", ".join(f"{{ref}}`{name} <api-{name}>`" for name in names) + ".\n\n"
         rests = "These files import no other of the package." if level == 0 else "These files import from floors below."
         made[f"api-floor-{level}"] = f"{title}{rests}\n\n" + "\n".join(section(modules[name], who) for name in names)
     return made

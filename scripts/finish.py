@@ -81,11 +81,13 @@ def mend_frame(file: Path) -> None:
     text = re.sub(r'<script[^>]*src="_static/sphinx-thebe\.js[^>]*></script>', "", text)
     text = re.sub(r'<table border="1" class="dataframe">.*?</table>', mend_table, text, flags=re.DOTALL)
     text = re.sub(r'<div class="output stream.*?</pre>', mark_columns, text, flags=re.DOTALL)
-    text = re.sub(r'Solution to(<a class="reference internal" href="[^"]*">) ', r"Solution to \1", text)
+    # A tap on the title of a solution opens it, and must not lead away to its exercise.
+    text = re.sub(r'Solution to ?<a class="reference internal" href="[^"]*">(.*?)</a>', r"Solution to \1", text)
     file.write_text(text, encoding="utf-8")
 
 
-NUMBER = re.compile(r"[-−+]?[\d,.]*\d(e[-+]?\d+)?( ?%| [km]?m| s)?|<NA>|NaN|nan|None|[-–·]|")
+ONE = r"[-−+]?[\d,.]*\d(e[-+]?\d+)?"
+NUMBER = re.compile(rf"{ONE}( ?%| [km]?m| s)?|{ONE} to {ONE}( \(\d+\))?|<NA>|NaN|nan|None|[-–·]|")
 """What a cell of a column of numbers may hold."""
 
 LONG, SHORT = 60, 12
@@ -99,7 +101,7 @@ def mend_table(found: re.Match[str]) -> str:
     The name of the index stands in the row of the other headings, not in one of its own, and a column of numbers has
     its figures one under the other (`lc-number`). Cells are counted from the right: the left ones may span rows.
     """
-    table = BeautifulSoup(found[0], "html.parser")
+    table = BeautifulSoup(re.sub(r">(<NA>|&lt;NA&gt;|NaN)<", ">–<", found[0]), "html.parser")
     join_heads(table.select("thead tr"))
     heads, rows = ([row.find_all(["th", "td"]) for row in table.select(f"{part} tr")] for part in ("thead", "tbody"))
     for number in range(1, 1 + max(map(len, rows), default=0)):

@@ -43,10 +43,10 @@ def commit(file: Path) -> str:
 
 
 def checked_on(name: str, notebook: NotebookNode, file: Path = chapters.VERIFIED) -> str:
-    """The day of the last passing check of these very outputs, or "not on this machine"."""
+    """The day of the last passing check of these very outputs, or a dash: not on this machine."""
     known = json.loads(file.read_text()) if file.exists() else {}
     same = known.get(name, {}).get("digest") == chapters.digest(notebook)
-    return str(known[name]["on"]) if same else "not on this machine"
+    return str(known[name]["on"]) if same else "–"
 
 
 def row(name: str, folder: Path) -> str:
@@ -57,7 +57,7 @@ def row(name: str, folder: Path) -> str:
     if folder.resolve() != chapters.BOOK:
         state, when = "of this run", "made by this run"
     else:
-        state = "current" if chapters.is_current(notebook) else "older than the code"
+        state = "current" if chapters.is_current(notebook) else "older"
         when = checked_on(name, notebook)
     facts = provenance(notebook)
     cost = re.match(r"(\d+ s), at most (\d+ MB)", facts.get("Time and memory", ""))

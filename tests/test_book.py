@@ -71,6 +71,17 @@ def test_a_page_and_its_pictures_weigh_less_than_two_megabytes(pages, soups):
         assert weight < 2_000_000, f"{name}: {weight}"
 
 
+def test_no_page_shows_the_marks_it_was_written_with(soups):
+    """A role or directive that was not understood stands on the page as it was typed."""
+    for name, soup in written(soups).items():
+        text = "".join(
+            string
+            for string in article(soup).find_all(string=True)
+            if not string.find_parent(["pre", "code", "script"])
+        )
+        assert re.findall(r"\{(?:py:\w+|term|doc|ref|numref|cite:\w|glue:\w+)\}|\$\$|`{3,}", text) == [], name
+
+
 def test_every_page_tells_search_engines_and_chats_what_it_is(pages, soups):
     titles = set()
     for name, soup in written(soups).items():

@@ -106,6 +106,15 @@ def test_notebook_is_valid_and_free_of_timing(name):
     assert [cell["id"] for cell in notebook.cells if "execution" in cell.metadata] == []
 
 
+@each_chapter
+def test_no_output_is_a_bare_series(name):
+    """A Series prints its name and dtype under its values; a table does not."""
+    for cell in chapters.code_cells(chapters.read(name)):
+        for output in cell.outputs:
+            text = output.get("data", {}).get("text/plain", "") + output.get("text", "")
+            assert not re.search(r"^(Name: .*, )?dtype: \w+$", text, re.MULTILINE), cell["id"]
+
+
 # Style -------------------------------------------------------------------------------------------
 
 

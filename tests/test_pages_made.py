@@ -130,14 +130,14 @@ def test_the_right_answer_is_not_always_in_the_same_place():
 def test_status_tells_the_day_only_of_the_outputs_that_were_checked(tmp_path):
     name, file = chapters.names()[0], tmp_path / "verified.json"
     notebook = chapters.read(name)
-    assert status_page.checked_on(name, notebook, file) == "not on this machine"
+    assert status_page.checked_on(name, notebook, file) == "–"
     chapters.verify(file)
     day = json.loads(file.read_text())[name]["on"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", day)
     assert status_page.checked_on(name, notebook, file) == day
     notebook.cells[-2].source += "\nmore"
     chapters.code_cells(notebook)[0].source += "\nmore = 1"
-    assert status_page.checked_on(name, notebook, file) == "not on this machine"
+    assert status_page.checked_on(name, notebook, file) == "–"
 
 
 def test_time_memory_and_versions_come_from_the_box_of_the_chapter():
