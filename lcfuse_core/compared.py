@@ -65,7 +65,9 @@ ASIDE = (
     Step("a prior on top", "Fusion with coarse prior, at home", FUSION),
     Step("a third member: the FCN of elsewhere", "Fusion and FCN elsewhere, at home", FUSION),
     Step("a third member: full resolution", "Fusion and Full resolution, at home", FUSION),
+    Step("a third member: an FCN for each region", "Fusion and FCN by region, at home", FUSION),
     Step("a network for each region", "FCN, cell_mean, at home by region", AT_HOME),
+    Step("a larger field (U-Net)", "U-Net, cell_mean, at home", AT_HOME),
     Step("a student of the fusion", "Student of the fusion, at home", FUSION),
 )
 """What could be added or done otherwise: switches that are off in the default fusion."""

@@ -275,9 +275,10 @@ def pages(modules: dict[str, Module], who: Users) -> dict[str, str]:
     """File name (without ending) -> Markdown, a page a floor."""
     made = {}
     for level, names in enumerate(floors(modules)):
-        title = f"# Floor {level}\n\n" + ", ".join(f"{{ref}}`{name} <api-{name}>`" for name in names) + ".\n\n"
-        rests = "These files import no other of the package." if level == 0 else "These files import from floors below."
-        made[f"api-floor-{level}"] = f"{title}{rests}\n\n" + "\n".join(section(modules[name], who) for name in names)
+        rests = "These files import no other of the package" if level == 0 else "These files import from floors below"
+        links = ", ".join(f"{{ref}}`{name} <api-{name}>`" for name in names)
+        head = f"# Floor {level}\n\n{rests}: {links}.\n\n"
+        made[f"api-floor-{level}"] = head + "\n".join(section(modules[name], who) for name in names)
     return made
 
 
