@@ -71,8 +71,8 @@ pdf: _build/html/index.html ## the whole book as one PDF beside the pages, which
 test: $(READY) ## all checks: style, types, tests, and every chapter run and compared with what it shows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
-	$(BIN)/mypy
-	@$(PY) -m lcfuse_core sample # before tests in two processes want it at once
+	@# The sample is made beside the types, before tests in two processes want it at once.
+	$(PY) -m lcfuse_core sample & made=$$!; $(BIN)/mypy && wait $$made
 	$(PYTEST)
 	@mkdir -p _build && rm -f _build/test-ledger.jsonl
 	LCFUSE_LEDGER=$(CURDIR)/_build/test-ledger.jsonl $(PYTEST) $(NBVAL) $(LONGEST_FIRST:%=book/%.ipynb)
