@@ -199,7 +199,7 @@ def test_glue_leaves_what_the_book_quotes(here, monkeypatch):
 
 def test_provenance_names_parameters_data_and_versions_and_no_folder(here, sample):
     box = here.provenance().data
-    for expected in ("evaluation, profile smoke", "seed = 3", "lcfuse_core", "torch", " MB"):
+    for expected in ("evaluation, profile smoke", "seed\u00a0=\u00a03", "lcfuse_core", "torch", " MB"):
         assert expected in box
     assert world.read_world(sample)["sha256"][:16] in box
     assert "<script" not in box
