@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 import chapters
 import set_address
@@ -302,3 +303,11 @@ def test_committed_files_name_no_machine():
         hidden = any(part in skipped or part.endswith("_cache") for part in parts)
         if file.suffix in kinds and not hidden and file != Path(__file__):
             assert not pattern.search(file.read_text()), file
+
+
+def test_what_colab_ships_is_new_enough():
+    """A chapter there installs the module on top of what is there, and must not have to replace it."""
+    shipped = dict(re.findall(r"^([\w-]+)==([\w.]+)", (ROOT / "tests" / "colab.txt").read_text().lower(), re.MULTILINE))
+    needed = [Requirement(text) for text in PROJECT["dependencies"]]
+    assert {one.name for one in needed} <= set(shipped)
+    assert [one.name for one in needed if not one.specifier.contains(shipped[one.name])] == []
