@@ -134,7 +134,7 @@ def main() -> None:
     arguments = parser.parse_args()
     wanted = arguments.chapter or names()
     if arguments.longest_first:
-        wanted = [*LONGEST, *(name for name in wanted if name not in LONGEST)]
+        wanted = sorted(wanted, key=lambda name: LONGEST.index(name) if name in LONGEST else len(LONGEST))
     strange = sorted(set(wanted) - set(names()))
     if strange:
         parser.error(f"no chapter {', '.join(strange)}; there are {', '.join(names())}")

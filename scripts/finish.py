@@ -87,7 +87,7 @@ def mend_frame(file: Path) -> None:
 
 
 ONE = r"[-−+]?[\d,.]*\d(e[-+]?\d+)?"
-NUMBER = re.compile(rf"{ONE}( ?%| [km]?m| s)?|{ONE} to {ONE}( \(\d+\))?|<NA>|NaN|nan|None|[-–·]|")
+NUMBER = re.compile(rf"{ONE}( ?%| [km]?m| s)?|{ONE} to {ONE}( \(\d+\))?|nan|None|[-–·]|")
 """What a cell of a column of numbers may hold."""
 
 LONG, SHORT = 60, 12
