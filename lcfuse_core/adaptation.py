@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.cluster import MiniBatchKMeans
 
 from lcfuse_core.errors import DataError, ParameterError
 from lcfuse_core.legends import IGNORE, N_COARSE, SCORED
@@ -159,6 +158,9 @@ def fit_clusters(
     statistics = channel_statistics(stack)
     rng = np.random.default_rng(seed)
     sample = np.concatenate([_pixels(stack, n, statistics)[_some(rng, stack, n)] for n in range(len(stack))])
+    # Only here: see `forest.train_forest`.
+    from sklearn.cluster import MiniBatchKMeans
+
     means = MiniBatchKMeans(n_clusters, random_state=int(rng.integers(2**31)), n_init=1, batch_size=4096)
     centres = means.fit(sample).cluster_centers_.astype(np.float32)
     shares, labels, sizes, guesses = [], [], [], np.zeros((n_clusters, N))

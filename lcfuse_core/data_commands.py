@@ -22,7 +22,7 @@ from typing import Any
 
 import pandas as pd
 
-from lcfuse_core import inventory, manifest, official, packing, scenes
+from lcfuse_core import inventory, manifest, official, scenes
 from lcfuse_core.errors import LcfuseError, MissingDataError, ParameterError
 from lcfuse_core.fetch import Fetcher
 from lcfuse_core.fetched import Store
@@ -285,6 +285,9 @@ def pack_scenes(options: argparse.Namespace) -> int:
         found, expected = f"no patches of {', '.join(strange)}", "scene ids such as ROIs1868_summer_104"
         raise ParameterError("data pack", found=found, expected=expected, do="See `data status`.")
     chosen = table[table["scene_id"].isin(named)] if named else table
+    # Only here, with torch: the other commands answer at once.
+    from lcfuse_core import packing
+
     report = packing.pack(chosen, root / "packs", progress=not options.json)
     if options.json:
         _print_json(asdict(report) | {"left_out": left_out.to_numpy().tolist()})

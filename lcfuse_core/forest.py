@@ -8,11 +8,11 @@ al. 2020, ISPRS Annals V-3-2020, use one as a baseline): a pixel cannot know the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.ensemble import RandomForestClassifier
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,6 +21,9 @@ from lcfuse_core.legends import SCORED, index_to_dfc
 from lcfuse_core.losses import class_weights
 from lcfuse_core.patches import PatchStack, Statistics, channel_statistics, class_counts, normalise
 from lcfuse_core.training import Images, s2_and_s1
+
+if TYPE_CHECKING:
+    from sklearn.ensemble import RandomForestClassifier
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,9 @@ def train_forest(
     chosen = sample_pixels(stack.labels, n_pixels, class_weight_power, rng)
     statistics = channel_statistics(stack)
     labels = stack.labels.numpy().reshape(-1)[chosen]
+    # Only here: scikit-learn takes half as long to import as all else that a chapter uses.
+    from sklearn.ensemble import RandomForestClassifier
+
     # Leaves of five pixels: a label that is wrong now and then is outvoted.
     trees = RandomForestClassifier(n_trees, min_samples_leaf=5, random_state=int(rng.integers(2**31)))
     trees.fit(_features(stack, statistics, chosen, neighbourhood), labels)

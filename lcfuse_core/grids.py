@@ -1,10 +1,10 @@
 """
 Which runs a command line asks for: one chapter, or a grid of it over parameters, all checked before anything runs.
 
-`-p seed 0..4 -p loss ce,qr` is five times two runs:
+`-p seed 0..4 -p loss cross_entropy,bag` is five times two runs:
 
     0..4        whole numbers, both ends counted
-    ce,qr       a list
+    a,b         a list
     (a path)    is never split: commas and dots in it are its own. Give `-p data_root A -p data_root B` for two
 """
 
@@ -18,8 +18,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import nbformat
 
 from lcfuse_core import machines, settings
 from lcfuse_core.errors import MissingDataError, ParameterError
@@ -144,6 +142,9 @@ def _folder_name(point: Mapping[str, Any], varied: Iterable[str]) -> str:
 
 def key(run: Run) -> str:
     """SHA-256 of all that a run rests on, but for data: parameters, the notebook's code cells, the module."""
+    # Only here: its checks of formats take two seconds to import.
+    import nbformat
+
     notebook = nbformat.read(run.book / f"{run.chapter}.ipynb", as_version=4)
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     said = [run.chapter, run.all_parameters, cells, machines.code_digest()]

@@ -26,7 +26,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from lcfuse_core.errors import GridError, ParameterError
 from lcfuse_core.legends import DFC2020, SCORED, SNOW
@@ -195,7 +195,7 @@ def _interval(
         return Interval(value, float(low), float(high), n)
     error = float(_jackknife(groups[None], score)[0])
     if method == "jackknife":
-        errors_wide = float(stats.t.ppf((1 + level) / 2, n - 1))
+        errors_wide = float(special.stdtrit(n - 1, (1 + level) / 2))
     else:
         studentised = [_studentised(drawn, score, value) for drawn in _drawn(groups, draws, seed)]
         errors_wide = float(np.nanquantile(np.concatenate(studentised), level, method="higher"))
@@ -244,7 +244,7 @@ def over_pixels(counts: NDArray[np.integer], level: float = 0.95) -> Interval:
     there = in_reference > 0
     recall = counts[codes, codes][there] / in_reference[there]
     error = np.sqrt((recall * (1 - recall) / in_reference[there]).sum()) / there.sum()
-    half = float(stats.norm.ppf((1 + level) / 2) * error)
+    half = float(special.ndtri((1 + level) / 2) * error)
     value = float(recall.mean())
     return Interval(value, value - half, value + half, int(in_reference.sum()))
 
