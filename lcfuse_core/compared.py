@@ -66,11 +66,14 @@ ASIDE = (
     Step("a third member: the FCN of elsewhere", "Fusion and FCN elsewhere, at home", FUSION),
     Step("a third member: full resolution", "Fusion and Full resolution, at home", FUSION),
     Step("a third member: an FCN for each region", "Fusion and FCN by region, at home", FUSION),
+    Step("a student of the fusion", "Student of the fusion, at home", FUSION),
     Step("a network for each region", "FCN, cell_mean, at home by region", AT_HOME),
     Step("a larger field (U-Net)", "U-Net, cell_mean, at home", AT_HOME),
-    Step("a student of the fusion", "Student of the fusion, at home", FUSION),
+    Step("all at full resolution", "Full resolution, cell_mean, at home", AT_HOME),
+    Step("fresh weights, no start from elsewhere", "FCN, cell_mean, fresh at home", AT_HOME),
+    Step("the labels of the place among all others", "FCN, weighted, everywhere", SINGLE),
 )
-"""What could be added or done otherwise: switches that are off in the default fusion."""
+"""What could be added or done otherwise: none of it is in the default fusion."""
 
 
 class Bar(NamedTuple):

@@ -34,7 +34,7 @@ def test_there_are_five_steps_and_what_they_name_is_there():
 def test_a_new_loss_becomes_a_row_of_the_table_by_the_five_steps(tmp_path):
     """Steps 1 to 4 as they are printed: a class, a name, the battery of tests, a line in a ledger."""
     for name in ("lcfuse_core", "scripts", "tests"):
-        shutil.copytree(chapters.ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(chapters.ROOT / name, tmp_path / name)
     shutil.copy(chapters.ROOT / "data_manifest.yaml", tmp_path)
     for file, code in re.findall(r"```python\n# (lcfuse_core/\w+\.py)\n(.*?)```", STEPS, re.DOTALL):
         target = tmp_path / file

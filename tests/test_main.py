@@ -1,5 +1,8 @@
 """The command line: a chapter runs with checked parameters, and nothing runs with wrong ones."""
 
+import subprocess
+import sys
+
 import nbformat
 import pytest
 
@@ -102,3 +105,10 @@ def test_the_sample_command_says_where_the_sample_is(monkeypatch, tmp_path, caps
     monkeypatch.setattr("lcfuse_core.world.make_world", lambda root, plan: root)
     assert shell.main(["sample", "--seed", "6"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "world-6")
+
+
+def test_the_shell_answers_without_the_libraries_that_take_seconds():
+    """What a command needs it imports itself: `--help` and `data status` need none of these."""
+    code = "import sys, lcfuse_core.__main__; print(*{'torch', 'sklearn', 'nbformat', 'papermill'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
