@@ -215,14 +215,11 @@ def test_a_bad_page_stops_the_build(tmp_path, monkeypatch, capfd):
 # In a browser ------------------------------------------------------------------------------------
 
 AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text()
-FRAMED = ("intro.html", "training.html", "api-floor-1.html")
-"""A page of each kind, whose list of all pages is checked; it is the same on the others."""
-THIN = """framed => {
+THIN = """
 // Of what a page holds many times over, code cells and entries of the reference, the checker gets the first few.
 for (const [what, few] of [[".cell_input", 3], [".cell_output pre", 3], ["dl.py", 4], ["table tbody tr", 12]])
   [...document.querySelectorAll(`.bd-article ${what}`)].slice(few).forEach(one => one.remove());
-if (!framed) document.querySelector(".bd-sidebar-primary").remove();
-}"""
+"""
 RUN = """async rules => {
   const said = await axe.run(document, {resultTypes: ["violations"], preload: false, ...rules});
   return said.violations.filter(one => ["serious", "critical"].includes(one.impact)).map(one =>
@@ -261,15 +258,15 @@ def seen(pages, soups, browser) -> dict[str, Seen]:
     """Each page opened once: on a desk, on a phone, and by the checker in the light and in the dark."""
     context = browser.new_context(viewport=DESKTOP, color_scheme="light", offline=True)
     context.add_init_script(AXE)
-    return {name: look(context, pages / name) for name in written(soups)}
+    return {name: look(context, (pages / name).as_uri()) for name in written(soups)}
 
 
-def look(context, file: Path) -> Seen:
+def look(context, address: str) -> Seen:
     found, page = Seen(), context.new_page()
     page.on("request", lambda request: found.asked.append(request.url))
     page.on("console", lambda said: found.complaints.append(said.text) if said.type == "error" else None)
     page.on("pageerror", lambda error: found.complaints.append(str(error)))
-    page.goto(file.as_uri())
+    page.goto(address)
     width = "document.scrollingElement.scrollWidth"
     found.wide["desktop"] = page.evaluate(width) - DESKTOP["width"]
     found.broken = page.evaluate(
@@ -284,7 +281,7 @@ def look(context, file: Path) -> Seen:
     found.wide["phone"] = page.evaluate(width) - PHONE["width"]
     page.set_viewport_size(DESKTOP)
     page.add_style_tag(content="* { transition: none !important }")  # colours half way between themes are nobody's
-    page.evaluate(THIN, file.name in FRAMED)
+    page.evaluate(THIN)
     found.serious["light"] = page.evaluate(RUN, {})
     page.emulate_media(color_scheme="dark")
     page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
