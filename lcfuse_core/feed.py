@@ -8,14 +8,14 @@ busy; turning and normalising is then the GPU's work. Both ways give the same nu
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Iterator
-from typing import NamedTuple, TypeVar
+from collections.abc import Generator, Iterator
+from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lcfuse_core.ahead import ahead
 from lcfuse_core.losses import Batch
 from lcfuse_core.packs import PackedScenes
 from lcfuse_core.patches import Crops, PatchStack, Statistics, normalise, turn_each
@@ -29,8 +29,6 @@ Stack = PatchStack | PackedScenes
 DEPTH = 2
 """Batches that wait for a GPU: one on its way, one being cut."""
 
-T = TypeVar("T")
-
 
 class Fed(NamedTuple):
     """A batch on the device, and the state of the generator after it was drawn: what a resumed run goes on from."""
@@ -42,23 +40,25 @@ class Fed(NamedTuple):
 
 def feed(
     stack: Stack, plan: TrainPlan, statistics: Statistics, world: World, *, first: int = 0, state: Tensor | None = None
-) -> Iterator[Fed]:
+) -> Generator[Fed]:
     """
     The batches of the steps from *first* on; of each, the part of this process.
 
     state : of the generator before that step, as a checkpoint has it; None: fresh, from the plan's seed
 
-    Raises what the cutting of a crop raises (a damaged or missing file), also when a thread met it.
+    For a GPU a thread runs until this generator has ended or is closed. Raises what the cutting of a crop raises (a
+    damaged or missing file), also when the thread met it.
     """
     rng = torch.Generator().manual_seed(plan.seed)
     if state is not None:
         rng.set_state(state)
     on_gpu = world.device.type == "cuda"
     made = _made(stack, plan, rng, first, world.part(plan.batch), on_gpu)
-    for crops, symmetries, after in ahead(made, DEPTH) if on_gpu else made:
-        here = Crops(*(tensor.to(world.device, non_blocking=on_gpu) for tensor in crops))
-        s2, s1, labels, cells = turn_each(here, symmetries) if symmetries else here
-        yield Fed(normalise(s2, s1, statistics, plan.inputs), Batch(labels, cells), after)
+    with ahead(made, DEPTH) if on_gpu else nullcontext(made) as drawn:
+        for crops, symmetries, after in drawn:
+            here = Crops(*(tensor.to(world.device, non_blocking=on_gpu) for tensor in crops))
+            s2, s1, labels, cells = turn_each(here, symmetries) if symmetries else here
+            yield Fed(normalise(s2, s1, statistics, plan.inputs), Batch(labels, cells), after)
 
 
 def _made(
@@ -74,45 +74,3 @@ def _made(
             continue
         upright = stack.cut([(*place[:3], 0) for place in places], plan.crop)
         yield Crops(*(tensor.pin_memory() for tensor in upright)), [place[3] for place in places], state
-
-
-def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
-    """
-    The same items in the same order, made by a thread that is up to *depth* of them ahead.
-
-    What the thread raises is raised here, in its turn. The thread ends with the iterator, finished or not.
-    """
-    waiting: queue.Queue[tuple[T | None, BaseException | None, bool]] = queue.Queue(depth)
-    is_over = threading.Event()
-
-    def put(item: T | None, error: BaseException | None, is_last: bool) -> None:
-        while not is_over.is_set():
-            try:
-                waiting.put((item, error, is_last), timeout=0.1)
-            except queue.Full:
-                continue
-            return
-
-    def work() -> None:
-        try:
-            for item in items:
-                put(item, None, False)
-                if is_over.is_set():
-                    return
-            put(None, None, True)
-        except BaseException as error:
-            put(None, error, True)
-
-    worker = threading.Thread(target=work, name="lcfuse crops", daemon=True)
-    worker.start()
-    try:
-        while True:
-            item, error, is_last = waiting.get()
-            if error is not None:
-                raise error
-            if is_last:
-                return
-            yield item  # type: ignore[misc]
-    finally:
-        is_over.set()
-        worker.join()

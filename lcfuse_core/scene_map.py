@@ -18,7 +18,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -225,7 +225,8 @@ def _fill(
         scene, members, tiling, due, plan,
         coarse=coarse, posterior=posterior, keep_probabilities=options.probabilities,
     )  # fmt: skip
-    with tqdm(total=_windows_of(tiling, due), unit="window", disable=not progress) as bar:
+    # Closed whatever happens, as threads read from the scene: a full disk must not leave them to a file that closes.
+    with closing(made), tqdm(total=_windows_of(tiling, due), unit="window", disable=not progress) as bar:
         for step in made:
             if not isinstance(step, Strip):
                 bar.update(step)

@@ -10,15 +10,14 @@ it was made in one go or after a hundred interruptions.
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lcfuse_core.ahead import ahead
 from lcfuse_core.coarse import CoarseMap
 from lcfuse_core.errors import DataError
 from lcfuse_core.fusion import FusionPlan, coarse_prior
@@ -27,8 +26,6 @@ from lcfuse_core.members import Member, together
 from lcfuse_core.rasters import Scene, Seen
 from lcfuse_core.transition import Matrix
 from lcfuse_core.windows import Tiling, Unit
-
-T = TypeVar("T")
 
 STEPS = 250
 """Probabilities and confidence are stored as whole numbers 0..250, in steps of 0.004."""
@@ -75,49 +72,6 @@ class _Answer(NamedTuple):
     probabilities: NDArray[np.float32] | None
 
 
-def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
-    """
-    The same items, made in a thread of their own, at most *depth* ahead of who takes them.
-
-    An error of the maker is raised where its item is taken; when the taker stops, so does the maker.
-    """
-    made: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(depth)
-    stopped = threading.Event()
-
-    def put(entry: tuple[bool, T | BaseException | None]) -> bool:
-        while not stopped.is_set():
-            try:
-                made.put(entry, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-    def make() -> None:
-        try:
-            for item in items:
-                if not put((True, item)):
-                    return
-            put((False, None))
-        except BaseException as error:  # handed to the taker, whatever it is
-            put((False, error))
-
-    thread = threading.Thread(target=make, daemon=True)
-    thread.start()
-    try:
-        while True:
-            is_item, item = made.get()
-            if is_item:
-                yield item  # type: ignore[misc]
-            elif item is None:
-                return
-            else:
-                raise item  # type: ignore[misc]
-    finally:
-        stopped.set()
-        thread.join()
-
-
 def strips(
     scene: Scene,
     members: Sequence[Member],
@@ -128,19 +82,23 @@ def strips(
     coarse: CoarseMap | None = None,
     posterior: Matrix | None = None,
     keep_probabilities: bool = False,
-) -> Iterator[Strip | int]:
+) -> Generator[Strip | int]:
     """
     The strips of *units* in their order, and between them the number of windows that were looked at since.
 
     units : of `tiling.units()`, all or those that are not done yet
+
+    Threads read from *scene* until this generator has ended or is closed: close it before the scene.
     """
     finish = _Finish(scene, plan, coarse, posterior, keep_probabilities)
     for part in _together(units):
-        sections = ahead(_sections(scene, tiling, part), 4)
-        windows = ahead(_windows(sections, members, tiling, part), 2)
-        said = ahead(_said(windows, members, plan), 1)
-        answers = ahead(_answers(said, members, plan), 1)
-        yield from _blend(answers, tiling, part, finish)
+        with (
+            ahead(_sections(scene, tiling, part), 4) as sections,
+            ahead(_windows(sections, members, tiling, part), 2) as windows,
+            ahead(_said(windows, members, plan), 1) as said,
+            ahead(_answers(said, members, plan), 1) as answers,
+        ):
+            yield from _blend(answers, tiling, part, finish)
 
 
 def _together(units: Sequence[Unit]) -> Iterator[list[Unit]]:

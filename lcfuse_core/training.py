@@ -13,6 +13,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from copy import deepcopy
 from dataclasses import replace
 
@@ -151,8 +152,10 @@ def run_steps(
     log = Log(keeper.folder if world.is_first else None, run.history, step=at.step, batch=plan.batch, watched=progress)
     tally = Tally(at.losses, keeper, is_late=world.on_gpu)
     began = time.perf_counter() - at.seconds
-    fed = feed(stack, plan, run.statistics, world, first=at.step, state=crops)
-    with world.spread(run.network, plan.compiled) as network:
+    with (
+        closing(feed(stack, plan, run.statistics, world, first=at.step, state=crops)) as fed,
+        world.spread(run.network, plan.compiled) as network,
+    ):
         network.train()
         for step, (images, batch, crops) in log.steps(fed, plan.steps):
             optimiser.param_groups[0]["lr"] = learning_rate(step, plan)

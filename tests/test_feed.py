@@ -1,12 +1,10 @@
 """Crops on their way: the same whoever fetches them, and a worker that fails is heard."""
 
-import threading
-
 import pytest
 import torch
 from toys import toy_stack
 
-from lcfuse_core.feed import ahead, feed
+from lcfuse_core.feed import feed
 from lcfuse_core.patches import channel_statistics
 from lcfuse_core.processes import World
 from lcfuse_core.runs import TrainPlan
@@ -14,34 +12,6 @@ from lcfuse_core.training import train
 
 PLAN = TrainPlan(width=4, crop=32, batch=4, steps=5, device="cpu")
 CPU = torch.device("cpu")
-
-
-def test_a_thread_that_works_ahead_changes_nothing():
-    assert list(ahead(iter(range(100)), 3)) == list(range(100))
-    assert list(ahead(iter([]), 3)) == []
-
-
-def test_a_thread_works_no_further_ahead_than_it_may():
-    """And ends with its reader."""
-    made = []
-    items = ahead((made.append(n) or n for n in range(100)), 2)
-    assert next(items) == 0
-    items.close()
-    assert len(made) <= 1 + 2 + 1
-    assert not any(thread.name == "lcfuse crops" for thread in threading.enumerate())
-
-
-def test_a_worker_that_dies_is_heard_in_its_turn():
-    """What came before it is still handed over; then its own error, not a hang."""
-
-    def failing():
-        yield from (1, 2)
-        raise OSError("the disk has gone")
-
-    items = ahead(failing(), 5)
-    assert [next(items), next(items)] == [1, 2]
-    with pytest.raises(OSError, match="the disk has gone"):
-        next(items)
 
 
 def test_a_failing_read_ends_training_with_its_own_error(monkeypatch, tmp_path):

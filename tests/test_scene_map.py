@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from contextlib import nullcontext
@@ -153,8 +154,9 @@ def test_a_stop_at_any_part_goes_on_to_the_same_map(place, whole, tmp_path, monk
     monkeypatch.setattr(worklog.Worklog, "write", fails_every_second_time)
     told = []
     for failures in range(4):  # of four parts, the second try of each comes through
-        with pytest.raises(DiskError, match="finished parts are kept") if failures < 3 else nullcontext():
+        with pytest.raises(DiskError, match="finished parts are kept") if failures < 3 else nullcontext() as _held:
             made = make_map(place["files"], [place["both"]], tmp_path, SMALL, tell=told.append)
+        assert not readers()
     assert told == [f"going on: {n} of 4 parts were there" for n in range(1, failures + 1)]
     assert contents(made.folder) == contents(whole.folder)
     assert not (tmp_path / ".work").exists()
@@ -180,6 +182,15 @@ def test_a_part_whose_bytes_have_changed_is_made_again(place, whole, tmp_path, m
 
 def _stop(*_):
     raise KeyboardInterrupt
+
+
+def readers():
+    """
+    Threads that may still read from a scene: with one left, closing its files can end the process.
+
+    To be asked while the error is held, as it keeps alive what it came through.
+    """
+    return [thread for thread in threading.enumerate() if thread.name == "lcfuse ahead"]
 
 
 @pytest.mark.slow
@@ -230,8 +241,9 @@ def test_a_file_that_breaks_off_in_the_middle_is_named(place, tmp_path, monkeypa
         return plain(self, rows, cols)
 
     monkeypatch.setattr(rasters._Source, "read", breaks)
-    with pytest.raises(DataError, match=r"s[12]\.tif: found a file that cannot be read"):
+    with pytest.raises(DataError, match=r"s[12]\.tif: found a file that cannot be read") as _held:
         make_map(place["files"], [place["both"]], tmp_path, SMALL)
+    assert not readers()
 
 
 # What is handed over ------------------------------------------------------------------------------
