@@ -12,7 +12,8 @@ CHAPTER_FILES := $(wildcard book/*.ipynb)
 MODULE := $(wildcard lcfuse_core/*.py lcfuse_core/shipped/*/* data_manifest.yaml)
 PAGES := _config.yml \
          $(wildcard scripts/*.py book/*.md book/*.yml book/*.yaml book/*.bib book/_assets/*)
-PYTEST := $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+# A worker that crashes ends the tests by name: one that is started again has been seen to wait for ever.
+PYTEST := $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 LONGEST_FIRST = $(shell $(PY) scripts/chapters.py list --longest-first)
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with tests/nbval.cfg
 
