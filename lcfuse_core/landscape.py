@@ -86,7 +86,8 @@ def _spline(knots: NDArray[np.float64], places: NDArray[np.float64]) -> NDArray[
     """Uniform cubic B-spline along axis 0, with *knots* (K, M) as its coefficients, at *places* in 0..K-4."""
     first = places.astype(int)
     t = (places - first)[:, None]
-    weights = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
+    cubed, squared, rest = t * t * t, t * t, 1 - t  # products, as the last digit of a power depends on the processor
+    weights = (rest * rest * rest, 3 * cubed - 6 * squared + 4, -3 * cubed + 3 * squared + 3 * t + 1, cubed)
     return sum(w * knots[first + k] for k, w in enumerate(weights)) / 6
 
 

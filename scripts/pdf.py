@@ -81,8 +81,8 @@ class Printed:
 
 
 def find_chromium() -> str | None:
-    """The Chromium or Chrome of this machine."""
-    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    """The Chromium or Chrome of this machine; the one without windows first, which takes two thirds of the time."""
+    names = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome")
     return os.environ.get("LCFUSE_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
 
 
@@ -91,7 +91,7 @@ def chromium() -> Iterator[Any]:
     """A headless browser without a network, that prints as on white paper. Raises SystemExit when there is none."""
     program = find_chromium()
     if program is None:
-        sys.exit("No Chromium here. Install it (Debian: apt-get install chromium), or name one in LCFUSE_CHROMIUM.")
+        sys.exit("No Chromium: install it (apt-get install chromium-headless-shell) or name it in LCFUSE_CHROMIUM.")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         try:

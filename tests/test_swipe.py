@@ -1,15 +1,15 @@
 """The swipe: one piece of HTML that moves its borders by mouse and by keyboard, without a network."""
 
 import re
-import shutil
 
 import numpy as np
 import pytest
 
+import pdf
 from lcfuse_core.errors import GridError
 from lcfuse_core.swipe import swipe
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = pdf.find_chromium()
 RED, GREEN, BLUE = (np.full((60, 80, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
 THREE = {"MODIS <label>": RED, "Map": GREEN, "Truth": BLUE}
 
