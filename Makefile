@@ -20,6 +20,8 @@ NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-w
 # One thread a process, not spinning while it waits: faster on shared cores, and the same numbers everywhere.
 export OMP_NUM_THREADS := 1
 export OMP_WAIT_POLICY := passive
+# Bytecode is kept, whatever the environment says: else each of some hundred processes compiles all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 # Where the sample world and downloads live, whatever folder a chapter runs in.
 export LCFUSE_DATA ?= $(CURDIR)/_data
 

@@ -3,7 +3,8 @@ Write requirements.lock: every package of every extra, pinned, with hashes, for 
 
 Two things that `uv pip compile` alone cannot give: the lock accepts the CPU build of torch beside the builds
 of the package index, and leaves out the CUDA libraries, which `make setup` adds where the torch build asks
-for them. What is locked stays as it is unless `--upgrade` or `--upgrade-package NAME` is given.
+for them. `held_back.txt` says what must not be newer. What is locked stays as it is unless `--upgrade` or
+`--upgrade-package NAME` is given.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ def main() -> None:
         target = Path(folder) / "requirements.txt"
         target.write_text(old)  # uv prefers the versions that it finds in its output file
         wanted = ["pyproject.toml", "--all-extras", "--universal", "--python-version", "3.11"]
+        wanted += ["--constraints", "scripts/held_back.txt"]
         compile_with_uv([*wanted, "--output-file", str(target), *sys.argv[1:]], find_links=False)
         found = sections(target.read_text())
     kept = {name: text for name, text in found.items() if not CUDA.match(name)}
