@@ -15,13 +15,14 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 import yaml
@@ -29,6 +30,9 @@ import yaml
 from lcfuse_core import ledger, machines
 from lcfuse_core.errors import LcfuseError, MissingDataError
 from lcfuse_core.grids import Run, key
+
+if TYPE_CHECKING:
+    from traitlets.config import Config
 
 START_TIMEOUT_S = 600
 """For a kernel to begin; papermill's own minute is too short when many runs start on a busy machine at once."""
@@ -67,22 +71,40 @@ def execute(run: Run) -> Outcome:
     os.environ.setdefault("LCFUSE_DATA", _data_folder())
     os.environ.setdefault("LCFUSE_LEDGER", str(run.folder / "ledger.jsonl"))
     try:
-        papermill.execute_notebook(
-            str(run.book / f"{run.chapter}.ipynb"),
-            str(run.notebook),
-            run.parameters,
-            kernel_name="python3",
-            language="python",
-            cwd=str(run.folder),
-            start_timeout=START_TIMEOUT_S,
-            progress_bar=sys.stderr.isatty(),
-        )
+        with kernel_config() as config:
+            papermill.execute_notebook(
+                str(run.book / f"{run.chapter}.ipynb"),
+                str(run.notebook),
+                run.parameters,
+                kernel_name="python3",
+                language="python",
+                cwd=str(run.folder),
+                start_timeout=START_TIMEOUT_S,
+                progress_bar=sys.stderr.isatty(),
+                config=config,
+            )
     except PapermillExecutionError as error:
         message = f"{run.chapter}, cell {error.exec_count}: {error.ename}: {error.evalue}"
         return Outcome(run, "failed", time.monotonic() - began, message)
     seconds = time.monotonic() - began
     _write_whole(run.record, {"key": key(run), "seconds": round(seconds, 1), "parameters": run.parameters})
     return Outcome(run, "done", seconds)
+
+
+@contextmanager
+def kernel_config() -> Iterator[Config]:
+    """
+    Options of Jupyter by which a kernel is spoken to through files in a folder of its own.
+
+    Its usual way are ports of the network, chosen a second before the kernel takes them. Of many kernels that start at
+    once two then choose the same port now and then: one dies, and who started it may wait for ever (jupyter_client
+    8.10). Windows knows no such files; there it stays with ports.
+    """
+    from traitlets.config import Config
+
+    with tempfile.TemporaryDirectory(prefix="kernel-") as folder:
+        files = {} if os.name == "nt" else {"transport": "ipc", "ip": str(Path(folder) / "kernel")}
+        yield Config({"KernelManager": files})
 
 
 def _data_folder() -> str:
@@ -186,7 +208,7 @@ def local_cluster(threads: int = 2) -> Iterator[str]:
     """Address of a Dask scheduler with one worker of so many *threads*, both in this process: to try a grid on."""
     import distributed
 
-    options = {"n_workers": 1, "threads_per_worker": threads, "processes": False, "dashboard_address": None}
+    options = {"n_workers": 1, "threads_per_worker": threads, "processes": False, "dashboard_address": ":0"}
     with distributed.LocalCluster(**options, protocol="tcp", silence_logs=logging.ERROR) as cluster:
         yield cluster.scheduler_address
 

@@ -25,6 +25,8 @@ import yaml
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+from lcfuse_core import reruns
+
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
 CELL_TIMEOUT_S = 1200
@@ -83,15 +85,17 @@ def is_current(notebook: NotebookNode, root: Path = ROOT) -> bool:
 
 def run(notebook: NotebookNode, folder: Path) -> NotebookNode:
     """Run all cells in *folder*; outputs are put into the notebook. Raises CellExecutionError when one fails."""
-    client = NotebookClient(
-        notebook,
-        timeout=CELL_TIMEOUT_S,
-        startup_timeout=CELL_TIMEOUT_S,  # on a busy machine a kernel takes its time
-        kernel_name="python3",
-        record_timing=False,  # times would make every commit differ
-        resources={"metadata": {"path": str(folder)}},
-    )
-    return client.execute()
+    with reruns.kernel_config() as config:
+        client = NotebookClient(
+            notebook,
+            timeout=CELL_TIMEOUT_S,
+            startup_timeout=CELL_TIMEOUT_S,  # on a busy machine a kernel takes its time
+            kernel_name="python3",
+            record_timing=False,  # times would make every commit differ
+            resources={"metadata": {"path": str(folder)}},
+            config=config,
+        )
+        return client.execute()
 
 
 def execute(name: str, book: Path = BOOK) -> None:

@@ -1,11 +1,13 @@
 """Reruns: grids are made in parallel and on a cluster, found again, and their failures told together."""
 
 import json
+import os
 import shutil
 
 import nbformat
 import pytest
 import yaml
+from jupyter_client import connect
 
 from lcfuse_core import __main__ as shell
 from lcfuse_core import grids, ledger, reruns
@@ -60,12 +62,28 @@ def test_a_grid_runs_in_parallel_tells_its_failures_together_and_goes_on_where_i
     assert len(reruns.gather(out)) == 2
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no sockets in files")
+def test_a_kernel_takes_no_port_that_another_could_have_chosen(book, tmp_path, monkeypatch):
+    """Of many runs that start at once, two would choose the same one now and then, and one of them wait for ever."""
+
+    def taken(cache, ip):
+        raise AssertionError("a port was chosen")
+
+    monkeypatch.setattr(connect.LocalPortCache, "find_available_port", taken)
+    monkeypatch.setattr(reruns.tempfile, "tempdir", str(tmp_path))
+    run = grids.Run("coarse_labels", {"seed": 1}, tmp_path / "out", book)
+    monkeypatch.setenv("LCFUSE_LEDGER", str(tmp_path / "ledger.jsonl"))
+    assert reruns.execute(run).state == "done"
+    assert not list(tmp_path.glob("kernel-*")), "its files are left behind"
+    assert len(ledger.read(tmp_path / "ledger.jsonl")) == 1
+
+
 @pytest.mark.slow
 def test_a_grid_runs_on_a_dask_cluster(book, tmp_path, capsys):
     """Two workers, each a process: the same folders and lines as on this machine, and found again without it."""
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=str(tmp_path)
+        n_workers=2, threads_per_worker=1, dashboard_address=":0", local_directory=str(tmp_path)
     ) as cluster:
         assert make(book, tmp_path / "out", "-p", "seed", "0,1", "--cluster", cluster.scheduler_address) == 0
     assert "2 runs: 2 done" in capsys.readouterr().out
