@@ -1,6 +1,7 @@
 """The frame: one lock, one version, one address, licences, and a Makefile that keeps its word."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -47,6 +48,7 @@ def locked() -> dict[str, str]:
 
 LOCK = (ROOT / "requirements.lock").read_text()
 LOCKED = locked()
+HELD_BACK = (ROOT / "scripts" / "held_back.txt").read_text()
 
 
 def test_lock_holds_every_requirement_at_its_lower_bound_or_above():
@@ -59,6 +61,22 @@ def test_lock_holds_every_requirement_at_its_lower_bound_or_above():
         have = [int(part) for part in re.findall(r"\d+", LOCKED[name])]
         need = [int(part) for part in bound[1].split(".")] if bound else []
         assert have >= need, f"{requirement}, but the lock has {LOCKED[name]}"
+
+
+def test_lock_takes_nothing_newer_than_it_may():
+    held = [Requirement(line) for line in HELD_BACK.splitlines() if not line.startswith("#")]
+    assert held
+    for requirement in held:
+        assert requirement.specifier.contains(LOCKED[requirement.name]), f"{requirement}: run `make lock`"
+
+
+def test_make_keeps_bytecode_whatever_the_environment_says():
+    """Without it each process of the checks compiles all that it imports: a third of their time."""
+    probe = "probe:\n\t@echo [$$PYTHONDONTWRITEBYTECODE]\n"
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    command = ["make", "-f", "Makefile", "-f", "-", "probe"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, input=probe, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_every_package_of_the_lock_has_hashes():
