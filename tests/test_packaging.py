@@ -75,7 +75,9 @@ def test_make_keeps_bytecode_whatever_the_environment_says():
     probe = "probe:\n\t@echo [$$PYTHONDONTWRITEBYTECODE]\n"
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     command = ["make", "-f", "Makefile", "-f", "-", "probe"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, input=probe, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, input=probe, stdout=subprocess.PIPE, text=True, check=True
+    )
     assert done.stdout.splitlines()[-1] == "[]"
 
 
