@@ -8,12 +8,14 @@ READY := $(VENV)/.ready
 PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --no-compile
 UV_INSTALL := $(BIN)/uv pip install --quiet --python $(PY)
 RUN := _build/run
+# Processes at a time that run tests and chapters; each takes up to a gigabyte. With four cores: make test JOBS=4
+JOBS ?= 2
 CHAPTER_FILES := $(wildcard book/*.ipynb)
 MODULE := $(wildcard lcfuse_core/*.py lcfuse_core/shipped/*/* data_manifest.yaml)
 PAGES := _config.yml \
          $(wildcard scripts/*.py book/*.md book/*.yml book/*.yaml book/*.bib book/_assets/*)
 # A worker that crashes ends the tests by name: one that is started again has been seen to wait for ever.
-PYTEST := $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
+PYTEST := $(PY) -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 LONGEST_FIRST = $(shell $(PY) scripts/chapters.py list --longest-first)
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with tests/nbval.cfg
 
@@ -56,7 +58,7 @@ book: _build/book/index.html ## set up, make the sample world, run every chapter
 $(RUN)/.done: $(READY) $(CHAPTER_FILES) $(MODULE) book/_toc.yml
 	rm -rf $(RUN) && mkdir -p $(RUN)
 	$(PY) -m lcfuse_core sample
-	@$(PY) scripts/chapters.py list --longest-first | xargs -P 2 -I NAME $(PY) -m lcfuse_core run NAME --profile smoke --out $(RUN)
+	@$(PY) scripts/chapters.py list --longest-first | xargs -P $(JOBS) -I NAME $(PY) -m lcfuse_core run NAME --profile smoke --out $(RUN)
 	@touch $@
 
 _build/book/index.html: $(RUN)/.done $(PAGES)
@@ -87,7 +89,7 @@ quick: $(READY) ## the checks that take seconds
 	$(PYTEST) -m "not slow"
 
 execute: $(READY) ## run chapters in place, for committing (CHAPTER="training evaluation", or all)
-	$(PY) scripts/chapters.py execute $(CHAPTER) --jobs 2
+	$(PY) scripts/chapters.py execute $(CHAPTER) --jobs $(JOBS)
 
 links: $(READY) ## try every link of the book that leads outside (needs a network)
 	$(PY) scripts/build_book.py --check-links
