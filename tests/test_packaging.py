@@ -78,7 +78,7 @@ def test_make_keeps_bytecode_whatever_the_environment_says():
     done = subprocess.run(
         command, cwd=ROOT, env=environment, input=probe, stdout=subprocess.PIPE, text=True, check=True
     )
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert "[]" in done.stdout.splitlines()  # a make within a make says where it is, too
 
 
 def test_every_package_of_the_lock_has_hashes():
