@@ -25,8 +25,6 @@ import yaml
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-from lcfuse_core import reruns
-
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
 CELL_TIMEOUT_S = 1200
@@ -85,6 +83,8 @@ def is_current(notebook: NotebookNode, root: Path = ROOT) -> bool:
 
 def run(notebook: NotebookNode, folder: Path) -> NotebookNode:
     """Run all cells in *folder*; outputs are put into the notebook. Raises CellExecutionError when one fails."""
+    from lcfuse_core import reruns  # only here: every script imports this file, and that takes a second
+
     with reruns.kernel_config() as config:
         client = NotebookClient(
             notebook,
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("what", choices=["list", "execute", "verified"])
     parser.add_argument("chapter", nargs="*", help="names as in book/_toc.yml")
     parser.add_argument("--longest-first", action="store_true", help="the order to run them in, several at a time")
-    parser.add_argument("--jobs", type=int, default=1, choices=(1, 2, 3, 4), help="chapters at a time")
+    parser.add_argument("--jobs", type=int, default=1, help="chapters at a time")
     arguments = parser.parse_args()
     wanted = arguments.chapter or names()
     if arguments.longest_first:

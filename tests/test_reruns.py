@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -70,12 +71,14 @@ def test_a_kernel_takes_no_port_that_another_could_have_chosen(book, tmp_path, m
         raise AssertionError("a port was chosen")
 
     monkeypatch.setattr(connect.LocalPortCache, "find_available_port", taken)
-    monkeypatch.setattr(reruns.tempfile, "tempdir", str(tmp_path))
     run = grids.Run("coarse_labels", {"seed": 1}, tmp_path / "out", book)
     monkeypatch.setenv("LCFUSE_LEDGER", str(tmp_path / "ledger.jsonl"))
     assert reruns.execute(run).state == "done"
-    assert not list(tmp_path.glob("kernel-*")), "its files are left behind"
     assert len(ledger.read(tmp_path / "ledger.jsonl")) == 1
+    with reruns.kernel_config() as config:
+        folder = Path(config.KernelManager.ip).parent
+        assert folder.is_dir()
+    assert not folder.exists()
 
 
 @pytest.mark.slow
