@@ -11,7 +11,7 @@ RUN := _build/run
 # Processes at a time that run tests and chapters; each takes about a gigabyte. With four cores: make test JOBS=4
 JOBS ?= 2
 CHAPTER_FILES := $(wildcard book/*.ipynb)
-MODULE := $(wildcard lcfuse_core/*.py lcfuse_core/shipped/*/* data_manifest.yaml)
+MODULE := $(shell find lcfuse_core -type f -not -path "*/__pycache__/*") data_manifest.yaml
 PAGES := _config.yml \
          $(wildcard scripts/*.py book/*.md book/*.yml book/*.yaml book/*.bib book/_assets/*)
 # A worker that crashes ends the tests by name: one that is started again has been seen to wait for ever.
@@ -81,7 +81,7 @@ test: $(READY) ## all checks: style, types, tests, and every chapter run and com
 	$(PYTEST)
 	@mkdir -p _build && rm -f _build/test-ledger.jsonl
 	LCFUSE_LEDGER=$(CURDIR)/_build/test-ledger.jsonl $(PYTEST) $(NBVAL) $(LONGEST_FIRST:%=book/%.ipynb)
-	$(PY) -m lcfuse_core.drift _build/test-ledger.jsonl
+	$(PY) -m lcfuse_core.scoring.drift _build/test-ledger.jsonl
 	@$(PY) scripts/chapters.py verified # the status page tells the day
 
 quick: $(READY) ## the checks that take seconds

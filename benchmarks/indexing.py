@@ -24,17 +24,17 @@ from typing import Any
 
 import pandas as pd
 
-from lcfuse_core.official import sen12ms
+from lcfuse_core.data.official import sen12ms
 
 STEPS = {
     "import": "",
-    "index, first time": "inventory.index(root, cache)",
-    "index, kept": "inventory.index(root, cache)",
+    "index, first time": "patches.index(root, cache)",
+    "index, kept": "patches.index(root, cache)",
     "index, status and split": (
-        "table = inventory.index(root, cache); official.status(official.usable(table)[0]); official.split(table)"
+        "table = patches.index(root, cache); official.status(official.usable(table)[0]); official.split(table)"
     ),
     "the same, against the official lists": (
-        "table = inventory.index(root, cache); lists = official.read_lists(root.parent / 'lists');"
+        "table = patches.index(root, cache); lists = official.read_lists(root.parent / 'lists');"
         "official.status(table, lists=lists); official.differences(table, lists); official.split(table)"
     ),
 }
@@ -42,7 +42,7 @@ STEPS = {
 RUN = """
 import json, sys, time
 from pathlib import Path
-from lcfuse_core import inventory, official
+from lcfuse_core.data import official, patches
 root, cache = Path(sys.argv[1]), sys.argv[2]
 began = time.perf_counter()
 {step}

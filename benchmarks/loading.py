@@ -40,11 +40,13 @@ from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 
-from lcfuse_core import machines, packing, scenes, world
-from lcfuse_core.layers import part_transform
-from lcfuse_core.packs import PackedScenes
-from lcfuse_core.patches import normalise
-from lcfuse_core.sensors import draw_region
+from lcfuse_core import _runtime
+from lcfuse_core.data import packing, scenes
+from lcfuse_core.data.files import part_transform
+from lcfuse_core.data.packed import PackedScenes
+from lcfuse_core.data.sample import world
+from lcfuse_core.data.sample.sensors import draw_region
+from lcfuse_core.data.source import normalise
 from stores import STORES
 
 Draw = Callable[[int], Any]
@@ -90,7 +92,7 @@ def measure(root: Path, size: int, rounds: int, seconds: float) -> dict[str, Any
         },
         "samples a second": loading(root, table, rounds, seconds),
         "stores": stores(root, scene, rounds, seconds),
-        "made on": {**machines.machine(), "cores": os.cpu_count(), "load": os.getloadavg(), "rounds": rounds},
+        "made on": {**_runtime.machine(), "cores": os.cpu_count(), "load": os.getloadavg(), "rounds": rounds},
         "versions": {
             "python": platform.python_version(),
             "numpy": np.__version__,

@@ -31,9 +31,13 @@ import rasterio
 import torch
 from affine import Affine
 
-from lcfuse_core import mapping, members, rasters, sample_scene, training
-from lcfuse_core.scene_map import Inputs, MapOptions, make_map
-from lcfuse_core.windows import Tiling
+from lcfuse_core.data.sample import scene as sample_scene
+from lcfuse_core.mapping import members
+from lcfuse_core.mapping import predict as mapping
+from lcfuse_core.mapping import scene as rasters
+from lcfuse_core.mapping.make import Inputs, MapOptions, make_map
+from lcfuse_core.mapping.windows import Tiling
+from lcfuse_core.training import loop
 
 SIDE_PX = 10980
 """Of a Sentinel-2 tile at 10 m."""
@@ -79,7 +83,7 @@ def bare_seconds(member: members.Member, tiling: Tiling, n: int) -> tuple[float,
     size = min(tiling.window, *tiling.shape)
     image = torch.randn(1, member.run.plan.in_channels, size, size).contiguous(memory_format=torch.channels_last)
     wall, cpu = time.perf_counter(), time.process_time()
-    with torch.inference_mode(), training.precision(member.run.plan.precision, torch.device("cpu")):
+    with torch.inference_mode(), loop.precision(member.run.plan.precision, torch.device("cpu")):
         for _ in range(n):
             member.run.network(image)
     return time.perf_counter() - wall, time.process_time() - cpu

@@ -22,8 +22,10 @@ from typing import Any
 
 import torch
 
-from lcfuse_core import chapter, machines, training
-from lcfuse_core.runs import TrainPlan
+from lcfuse_core import _runtime
+from lcfuse_core.book import chapter
+from lcfuse_core.training import loop
+from lcfuse_core.training.checkpoint import TrainPlan
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -50,8 +52,8 @@ def main() -> None:
         for name, changes in OPTIONS.items():
             plan = replace(TrainPlan(steps=options.steps, seed=seed, report_every=options.steps), **changes)
             began = time.perf_counter()
-            run = training.train(stack, plan, progress=False)
-            scores = training.evaluate(run, judge)
+            run = loop.train(stack, plan, progress=False)
+            scores = loop.evaluate(run, judge)
             took = round(time.perf_counter() - began, 1)
             found[name].append({"aa": 100 * scores.aa, "oa": 100 * scores.oa, "seconds": took})
             text = json.dumps(summary(found, options.steps), indent=1)
@@ -74,7 +76,7 @@ def summary(found: dict[str, list[dict[str, float]]], steps: int) -> dict[str, A
                 score: round(statistics.mean(row[score] for row in rows), 2),
                 f"{score} - default": differences,
             }
-    return {"steps": steps, "options": result, "made on": {**machines.machine(), "load": os.getloadavg()}}
+    return {"steps": steps, "options": result, "made on": {**_runtime.machine(), "load": os.getloadavg()}}
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from lcfuse_core import machines
-from lcfuse_core.scores import confusion
+from lcfuse_core import _runtime
+from lcfuse_core.scoring.scores import confusion
 
 SIDE_PX, N_CLASSES = 256, 11
 Labels = NDArray[np.uint8]
@@ -129,7 +129,7 @@ def main() -> None:
         "us_per_patch_of_n": per_patch,
         "peak_memory_mb": round(peak_mb),
         "versions": {name: version(name) for name in ("numpy", "pillow", "scikit-learn", "torch", "torchmetrics")},
-        "machine": machines.machine(),
+        "machine": _runtime.machine(),
     }
     text = json.dumps(report, indent=1)
     print(text)

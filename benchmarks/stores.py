@@ -20,7 +20,7 @@ import zarr
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from lcfuse_core.tiles import TileReader, TileWriter
+from lcfuse_core.data.tiles import TileReader, TileWriter
 
 TILE = 128
 Layers = dict[str, NDArray[Any]]

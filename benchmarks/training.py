@@ -38,15 +38,17 @@ from rasterio.errors import NotGeoreferencedWarning
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lcfuse_core import machines, packing, progress, scenes, training
-from lcfuse_core.feed import feed
-from lcfuse_core.inference import forward
-from lcfuse_core.legends import IGNORE
-from lcfuse_core.losses import Batch, cross_entropy
-from lcfuse_core.networks import NETWORKS, parameter_count
-from lcfuse_core.packs import PackedScenes
-from lcfuse_core.processes import World, choose_device
-from lcfuse_core.runs import Run, TrainPlan
+from lcfuse_core import _runtime
+from lcfuse_core.data import packing, scenes
+from lcfuse_core.data.legends import IGNORE
+from lcfuse_core.data.packed import PackedScenes
+from lcfuse_core.models.losses import Batch, cross_entropy
+from lcfuse_core.models.networks import NETWORKS, parameter_count
+from lcfuse_core.training import log, loop
+from lcfuse_core.training.checkpoint import Run, TrainPlan
+from lcfuse_core.training.distributed import World, choose_device
+from lcfuse_core.training.feed import feed
+from lcfuse_core.training.predict import forward
 from loading import Files, baseline_way, make_scene, write_patches
 
 Step = Callable[[], None]
@@ -78,7 +80,7 @@ def main() -> None:
             result["networks"][name] = measure(name, stack, table, options)
     device = choose_device(options.device)
     result["made on"] = {
-        **machines.machine(), "device": device.type, "load": os.getloadavg(), "threads": torch.get_num_threads(),
+        **_runtime.machine(), "device": device.type, "load": os.getloadavg(), "threads": torch.get_num_threads(),
         "crop": options.crop, "batch": options.batch, "rounds": options.rounds, "compiled": options.compiled,
     }  # fmt: skip
     result["on CUDA"] = "in this file" if device.type == "cuda" else "not measured"
@@ -116,7 +118,7 @@ def measure(name: str, stack: PackedScenes, table: pd.DataFrame, options: argpar
     shown["share of the bare step"] = round(median(ratios(seconds["resident"], seconds["fed"])), 3)
     shown["loading share"] = round(made / (made + bare), 3) if not world.on_gpu else round(max(0.0, 1 - bare / fed), 3)
     shown["times the plain recipe"] = round(median(ratios(seconds["plain"], seconds["fed"])), 2)
-    shown |= counted | floor(counted, bare, options) | inference(run, table, options.rounds) | progress.memory()
+    shown |= counted | floor(counted, bare, options) | inference(run, table, options.rounds) | log.memory()
     return shown
 
 
@@ -221,11 +223,11 @@ def floor(counted: dict[str, float], bare: float, options: argparse.Namespace) -
 def inference(run: Run, table: pd.DataFrame, rounds: int) -> dict[str, float]:
     """Patches of 256 x 256 that are mapped in a second."""
     patch = scenes.read_patch(table.iloc[0])
-    training.predict(run, patch)
+    loop.predict(run, patch)
     seconds = []
     for _ in range(rounds):
         began = time.perf_counter()
-        training.predict(run, patch)
+        loop.predict(run, patch)
         seconds.append(time.perf_counter() - began)
     return {"patches mapped a second": round(1 / median(seconds), 2)}
 

@@ -16,8 +16,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from lcfuse_core import data_commands, grids, ledger_commands, map_commands, reruns, settings, train_commands
+from lcfuse_core.book import grids, reruns, settings
+from lcfuse_core.data import commands as data_commands
 from lcfuse_core.errors import LcfuseError
+from lcfuse_core.mapping import commands as map_commands
+from lcfuse_core.scoring import ledger_commands
+from lcfuse_core.training import commands as train_commands
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -80,7 +84,7 @@ def run_chapter(options: argparse.Namespace) -> int:
 
 def make_sample(options: argparse.Namespace) -> int:
     """Make the sample world where chapters will find it, and say where that is."""
-    from lcfuse_core import chapter
+    from lcfuse_core.book import chapter
 
     print(chapter.Chapter("sample", {"seed": options.seed}).sample)
     return 0

@@ -18,8 +18,8 @@ import urllib.request
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from lcfuse_core import manifest
-from lcfuse_core.manifest import Ftp, Https, Item, Manifest
+from lcfuse_core.data import manifest
+from lcfuse_core.data.manifest import Ftp, Https, Item, Manifest
 
 TIMEOUT_S = 60
 AT_MOST = 5_000_000

@@ -64,7 +64,7 @@ def tags(cell: NotebookNode) -> list[str]:
 def digest(notebook: NotebookNode, root: Path = ROOT) -> str:
     """SHA-256 of what the outputs of *notebook* rest on: module, lock, profiles, manifest, its cells."""
     module = root / "lcfuse_core"
-    files = sorted(module.glob("*.py")) + sorted(module.glob("shipped/**/*.*"))
+    files = sorted(module.rglob("*.py")) + sorted(module.glob("shipped/**/*.*"))
     files += [root / "requirements.lock", root / "data_manifest.yaml"]
     total = hashlib.sha256()
     for file in files:
@@ -83,7 +83,7 @@ def is_current(notebook: NotebookNode, root: Path = ROOT) -> bool:
 
 def run(notebook: NotebookNode, folder: Path) -> NotebookNode:
     """Run all cells in *folder*; outputs are put into the notebook. Raises CellExecutionError when one fails."""
-    from lcfuse_core import reruns  # only here: every script imports this file, and that takes a second
+    from lcfuse_core.book import reruns  # only here: every script imports this file, and that takes a second
 
     with reruns.kernel_config() as config:
         client = NotebookClient(

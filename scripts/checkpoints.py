@@ -14,15 +14,17 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 
-from lcfuse_core import adaptation, bench, chapter, runs
-from lcfuse_core.protocol import PLAIN, WEIGHTED
+from lcfuse_core.book import chapter
+from lcfuse_core.methods import adapt, bench
+from lcfuse_core.scoring.protocol import PLAIN, WEIGHTED
+from lcfuse_core.training import checkpoint
 from seeds import begin
 
 LIMIT_BYTES = 2_000_000
 """Of all together: a repository is no store for weights."""
 
 
-def plans(here: chapter.Chapter) -> list[runs.TrainPlan]:
+def plans(here: chapter.Chapter) -> list[checkpoint.TrainPlan]:
     """What is shipped: the small networks. U-Net and DeepLabv3+ have ten times the weights and are trained."""
     weighted = here.plan("fcn", WEIGHTED)
     s2_alone = replace(weighted, inputs=("s2",))  # for scenes that Sentinel-1 did not see
@@ -34,7 +36,7 @@ def at_home(here: chapter.Chapter) -> str:
     work = bench.Bench(here)
     run = work.network()
     work.network_at_home(run)
-    return work.name_at_home(run, adaptation.at_home_plan(run.plan))
+    return work.name_at_home(run, adapt.at_home_plan(run.plan))
 
 
 def main() -> None:

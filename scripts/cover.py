@@ -16,7 +16,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.patches import Rectangle
 
-from lcfuse_core import bench, chapter, figures, ladder, settings
+from lcfuse_core.book import chapter, images, settings
+from lcfuse_core.methods import bench, registry
 
 OUT = "book/_assets/result.png"
 CARD = "book/_assets/social-card.png"
@@ -53,7 +54,7 @@ def main() -> None:
     here = chapter.begin("evaluation", {name: smoke[name] for name in settings.names_of("evaluation")})
     work, patch = bench.Bench(here), here.our_place()
     predict, _ = work.network_at_home(work.network())
-    figure = figures.show_maps_side_by_side({"Network": ladder.mapped(predict)(patch)}, patch)
+    figure = images.show_maps_side_by_side({"Network": registry.mapped(predict)(patch)}, patch)
     figure.savefig(OUT, dpi=150, metadata={"Software": None})
     plt.close(figure)
     print(OUT)

@@ -22,9 +22,10 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
-from lcfuse_core import ledger, protocol, settings
-from lcfuse_core.bench import Bench
-from lcfuse_core.ladder import METHODS
+from lcfuse_core.book import settings
+from lcfuse_core.methods.bench import Bench
+from lcfuse_core.methods.registry import METHODS
+from lcfuse_core.scoring import ledger, protocol
 from seeds import begin
 
 

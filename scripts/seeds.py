@@ -21,7 +21,11 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-from lcfuse_core import chapter, ledger, patches, protocol, settings, training, world
+from lcfuse_core.book import chapter, settings
+from lcfuse_core.data import source
+from lcfuse_core.data.sample import world
+from lcfuse_core.scoring import ledger, protocol
+from lcfuse_core.training import loop
 
 SHIPPED = Path(protocol.__file__).parent / protocol.SEEDS
 LEARNERS = tuple(product(protocol.NAMES, (protocol.PLAIN, protocol.WEIGHTED)))
@@ -77,8 +81,8 @@ def bounds(here: chapter.Chapter) -> dict[str, tuple[protocol.Result, float]]:
     plan = replace(here.plan("deeplabv3plus", protocol.PLAIN), labels="fine")
     test, validation = (protocol.evaluation_patches(here.data_root, split) for split in ("test", "validation"))
     fourth = validation.index % 4 == 3
-    stack, _ = patches.read_stack(validation[~fourth], "fine")
-    of_validation = training.train(stack, plan, progress=False)
+    stack, _ = source.read_stack(validation[~fourth], "fine")
+    of_validation = loop.train(stack, plan, progress=False)
     found = {}
     for name, run, rows in (
         ("the training scenes", here.trained(plan), test),
@@ -86,7 +90,7 @@ def bounds(here: chapter.Chapter) -> dict[str, tuple[protocol.Result, float]]:
         ("the same regions", of_validation, validation[fourth]),
     ):
         method = f"DeepLabv3+, fine labels of {name}"
-        results, _ = protocol.judge({method: partial(training.classify, run)}, rows)
+        results, _ = protocol.judge({method: partial(loop.classify, run)}, rows)
         found[method] = (results[method], float(run.history[-1]["seconds"] or 0))
     return found
 

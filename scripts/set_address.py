@@ -19,7 +19,7 @@ GITHUB = "https://github.com/"
 PLACES = (
     "_config.yml", "README.md", "CHANGELOG.md", "CITATION.cff", "pyproject.toml", "environment.yml",
     ".binder/*", ".github/workflows/*.yml", "book/*.md", "book/*.ipynb", "book/references.bib",
-    "lcfuse_core/*.py",
+    "lcfuse_core/**/*.py",
 )  # fmt: skip
 """Every file that may name the address; the tests look for it in no other."""
 

@@ -14,7 +14,7 @@ import rasterio
 from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning
 
-from lcfuse_core import legends
+from lcfuse_core.data import legends
 
 ROWS, COLS = 32, 48
 KINDS = ("s1", "s2", "lc", "dfc")

@@ -34,8 +34,8 @@ def network(path, inputs=("s2", "s1"), seed=0, kind="fcn", width=4):
     """A checkpoint of a small network with random weights that spread its answers over the classes."""
     import torch  # only here: the tests of readers do without
 
-    from lcfuse_core.patches import Statistics
-    from lcfuse_core.runs import Run, TrainPlan, save_checkpoint
+    from lcfuse_core.data.source import Statistics
+    from lcfuse_core.training.checkpoint import Run, TrainPlan, save_checkpoint
 
     plan = TrainPlan(network=kind, width=width, inputs=inputs, seed=seed, precision="float32", device="cpu")
     torch.manual_seed(seed)
@@ -47,6 +47,6 @@ def network(path, inputs=("s2", "s1"), seed=0, kind="fcn", width=4):
 
 def member(path, **more):
     """The same as a member."""
-    from lcfuse_core.members import load_member
+    from lcfuse_core.mapping.members import load_member
 
     return load_member(network(path, **more))

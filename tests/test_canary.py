@@ -6,8 +6,8 @@ import pytest
 from servers import FTPServer, HTTPServer
 
 import canary
-from lcfuse_core import manifest
-from lcfuse_core.manifest import Ftp, Https, Item
+from lcfuse_core.data import manifest
+from lcfuse_core.data.manifest import Ftp, Https, Item
 
 CONTENT = b"a small list of files\n"
 

@@ -25,7 +25,7 @@ from nbformat import NotebookNode
 from test_packaging import EXTRAS, IMPORT_NAMES, PROJECT, imported, name_of
 
 import chapters
-from lcfuse_core import settings
+from lcfuse_core.book import settings
 
 ROOT = chapters.ROOT
 NAMES = chapters.names()

@@ -11,9 +11,13 @@ from servers import FTPServer, HTTPServer
 from worlds import make_zip, md5, tar_gz
 
 from lcfuse_core import __main__ as shell
-from lcfuse_core import data_commands, manifest, packs, patches, protocol, runs, scenes, training, world
-from lcfuse_core.fetch import Fetcher
-from lcfuse_core.flow import Patience
+from lcfuse_core.data import commands, manifest, scenes, source
+from lcfuse_core.data import packed as packs
+from lcfuse_core.data.fetch import Fetcher
+from lcfuse_core.data.sample import world
+from lcfuse_core.data.transfer import Patience
+from lcfuse_core.scoring import protocol
+from lcfuse_core.training import checkpoint, loop
 
 logging.getLogger("pyftpdlib").setLevel(logging.CRITICAL)
 SCENES = {"spring": "1", "summer": "2"}
@@ -85,7 +89,7 @@ def data(*arguments):
 def test_the_whole_colab_path(small_world, servers, tmp_path, monkeypatch, capsys):
     """Fetch over cuts and refusals, verify, unpack, index, train a step, evaluate: the pixels are those packed."""
     patience = Patience(stall_s=10, pause_s=0)
-    monkeypatch.setattr(data_commands, "Fetcher", partial(Fetcher, patience=patience))
+    monkeypatch.setattr(commands, "Fetcher", partial(Fetcher, patience=patience))
     root, file = tmp_path / "data", tmp_path / "manifest.yaml"
     file.write_text(yaml.safe_dump(local_manifest(small_world, *servers), sort_keys=False, allow_unicode=True))
     options = ["--profile", "colab", "--root", root, "--manifest", file]
@@ -109,9 +113,9 @@ def test_the_whole_colab_path(small_world, servers, tmp_path, monkeypatch, capsy
     learn, held_out = protocol.split_scenes(train)
     stack = packs.PackedScenes(root / "packs", only=set(learn["scene_id"]))
     assert len(stack) == 4
-    plan = runs.TrainPlan(steps=1, crop=32, batch=2, width=8, report_every=1, device="cpu")
-    run = training.train(stack, plan, validation=patches.read_stack(held_out, "modis")[0])
-    results, report = protocol.judge({"one step": partial(training.classify, run)}, test)
+    plan = checkpoint.TrainPlan(steps=1, crop=32, batch=2, width=8, report_every=1, device="cpu")
+    run = loop.train(stack, plan, validation=source.read_stack(held_out, "modis")[0])
+    results, report = protocol.judge({"one step": partial(loop.classify, run)}, test)
     assert (report.n_read, report.skipped) == (4, [])
     assert 0 <= results["one step"].scores.aa <= 1
     assert np.isfinite(run.history[-1]["loss"])

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import chapters
-from lcfuse_core import ledger
+from lcfuse_core.scoring import ledger
 
 TEXT = (chapters.ROOT / "CONTRIBUTING.md").read_text()
 STEPS = TEXT.split("## Add a method in five steps")[1].split("\n## ")[0]
@@ -36,7 +36,7 @@ def test_a_new_loss_becomes_a_row_of_the_table_by_the_five_steps(tmp_path):
     for name in ("lcfuse_core", "scripts", "tests"):
         shutil.copytree(chapters.ROOT / name, tmp_path / name)
     shutil.copy(chapters.ROOT / "data_manifest.yaml", tmp_path)
-    for file, code in re.findall(r"```python\n# (lcfuse_core/\w+\.py)\n(.*?)```", STEPS, re.DOTALL):
+    for file, code in re.findall(r"```python\n# (lcfuse_core/[\w/]+\.py)\n(.*?)```", STEPS, re.DOTALL):
         target = tmp_path / file
         target.write_text(f"{target.read_text()}\n\n{code}")
     commands = [shlex.split(line) for line in re.findall(r"^python (.*)$", STEPS, re.MULTILINE)]

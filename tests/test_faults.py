@@ -25,7 +25,7 @@ from miniatures import (
     write_tif,
 )
 
-from lcfuse_core import scenes
+from lcfuse_core.data import scenes
 from lcfuse_core.errors import DataError, GridError, LcfuseError, LegendError, MissingDataError
 
 

@@ -17,11 +17,11 @@ import pytest
 import rasterio
 from affine import Affine
 from miniatures import UTM, file_of, write_tif
-from test_packs import CORNER, scene_arrays, write_scene
+from test_packed import CORNER, scene_arrays, write_scene
 
-from lcfuse_core import packing, scenes
+from lcfuse_core.data import packing, scenes
+from lcfuse_core.data.files import part_transform
 from lcfuse_core.errors import LcfuseError
-from lcfuse_core.layers import part_transform
 
 N = int(os.environ.get("LCFUSE_FUZZ", "8"))
 KINDS = ("s1", "s2", "lc")

@@ -7,10 +7,10 @@ import nbformat
 import pytest
 
 from lcfuse_core import __main__ as shell
-from lcfuse_core import ledger
+from lcfuse_core.scoring import ledger
 
 SOURCE = """\
-from lcfuse_core import chapter
+from lcfuse_core.book import chapter
 here = chapter.begin("coarse_labels", globals())
 {body}
 print(seed, repr(data_root))"""
@@ -102,7 +102,7 @@ def test_a_missing_ledger_is_an_error_in_one_line(tmp_path, capsys):
 
 def test_the_sample_command_says_where_the_sample_is(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("LCFUSE_DATA", str(tmp_path))
-    monkeypatch.setattr("lcfuse_core.world.make_world", lambda root, plan: root)
+    monkeypatch.setattr("lcfuse_core.data.sample.world.make_world", lambda root, plan: root)
     assert shell.main(["sample", "--seed", "6"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "world-6")
 

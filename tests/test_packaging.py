@@ -133,7 +133,7 @@ def imported(source: str) -> set[str]:
     return found - set(sys.stdlib_module_names) - {"lcfuse_core"}
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "lcfuse_core").glob("*.py")), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", sorted((ROOT / "lcfuse_core").rglob("*.py")), ids=lambda file: file.name)
 def test_module_imports_only_what_the_package_declares(file):
     on_a_desk = file.name in ("chapter.py", "grids.py", "reruns.py", "__main__.py")
     optional = [*EXTRAS["notebook"], *EXTRAS["book"], *EXTRAS["cluster"]] if on_a_desk else []

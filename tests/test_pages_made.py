@@ -14,7 +14,7 @@ import finish
 import lcfuse_core
 import quizzes
 import status_page
-from lcfuse_core import cells, legends
+from lcfuse_core.data import cells, legends
 
 MODULES = api_pages.read_modules()
 

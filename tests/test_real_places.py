@@ -9,7 +9,8 @@ import pytest
 from miniatures import SEMIREAL, needs_semireal
 
 from lcfuse_core import __main__ as shell
-from lcfuse_core import ledger, scenes
+from lcfuse_core.data import scenes
+from lcfuse_core.scoring import ledger
 
 pytestmark = needs_semireal
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from lcfuse_core.patches import PatchStack
-from lcfuse_core.scenes import Patch
+from lcfuse_core.data.scenes import Patch
+from lcfuse_core.data.source import PatchStack
 
 IGBP_OF_CLASS = np.array([1, 6, 10, 11, 12, 13, 16, 17], np.uint8)
 """One IGBP code for each of the eight network classes."""

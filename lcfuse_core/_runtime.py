@@ -1,0 +1,235 @@
+"""
+What this machine and this code can say about themselves, for the ledger and the provenance box.
+
+Nothing here names a person, a host or a folder.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows: no lock, so one process at a time
+    fcntl = None  # type: ignore[assignment]
+
+PACKAGE = Path(__file__).parent
+SHIPPED = PACKAGE / "shipped"
+"""Files that come with the package: profiles, claims, published scores, trained networks, recorded results."""
+
+TRAINING_CODE = ("training.loop", "methods.adapt")
+"""What trains networks: a stored network counts only while these modules, and all that they import, are unchanged."""
+
+_STARTED = time.monotonic()
+
+
+def commit() -> str | None:
+    """
+    The commit of the code that runs, with `+changes` where files differ from it; None where nobody knows.
+
+    Asked of git in a checkout, and of pip where the package was installed from a git address.
+    """
+    here = Path(__file__)
+    if _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:  # a checkout, but not ours
+        return _installed_commit()
+    head = _git(here.parent, "rev-parse", "HEAD")
+    changed = _git(here.parent, "status", "--porcelain", "--untracked-files=no", ".")
+    return f"{head}+changes" if head and changed else head
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git answers, or None where there is no git or it says no."""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=20
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _installed_commit() -> str | None:
+    """The commit that pip noted (PEP 610) on installing from a git address."""
+    try:
+        noted = importlib.metadata.distribution("lcfuse-core").read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    found = json.loads(noted or "{}").get("vcs_info", {}).get("commit_id")
+    return str(found) if found else None
+
+
+@cache
+def code_digest(*modules: str) -> str:
+    """
+    Return a SHA-256 of the package's source code, or of the given modules and all that they import.
+
+    Parameters
+    ----------
+    *modules : str
+        Dotted names below `lcfuse_core`, such as `"training.loop"`. Without any, every file of the package counts.
+
+    Returns
+    -------
+    str
+        The same for the same code, wherever it is installed. Docstrings and blank lines do not count.
+
+    Raises
+    ------
+    ValueError
+        If there is no such module.
+    """
+    total = hashlib.sha256()
+    for file in source_files(*modules):
+        total.update(f"\n{file.relative_to(PACKAGE).as_posix()}\n{_code_of(file)}".encode())
+    return total.hexdigest()
+
+
+def source_files(*modules: str, package: Path = PACKAGE) -> list[Path]:
+    """
+    Return the files of the given modules and of all modules of the package that they import, directly or not.
+
+    Imports inside functions count. Without *modules*, returns every `.py` file of the package.
+    """
+    if not modules:
+        return sorted(package.rglob("*.py"))
+    found: set[Path] = set()
+    waiting = [_module_file(package, name.split(".")) for name in modules]
+    if None in waiting:
+        raise ValueError(f"no such module in {package.name}: {modules[waiting.index(None)]}")
+    while waiting:
+        file = waiting.pop()
+        if file is not None and file not in found:
+            found.add(file)
+            waiting += _imported_files(package, file)
+    return sorted(found)
+
+
+def _module_file(package: Path, parts: Sequence[str]) -> Path | None:
+    path = package.joinpath(*parts)
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def _imported_files(package: Path, file: Path) -> list[Path | None]:
+    """The files of the package that the imports of *file* name: `from a.b import c` may mean a/b.py or a/b/c.py."""
+    found: list[Path | None] = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        parts = [name.split(".") for name in names]
+        found += [_module_file(package, rest) for first, *rest in parts if first == package.name and rest]
+    return found
+
+
+def _code_of(file: Path) -> str:
+    """The lines of a source file that are neither blank nor part of a docstring."""
+    text = file.read_text(encoding="utf-8")
+    left_out: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        body = getattr(node, "body", None)
+        is_scope = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if is_scope and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            left_out.update(range(body[0].lineno, (body[0].end_lineno or body[0].lineno) + 1))
+    lines = enumerate(text.splitlines(), start=1)
+    return "\n".join(line for number, line in lines if line.strip() and number not in left_out)
+
+
+@cache
+def lock_digest() -> str | None:
+    """SHA-256 of `requirements.lock` beside the package, in a checkout; None where the package was installed."""
+    lock = PACKAGE.parent / "requirements.lock"
+    return hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else None
+
+
+def machine() -> dict[str, Any]:
+    """Versions and processors; no name or path by which a machine or person could be known."""
+    return {
+        "python": platform.python_version(),
+        "torch": _version("torch"),
+        "numpy": np.__version__,
+        "system": platform.system(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "gpu": _gpu(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def _gpu() -> str | None:
+    """Name of the first GPU, when this process uses torch at all: importing it only to ask takes seconds."""
+    torch = sys.modules.get("torch")
+    return torch.cuda.get_device_name(0) if torch is not None and torch.cuda.is_available() else None
+
+
+def _gpus_in_use() -> int:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return 0
+    return sum(torch.cuda.max_memory_allocated(number) > 0 for number in range(torch.cuda.device_count()))
+
+
+def cost_so_far() -> dict[str, float]:
+    """
+    What this process has cost since the module was imported: `wall_s`, `gpu_hours`, `peak_memory_mb`.
+
+    GPU-hours are those during which GPUs were held by this process, busy or not; NaN where memory is not told.
+    """
+    wall_s = time.monotonic() - _STARTED
+    gpu_hours = round(wall_s * _gpus_in_use() / 3600, 4)
+    return {"wall_s": round(wall_s, 1), "gpu_hours": gpu_hours, "peak_memory_mb": round(peak_memory_mb(), 1)}
+
+
+def peak_memory_mb() -> float:
+    """The most memory that this process has had, in MB (2**20 bytes); NaN on Windows."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[tuple[int, ...]]:
+    """
+    Let one process in at a time, wherever they wait for the same *path* (a file beside what they make).
+
+    Yields what to give a child as `pass_fds` that must keep others out should this process die before it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held: tuple[int, ...] = ()
+    with path.open("a") as file:
+        if fcntl is not None:  # on Windows nobody is kept out
+            fcntl.flock(file, fcntl.LOCK_EX)
+            held = (file.fileno(),)
+        yield held

@@ -1,0 +1,469 @@
+"""
+`data_manifest.yaml`: what there is to fetch, where from, how large, under which licence, and how it is checked.
+
+A data set holds what its files share (licence, citation, sources, defects); an item is one file to fetch; a subset
+names the items of a profile. What nobody has published is `unknown` in the file and stays so: a first verified fetch
+writes what it saw into a record beside the data (see `fetched`), never here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import date
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from lcfuse_core.errors import DataError, MissingDataError, ParameterError
+
+SHIPPED = "shipped/data_manifest.yaml"
+"""Inside the package: a link to `data_manifest.yaml` at the top of the repository; a built package holds a copy."""
+
+DIGITS = {"md5": 32, "sha256": 64}
+"""Checksum algorithms, and how many hexadecimal digits each has."""
+
+_FORMS = {".zip": "zip", ".tar.gz": "tar.gz"}
+_HOLE = re.compile(r"\{(\w+)\}")
+_LOCAL = re.compile(r"(http|ftp)://(127\.0\.0\.1|localhost)[:/]")
+
+
+def _inside(path: str) -> str:
+    """A path that stays where it is put."""
+    if not re.fullmatch(r"[\w{}][\w{}.-]*(/[\w{}][\w{}.-]*)*", path, re.ASCII):
+        raise ValueError("should be a plain relative path")
+    return path
+
+
+def _hexadecimal(checksums: dict[str, str]) -> dict[str, str]:
+    for algorithm, value in checksums.items():
+        if not re.fullmatch(rf"[0-9a-f]{{{DIGITS[algorithm]}}}", value):
+            raise ValueError(f"{algorithm} should have {DIGITS[algorithm]} digits 0-9 a-f")
+    return checksums
+
+
+def _secure(url: str) -> str:
+    if not re.match(r"(https|ftp)://[\w.-]+/", url) and not _LOCAL.match(url):
+        raise ValueError("should begin with https:// or ftp://")
+    return url
+
+
+Unknown = Literal["unknown"]
+Count = Annotated[int, Field(ge=0)] | Unknown
+RelativePath = Annotated[str, AfterValidator(_inside)]
+Address = Annotated[str, AfterValidator(_secure)]
+Checksums = Annotated[dict[Literal["md5", "sha256"], str], Field(min_length=1), AfterValidator(_hexadecimal)] | Unknown
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Licence(_Strict):
+    """Under what terms, where that was read, and when; the page itself has the last word."""
+
+    name: str
+    where: str
+    read_on: date
+    note: str = ""
+
+
+class Ftp(_Strict):
+    """A server with a public user and password; `{file}` in the address stands for the file of the item."""
+
+    kind: Literal["ftp"]
+    url: Address
+    user: str = "anonymous"
+    password: str = ""
+    connections: int = Field(1, ge=1, le=16, description="that may be open to this host at a time")
+    note: str = ""
+
+
+class Https(_Strict):
+    """A web address that answers with the file itself."""
+
+    kind: Literal["https"]
+    url: Address
+    connections: int = Field(2, ge=1, le=16)
+    note: str = ""
+
+
+class ByHand(_Strict):
+    """A page where a person gets the file, after a log-in or not."""
+
+    kind: Literal["by_hand"]
+    page: Address
+    log_in: bool = False
+    do: str
+
+
+class Made(_Strict):
+    """Nothing to fetch: a command makes it."""
+
+    kind: Literal["made"]
+    command: str
+
+
+Remote = Ftp | Https
+AnySource = Ftp | Https | ByHand | Made
+Source = Annotated[AnySource, Field(discriminator="kind")]
+
+
+class Kind(_Strict):
+    """
+    The files in an archive.
+
+    bytes : of each
+    about : the same, rounded, where `bytes` is unknown
+    at_most, ratio : a file of more bytes, or packed tighter than 1 to so many, is refused: a hostile archive would
+        fill memory or disk
+    """
+
+    bytes: Count
+    about: int | None = None
+    at_most: int = Field(ge=1)
+    ratio: int = Field(ge=2)
+
+
+class Dataset(_Strict):
+    """What the items of a data set share."""
+
+    title: str
+    doi: str | Unknown
+    page: Address | Unknown
+    citation: str
+    licence: Licence
+    chapters: list[str]
+    about_bytes: list[int] = Field([], description="published size of all of it, from and to")
+    about_source: str = ""
+    patches: Count = "unknown"
+    kinds: dict[str, Kind] = {}
+    sources: list[Source] = []
+    defects: list[str] = []
+
+
+class Unpack(_Strict):
+    """
+    What to take out of an archive, and where it goes.
+
+    into : folder under the data root
+    members : file names that are taken, with holes: `ROIs1158_spring_lc_{scene}_p{patch}.tif`; all `.tif` if absent
+    place : folder in *into*, of the same holes; absent: the member's own path
+    files : how many the whole archive holds
+    """
+
+    into: RelativePath
+    members: str | None = None
+    place: RelativePath | None = None
+    files: Count = "unknown"
+    members_at_most: int = Field(200_000, ge=1)
+
+    def destination(self, name: str, scenes: frozenset[str] = frozenset()) -> str | None:
+        """
+        Where a member goes, under *into*; None when it is not wanted.
+
+        scenes : take these alone; empty: all
+
+        >>> Unpack(into="sen12ms", members="ROIs1_lc_{scene}_p{patch}.tif", place="lc_{scene}").destination(
+        ...     "some/folder/ROIs1_lc_12_p3.tif", frozenset({"12"}))
+        'lc_12/ROIs1_lc_12_p3.tif'
+        """
+        if self.members is None or self.place is None:
+            return name if name.lower().endswith((".tif", ".csv", ".txt")) else None
+        base = name.rsplit("/", 1)[-1]
+        match = re.fullmatch(_HOLE.sub(r"(?P<\1>[0-9A-Za-z]+)", self.members.replace(".", r"\.")), base)
+        if match is None or (scenes and match["scene"] not in scenes):
+            return None
+        return f"{self.place.format(**match.groupdict())}/{base}"
+
+
+class Item(_Strict):
+    """One file to fetch (or something to make, without a file)."""
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    dataset: str
+    what: str
+    file: RelativePath | None
+    kind: str | None = None
+    size: Count
+    about: int | None = Field(None, description="size in bytes as somebody rounded it; where `size` is unknown")
+    checksums: Checksums
+    unpack: Unpack | None = None
+    sources: list[Source] | None = Field(None, description="instead of those of the data set")
+    defects: list[str] = []
+
+    @property
+    def form(self) -> str:
+        """`zip`, `tar.gz`, or `plain`."""
+        return next((form for end, form in _FORMS.items() if (self.file or "").endswith(end)), "plain")
+
+
+class Choice(_Strict):
+    """
+    An item of a subset. scenes : take these alone, with their number of patches; empty: the whole item.
+
+    stream : unpack while it comes in, and keep nothing but the scenes: for disks that cannot hold the archive
+    """
+
+    item: str
+    scenes: dict[str, int] = {}
+    stream: bool = False
+
+
+class Subset(_Strict):
+    """What a profile needs."""
+
+    what: str
+    items: list[Choice] = Field(min_length=1)
+    notes: list[str] = []
+
+
+class Manifest(_Strict):
+    """The whole file."""
+
+    schema_version: Literal[1] = Field(alias="schema")
+    datasets: dict[str, Dataset]
+    items: list[Item]
+    subsets: dict[Literal["smoke", "colab", "full"], Subset]
+
+    def item(self, name: str) -> Item:
+        """The item of that id. Raises ParameterError that lists all ids."""
+        for item in self.items:
+            if item.id == name:
+                return item
+        known = ", ".join(item.id for item in self.items)
+        raise ParameterError("item", found=repr(name), expected=f"one of {known}", do="Correct the id.")
+
+    def subset(self, profile: str) -> Subset:
+        """The subset of a profile. Raises ParameterError that lists the profiles."""
+        for name, subset in self.subsets.items():
+            if name == profile:
+                return subset
+        known = ", ".join(self.subsets)
+        raise ParameterError("profile", found=repr(profile), expected=f"one of {known}", do="Choose one of them.")
+
+    def dataset(self, item: Item) -> Dataset:
+        """The data set of an item."""
+        return self.datasets[item.dataset]
+
+    def sources(self, item: Item) -> list[AnySource]:
+        """Where to get an item, best first, with its file name filled in."""
+        listed = self.dataset(item).sources if item.sources is None else item.sources
+        return [_filled(source, item.file or "") for source in listed]
+
+    def profiles(self, item: Item) -> list[str]:
+        """The profiles that use an item."""
+        return [name for name, subset in self.subsets.items() if item.id in [c.item for c in subset.items]]
+
+
+def _filled(source: AnySource, file: str) -> AnySource:
+    """The source with the name of the file in its address."""
+    name = "url" if isinstance(source, Remote) else "do" if isinstance(source, ByHand) else "command"
+    return source.model_copy(update={name: getattr(source, name).replace("{file}", file)})
+
+
+def read(path: Path | None = None) -> Manifest:
+    """
+    The manifest: the package's own, or that of *path*.
+
+    Raises MissingDataError without a file, DataError that names the line and the field of the first mistake.
+    """
+    if path is None:
+        with resources.as_file(resources.files("lcfuse_core") / SHIPPED) as shipped:
+            return read(shipped)
+    if not path.is_file():
+        do = "Check the path, or install the package again."
+        raise MissingDataError(path, found="no such file", expected="a data manifest", do=do)
+    return parse(path.read_text(encoding="utf-8"), path.name)
+
+
+def parse(text: str, where: str = "manifest") -> Manifest:
+    """A manifest from its text; *where* names it in errors. Raises DataError that names line and field."""
+    document = Document(text, where)
+    manifest = document.validate(Manifest)
+    for loc, found, expected in _contradictions(manifest):
+        raise document.mistake(loc, found, expected)
+    return manifest
+
+
+def _contradictions(manifest: Manifest) -> Iterator[tuple[Location, str, str]]:
+    """What types cannot tell: names that lead nowhere, ids given twice."""
+    ids: list[str] = []
+    for n, item in enumerate(manifest.items):
+        if item.id in ids:
+            yield ("items", n, "id"), repr(item.id), "an id of its own"
+        ids.append(item.id)
+        if item.dataset not in manifest.datasets:
+            yield ("items", n, "dataset"), repr(item.dataset), f"one of {', '.join(manifest.datasets)}"
+            continue
+        dataset = manifest.dataset(item)
+        if item.kind is not None and item.kind not in dataset.kinds:
+            yield ("items", n, "kind"), repr(item.kind), f"one of {', '.join(dataset.kinds)}"
+        if item.unpack is not None and item.form == "plain":
+            yield ("items", n, "unpack"), repr(item.file), "an archive: .zip or .tar.gz"
+        if item.unpack is not None and item.kind is None:
+            yield ("items", n, "unpack"), "no kind", "a kind beside it, which limits what is unpacked"
+        if not manifest.sources(item):
+            yield ("items", n, "sources"), "none", "at least one, here or in the data set"
+    for n, item in enumerate(manifest.items):
+        if item.file and item.file in [other.file for other in manifest.items[:n]]:
+            yield ("items", n, "file"), repr(item.file), "a file name of its own"
+    for name, subset in manifest.subsets.items():
+        for n, choice in enumerate(subset.items):
+            if choice.item not in ids:
+                yield ("subsets", name, "items", n, "item"), repr(choice.item), "the id of an item"
+
+
+Model = TypeVar("Model", bound=BaseModel)
+Location = tuple[str | int, ...]
+"""The way to a field: ("items", 3, "checksums")."""
+
+
+class Document:
+    """
+    A YAML text, its values, and the line of each.
+
+    where : the name of the file, for errors
+
+    Raises DataError on what is no YAML, and on what YAML allows and a person would trip over: a key given twice (the
+    later would silently win), an alias (a file that refers to itself has no end).
+    """
+
+    def __init__(self, text: str, where: str) -> None:
+        self.where = where
+        try:
+            _refuse_aliases(text)
+            self.lines: dict[Location, int] = dict(_lines(yaml.compose(text, yaml.SafeLoader), ()))
+            self.values: Any = yaml.safe_load(text)
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else 1
+            raise self._error(line, "the file", str(error.problem), "YAML that can be read") from None
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-40
+            raise self._error(1, "the file", str(error).splitlines()[0], "YAML that can be read") from None
+
+    def validate(self, model: type[Model]) -> Model:
+        """The document as *model*. Raises DataError for the first mistake."""
+        try:
+            return model.model_validate(self.values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            found = "nothing" if first["type"] == "missing" else repr(first["input"])[:120]
+            raise self.mistake(first["loc"], found, first["msg"].removeprefix("Value error, ")) from None
+
+    def mistake(self, loc: Location, found: str, expected: str) -> DataError:
+        """An error that names the line and the field at *loc*."""
+        field, line = self._locate(loc)
+        return self._error(line, field, found, expected[:1].lower() + expected[1:])
+
+    def _locate(self, loc: Location) -> tuple[str, int]:
+        """The field as a person would write it, and its line, or that of the nearest thing around it."""
+        at: Location = ()
+        for part in loc:  # pydantic puts names of types in between
+            if (*at, part) in self.lines:
+                at = (*at, part)
+        missing = () if not loc or (at and at[-1] == loc[-1]) else loc[-1:]
+        return ".".join(map(str, (*at, *missing))) or "the file", self.lines.get(at, 1)
+
+    def _error(self, line: int, field: str, found: str, expected: str) -> DataError:
+        return DataError(f"{self.where} line {line}: {field}", found=found, expected=expected, do="Correct the line.")
+
+
+def _refuse_aliases(text: str) -> None:
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if getattr(event, "anchor", None):
+            mark: Any = event.start_mark
+            raise yaml.MarkedYAMLError(problem="an anchor or alias", problem_mark=mark)
+
+
+def _lines(node: yaml.Node | None, loc: Location) -> Iterator[tuple[Location, int]]:
+    """The line, from 1, of every field."""
+    if node is None:
+        return
+    yield loc, node.start_mark.line + 1
+    if isinstance(node, yaml.SequenceNode):
+        for number, child in enumerate(node.value):
+            yield from _lines(child, (*loc, number))
+    elif isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, child in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} a second time", problem_mark=key.start_mark)
+            seen.add(key.value)
+            yield from _lines(child, (*loc, key.value))
+            yield (*loc, key.value), key.start_mark.line + 1
+
+
+def in_words(size: int) -> str:
+    """
+    A number of bytes for people.
+
+    >>> in_words(948_000_000), in_words(6000)
+    ('0.95 GB', '6,000 bytes')
+    """
+    return f"{size / 1e9:.2f} GB" if size >= 5e6 else f"{size:,} bytes"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """exact : bytes known to the byte; about : rounded or inferred ones; unknown : ids of items without any."""
+
+    exact: int = 0
+    about: int = 0
+    unknown: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = [in_words(self.exact)] if self.exact else []
+        parts += [f"about {in_words(self.about)}"] if self.about else []
+        parts += [f"unknown: {', '.join(self.unknown)}"] if self.unknown else []
+        return "; ".join(parts) or "nothing"
+
+
+def download_size(manifest: Manifest, choices: Iterable[Choice]) -> Sizes:
+    """Bytes that come over the line. A streamed archive counts whole, however little of it is kept."""
+    return _sum((item.id, item.size, item.about) for item in map(manifest.item, _ids(choices)) if item.file)
+
+
+def disk_size(manifest: Manifest, choices: Iterable[Choice]) -> Sizes:
+    """Bytes of the files that are unpacked or kept, without the archives."""
+    chosen = list(choices)
+    whole = {choice.item for choice in chosen if not choice.scenes}
+    parts = [_unpacked(manifest, manifest.item(choice.item), choice) for choice in chosen]
+    for dataset in manifest.datasets.values():  # all archives of a set: as many files as it has patches
+        items = [item for item in manifest.items if manifest.dataset(item) is dataset and item.unpack and item.kind]
+        kinds = [dataset.kinds[kind].bytes for kind in {str(item.kind) for item in items}]
+        if items and dataset.patches != "unknown" and {item.id for item in items} <= whole and "unknown" not in kinds:
+            parts = [part for part in parts if part[0] not in {item.id for item in items}]
+            parts.append((dataset.title, dataset.patches * sum(map(int, kinds)), None))
+    return _sum(parts)
+
+
+def _ids(choices: Iterable[Choice]) -> list[str]:
+    return [choice.item for choice in choices]
+
+
+def _unpacked(manifest: Manifest, item: Item, choice: Choice) -> tuple[str, int | str, int | None]:
+    if item.unpack is None or item.kind is None:
+        return item.id, item.size if item.file else 0, item.about
+    files = sum(choice.scenes.values()) if choice.scenes else item.unpack.files
+    kind = manifest.dataset(item).kinds[item.kind]
+    if files == "unknown" or (kind.bytes == "unknown" and kind.about is None):
+        return item.id, "unknown", None
+    return (item.id, "unknown", files * (kind.about or 0)) if kind.bytes == "unknown" else (
+        item.id, files * kind.bytes, None
+    )  # fmt: skip
+
+
+def _sum(parts: Iterable[tuple[str, int | str, int | None]]) -> Sizes:
+    exact, about, unknown = 0, 0, []
+    for name, size, rounded in parts:
+        if isinstance(size, int):
+            exact += size
+        elif rounded is not None:
+            about += rounded
+        else:
+            unknown.append(name)
+    return Sizes(exact, about, tuple(unknown))

@@ -1,0 +1,1 @@
+"""The synthetic sample: landscapes, sensors and the world of patches made from them."""

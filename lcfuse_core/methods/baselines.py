@@ -1,0 +1,175 @@
+"""
+Floors: maps of 10 m from the MODIS label alone, without an image and without learning.
+
+The label as it is stands in `protocol.modis_map`. Here are the ways to make more of it: to fill cells whose label
+cannot be right from those around, to let neighbouring cells fade into each other, and to place the classes of a cell
+where they lie close to their like in neighbouring cells. The last two invent detail; none sees the ground. STARFM and
+its kin are another task: they need a pair of dates, where SEN12MS has one date and the label of a year.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from lcfuse_core.data.legends import IGNORE, SCORED, igbp_to_dfc, index_to_dfc
+from lcfuse_core.data.scenes import Patch
+from lcfuse_core.data.source import label_index, patch_cells
+from lcfuse_core.errors import ParameterError
+
+N = len(SCORED)
+HALF_CELL_PX = 23.0
+"""Half the side of a 463 m cell, in pixels of 10 m."""
+
+
+def filled_map(patch: Patch) -> NDArray[np.uint8]:
+    """
+    The MODIS label, its nearest scored class where it says Savanna, Snow/Ice or nothing; uint8 (H, W), DFC2020 codes.
+
+    The fair form of the label as a floor: a class that the reference never uses is wrong before anyone has looked. A
+    patch without a single scored label is returned as it is.
+    """
+    assert patch.lc is not None
+    classes = igbp_to_dfc(patch.lc[0])
+    bad = ~np.isin(classes, SCORED)
+    if bad.all():
+        return classes
+    nearest = ndimage.distance_transform_edt(bad, return_distances=False, return_indices=True)
+    return classes[tuple(nearest)]
+
+
+def class_shares(classes: NDArray[np.uint8], cells: NDArray[np.int32]) -> NDArray[np.float64]:
+    """
+    Share of each class in each cell, (n_cells, 8), of the pixels that are known; rows sum to one.
+
+    classes : uint8 (H, W), 0..7, others unknown; a cell without a known pixel has equal shares
+    cells : int32 (H, W), numbered 0..n_cells-1
+    """
+    known = classes < N
+    counts = np.zeros((int(cells.max()) + 1, N))
+    np.add.at(counts, (cells[known], classes[known]), 1)
+    total = counts.sum(axis=1, keepdims=True)
+    return np.divide(counts, total, out=np.full_like(counts, 1 / N), where=total > 0)
+
+
+def soft_label(patch: Patch, sigma_px: float = HALF_CELL_PX) -> NDArray[np.float32]:
+    """
+    Class shares at each pixel, float32 (8, H, W): the MODIS labels around it, weighted by a Gaussian of *sigma_px*.
+
+    Cells keep their true, sheared outlines: the label at each pixel is what is blurred. Savanna, Snow/Ice and unknown
+    labels take no part, so their cells are filled from the sides; a patch without any label has equal shares.
+    """
+    if not sigma_px > 0:
+        raise ParameterError("sigma_px", found=f"{sigma_px}", expected="a positive number", do="23 is half a cell.")
+    fields = _one_hot(label_index(patch, "modis"))
+    blurred = np.stack([ndimage.gaussian_filter(field, sigma_px, mode="nearest", truncate=6) for field in fields])
+    total = blurred.sum(axis=0)
+    shares = np.divide(blurred, total, out=np.full_like(blurred, 1 / N), where=total > 1e-12)
+    return shares.astype(np.float32)
+
+
+def soft_map(patch: Patch, sigma_px: float = HALF_CELL_PX) -> NDArray[np.uint8]:
+    """The class of the largest share of `soft_label` at each pixel, uint8 (H, W), DFC2020 codes."""
+    return index_to_dfc(soft_label(patch, sigma_px).argmax(axis=0))
+
+
+def swapped_map(patch: Patch, *, seed: int = 0, iterations: int = 12) -> NDArray[np.uint8]:
+    """
+    Sub-pixel mapping by pixel swapping, uint8 (H, W), DFC2020 codes; the same seed gives the same map.
+
+    MODIS gives a cell one class. Its shares are taken to be the mean of `soft_label` over the cell, so that a cell
+    among others of its class stays pure and one at a border is mixed; the shares are laid out at random and then
+    swapped within the cell (`swap`).
+    """
+    cells = patch_cells(patch)
+    shares = soft_label(patch)
+    n_cells = int(cells.max()) + 1
+    size = np.bincount(cells.ravel(), minlength=n_cells)
+    share = np.stack([np.bincount(cells.ravel(), field.ravel(), n_cells) for field in shares], axis=1) / size[:, None]
+    rng = np.random.default_rng(seed)
+    return index_to_dfc(swap(laid_out(share, cells, rng), cells, iterations))
+
+
+def laid_out(share: NDArray[np.floating], cells: NDArray[np.int32], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """
+    A class 0..7 for each pixel, at random within its cell, with each class's share of it to the pixel.
+
+    share : (n_cells, 8), rows sum to one
+    cells : int32 (H, W), numbered 0..n_cells-1
+
+    Counts are rounded so that they add up: of a cell of 10 pixels with shares 0.55 and 0.45, five or six.
+    """
+    flat = cells.ravel()
+    order = np.argsort(flat + rng.random(flat.size))  # cell by cell, at random within each
+    size = np.bincount(flat, minlength=len(share))
+    rank = np.arange(flat.size) - np.repeat(np.cumsum(size) - size, size)
+    # Pixel number r of n takes the class in whose stretch of 0..1 its middle, (r + 1/2) / n, lies.
+    middle = (rank + 0.5) / np.repeat(size, size)
+    upto = np.cumsum(share, axis=1)[flat[order]]
+    classes = np.empty(flat.size, np.uint8)
+    classes[order] = np.minimum((middle[:, None] >= upto).sum(axis=1), N - 1)
+    return classes.reshape(cells.shape)
+
+
+def swap(
+    classes: NDArray[np.uint8], cells: NDArray[np.int32], iterations: int = 12, *, reach_px: int = 5
+) -> NDArray[np.uint8]:
+    """
+    Exchange pixels within cells so that like comes to lie by like; how many of each class a cell has stays.
+
+    classes : uint8 (H, W), 0..7
+    cells : int32 (H, W)
+
+    Atkinson 2005 (Photogramm. Eng. Remote Sens. 71, 839): a pixel is attracted to a class by the pixels of that class
+    around it, with weights exp(-distance / a) up to *reach_px*; the least attracted pixel of a class changes places
+    with the pixel of another class that is most attracted to it, if both together gain. His is for two classes and
+    one pair at a time; here each class in turn swaps up to a fifth of its pairs in every cell at once.
+    """
+    classes, flat = classes.copy(), cells.ravel()
+    kernel = _kernel(reach_px)
+    for _ in range(iterations):
+        for k in np.unique(classes):
+            attraction = np.stack([ndimage.correlate(f, kernel, mode="nearest") for f in _one_hot(classes)])
+            _swap_class(classes.reshape(-1), int(k), flat, attraction.reshape(N, -1))
+    return classes
+
+
+def _swap_class(classes: NDArray[np.uint8], k: int, cells: NDArray[np.int32], attraction: NDArray[np.float32]) -> None:
+    """Swap, in place, the pixels of class *k* that are worst placed with those where it would be best placed."""
+    inside, outside = np.flatnonzero(classes == k), np.flatnonzero(classes != k)
+    # Within each cell by regret: what a pixel of k would rather be rid of; what another's would rather have.
+    inside = inside[np.lexsort((attraction[k, inside], cells[inside]))]
+    outside = outside[np.lexsort((attraction[classes[outside], outside] - attraction[k, outside], cells[outside]))]
+    first, second = _pairs(cells[inside], cells[outside])
+    i, j = inside[first], outside[second]
+    other = classes[j]
+    gain = attraction[k, j] + attraction[other, i] - attraction[k, i] - attraction[other, j]
+    i, j, other = i[gain > 1e-6], j[gain > 1e-6], other[gain > 1e-6]
+    classes[i], classes[j] = other, k
+
+
+def _pairs(first: NDArray[np.int32], second: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Places of equal rank in equal cells of two sorted lists: the first fifth, at least one, of those there are."""
+    n_cells = int(max(first.max(initial=0), second.max(initial=0))) + 1
+    sizes = np.stack([np.bincount(one, minlength=n_cells) for one in (first, second)])
+    starts = np.cumsum(sizes, axis=1) - sizes
+    both = sizes.min(axis=0)
+    n_pairs = np.where(both > 0, np.maximum(both // 5, 1), 0)
+    cell = np.repeat(np.arange(n_cells), n_pairs)
+    rank = np.arange(len(cell)) - np.repeat(np.cumsum(n_pairs) - n_pairs, n_pairs)
+    return starts[0, cell] + rank, starts[1, cell] + rank
+
+
+def _kernel(reach_px: int) -> NDArray[np.float32]:
+    """Weights exp(-distance / a), a half the reach, in a disc without its centre."""
+    rows, cols = np.mgrid[-reach_px : reach_px + 1, -reach_px : reach_px + 1]
+    distance = np.hypot(rows, cols)
+    weights = np.exp(-distance / (reach_px / 2)) * (distance > 0) * (distance <= reach_px)
+    return (weights / weights.sum()).astype(np.float32)
+
+
+def _one_hot(index: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """One field of 0 and 1 a class, float32 (8, H, W); all 0 where the label is unknown."""
+    assert IGNORE >= N
+    return (index[None] == np.arange(N, dtype=np.uint8)[:, None, None]).astype(np.float32)

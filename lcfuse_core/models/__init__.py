@@ -1,0 +1,1 @@
+"""Networks, losses, label-transition matrices and random forests."""

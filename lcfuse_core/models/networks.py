@@ -1,0 +1,301 @@
+"""
+Networks behind one call: a small-field FCN, a U-Net, a DeepLabv3+ and one that never leaves the 10 m grid, from a
+pixel's channels to its class; each with S1 and S2 stacked, or with a branch for either.
+
+All are fully convolutional and return one logit per class and pixel, at the size of the input. They differ
+in what they see: the FCN 110 m around a pixel, U-Net and DeepLabv3+ more than a coarse cell of 463 m. Under labels
+that are constant over such a cell this decides much: a network that sees the cell can learn its shape.
+
+Every 3x3 convolution is followed by batch normalisation. In evaluation mode that is one fixed factor and
+offset per channel, so that a map does not depend on how a scene was cut into windows; group or instance
+normalisation, and the image-level pooling of DeepLabv3+, would look at the whole window, and are left out
+for this reason.
+
+Axes: N images, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lcfuse_core.data.legends import SCORED
+from lcfuse_core.errors import ParameterError
+
+
+def conv_bn_relu(inputs: int, outputs: int, size: int = 3, *, stride: int = 1, rate: int = 1) -> nn.Sequential:
+    """Convolution (*rate* > 1: atrous, taps that many pixels apart), batch normalisation, ReLU."""
+    padding = rate * (size // 2)
+    conv = nn.Conv2d(inputs, outputs, size, stride, padding, dilation=rate, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """Repeat the last row and column until H and W divide by *multiple*: nothing is lost on the way down."""
+    rows, cols = (-image.shape[-2]) % multiple, (-image.shape[-1]) % multiple
+    return F.pad(image, (0, cols, 0, rows), mode="replicate") if rows or cols else image
+
+
+class FCN(nn.Module):
+    """
+    Five 3x3 convolutions and a classifier per pixel: receptive field 11 x 11 pixels.
+
+    Malkin, Robinson & Jojic 2021 (arXiv 2101.01154), with 64 filters (`width`); the default is half of
+    that, 42 k parameters. Batch normalisation is our addition: it bears the high learning rate of a short
+    training.
+    """
+
+    default_width = 32
+
+    def __init__(self, in_channels: int, n_classes: int, width: int) -> None:
+        super().__init__()
+        first = conv_bn_relu(in_channels, width)
+        self.layers = nn.Sequential(first, *(conv_bn_relu(width, width) for _ in range(4)))
+        self.classify = nn.Conv2d(width, n_classes, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (N, classes, H, W) of an image (N, C, H, W)."""
+        return self.classify(self.layers(image))  # (N, classes, H, W)
+
+
+class UNet(nn.Module):
+    """
+    Down by max-pooling, up again, each level handing its detail across: U-Net of four levels.
+
+    Ronneberger, Fischer & Brox 2015 (arXiv 1505.04597), which has five levels and `width` 64; its
+    convolutions are unpadded and not normalised, ours keep the size and are.
+    """
+
+    default_width = 16
+    levels = 4
+
+    def __init__(self, in_channels: int, n_classes: int, width: int) -> None:
+        super().__init__()
+        widths = [width * 2**level for level in range(self.levels)]  # 16, 32, 64, 128
+        self.down = nn.ModuleList(
+            _double(above, here) for above, here in zip([in_channels, *widths[:-1]], widths, strict=True)
+        )
+        rising = list(zip(widths[:0:-1], widths[-2::-1], strict=True))  # (128, 64), (64, 32), (32, 16)
+        self.enlarge = nn.ModuleList(nn.ConvTranspose2d(below, here, 2, stride=2) for below, here in rising)
+        self.up = nn.ModuleList(_double(2 * here, here) for _, here in rising)
+        self.classify = nn.Conv2d(width, n_classes, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (N, classes, H, W) of an image (N, C, H, W)."""
+        rows, cols = image.shape[-2:]
+        features = pad_to_multiple(image, 2 ** (self.levels - 1))
+        across = []
+        for level, block in enumerate(self.down):
+            features = block(F.max_pool2d(features, 2) if level else features)  # (N, 2^l width, H/2^l, W/2^l)
+            across.append(features)
+        for enlarge, block, detail in zip(self.enlarge, self.up, across[-2::-1], strict=True):
+            features = block(torch.cat([detail, enlarge(features)], dim=1))
+        return self.classify(features)[..., :rows, :cols]  # (N, classes, H, W)
+
+
+def _double(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(conv_bn_relu(inputs, outputs), conv_bn_relu(outputs, outputs))
+
+
+class Residual(nn.Module):
+    """
+    Two 3x3 convolutions whose result is added to their input (He et al. 2016, arXiv 1512.03385).
+
+    Where size or channels change, the input is brought along by a 1x1 convolution.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int = 1, rate: int = 1) -> None:
+        super().__init__()
+        self.first = conv_bn_relu(inputs, outputs, stride=stride, rate=rate)
+        self.second = conv_bn_relu(outputs, outputs, rate=rate)[:2]  # the ReLU comes after the sum
+        same = inputs == outputs and stride == 1
+        self.shortcut = nn.Identity() if same else conv_bn_relu(inputs, outputs, 1, stride=stride)[:2]
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features of the same size, divided by the stride."""
+        return F.relu(self.second(self.first(features)) + self.shortcut(features))
+
+
+class ASPP(nn.Module):
+    """
+    Atrous spatial pyramid pooling: one map looked at through several spacings at once, then merged.
+
+    Chen et al. 2018 (arXiv 1802.02611), without the image-level pooling (see the head of this file). Their
+    rates 6, 12, 18 are for images of 513 pixels; a map of 8 x 8, of our crops of 64, bears 2, 4, 6.
+    """
+
+    def __init__(self, inputs: int, outputs: int, rates: tuple[int, ...] = (2, 4, 6)) -> None:
+        super().__init__()
+        self.views = nn.ModuleList([conv_bn_relu(inputs, outputs, 1)])
+        self.views.extend(conv_bn_relu(inputs, outputs, rate=rate) for rate in rates)
+        self.merge = conv_bn_relu(outputs * len(self.views), outputs, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (N, outputs, H, W), of the same H and W."""
+        return self.merge(torch.cat([view(features) for view in self.views], dim=1))
+
+
+class DeepLabV3Plus(nn.Module):
+    """
+    A residual encoder of stride 8, ASPP, and a decoder that takes detail from stride 2.
+
+    Chen et al. 2018 (arXiv 1802.02611); their encoder is far larger and of stride 16. `width` 64 gives one
+    of the channels of ResNet-18.
+    """
+
+    default_width = 16
+
+    def __init__(self, in_channels: int, n_classes: int, width: int) -> None:
+        super().__init__()
+        detail = max(1, 3 * width // 4)
+        self.near = nn.Sequential(conv_bn_relu(in_channels, width, stride=2), Residual(width, width))
+        self.far = nn.Sequential(
+            Residual(width, 2 * width, stride=2),
+            Residual(2 * width, 4 * width, stride=2),
+            Residual(4 * width, 8 * width, rate=2),  # atrous instead of a further stride
+            ASPP(8 * width, 4 * width),
+        )
+        self.detail = conv_bn_relu(width, detail, 1)
+        self.decode = _double(4 * width + detail, 4 * width)
+        self.classify = nn.Conv2d(4 * width, n_classes, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (N, classes, H, W) of an image (N, C, H, W)."""
+        rows, cols = image.shape[-2:]
+        near = self.near(pad_to_multiple(image, 8))  # (N, w, H/2, W/2)
+        far = _enlarge(self.far(near), 4)  # (N, 4w, H/8, W/8) -> (N, 4w, H/2, W/2)
+        features = self.decode(torch.cat([far, self.detail(near)], dim=1))  # (N, 4w, H/2, W/2)
+        return _enlarge(self.classify(features), 2)[..., :rows, :cols]  # (N, classes, H, W)
+
+
+def _enlarge(features: Tensor, factor: int) -> Tensor:
+    return F.interpolate(features, scale_factor=factor, mode="bilinear", align_corners=False)
+
+
+class FullResolution(nn.Module):
+    """
+    Five blocks that never leave the 10 m grid, each looking through 1x1, 3x3 and 5x5 windows at once.
+
+    *Like* the resolution-preserving backbone of L2HNet (Li et al. 2022, ISPRS J. Photogramm. 192), from its
+    description: the narrowest window has half of the channels, each block adds to its input. Its loss and its
+    selection of confident areas are not in here (`relabel` has the latter). Receptive field 21 x 21 pixels.
+    """
+
+    default_width = 32
+
+    def __init__(self, in_channels: int, n_classes: int, width: int) -> None:
+        super().__init__()
+        self.widen = conv_bn_relu(in_channels, width, 1)
+        self.blocks = nn.ModuleList(ParallelScales(width) for _ in range(5))
+        self.classify = nn.Conv2d(width, n_classes, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (N, classes, H, W) of an image (N, C, H, W)."""
+        features = self.widen(image)
+        for block in self.blocks:
+            features = features + block(features)
+        return self.classify(features)
+
+
+class ParallelScales(nn.Module):
+    """Convolutions of 1x1, 3x3 and 5x5 side by side, with half, a quarter and a quarter of the channels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        quarter = width // 4
+        shares = ((1, width - 2 * quarter), (3, quarter), (5, quarter))
+        self.scales = nn.ModuleList(conv_bn_relu(width, share, size) for size, share in shares if share)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features of the same shape."""
+        return torch.cat([scale(features) for scale in self.scales], dim=1)
+
+
+class LateFusion(nn.Module):
+    """
+    A network of one kind for each sensor, and a classifier that sees what both have made of their images.
+
+    The early fusion is to stack the channels of both in front of one network.
+    """
+
+    def __init__(self, kind: Kind, channels: tuple[int, ...], n_classes: int, width: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.branches = nn.ModuleList(kind(n, width, width) for n in channels)
+        self.classify = nn.Conv2d(width * len(channels), n_classes, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (N, classes, H, W) of an image (N, C, H, W)."""
+        parts = zip(self.branches, image.split(self.channels, dim=1), strict=True)
+        features = torch.cat([F.relu(branch(part)) for branch, part in parts], dim=1)  # (N, 2 width, H, W)
+        return self.classify(features)
+
+
+Kind = type[FCN] | type[UNet] | type[DeepLabV3Plus] | type[FullResolution]
+
+NETWORKS: dict[str, Kind] = {
+    "fcn": FCN,
+    "unet": UNet,
+    "deeplabv3plus": DeepLabV3Plus,
+    "full_resolution": FullResolution,
+}
+
+
+def build(
+    name: str, *, in_channels: int | tuple[int, ...] = 15, n_classes: int = len(SCORED), width: int | None = None
+) -> nn.Module:
+    """
+    A network by its name in NETWORKS, with fresh weights from torch's global random generator.
+
+    in_channels : 13 (S2), 2 (S1) or 15 (both), which one network takes; (13, 2) makes a `LateFusion` of two
+    width : channels of the first layer; None takes the network's small default
+
+    Maps float32 (N, in_channels, H, W) to logits (N, n_classes, H, W), for any H and W of 32 or more.
+    Raises ParameterError on an unknown name or a width below one.
+
+    >>> parameter_count(build("fcn"))
+    41768
+    """
+    if name not in NETWORKS:
+        known = f"one of {', '.join(NETWORKS)}"
+        raise ParameterError("network", found=repr(name), expected=known, do="Choose one of these.")
+    kind = NETWORKS[name]
+    width = kind.default_width if width is None else width
+    if width < 1:
+        raise ParameterError("width", found=str(width), expected="1 or more", do="Choose 16, 32 or 64.")
+    if isinstance(in_channels, tuple):
+        return LateFusion(kind, in_channels, n_classes, width)
+    return kind(in_channels, n_classes, width)
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Number of trainable values."""
+    return sum(weights.numel() for weights in network.parameters() if weights.requires_grad)
+
+
+def receptive_field(network: nn.Module, *, in_channels: int = 15, size: int = 256) -> int:
+    """
+    Height in pixels of the square of inputs that the centre output of a *size* x *size* image depends on.
+
+    Measured: the rows where the gradient of that output is not zero, over several random images
+    (max-pooling passes only one of four pixels at a time). Weights are made positive first, so that no ReLU
+    hides a path. The network itself is left as it is. A result of *size* says: at least that.
+    """
+    probe = deepcopy(network).cpu().float().eval()
+    for layer in probe.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()
+    for weights in probe.parameters():
+        weights.requires_grad_(False).abs_()
+    rng = torch.Generator().manual_seed(0)
+    reached = torch.zeros(size, dtype=torch.bool)
+    for _ in range(8):
+        image = torch.rand((1, in_channels, size, size), generator=rng, requires_grad=True)
+        probe(image)[..., size // 2, size // 2].sum().backward()
+        assert image.grad is not None
+        reached |= (image.grad != 0).any(dim=(0, 1, 3))
+    rows = reached.nonzero()
+    return int(rows.max() - rows.min() + 1)

@@ -1,0 +1,1 @@
+"""The training loop with its checkpoints, data feed, logging, distributed training and prediction."""

@@ -1,0 +1,236 @@
+"""Pictures of numbers: each dot, bar and figure is the number it stands for."""
+
+import math
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from test_compare import made, table_of
+
+from lcfuse_core.book import charts, style
+from lcfuse_core.book.images import S2_BANDS
+from lcfuse_core.data.legends import SCORED
+from lcfuse_core.data.scenes import Patch
+from lcfuse_core.errors import DataError, ParameterError
+from lcfuse_core.scoring import compare
+from lcfuse_core.scoring.compare import Step
+from lcfuse_core.scoring.scores import class_table, confusion, score_table, summarise
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+@pytest.fixture(autouse=True)
+def _book_style():
+    """Every test draws as the book does and leaves nothing open."""
+    with plt.rc_context():
+        plt.switch_backend("agg")
+        style.use_book_style()
+        yield
+        plt.close("all")
+
+
+REFERENCE = np.array([1] * 8 + [6] * 4 + [10] * 4 + [0] * 3)
+PREDICTED = np.array([1] * 6 + [3] * 2 + [6] * 4 + [10] * 3 + [0] + [1] * 3)
+
+
+def patch_of(dfc, reflectance, backscatter_db=-10.0):
+    """A patch of 4 x 4 pixels with one class and one value in all bands of a sensor."""
+    s2 = np.full((13, 4, 4), round(10_000 * reflectance), np.uint16)
+    s1 = np.full((2, 4, 4), backscatter_db, np.float32)
+    return Patch("made", s1, s2, dfc=None if dfc is None else np.full((4, 4), dfc, np.uint8))
+
+
+def dots(ax):
+    """Place of every dot by the label of its kind: {label: [(x, line), ...]}, lines counted from the top."""
+    return {
+        line.get_label(): [(float(x), round(float(y))) for x, y in zip(*line.get_data(), strict=True)]
+        for line in ax.lines
+    }
+
+
+def test_confusion_shows_shares_of_the_reference():
+    """Rows sum to 100; the diagonal, in bold, is the recall; what is left out is what is nowhere."""
+    counts = confusion(REFERENCE, PREDICTED)
+    fig = charts.show_confusion(counts, title="made")
+    ax = fig.axes[0]
+    cells = {tuple(text.get_position()): text for text in ax.texts}
+    rows = [[cells[col + 0.5, row + 0.5].get_text() for col in range(5)] for row in range(3)]
+    assert rows == [  # none, 1, 3, 6, 10
+        ["·", "75", "25", "·", "·"],
+        ["·", "·", "·", "100", "·"],
+        ["25", "·", "·", "·", "75"],
+    ]
+    bold = [text.get_text() for text in ax.texts if text.get_weight() == "bold"]
+    assert bold == ["75", "100", "75"]
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["none", "1", "3", "6", "10"]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["Forest  1", "Croplands  6", "Water  10"]
+    assert ax.yaxis_inverted()
+
+
+def test_confusion_on_given_axes_and_of_nothing():
+    """Two matrices side by side; an empty one is refused."""
+    fig, axes = plt.subplots(1, 2)
+    assert charts.show_confusion(confusion(REFERENCE, PREDICTED), axes[1]) is fig
+    assert len(axes[1].texts) == 15
+    assert not axes[0].texts
+    with pytest.raises(DataError, match="no pixel"):
+        charts.show_confusion(np.zeros((11, 11), int))
+
+
+def test_scores_of_several_seeds_share_a_line():
+    """A dot for each seed and score at its value; kappa is no per cent and is not drawn."""
+    table = score_table({"MODIS": summarise(confusion(REFERENCE, PREDICTED))})
+    both = pd.concat([table, pd.DataFrame({"AA %": [90.0], "OA %": [80.0]}, index=["FCN"]), table + 1])
+    ax = charts.show_scores(both).axes[0]
+    drawn = dots(ax)
+    assert list(drawn) == ["AA %", "OA %", "mIoU(8) %", "mIoU(9) %"]
+    assert drawn["AA %"] == [(83.3, 0), (90, 1), (84.3, 0)]
+    assert drawn["OA %"][:2] == [(81.2, 0), (80, 1)]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["MODIS", "FCN"]
+    assert ax.get_xlim() == (0, 100)
+    assert ax.yaxis_inverted()
+
+
+def test_recall_by_class_names_every_class():
+    """Eight lines with code numbers, a kind of dot a method; a class that is absent has none."""
+    scores = {
+        "MODIS": summarise(confusion(REFERENCE, PREDICTED)),
+        "all right": summarise(np.diag([0] + [9] * 10)),
+    }
+    ax = charts.show_recall(class_table(scores)).axes[0]
+    assert [text.get_text() for text in ax.get_yticklabels()][4:6] == ["Croplands  6", "Urban/Built-up  7"]
+    drawn = dots(ax)
+    assert [x for x, _ in drawn["all right"]] == [100] * len(SCORED)
+    assert [x for x, _ in drawn["MODIS"] if not math.isnan(x)] == [75, 100, 75]
+    markers = [line.get_marker() for line in ax.lines]
+    assert len(set(markers)) == 2  # a second cue beside colour
+
+
+def test_class_spectra_are_means_over_pixels():
+    """Patches of equal size weigh alike; those without a reference are passed over, as are such pixels."""
+    patches = [patch_of(1, 0.1), patch_of(1, 0.3), patch_of(10, 0.05), patch_of(None, 0.9), patch_of(0, 0.9)]
+    patches[2].s2[7] = 100
+    spectra = charts.class_spectra(patches)
+    assert spectra.index.tolist() == [1, 10]
+    assert spectra.columns.tolist() == list(S2_BANDS)
+    np.testing.assert_allclose(spectra.loc[1], 0.2, rtol=1e-6)
+    assert spectra.loc[10, "B8"] == pytest.approx(0.01)
+    assert spectra.loc[10, "B8A"] == pytest.approx(0.05)
+    with pytest.raises(DataError, match="no reference"):
+        charts.class_spectra([patch_of(None, 0.1)])
+
+
+def test_spectra_are_drawn_with_their_numbers():
+    """A curve a class through its means; its code stands on its own curve; bands and nm below."""
+    spectra = charts.class_spectra([patch_of(4, 0.2), patch_of(10, 0.05)])
+    fig = charts.show_spectra(spectra)
+    ax = fig.axes[0]
+    np.testing.assert_allclose([line.get_ydata() for line in ax.lines], spectra.to_numpy())
+    for text in ax.texts:
+        place, value = text.get_position()
+        assert value == spectra.loc[int(text.get_text())].iloc[int(place)]
+    assert {text.get_text() for text in ax.texts} == {"4", "10"}
+    assert ax.get_xticklabels()[8].get_text() == "B8A\n865"
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["Grassland", "Water"]
+
+
+def test_histograms_hold_all_pixels():
+    """The shares of each group add up to 1 within the span, at the value of its pixels."""
+    rng = np.random.default_rng(0)
+    groups = {"here": [patch_of(1, 0.1), patch_of(1, 0.3)], "there": [patch_of(1, 0.3, -20.0)]}
+    for one in groups["here"]:
+        one.s1[:] = rng.normal(-8, 1, one.s1.shape)
+    fig = charts.show_histograms(groups, ("B4", "VV", "VH"), bins=50)
+    assert [ax.get_title(loc="left") for ax in fig.axes if ax.axison] == ["B4", "VV", "VH"]
+    outlines = [patch for patch in fig.axes[0].patches if not patch.get_fill()]
+    here, there = (outline.get_data() for outline in outlines)
+    assert here.values.sum() == pytest.approx(1)
+    assert there.values.sum() == pytest.approx(1)
+    assert here.values.nonzero()[0].tolist() == [0, 49]
+    assert there.values.nonzero()[0].tolist() == [49]
+    assert (here.edges[0], here.edges[-1]) == (pytest.approx(0.1), pytest.approx(0.3))
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["here", "there"]
+    assert fig.axes[1].get_xlabel() == "dB"
+    assert fig.axes[0].get_xlabel() == "reflectance"
+    with pytest.raises(ParameterError, match="empty group"):
+        charts.show_histograms({"nobody": []})
+
+
+def test_learning_curves():
+    """Loss of every run; AA where it was taken, in per cent; one panel where it never was."""
+    fcn = [{"step": 50, "loss": 2.0, "aa": None}, {"step": 100, "loss": 1.5, "aa": 0.4}]
+    unet = [{"step": 50, "loss": 1.0, "aa": None}]
+    fig = charts.show_history({"FCN": fcn, "U-Net": unet})
+    loss, agreement = fig.axes
+    assert dots(loss) == {"FCN": [(50, 2), (100, 2)], "U-Net": [(50, 1)]}
+    assert loss.lines[0].get_ydata().tolist() == [2, 1.5]
+    assert [line.get_xydata().tolist() for line in agreement.lines] == [[[100, 40]], []]
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["FCN", "U-Net"]
+    alone = charts.show_history({"U-Net": unet})
+    assert len(alone.axes) == 1
+    assert not alone.legends
+
+
+def test_reliability_is_drawn_where_there_are_pixels():
+    """In per cent, bins without pixels left out, and a diagonal to hold it against."""
+    curve = {
+        "confidence": np.array([np.nan, 0.55, 0.9]),
+        "accuracy": np.array([np.nan, 0.5, 0.7]),
+        "count": np.array([0.0, 30, 70]),
+    }
+    ax = charts.show_reliability({"FCN": curve, "tempered": curve}).axes[0]
+    diagonal, fcn, tempered = ax.lines
+    assert diagonal.get_xdata()[0] == diagonal.get_ydata()[0] == 0
+    np.testing.assert_allclose(fcn.get_xydata(), [[55, 50], [90, 70]])
+    assert fcn.get_marker() != tempered.get_marker()
+
+
+@pytest.fixture
+def lines():
+    """Two methods of two regimes, three seeds."""
+    coarse = made({"a": (0.4, 0.5, 0.6)})
+    return table_of(coarse + made({"b": (0.5, 0.6, 0.7)}, regime="fine"))
+
+
+@pytest.fixture(autouse=True)
+def close():
+    yield
+    plt.close("all")
+
+
+def names(ax):
+    return [text.get_text() for text in ax.get_yticklabels()]
+
+
+def test_the_overview_shows_mean_seeds_and_interval(lines):
+    """Ticks at the seeds, a mark for each regime at its mean, bars over the intervals."""
+    table = compare.overview(lines)
+    fig = charts.show_overview(table, compare.by_seed(lines))
+    ax = fig.axes[0]
+    assert names(ax) == ["b", "a"]
+    ticks = [line for line in ax.lines if line.get_marker() == "|" and len(line.get_xdata())]
+    np.testing.assert_allclose(ticks[0].get_xdata(), compare.by_seed(lines).loc["b"])
+    marks = {line.get_label(): line for line in ax.lines if line.get_label().startswith("mean")}
+    assert marks["mean, fine"].get_xdata()[0] == table.loc["b", "AA"]
+    assert len({mark.get_marker() for mark in marks.values()}) == 2  # a second cue beside colour
+    assert ax.collections[0].get_segments()[0][:, 0].tolist() == table.loc["b", ["low", "high"]].tolist()
+
+
+def test_gains_are_marked_by_whether_they_earn_their_place(lines):
+    """One step that does and one that does not."""
+    table = compare.gains(lines, [Step("up", "b", "a"), Step("down", "a", "b")])
+    ax = charts.show_gains(table).axes[0]
+    by_label = {line.get_label(): line for line in ax.lines}
+    assert by_label["earns its place"].get_ydata().tolist() == [0]
+    assert by_label["does not"].get_xdata().tolist() == [table.loc["down", "mean"]]
+    assert names(ax) == ["up", "down"]
+
+
+def test_recalls_are_written_into_their_squares():
+    """Columns by the classes' numbers; what is not known is a dash."""
+    table = pd.DataFrame({"Forest": [81.0, np.nan], "Water": [7.0, 100.0]}, index=["a", "b"])
+    ax = charts.show_recalls(table).axes[0]
+    assert [text.get_text() for text in ax.texts] == ["81", "7", "–", "100"]
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["1", "10"]
+    assert names(ax) == ["a", "b"]

@@ -1,0 +1,219 @@
+"""Figures with a handle: right numbers, whole without a script, the same each time, nothing from outside."""
+
+import base64
+import io
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from affine import Affine
+from bs4 import BeautifulSoup
+from PIL import Image
+
+import pdf
+from lcfuse_core.book import interactive
+from lcfuse_core.book.interactive import swipe
+from lcfuse_core.data import cells, legends
+from lcfuse_core.data.scenes import Patch
+from lcfuse_core.errors import GridError, ParameterError
+
+SHAPE = (150, 160)
+
+
+@pytest.fixture(scope="module")
+def patch():
+    """Two classes in oblique halves, with a georeference; MODIS says Savanna everywhere."""
+    rng = np.random.default_rng(3)
+    row, col = np.indices(SHAPE)
+    reference = np.where(row + 2 * col > 240, 1, 10).astype(np.uint8)
+    s2 = rng.integers(300, 3000, (13, *SHAPE)).astype(np.uint16)
+    lc = np.full((4, *SHAPE), 9, np.uint8)
+    crs, transform = "EPSG:32632", Affine(10, 0, 5e5, 0, -10, 5e6)
+    return Patch("here", np.zeros((2, *SHAPE), np.float32), s2, lc, reference, crs, transform)
+
+
+def data_of(text, name):
+    """The data that a figure brings for its script."""
+    return json.loads(re.search(rf"const {name}=(\[.*?\]);const f=", text)[1])
+
+
+def opened(address):
+    """The picture behind a data address, as stored."""
+    return Image.open(io.BytesIO(base64.b64decode(address.removeprefix("data:image/png;base64,"))))
+
+
+def figures(patch):
+    """One of each kind."""
+    rng = np.random.default_rng(0)
+    one, other = rng.dirichlet(np.ones(8), (2, *SHAPE)).transpose(0, 3, 1, 2)
+    return {
+        "cells": interactive.cell_explorer(patch),
+        "field": interactive.field_viewer(patch, {"FCN": 11, "U-Net": 92}),
+        "prior": interactive.prior_slider(one, other, reference=patch.dfc),
+    }
+
+
+def test_a_figure_is_whole_without_script_or_network_and_the_same_each_time(patch):
+    again = figures(patch)
+    for kind, text in figures(patch).items():
+        assert text == again[kind]
+        assert len(text) < 400_000
+        assert not re.search(r"https?:|src=|@import", text)
+        soup = BeautifulSoup(text, "html.parser")
+        assert soup.select_one(".lc-figure")["id"].startswith(f"lc-{kind}-")
+        for drawing in soup.find_all("svg"):
+            assert drawing["role"] == "img"
+            assert len(drawing["aria-label"]) > 20
+        assert soup.find(attrs={"aria-live": "polite"}).get_text(strip=True)
+
+
+def test_every_handle_has_a_label_of_its_own(patch):
+    for text in figures(patch).values():
+        soup = BeautifulSoup(text, "html.parser")
+        handles = soup.find_all("input")
+        assert handles
+        for handle in handles:
+            assert handle["type"] == "range"
+            assert soup.find("label", attrs={"for": handle["id"]}).get_text(strip=True)
+        ids = [tag["id"] for tag in soup.find_all(id=True)]
+        assert len(ids) == len(set(ids))
+
+
+def test_the_cell_explorer_counts_each_whole_cell_from_mixed_to_pure(patch):
+    found = data_of(interactive.cell_explorer(patch), "cells")
+    ids, _ = cells.cell_ids(patch.transform, patch.crs, SHAPE)
+    assert len(found) == len(interactive.whole_cells(ids)) > 1
+    shares = [cell["parts"][0][1] for cell in found]
+    assert shares == sorted(shares)
+    assert shares[0] < 100
+    for cell in found:
+        assert sum(share for _, share in cell["parts"]) == pytest.approx(100, abs=0.2)
+        assert re.match(r"MODIS says Savanna, which is 0\.0 % of the 21\d\d pixels", cell["said"])
+
+
+def test_whole_cells_are_those_that_the_rim_does_not_cut():
+    ids = np.repeat(np.repeat(np.arange(16).reshape(4, 4), 5, axis=0), 7, axis=1).astype(np.int32)
+    assert interactive.whole_cells(ids) == [5, 6, 9, 10]
+
+
+def test_an_outline_goes_round_its_cell():
+    """Of one pixel at row 1, column 2: its four sides, each once."""
+    inside = np.zeros((4, 5), np.int32)
+    inside[1, 2] = 1
+    assert sorted(re.findall(r"M\d \d[HV]\d", interactive._borders(inside))) == ["M2 1H3", "M2 1V2", "M2 2H3", "M3 1V2"]
+
+
+def test_the_field_is_drawn_to_scale_around_the_middle(patch):
+    soup = BeautifulSoup(interactive.field_viewer(patch, {"FCN": np.int64(11)}), "html.parser")
+    square = soup.find("rect")
+    assert (square["width"], square["height"], square["x"], square["y"]) == ("11", "11", "75", "70")
+    assert "11 pixels, 110 m wide" in soup.get_text()
+
+
+def test_cells_are_outlined_where_the_label_betrays_them(patch):
+    """Without a georeference; where there is no label either, or one that says the same everywhere, there is none."""
+    ids, _ = cells.cell_ids(patch.transform, patch.crs, SHAPE)
+    label = (np.random.default_rng(0).integers(1, 9, ids.max() + 1).astype(np.uint8))[ids]
+    nowhere = replace(patch, crs=None, transform=None)
+    told = [replace(nowhere, lc=np.stack([label] * 4)), nowhere, replace(nowhere, lc=None)]
+    paths = [BeautifulSoup(interactive.field_viewer(one, {"FCN": 11}), "html.parser").find("path") for one in told]
+    assert paths[0]["d"].count("M") > 20
+    assert paths[1:] == [None, None]
+
+
+def test_the_prior_decides_the_more_the_heavier_it_is():
+    """Posterior says class 0 with 0.6, prior says class 1 with 0.8: they change places between 0 and 1."""
+    posterior, prior = np.full((8, 40, 50), 1e-6), np.full((8, 40, 50), 1e-6)
+    posterior[0], posterior[1] = 0.6, 0.4
+    prior[0], prior[1] = 0.2, 0.8
+    reference = np.full((40, 50), legends.SCORED[1])
+    text = interactive.prior_slider(posterior, prior, (0, 0.2, 1), reference=reference, start=0)
+    frames = data_of(text, "frames")
+    shown = [int(np.asarray(opened(frame["image"]))[0, 0]) for frame in frames]
+    assert shown == [legends.SCORED[0], legends.SCORED[0], legends.SCORED[1]]
+    assert [frame["said"] for frame in frames][::2] == [
+        "Weight 0: 0.0 % of the pixels are right.",
+        "Weight 1: 100.0 % of the pixels are right.",
+    ]
+
+
+def test_a_map_keeps_its_codes_and_the_colours_of_its_legend():
+    codes = np.array([[1, 10], [9, 4]], np.uint8)
+    picture = opened(interactive.label_png(codes))
+    assert np.array_equal(np.asarray(picture), codes)
+    assert picture.convert("RGB").getpixel((1, 0)) == legends.DFC2020.rgba(10)[:3]
+
+
+def test_what_cannot_be_shown_is_refused(patch):
+    for missing, words in (({"dfc": None}, "no reference"), ({"crs": None, "transform": None}, "no georeference")):
+        with pytest.raises(GridError, match=words):
+            interactive.cell_explorer(replace(patch, **missing))
+    with pytest.raises(ParameterError, match="at least 1 pixel"):
+        interactive.field_viewer(patch, {"none": 0})
+    with pytest.raises(GridError, match="twice"):
+        interactive.prior_slider(np.ones((8, 4, 4)), np.ones((8, 4, 5)))
+    with pytest.raises(ParameterError, match="at least one"):
+        interactive.prior_slider(np.ones((8, 4, 4)), np.ones((8, 4, 4)), ())
+
+
+CHROMIUM = pdf.find_chromium()
+RED, GREEN, BLUE = (np.full((60, 80, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
+THREE = {"MODIS <label>": RED, "Map": GREEN, "Truth": BLUE}
+
+
+def test_it_is_whole_in_itself_and_named_for_its_content():
+    """Nothing is loaded; titles are escaped; another content has another id; every picture has a text."""
+    text = swipe(THREE, alt={"Map": 'a "green" map'})
+    assert not re.search(r"https?:|<script|url\(", text)
+    assert "MODIS &lt;label&gt;" in text
+    assert text.count("data:image/png;base64,") == 3
+    assert text.count('type="range"') == 2
+    assert re.findall(r'alt="([^"]*)"', text) == ["Truth", "a &quot;green&quot; map", "MODIS &lt;label&gt;"]
+    assert re.findall(r'aria-label="([^"]*)"', text)[1] == "Border between Map and Truth"
+    ids = {re.search(r'id="(swipe-\w+)"', one)[1] for one in (text, swipe(THREE), swipe({"a": RED, "b": BLUE}))}
+    assert len(ids) == 2
+    assert swipe(THREE) == swipe(THREE)
+
+
+def test_a_wrong_number_or_size_is_refused():
+    with pytest.raises(GridError, match="found 1 pictures"):
+        swipe({"a": RED})
+    with pytest.raises(GridError, match="60 x 80, 61 x 80"):
+        swipe({"a": RED, "b": np.zeros((61, 80, 3), np.uint8)})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_borders_follow_mouse_finger_and_keys(tmp_path):
+    """What stands at a place of the page is the picture that should, after each kind of input."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    from PIL import Image
+
+    (tmp_path / "page.html").write_text(f"<html><body style='margin:0;width:400px'>{swipe(THREE)}</body></html>")
+
+    def colour(x, y=120):  # below the handles
+        page.screenshot(path=tmp_path / "shot.png")
+        return "rgb"[int(np.argmax(Image.open(tmp_path / "shot.png").convert("RGB").getpixel((x, y))))]
+
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 400, "height": 400}, has_touch=True)
+        page.goto(f"file://{tmp_path / 'page.html'}")
+        assert [colour(x) for x in (60, 200, 340)] == ["r", "g", "b"]
+        page.mouse.move(133, 75)
+        page.mouse.down()
+        page.mouse.move(40, 75)
+        page.mouse.up()
+        assert [colour(x) for x in (20, 60)] == ["r", "g"]
+        page.touchscreen.tap(360, 225)
+        assert [colour(x) for x in (340, 380)] == ["g", "b"]
+        page.keyboard.press("Tab")
+        page.locator("input.b0").focus()
+        for _ in range(20):
+            page.keyboard.press("ArrowRight")
+        assert [colour(x) for x in (60, 100)] == ["r", "g"]
+        page.locator("input.b0").fill("95")  # past the second border: stops there
+        assert [colour(x) for x in (340, 380)] == ["r", "b"]
+        browser.close()

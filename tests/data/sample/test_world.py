@@ -1,0 +1,312 @@
+"""The sample world: real layouts, real geometry, the planted truth comes back, the same on any machine."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+
+from lcfuse_core.data import cells, legends, scenes
+from lcfuse_core.data.sample import landscape, sensors, world
+from lcfuse_core.errors import ParameterError
+
+SMALL = world.WorldPlan(seed=7, n_train=2, n_validation=1, n_test=2)
+SPEC = {"s1": ("float32", 2), "s2": ("uint16", 13), "lc": ("uint8", 4), "dfc": ("uint8", 1)}
+# Sizes of real SEN12MS files (uncompressed 256 x 256, pixel-interleaved); ours may differ by a few tags.
+REAL_BYTES = {"s1": 525_172, "s2": 1_706_432, "lc": 262_788}
+
+
+@pytest.fixture(scope="module")
+def small_world(tmp_path_factory):
+    return world.make_world(tmp_path_factory.mktemp("data") / "world", SMALL)
+
+
+@pytest.fixture(scope="module")
+def training(small_world):
+    return scenes.with_truth(scenes.index(small_world / "sen12ms"), small_world / "truth")
+
+
+@pytest.fixture(scope="module")
+def evaluation(small_world):
+    return scenes.index(small_world / "dfc2020")
+
+
+def test_training_files_are_like_those_of_sen12ms(training):
+    """Names are read by the index; bands, dtype, georeference, interleaving and size are those of the real files."""
+    assert len(training) == 2 * 4
+    for kind, (dtype, bands) in SPEC.items():
+        path = training.iloc[0][kind]
+        with rasterio.open(path) as file:
+            assert (file.dtypes[0], file.count, file.shape) == (dtype, bands, (256, 256))
+            assert file.crs.is_projected
+            assert (file.transform.a, file.transform.e) == (10, -10)
+            assert file.transform.c % 10 != 0
+            assert file.nodata is None
+            assert file.compression is None
+            assert bands == 1 or file.interleaving.name == "pixel"
+        if kind in REAL_BYTES:
+            assert os.path.getsize(path) == pytest.approx(REAL_BYTES[kind], abs=2048)
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_evaluation_files_are_like_those_of_the_phase_archives(evaluation):
+    assert sorted(evaluation.split.unique()) == ["test", "validation"]
+    assert len(evaluation) == 3 * 4
+    for kind, (dtype, bands) in (SPEC | {"s1": ("float64", 2)}).items():
+        with rasterio.open(evaluation.iloc[0][kind]) as file:
+            assert (file.dtypes[0], file.count, file.shape) == (dtype, bands, (256, 256))
+            assert file.crs is None
+            assert file.transform == Affine.identity()
+
+
+def test_neighbouring_patches_hold_the_same_pixels(training):
+    """Patches of a scene overlap by half: column 128 of one is column 0 of the next, in every layer."""
+    left, right = (scenes.read_patch(training.iloc[k]) for k in (0, 1))
+    assert right.transform.c - left.transform.c == 1280
+    for kind in SPEC:
+        a, b = getattr(left, kind), getattr(right, kind)
+        np.testing.assert_array_equal(a[..., 128:], b[..., :128])
+        assert (a != b).any()
+
+
+def test_the_coarse_label_is_constant_in_each_real_cell(training):
+    """The label changes only where the 463 m cell of the sinusoidal grid does, and does change."""
+    for _, row in training.iterrows():
+        patch = scenes.read_patch(row, ("lc",))
+        ids, keys = cells.cell_ids(patch.transform, patch.crs, patch.lc.shape[1:])
+        lowest, highest = np.full(len(keys), 255), np.zeros(len(keys))
+        np.minimum.at(lowest, ids, patch.lc[0])
+        np.maximum.at(highest, ids, patch.lc[0])
+        np.testing.assert_array_equal(lowest, highest)
+    assert len(np.unique(patch.lc[0])) > 1
+
+
+def test_every_file_passes_the_checks_of_the_reader(training, evaluation):
+    """The reader refuses or repairs nothing: all codes in their legends, no offset, dB in range."""
+    for table in (training, evaluation):
+        patches, report = scenes.read_many(table)
+        assert len(patches) == len(table)
+        assert not report.skipped
+        assert not report.repaired
+
+
+def test_regions_of_the_evaluation_patches_are_told(evaluation):
+    expected = {world.VALIDATION_REGIONS[0].name, *(region.name for region in world.TEST_REGIONS[:2])}
+    assert set(evaluation.scene_id) == expected
+
+
+@pytest.mark.slow
+def test_the_same_seed_makes_the_same_world_with_any_number_of_workers(small_world, tmp_path):
+    again = world.make_world(tmp_path / "again", SMALL, workers=1)
+    assert world.read_world(again)["sha256"] == world.read_world(small_world)["sha256"]
+
+
+@pytest.mark.slow
+def test_another_seed_makes_another_world(small_world, tmp_path):
+    plan = world.WorldPlan(seed=8, n_train=1, n_validation=1, n_test=1)
+    other = world.make_world(tmp_path / "other", plan)
+    assert world.read_world(other)["sha256"] != world.read_world(small_world)["sha256"]
+
+
+@pytest.mark.slow
+def test_the_pixels_do_not_depend_on_the_processor(small_world, tmp_path):
+    """Numpy without its vector instructions computes some functions otherwise; no rounded pixel may notice."""
+    code = (
+        "from lcfuse_core.data.sample import world;"
+        f"world.make_world({str(tmp_path / 'w')!r}, world.WorldPlan(seed=7, n_train=2, n_validation=1, n_test=2))"
+    )
+    core = np._core._multiarray_umath
+    present = [name for name in core.__cpu_dispatch__ if core.__cpu_features__[name]]
+    if not present:
+        pytest.skip("this processor has none of the instructions to switch off")
+    environment = os.environ | {"NPY_DISABLE_CPU_FEATURES": " ".join(present)}
+    # As an error, a name that numpy does not know, or cannot switch off, would be a check that checks nothing.
+    subprocess.run([sys.executable, "-W", "error::ImportWarning", "-c", code], env=environment, check=True)
+    assert world.read_world(tmp_path / "w")["sha256"] == world.read_world(small_world)["sha256"]
+
+
+def test_no_pixel_notices_the_last_digit_of_a_function(small_world, tmp_path, monkeypatch):
+    """What a processor with other vector instructions would do, on any: each value of numpy's functions moved a bit."""
+    rng, moved = np.random.default_rng(0), set()
+
+    def moving(name, plain):
+        def function(*given, **more):
+            value = plain(*given, **more)
+            moved.add(name)
+            return np.nextafter(value, value + rng.choice([-1.0, 0.0, 1.0], np.shape(value)))
+
+        return function
+
+    for name in ("exp", "log", "log10", "power", "sin", "cos", "hypot"):
+        monkeypatch.setattr(np, name, moving(name, getattr(np, name)))
+    plan = world.WorldPlan(seed=7, n_train=2, n_validation=1, n_test=2)
+    root = world.make_world(tmp_path / "w", plan, workers=1)
+    assert moved >= {"exp", "log", "power", "sin", "cos", "hypot"}
+    assert world.read_world(root)["sha256"] == world.read_world(small_world)["sha256"]
+
+
+@pytest.mark.slow
+def test_a_world_that_is_there_is_kept_and_one_of_other_code_is_made_again(tmp_path):
+    plan = world.WorldPlan(seed=1, n_train=1, n_validation=1, n_test=1)
+    root = world.make_world(tmp_path / "w", plan, workers=1)
+    mark = root / "mark"
+    mark.touch()
+    world.make_world(root, plan, workers=1)
+    assert mark.exists()
+    record = world.read_world(root)
+    (root / "world.json").write_text(json.dumps(record | {"code": "older"}))
+    world.make_world(root, plan, workers=1)
+    assert not mark.exists()
+    assert world.read_world(root) == record
+
+
+def test_an_interrupted_call_leaves_nothing_that_looks_finished(tmp_path, monkeypatch):
+    def full_disk(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(world, "_write_scene", full_disk)
+    with pytest.raises(OSError, match="disk full"):
+        world.make_world(tmp_path / "w", world.WorldPlan(n_train=1, n_validation=1, n_test=1), workers=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_world_that_another_process_finished_first_is_left_alone(tmp_path, monkeypatch):
+    root, plan = tmp_path / "world", world.WorldPlan(seed=3, n_train=1, n_validation=1, n_test=1)
+    write = world._write_scenes
+
+    def while_another_process_finishes(*arguments):
+        digests = write(*arguments)
+        monkeypatch.setattr(world, "_write_scenes", write)
+        world.make_world(root, plan, workers=1)
+        (root / "read by the other").touch()
+        return digests
+
+    monkeypatch.setattr(world, "_write_scenes", while_another_process_finishes)
+    assert world.make_world(root, plan, workers=1) == root
+    assert (root / "read by the other").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["world"]
+
+
+def test_a_world_without_scenes_is_refused():
+    with pytest.raises(ParameterError, match=r"n_test: found 0, expected 1 or more"):
+        world.WorldPlan(n_test=0)
+
+
+# The ground -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale_px", [5, 16, 60, 130])
+def test_a_random_field_has_the_promised_moments_and_scale(scale_px):
+    """Mean 0 and variance 1 over many draws; near pixels agree, far ones do not."""
+    draws = [landscape.random_field(np.random.default_rng(k), (96, 160), scale_px) for k in range(60)]
+    field = np.array(draws)
+    assert field.shape == (60, 96, 160)
+    assert abs(field.mean()) < 0.15
+    assert field.var() == pytest.approx(1, abs=0.2)
+    near = max(1, scale_px // 8)
+    assert (field[:, :, near:] * field[:, :, :-near]).mean() > 0.6
+    if 2 * scale_px < 160:
+        far = 2 * scale_px
+        assert (field[:, :, far:] * field[:, :, :-far]).mean() < 0.35
+
+
+def test_the_biome_decides_what_grows():
+    """Shares of the landscape follow the biome's knobs: more crops, more water, more town."""
+
+    def share(code, **changes):
+        biome = landscape.Biome("a", 45, 5, **({"towns": 3.0} | changes))
+        maps = [landscape.make_landscape(np.random.default_rng(k), biome, (256, 256)).truth for k in range(6)]
+        return np.mean(np.array(maps) == code)
+
+    assert share(landscape.CROP, crops=0.6) > 2 * share(landscape.CROP, crops=0.15)
+    assert share(landscape.WATER, lakes=0.3) > 2 * share(landscape.WATER, lakes=0.05)
+    assert share(landscape.URBAN, town_radius_m=700.0) > 2 * share(landscape.URBAN, town_radius_m=200.0)
+    assert share(landscape.FOREST, forest=1.0) > share(landscape.FOREST, forest=-1.0)
+
+
+def test_roads_are_drawn_and_never_on_water():
+    biome = landscape.Biome("a", 45, 5, lakes=0.3, towns=12.0)
+    land = landscape.make_landscape(np.random.default_rng(3), biome, (512, 512))
+    road = land.objects == landscape.ROAD_OBJECT
+    assert road.sum() > 30
+    assert set(np.unique(land.truth[road])) == {landscape.URBAN}
+
+
+# What the sensors make of it -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scene():
+    biome = landscape.Biome("a", 45, 5, forest=0.3, barren=0.3, lakes=0.2, towns=16.0)
+    region = sensors.draw_region(np.random.default_rng(1), biome, season=0.5, strangeness=0.0)
+    return world.make_scene(np.random.default_rng(2), region, 384), region
+
+
+def mean_of(band, truth, code):
+    return band[truth == code].mean()
+
+
+def test_classes_have_the_spectra_of_their_materials(scene):
+    """Leaves: red edge. Water: dark beyond the red. Bare soil: bright at 1.6 micrometres. Cirrus band: dark."""
+    seen, _ = scene
+    s2, truth = seen.s2.astype(float), seen.truth
+    red, infrared, swir, cirrus = s2[3], s2[7], s2[11], s2[10]
+    assert mean_of(infrared, truth, landscape.FOREST) > 2 * mean_of(red, truth, landscape.FOREST)
+    assert mean_of(infrared, truth, landscape.WATER) < 0.5 * mean_of(infrared, truth, landscape.FOREST)
+    assert mean_of(swir, truth, landscape.BARREN) > 1.3 * mean_of(swir, truth, landscape.FOREST)
+    assert cirrus.max() < 100
+
+
+def test_backscatter_orders_the_classes_and_carries_the_promised_speckle(scene):
+    """Towns are bright, water is dark; the speckle of still water has the looks of Sentinel-1."""
+    seen, _ = scene
+    vv, truth = seen.s1[0], seen.truth
+    means = [mean_of(vv, truth, code) for code in (landscape.URBAN, landscape.FOREST, landscape.WATER)]
+    assert means[0] > means[1] > means[2] + 4
+    assert vv.max() <= 0
+    rng = np.random.default_rng(5)
+    lake = landscape.Landscape(np.full((256, 256), 10, np.uint8), np.zeros((256, 256), np.int32))
+    power = 10 ** (sensors.see_sentinel1(rng, lake, scene[1])[0] / 10)
+    looks = power.mean() ** 2 / power.var()
+    assert 3.0 < looks < sensors.LOOKS * 1.05  # texture takes some looks away, never adds any
+
+
+def test_sixty_metre_bands_repeat_and_ten_metre_bands_do_not(scene):
+    """Before noise, the six pixels of a 60 m pixel are one measurement: only noise differs between them."""
+    seen, _ = scene
+    inside = np.diff(seen.s2[0].astype(float), axis=1)[:, [0, 1, 2, 3, 4]]
+    assert inside.std() < 1.6 * 30  # two draws of a noise of 30
+    assert np.diff(seen.s2[3].astype(float), axis=1).std() > 1.6 * 30
+
+
+def test_a_pure_cell_without_confusion_keeps_its_class(scene):
+    """With an identity for a confusion matrix and one class everywhere, the label is that class."""
+    region = sensors.draw_region(np.random.default_rng(1), scene[1].biome, season=0.5, strangeness=0.0)
+    clear = np.concatenate([np.eye(8), np.zeros((8, 1))], axis=1)
+    region = sensors.Region(region.biome, region.materials, region.mixture, region.backscatter_db, region.haze, clear)
+    for code in legends.SCORED:
+        truth = np.full((128, 128), code, np.uint8)
+        label = sensors.see_modis(
+            np.random.default_rng(0), truth, Affine(10, 0, 5e5, 0, -10, 5e6), "EPSG:32632", region
+        )
+        assert set(np.unique(legends.igbp_to_dfc(label))) == {code}
+
+
+def test_confusion_rows_are_probabilities_around_the_mean():
+    np.testing.assert_allclose(sensors.MEAN_CONFUSION.sum(axis=1), 1)
+    draws = np.mean([sensors.draw_confusion(np.random.default_rng(k)) for k in range(400)], axis=0)
+    np.testing.assert_allclose(draws.sum(axis=1), 1)
+    np.testing.assert_allclose(draws, sensors.MEAN_CONFUSION, atol=0.03)
+
+
+def test_lccs_layers_hold_codes_of_their_legends():
+    layers = sensors.lccs_layers(np.arange(1, 18, dtype=np.uint8)[None])
+    for layer, legend in zip(
+        layers, (legends.LCCS_LAND_COVER, legends.LCCS_LAND_USE, legends.LCCS_HYDROLOGY), strict=True
+    ):
+        legend.check(layer)
+        assert legend.unknown not in layer

@@ -1,0 +1,162 @@
+"""The coarse cell: against the definition of the MODIS grid, and against real labels."""
+
+import os
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from miniatures import SEMIREAL, needs_semireal
+from pyproj import Transformer
+
+from lcfuse_core.data.cells import CELL_M, GRID_COLS, GRID_ROWS, cell_ids, majority_share, modis_cells
+
+TIMES = int(os.environ.get("LCFUSE_PLACES", "1"))
+"""How many times as many random places as the suite has time for."""
+
+
+def utm(latitude, longitude, row_shift=0, col_shift=0):
+    """CRS of the UTM zone of a place, and a 10 m raster whose upper left corner lies there."""
+    zone = int((longitude + 180) // 6) + 1
+    crs = f"EPSG:{(32600 if latitude >= 0 else 32700) + zone}"
+    easting, northing = Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(longitude, latitude)
+    return crs, Affine(10, 0, easting + 10 * col_shift, 0, -10, northing - 10 * row_shift)
+
+
+latitudes = st.floats(-65, 75)
+longitudes = st.floats(-179, 179).filter(lambda degrees: 0.3 < degrees % 6 < 5.7)
+
+
+def whole_cells(ids):
+    """Numbers of the cells that do not touch the border of the raster."""
+    border = np.concatenate([ids[0], ids[-1], ids[:, 0], ids[:, -1]])
+    return np.setdiff1d(ids, border)
+
+
+@settings(max_examples=15 * TIMES)
+@given(latitudes, longitudes)
+def test_whole_cells_cover_463_m_squared(latitude, longitude):
+    """
+    About 2147 pixels of 10 m each, wherever on Earth.
+
+    The sinusoidal grid is of equal area on its sphere. The Earth's ellipsoid departs from it by up to 1 %,
+    UTM by 0.1 %, counting whole pixels by a few.
+    """
+    crs, transform = utm(latitude, longitude)
+    ids, _ = cell_ids(transform, crs, (260, 330))
+    areas = np.bincount(ids.ravel())[whole_cells(ids)] * 100
+    assert abs(CELL_M - 463.3127) < 1e-4
+    assert areas.size >= 5
+    assert areas.mean() == pytest.approx(CELL_M**2, rel=0.02)
+    assert areas == pytest.approx(CELL_M**2, rel=0.05)
+
+
+@settings(max_examples=15 * TIMES)
+@given(latitudes, longitudes, st.integers(0, 60), st.integers(0, 60))
+def test_patches_that_overlap_agree_on_their_overlap(latitude, longitude, down, right):
+    """A pixel lies in the same cell, whichever raster it is read from."""
+    shape = (80, 100)
+    crs, here = utm(latitude, longitude)
+    _, there = utm(latitude, longitude, down, right)
+    first, second = np.stack(modis_cells(here, crs, shape)), np.stack(modis_cells(there, crs, shape))
+    assert (first[:, down:, right:] == second[:, : shape[0] - down, : shape[1] - right]).all()
+
+
+@settings(max_examples=10 * TIMES)
+@given(latitudes, longitudes)
+def test_cells_are_numbered_without_gaps_and_keep_their_place(latitude, longitude):
+    """They run 0..n-1 in the order of keys, and keys[ids] is the place in the global grid."""
+    crs, transform = utm(latitude, longitude)
+    shape = (70, 90)
+    ids, keys = cell_ids(transform, crs, shape)
+    row, col = modis_cells(transform, crs, shape)
+    assert ids.shape == row.shape == col.shape == shape
+    assert (ids.dtype, keys.dtype, row.dtype, col.dtype) == (np.int32, np.int64, np.int32, np.int32)
+    assert np.unique(ids).tolist() == list(range(len(keys)))
+    assert (np.diff(keys) > 0).all()
+    assert (keys[ids] == row.astype(np.int64) * GRID_COLS + col).all()
+
+
+@pytest.mark.parametrize(
+    ("latitude", "longitude", "row", "col"),
+    [(50, 0, 9600, 43200), (0, 0, 21600, 43200), (-30, 0, 28800, 43200)],
+)
+def test_corners_of_tiles_lie_where_the_grid_defines_them(latitude, longitude, row, col):
+    """A tile has 10 degrees of latitude and 2400 cells; tiles meet at the equator and at Greenwich."""
+    step = 1e-4  # a pixel of some 10 m; the raster's corner is 2 pixels north-west of the tile's
+    transform = Affine(step, 0, longitude - 2 * step, 0, -step, latitude + 2 * step)
+    rows, cols = modis_cells(transform, "EPSG:4326", (4, 4))
+    assert rows[:, 0].tolist() == [row - 1, row - 1, row, row]
+    assert cols[0].tolist() == [col - 1, col - 1, col, col]
+
+
+def test_grid_begins_in_the_north_and_ends_in_the_south():
+    """Row 0 touches the North Pole, the last row the South Pole; half the columns lie west of Greenwich."""
+    north, south = Affine(1e-4, 0, 0, 0, -1e-4, 90), Affine(1e-4, 0, -4e-4, 0, -1e-4, -90 + 4e-4)
+    assert (modis_cells(north, "EPSG:4326", (4, 4))[0] == 0).all()
+    assert (modis_cells(south, "EPSG:4326", (4, 4))[0] == GRID_ROWS - 1).all()
+    assert (modis_cells(south, "EPSG:4326", (4, 4))[1] == GRID_COLS // 2 - 1).all()
+    assert (GRID_ROWS, GRID_COLS) == (43200, 86400)
+
+
+@pytest.mark.parametrize(("latitude", "longitude"), [(45, 9), (45, 141), (-33, 20), (60, -93), (2, 105)])
+def test_cells_are_sheared_in_utm_as_geometry_says(latitude, longitude):
+    """
+    The western edge of a cell runs along x = R lon cos(lat).
+
+    On it lon grows by lon tan(lat) for each unit of lat: lon sin(lat) metres east for each metre north,
+    seen from the local meridian. UTM north is that of the zone's central meridian, which takes off
+    (lon - lon0) sin(lat). What is left is lon0 sin(lat).
+    """
+    crs, transform = utm(latitude, longitude)
+    _, col = modis_cells(transform, crs, (300, 2000))
+    edge = int(np.median(col[150]))  # the cell in the middle: far enough from both sides
+    first = np.argmax(col >= edge, axis=1)
+    east_per_south = np.polyfit(np.arange(300), first, 1)[0]
+    central_meridian = np.radians(int((longitude + 180) // 6) * 6 - 177)
+    assert -east_per_south == pytest.approx(central_meridian * np.sin(np.radians(latitude)), abs=0.02)
+
+
+def test_cells_are_no_axis_aligned_blocks():
+    """In southern Germany a cell leans by a tenth: 5 pixels over its height of 46."""
+    crs, transform = utm(48, 9)
+    ids, _ = cell_ids(transform, crs, (200, 200))
+    one = np.argwhere(ids == whole_cells(ids)[0])
+    bounding_box = np.prod(np.ptp(one, axis=0) + 1)
+    assert len(one) < 0.95 * bounding_box
+    assert np.ptp(one, axis=0)[0] + 1 in (46, 47)
+
+
+@needs_semireal
+@pytest.mark.parametrize("place", ["Denmark", "Tanzania", "BrazilCoast"])
+def test_real_coarse_labels_are_pure_in_our_cells(place):
+    """Labels made on the grid by others hold one class in every cell of ours; blocks of 50 px do not."""
+    path = SEMIREAL / f"ROIs0000_autumn/lc_{place}/ROIs0000_autumn_lc_{place}_p0.tif"
+    with rasterio.open(path) as file:
+        igbp, transform, crs = file.read(1), file.transform, file.crs
+    ids, keys = cell_ids(transform, crs, igbp.shape)
+    assert n_impure(ids, igbp) == 0
+    assert 20 <= len(keys) <= 45
+    rows, cols = np.mgrid[: igbp.shape[0], : igbp.shape[1]]
+    assert n_impure(rows // 50 * 10 + cols // 50, igbp) > 0
+    aside = Affine(10, 0, transform.c + 30, 0, -10, transform.f - 30)
+    assert n_impure(cell_ids(aside, crs, igbp.shape)[0], igbp) > 0
+
+
+def n_impure(ids, labels):
+    """How many cells hold more than one label."""
+    return sum(len(np.unique(labels[ids == number])) > 1 for number in np.unique(ids))
+
+
+def test_purity_of_cells_equals_a_count_by_hand():
+    """Each whole cell by a plain loop; a map of one class is pure, a chequerboard is half and half."""
+    ids, keys = cell_ids(Affine(10, 0, 5e5, 0, -10, 5e6), "EPSG:32632", (200, 230))
+    labels = np.random.default_rng(3).integers(1, 4, ids.shape)
+    whole = [k for k in range(len(keys)) if (ids == k).sum() > 0.98 * 463.3127**2 / 100]
+    expected = [max((labels[ids == k] == c).mean() for c in (1, 2, 3)) for k in whole]
+    assert len(whole) >= 6
+    np.testing.assert_allclose(majority_share(labels, ids), expected)
+    chequers = np.indices(ids.shape).sum(axis=0) % 2
+    np.testing.assert_allclose(majority_share(chequers, ids), 0.5, atol=0.02)

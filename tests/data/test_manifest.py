@@ -1,0 +1,269 @@
+"""The manifest: what it holds, and that a mistake in it is found by line."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from lcfuse_core.book import settings
+from lcfuse_core.data import manifest
+from lcfuse_core.errors import DataError, MissingDataError, ParameterError
+
+ROOT = Path(__file__).resolve().parents[2]
+FILE = ROOT / "data_manifest.yaml"
+BOOK = manifest.read()
+ARCHIVES = [item for item in BOOK.items if item.dataset == "sen12ms" and item.unpack]
+PHASES = [item for item in BOOK.items if re.fullmatch(r"dfc2020-(validation|test)-\w+", item.id)]
+
+SMALL = """\
+schema: 1
+datasets:
+  toys:
+    title: toys
+    doi: 10.1/toys
+    page: https://example.org/toys
+    citation: Nobody (2026)
+    licence: {name: CC0, where: here, read_on: 2026-11-22}
+    chapters: []
+    kinds:
+      s1: {bytes: 10, at_most: 20, ratio: 50}
+    sources:
+      - kind: https
+        url: https://example.org/{file}
+      - kind: by_hand
+        page: https://example.org/toys
+        do: Take {file}.
+items:
+  - id: one
+    dataset: toys
+    what: a toy
+    file: one.zip
+    kind: s1
+    size: 100
+    checksums: {md5: 0123456789abcdef0123456789abcdef}
+    unpack: {into: toys, members: "x_{scene}_p{patch}.tif", place: "x_{scene}", files: 7}
+  - id: two
+    dataset: toys
+    what: another
+    file: two.txt
+    size: unknown
+    checksums: unknown
+subsets:
+  colab:
+    what: toys
+    items:
+      - {item: one, scenes: {"3": 2}}
+      - {item: two}
+"""
+
+
+def line_of(text, part):
+    """The number of the only line that holds *part*."""
+    found = [number for number, line in enumerate(text.splitlines(), 1) if part in line]
+    assert len(found) == 1
+    return found[0]
+
+
+# What it holds -----------------------------------------------------------------------------------
+
+
+def test_the_package_holds_the_file_at_the_top():
+    """One file, seen from both places."""
+    assert (ROOT / "lcfuse_core" / manifest.SHIPPED).resolve() == FILE
+    assert manifest.read(FILE) == BOOK
+
+
+def test_every_archive_and_list_is_there():
+    """Twelve archives and two lists of SEN12MS, eight phase archives of DFC2020."""
+    seasons = ("ROIs1158_spring", "ROIs1868_summer", "ROIs1970_fall", "ROIs2017_winter")
+    names = {f"{season}_{kind}.tar.gz" for season in seasons for kind in ("lc", "s1", "s2")}
+    assert {item.file for item in ARCHIVES} == names
+    assert {item.file for item in BOOK.items if item.dataset == "sen12ms"} - names == {
+        "train_list.txt",
+        "test_list.txt",
+    }
+    kinds = ("s1", "s2", "lc", "dfc")
+    assert {item.file for item in PHASES} == {f"{kind}_{part}.zip" for kind in kinds for part in ("validation", "0")}
+
+
+def test_every_file_of_sen12ms_has_a_checksum_of_its_own():
+    sums = [item.checksums["md5"] for item in BOOK.items if item.dataset == "sen12ms"]
+    assert len(set(sums)) == 14
+
+
+def test_nothing_is_known_of_the_phase_archives_but_what_is_published():
+    """No checksum of them is: a guess would refuse the right file."""
+    assert {item.checksums for item in PHASES} == {"unknown"}
+    assert {item.size for item in PHASES} == {"unknown"}
+
+
+def test_every_file_has_two_sources_but_for_two_that_have_one():
+    single = {item.id for item in BOOK.items if item.file and len(BOOK.sources(item)) < 2}
+    assert single == {"dfc2020-bundle", "dfc2020-copernicus-bench"}
+
+
+def test_sources_name_the_file():
+    for item in BOOK.items:
+        for source in BOOK.sources(item):
+            text = json.dumps(source.model_dump())
+            assert "{" not in text[1:-1]
+            assert item.file is None or source.kind == "by_hand" or item.file in text
+
+
+def test_no_password_is_in_it_but_the_public_one():
+    words = {source.password for item in BOOK.items for source in BOOK.sources(item) if source.kind == "ftp"}
+    assert words == {"m1474000"}
+
+
+@pytest.mark.parametrize(("dataset", "parameter"), [("sen12ms", "train_root"), ("dfc2020", "data_root")])
+def test_the_chapters_that_use_it_are_those_that_can_be_pointed_at_it(dataset, parameter):
+    users = [chapter for chapter, names in settings.CHAPTERS.items() if parameter in names]
+    assert sorted(BOOK.datasets[dataset].chapters) == sorted(users)
+    assert sorted(BOOK.datasets["sample"].chapters) == sorted(settings.CHAPTERS)
+
+
+def test_the_profiles_are_those_of_the_book():
+    assert tuple(BOOK.subsets) == settings.PROFILES
+    assert BOOK.profiles(BOOK.item("sen12ms-summer-s2")) == ["colab", "full"]
+    assert BOOK.profiles(BOOK.item("sample-world")) == ["smoke"]
+
+
+def test_the_profiles_read_where_the_manifest_unpacks():
+    """`data_root: data/dfc2020` and `into: dfc2020` under the root `data` are one place."""
+    for profile in ("colab", "full"):
+        values = settings.read_profile(profile)
+        assert values["train_root"] == f"data/{ARCHIVES[0].unpack.into}"
+        assert values["data_root"] == f"data/{PHASES[0].unpack.into}"
+
+
+def test_members_go_where_the_real_layout_has_them():
+    item = BOOK.item("sen12ms-summer-s2")
+    name = "ROIs1868_summer_s2_104_p30.tif"
+    assert item.unpack.destination(f"any/where/{name}") == f"ROIs1868_summer/s2_104/{name}"
+    assert item.unpack.destination(name, frozenset({"15"})) is None
+    for other in ("ROIs1868_summer_s1_104_p30.tif", "ROIs1158_spring_s2_104_p30.tif", name + ".txt", f"x{name}"):
+        assert item.unpack.destination(other) is None
+    test = BOOK.item("dfc2020-test-dfc")
+    assert test.unpack.destination("ROIs0000_test_dfc_0_p7.tif") == "dfc_0/ROIs0000_test_dfc_0_p7.tif"
+    bundle = BOOK.item("dfc2020-bundle")
+    assert (
+        bundle.unpack.destination("ROIs0000_autumn_s2_CapeTown_p7.tif")
+        == "ROIs0000_autumn/s2_CapeTown/ROIs0000_autumn_s2_CapeTown_p7.tif"
+    )
+
+
+# How large ---------------------------------------------------------------------------------------
+
+
+def test_the_size_of_colab_is_that_of_its_scenes_and_says_what_is_unknown():
+    """205 + 663 + 599 patches of three files; the season archives they are in have no published size."""
+    chosen = BOOK.subset("colab").items
+    assert manifest.disk_size(BOOK, chosen).exact == (205 + 663 + 599) * (525_172 + 1_706_432 + 262_788)
+    assert manifest.disk_size(BOOK, chosen).about == 986 * (1_050_000 + 1_710_000 + 263_000 + 66_000)
+    down = manifest.download_size(BOOK, chosen)
+    assert (down.exact, down.about) == (0, 948_000_000 + 633_000_000 + 6_000_000)
+    assert {"sen12ms-summer-lc", "sen12ms-summer-s1", "sen12ms-summer-s2"} <= set(down.unknown)
+
+
+def test_the_size_of_full_is_that_of_all_patches():
+    """Of single seasons the number of patches is not published, of all of them it is."""
+    disk = manifest.disk_size(BOOK, BOOK.subset("full").items)
+    assert disk.exact == 180_662 * (525_172 + 1_706_432 + 262_788)
+    assert set(disk.unknown) == {"sen12ms-train-list", "sen12ms-test-list"}
+    part = manifest.disk_size(BOOK, BOOK.subset("full").items[1:])
+    assert part.exact == 0
+    assert "sen12ms-fall-s2" in part.unknown
+
+
+def test_sizes_of_a_small_manifest_add_up():
+    book = manifest.parse(SMALL)
+    chosen = book.subset("colab").items
+    assert manifest.download_size(book, chosen) == manifest.Sizes(100, 0, ("two",))
+    assert manifest.disk_size(book, chosen) == manifest.Sizes(2 * 10, 0, ("two",))
+    assert manifest.disk_size(book, [manifest.Choice(item="one")]) == manifest.Sizes(7 * 10)
+    assert str(manifest.Sizes(6_000_000, 0, ("two",))) == "0.01 GB; unknown: two"
+
+
+# Mistakes ----------------------------------------------------------------------------------------
+
+MISTAKES = [
+    ("schema: 1", "schema: 2", "schema", "found 2"),
+    ("size: 100", "size: big", "items.0.size", "found 'big'"),
+    ("size: 100", "size: -1", "items.0.size", "greater than or equal to 0"),
+    ("md5: 0123456789abcdef0123456789abcdef", "md5: 01ab", "items.0.checksums", "32 digits"),
+    ("md5: 0123456789abcdef0123456789abcdef", "crc: 0123", "items.0.checksums", "md5"),
+    ("    file: one.zip", "    fiel: one.zip", "items.0.file", "found nothing"),
+    ("file: two.txt", "file: ../two.txt", "items.1.file", "plain relative path"),
+    ("into: toys", "into: /toys", "items.0.unpack.into", "plain relative path"),
+    ("url: https", "url: file", "datasets.toys.sources.0.url", "begin with https:// or ftp://"),
+    ("url: https", "url: http", "datasets.toys.sources.0.url", "begin with https:// or ftp://"),
+    ("kind: by_hand", "kind: by_foot", "datasets.toys.sources.1", "by_hand"),
+    ("read_on: 2026-11-22", "read_on: soon", "datasets.toys.licence.read_on", "found 'soon'"),
+    ("- id: two", "- id: one", "items.1.id", "an id of its own"),
+    ("file: two.txt", "file: one.zip", "items.1.file", "a file name of its own"),
+    ("    kind: s1", "    kind: s9", "items.0.kind", "one of s1"),
+    ("{item: two}", "{item: three}", "subsets.colab.items.1.item", "the id of an item"),
+    ("  colab:", "  huge:", "subsets.huge", "found 'huge'"),
+    ("    what: another", "    what: another\n    what: twice", "the file", "'what' a second time"),
+    ("    what: another", "    what: &a another", "the file", "an anchor"),
+    ("    what: another", "    what: [another", "the file", "YAML that can be read"),
+    ("    what: another", "    what: another\n    extra: 1", "items.1.extra", "not permitted"),
+]
+
+
+SHIFTED = {"found nothing": -3, "YAML that can be read": 1, "a second time": 1, "not permitted": 1}
+"""What is missing is named at the beginning of its item; the rest is lines that come after the one changed."""
+
+
+@pytest.mark.parametrize(("old", "new", "field", "said"), MISTAKES, ids=[f"{m[2]} {m[3]}" for m in MISTAKES])
+def test_a_mistake_is_named_by_line_and_field(old, new, field, said):
+    assert SMALL.count(old) == 1
+    with pytest.raises(DataError) as caught:
+        manifest.parse(SMALL.replace(old, new), "m.yaml")
+    message, changed = str(caught.value), SMALL[: SMALL.index(old)].count("\n") + 1
+    place = next((shift for words, shift in SHIFTED.items() if words in said), 0)
+    assert message.startswith(f"m.yaml line {changed + place}: {field}")
+    assert said in message
+
+
+def test_an_item_of_an_unknown_data_set_is_named():
+    text = SMALL.replace("    dataset: toys\n    what: another", "    dataset: gone\n    what: another")
+    with pytest.raises(DataError, match=r"items\.1\.dataset: found 'gone', expected one of toys") as caught:
+        manifest.parse(text, "m.yaml")
+    assert f"line {line_of(text, 'gone')}:" in str(caught.value)
+
+
+def outcome(text):
+    """What became of a manifest."""
+    try:
+        manifest.parse(text, "m.yaml")
+    except DataError as error:
+        return "refused" if re.match(r"m\.yaml line \d+: ", str(error)) else str(error)
+    return "read"
+
+
+def test_a_line_that_is_lost_doubled_moved_or_garbled_is_never_a_crash():
+    """Each line of the small manifest, in six ways: read, or refused by line."""
+    lines, outcomes = SMALL.splitlines(), Counter()
+    for n, line in enumerate(lines):
+        for changed in ([], [line, line], [f" {line}"], [line[:-1]], [f"{line}: {{"], [line.replace(":", "")]):
+            outcomes[outcome("\n".join([*lines[:n], *changed, *lines[n + 1 :]]))] += 1
+    assert set(outcomes) == {"read", "refused"}
+    assert outcomes["refused"] > 150
+
+
+@pytest.mark.parametrize("text", ["", "just words", "- a\n- list", "\x00", "a: \ud800", "schema: 1", "{" * 200])
+def test_what_is_no_manifest_is_refused(text):
+    with pytest.raises(DataError, match=r"m\.yaml line 1: "):
+        manifest.parse(text, "m.yaml")
+
+
+def test_a_missing_manifest_an_unknown_item_and_profile_are_named(tmp_path):
+    with pytest.raises(MissingDataError, match="no such file"):
+        manifest.read(tmp_path / "none.yaml")
+    with pytest.raises(ParameterError, match="one of sen12ms-spring-lc"):
+        BOOK.item("sen12ms-autumn-lc")
+    with pytest.raises(ParameterError, match="one of smoke, colab, full"):
+        BOOK.subset("huge")

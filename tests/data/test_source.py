@@ -1,0 +1,539 @@
+"""Patches for torch: labels, crops that can be traced back to their pixels, and normalisation."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from miniatures import (
+    COLS,
+    PLACE,
+    ROWS,
+    SEMIREAL,
+    UTM,
+    dfc_array,
+    lc_array,
+    needs_semireal,
+    s1_array,
+    s2_array,
+    write_patch,
+)
+from test_packed import pack_one, write_scene
+from toys import toy_patch, toy_stack
+
+from lcfuse_core.data import scenes
+from lcfuse_core.data import source as patches
+from lcfuse_core.data.cells import cell_ids, recover
+from lcfuse_core.data.legends import IGNORE, N_COARSE, SAVANNA_INDEX
+from lcfuse_core.data.packed import PackedScenes
+from lcfuse_core.data.scenes import Patch
+from lcfuse_core.data.source import (
+    SAMPLING,
+    Crops,
+    PatchFiles,
+    PatchStack,
+    Sampler,
+    Statistics,
+    channel_statistics,
+    class_counts,
+    label_index,
+    normalise,
+    patch_cells,
+    turn,
+    turn_each,
+)
+from lcfuse_core.errors import DataError, GridError, MissingDataError, ParameterError
+
+FLAT = Statistics((0.0,) * 15, (1.0,) * 15)
+"""Leaves clipped channels as they are."""
+
+
+def patch(number=0, **changes):
+    """A patch in memory whose values tell their band, row and column; S1 tells its number too."""
+    whole = Patch(f"p{number}", s1_array(number=number), s2_array(), lc_array(), dfc_array()[0])
+    return replace(whole, **changes)
+
+
+def number_of(s1):
+    """Numbers of the patches that crops came from: the last digits of VV."""
+    return (-s1[:, 0, 0, 0].double() * 10000).round().long() % 100
+
+
+@pytest.fixture
+def generator():
+    """A generator in a known state."""
+    return torch.Generator().manual_seed(20)
+
+
+def test_modis_labels_go_through_the_dfc2020_legend():
+    """IGBP -> DFC2020 -> 0..7; Savanna (8, 9), snow (15) and no label (0, 255) are ignored."""
+    codes = [1, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 255, 0]
+    expected = [0, 0, 1, 1, IGNORE, IGNORE, 2, 3, 4, 5, 4, IGNORE, 6, 7, IGNORE, IGNORE]
+    lc = np.zeros((4, 1, len(codes)), np.uint8)
+    lc[0] = codes
+    labels = patches.label_index(patch(lc=lc), "modis")
+    assert labels.dtype == np.uint8
+    assert labels.tolist() == [expected]
+
+
+def test_fine_labels_are_the_reference():
+    """DFC2020 codes -> 0..7; none, Savanna and snow are ignored."""
+    dfc = np.arange(11, dtype=np.uint8)[None]
+    expected = [IGNORE, 0, 1, IGNORE, 2, 3, 4, 5, IGNORE, 6, 7]
+    assert patches.label_index(patch(dfc=dfc), "fine").tolist() == [expected]
+
+
+@pytest.mark.parametrize(("labels", "layer"), [("modis", "lc"), ("fine", "dfc")])
+def test_a_patch_without_the_layer_is_named(labels, layer):
+    """With the call that leaves such patches out."""
+    with pytest.raises(MissingDataError, match=rf"p3: found no {layer} layer.*scenes\.complete\(index"):
+        PatchStack([patch(3, **{layer: None})], labels)
+
+
+def test_labels_of_another_name_are_refused():
+    """The message lists what there is."""
+    with pytest.raises(ParameterError, match=r"'coarse', expected modis or modis\+savanna or fine"):
+        PatchStack([patch()], "coarse")
+
+
+@pytest.mark.parametrize("labels", ["modis", "fine"])
+def test_stack_holds_the_patches_as_they_are(labels):
+    """Values, dtypes and order; from a list and from a generator that promises too many."""
+    three = [patch(number) for number in range(3)]
+    for stack in (PatchStack(three, labels), PatchStack(iter(three), labels, at_most=5)):
+        assert (len(stack), stack.names) == (3, ["p0", "p1", "p2"])
+        assert (stack.s2.dtype, stack.s1.dtype) == (torch.uint16, torch.float32)
+        for number, one in enumerate(three):
+            np.testing.assert_array_equal(stack.s2[number].numpy(), one.s2)
+            np.testing.assert_array_equal(stack.s1[number].numpy(), one.s1)
+            np.testing.assert_array_equal(stack.labels[number].numpy(), patches.label_index(one, labels))
+
+
+def test_stack_takes_two_and_a_half_megabytes_a_patch():
+    """35 bytes a pixel: 250 patches of 256 x 256 stay under 600 MB."""
+    stack = PatchStack([patch()])
+    n_bytes = sum(tensor.nbytes for tensor in (stack.s2, stack.s1, stack.labels))
+    assert n_bytes == 35 * ROWS * COLS
+    assert 250 * 35 * 256 * 256 < 600e6
+
+
+def test_patches_of_another_size_are_refused():
+    """The message names both."""
+    small = patch(1, s2=s2_array()[:, :32, :40], s1=s1_array()[:, :32, :40])
+    with pytest.raises(GridError, match=r"p1: found \(32, 40\) pixels, expected \(32, 48\) as in p0"):
+        PatchStack([patch(0), small])
+
+
+def test_no_patches_make_no_stack():
+    """Neither from a list nor from a generator."""
+    for none, at_most in (([], None), (iter([]), 3)):
+        with pytest.raises(DataError, match="found none, expected at least one"):
+            PatchStack(none, at_most=at_most)
+
+
+@settings(max_examples=25)
+@given(size=st.integers(1, ROWS), seed=st.integers(0, 2**40))
+def test_every_crop_is_a_turned_piece_of_one_patch(size, seed):
+    """
+    Each pixel of a crop tells where it came from; S2, S1, label and cell of it came from the same place.
+
+    The places form a square without gaps: rows and columns advance by one pixel along either axis.
+    """
+    stack = PatchStack([patch(number) for number in range(3)], "fine")
+    s2, s1, labels, cells = stack.crops(4, size, torch.Generator().manual_seed(seed))
+    assert (s2.dtype, s1.dtype, labels.dtype, cells.dtype) == (torch.uint16, torch.float32, torch.uint8, torch.int32)
+    assert (s2.shape, s1.shape, labels.shape) == ((4, 13, size, size), (4, 2, size, size), (4, size, size))
+    row, col = s2[:, 0].int() // 1000, s2[:, 0].int() % 1000
+    number = number_of(s1)
+    for crop in range(4):
+        source = number[crop]
+        assert (s2[crop].int() == stack.s2[source].int()[:, row[crop], col[crop]]).all()
+        assert (s1[crop] == stack.s1[source][:, row[crop], col[crop]]).all()
+        assert (labels[crop] == stack.labels[source][row[crop], col[crop]]).all()
+        assert (cells[crop] == stack.cells[source][row[crop], col[crop]]).all()
+        steps = [[grid.diff(dim=axis).abs().unique().tolist() for axis in (0, 1)] for grid in (row[crop], col[crop])]
+        assert size == 1 or steps in ([[[1], [0]], [[0], [1]]], [[[0], [1]], [[1], [0]]])
+
+
+def test_savanna_is_kept_where_it_is_asked_for():
+    """Labels "modis+savanna" are "modis" with one class more, where MODIS says Savanna or Woody savanna."""
+    with_it, without = (label_index(patch(), labels) for labels in ("modis+savanna", "modis"))
+    savanna = np.isin(lc_array()[0], [8, 9])
+    assert savanna.any()
+    assert (with_it[savanna] == SAVANNA_INDEX).all()
+    assert (without[savanna] == IGNORE).all()
+    np.testing.assert_array_equal(with_it[~savanna], without[~savanna])
+    counts = class_counts(with_it, N_COARSE)
+    assert counts[SAVANNA_INDEX] == savanna.sum()
+    assert torch.equal(counts[:8], class_counts(without))
+
+
+def test_cells_are_those_of_the_georeference():
+    """Where there is one; else those that the label betrays; without that, one cell."""
+    placed = patch(crs=UTM, transform=PLACE)
+    np.testing.assert_array_equal(patch_cells(placed), cell_ids(PLACE, UTM, (ROWS, COLS))[0])
+    lc = np.zeros((4, ROWS, COLS), np.uint8)
+    lc[0] = 12
+    lc[0, :, 23:] = 1  # an edge of cells
+    cells = patch_cells(patch(lc=lc))
+    np.testing.assert_array_equal(cells, recover(lc).ids)
+    assert set(cells[:, :23].ravel()).isdisjoint(cells[:, 23:].ravel())
+    assert (patch_cells(patch(lc=None)) == 0).all()
+
+
+def test_stacks_are_parted_joined_and_labelled_anew():
+    """Parts joined again are the whole; other labels leave the rest, and the first stack, as they were."""
+    stack = PatchStack([patch(number) for number in range(3)])
+    whole = patches.joined([stack.part([0, 2]), stack.part([1])])
+    assert whole.names == ["p0", "p2", "p1"]
+    for name in ("s2", "s1", "labels", "cells"):
+        assert torch.equal(getattr(whole, name), getattr(stack, name)[[0, 2, 1]])
+    other = stack.with_labels(torch.zeros_like(stack.labels))
+    assert (other.labels == 0).all()
+    assert (stack.labels != 0).any()
+    assert other.s2 is stack.s2
+    with pytest.raises(GridError, match="labels of a stack"):
+        stack.with_labels(np.zeros((2, ROWS, COLS), np.uint8))
+
+
+def test_crops_come_from_everywhere_in_every_symmetry(generator):
+    """All patches, all positions up to both borders, and all eight flips and rotations, about equally."""
+    stack = PatchStack([patch(number) for number in range(2)])
+    size, n = 30, 4000
+    s2, s1, _, _ = stack.crops(n, size, generator)
+    corners = s2[:, 0, [0, 0, -1], [0, -1, 0]].int()
+    row, col = corners // 1000, corners % 1000
+    top, left = (s2[:, 0].int() // 1000).amin((1, 2)), (s2[:, 0].int() % 1000).amin((1, 2))
+    assert torch.bincount(top).tolist() == pytest.approx([n / 3] * 3, rel=0.15)
+    assert torch.bincount(left).tolist() == pytest.approx([n / 19] * 19, rel=0.3)
+    down, right = corners[:, 2] - corners[:, 0], corners[:, 1] - corners[:, 0]
+    _, counts = torch.unique(torch.stack([down, right], 1), dim=0, return_counts=True)
+    assert counts.tolist() == pytest.approx([n / 8] * 8, rel=0.2)
+    number = number_of(s1)
+    assert torch.bincount(number).tolist() == pytest.approx([n / 2] * 2, rel=0.1)
+    assert (row.max(), col.max()) == (ROWS - 1, COLS - 1)
+
+
+def test_the_same_generator_gives_the_same_crops():
+    """And another state others."""
+    stack = PatchStack([patch(number) for number in range(3)])
+    first, again, other = (stack.crops(6, 16, torch.Generator().manual_seed(seed))[1] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("size", [0, -3, ROWS + 1])
+def test_crops_that_do_not_fit_are_refused(size, generator):
+    """The message says how large they may be."""
+    with pytest.raises(ParameterError, match=rf"crop size: found {size}, expected 1\.\.32.* 32 x 48"):
+        PatchStack([patch()]).crops(1, size, generator)
+
+
+def test_the_eight_symmetries_are_those_of_the_square():
+    """The four rotations, and the four of the mirror image; number 0 leaves all as it is."""
+    square = torch.arange(9).view(3, 3)
+    turned = [patches.turn(square, symmetry).flatten().tolist() for symmetry in range(8)]
+    expected = [torch.rot90(face, k).flatten().tolist() for face in (square, square.T) for k in range(4)]
+    assert sorted(turned) == sorted(expected)
+    assert turned[0] == list(range(9))
+
+
+def test_statistics_are_those_of_numpy():
+    """Over all pixels of all patches; from a list, a generator or a stack."""
+    three = [patch(number) for number in range(3)]
+    s2 = np.stack([np.clip(one.s2 / 10000, 0, 1) for one in three])
+    s1 = np.stack([np.clip(one.s1.astype(float), -30, 5) for one in three])
+    channels = np.concatenate([s2, s1], axis=1)
+    for source in (three, iter(three), PatchStack(three)):
+        statistics = channel_statistics(source)
+        assert statistics.mean == pytest.approx(channels.mean((0, 2, 3)), rel=1e-5)
+        # VH is below -41 dB all over: clipped to one value, so it is left unscaled.
+        assert statistics.std[:14] == pytest.approx(channels.std((0, 2, 3))[:14], rel=1e-4)
+        assert (statistics.mean[14], statistics.std[14]) == (-30, 1)
+
+
+def test_normalised_channels_have_mean_0_and_deviation_1():
+    """Over the patches that the statistics come from."""
+    stack = PatchStack([patch(number) for number in range(3)])
+    channels = normalise(stack.s2, stack.s1, channel_statistics(stack))
+    assert channels.dtype == torch.float32
+    assert channels.shape == (3, 15, ROWS, COLS)
+    assert channels.mean((0, 2, 3)).tolist() == pytest.approx([0] * 15, abs=1e-4)
+    assert channels.std((0, 2, 3)).tolist() == pytest.approx([1] * 14 + [0], abs=1e-3)
+
+
+def test_normalise_by_hand():
+    """(reflectance - mean) / deviation and (dB - mean) / deviation; both are clipped first."""
+    s2, s1 = np.full((13, 1, 3), 2500, np.uint16), np.full((2, 1, 3), -12, np.float32)
+    s2[3, 0] = 0, 5000, 12000
+    s1[1, 0] = -50, -12, 30
+    statistics = Statistics((0.25,) * 13 + (-10.0, -20.0), (0.5,) * 13 + (4.0, 5.0))
+    channels = normalise(s2, s1, statistics)
+    assert channels[0, 0].tolist() == [0, 0, 0]
+    assert channels[3, 0].tolist() == [-0.5, 0.5, 1.5]
+    assert channels[13, 0].tolist() == [-0.5, -0.5, -0.5]
+    assert channels[14, 0].tolist() == pytest.approx([-2, 1.6, 5])
+
+
+def test_reflectance_stays_exact_and_inputs_are_not_changed():
+    """No cast to integers, no rounding of dB, no work in place."""
+    one = patch()
+    channels = normalise(one.s2, one.s1, FLAT).numpy()
+    np.testing.assert_allclose(channels[:13], np.minimum(one.s2 / 10000, 1), rtol=1e-6)
+    np.testing.assert_allclose(channels[13], np.maximum(one.s1[0], -30), rtol=1e-6)
+    np.testing.assert_array_equal(one.s2, s2_array())
+    np.testing.assert_array_equal(one.s1, s1_array())
+
+
+def test_one_sensor_is_a_part_of_both():
+    """S2 first, whatever the order asked for; one patch is a batch of one."""
+    stack = PatchStack([patch(number) for number in range(2)])
+    statistics = channel_statistics(stack)
+    both = normalise(stack.s2, stack.s1, statistics)
+    assert torch.equal(normalise(stack.s2, stack.s1, statistics, ("s1", "s2")), both)
+    assert torch.equal(normalise(stack.s2, stack.s1, statistics, ("s2",)), both[:, :13])
+    assert torch.equal(normalise(stack.s2, stack.s1, statistics, ("s1",)), both[:, 13:])
+    assert torch.equal(normalise(stack.s2[1], stack.s1[1], statistics), both[1])
+
+
+@pytest.mark.parametrize("inputs", [(), ("s3",), ("s2", "dem")])
+def test_unknown_sensors_are_refused(inputs):
+    """There are two."""
+    with pytest.raises(ParameterError, match="expected s2, s1 or both"):
+        normalise(s2_array(), s1_array(), FLAT, inputs)
+
+
+@pytest.mark.parametrize(
+    ("s2", "s1"),
+    [
+        (s2_array()[:12], s1_array()),
+        (s2_array(), s1_array()[:1]),
+        (s2_array(), s1_array()[:, :, 1:]),
+        (s2_array()[None], s1_array()),
+        (s1_array(), s2_array()),
+        (s2_array().transpose(1, 2, 0), s1_array()),
+    ],
+)
+def test_channels_that_do_not_fit_are_refused(s2, s1):
+    """A missing band, another size, a batch with a single patch, sensors swapped, channels last."""
+    with pytest.raises(GridError, match=r"expected \(13, H, W\) with \(2, H, W\)"):
+        normalise(s2, s1, FLAT)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ((0.0,) * 14, (1.0,) * 15),
+        ((0.0,) * 15, (1.0,) * 14 + (0.0,)),
+        ((0.0,) * 15, (1.0,) * 14 + (-1.0,)),
+        ((float("nan"),) * 15, (1.0,) * 15),
+    ],
+)
+def test_statistics_that_would_spoil_every_batch_are_refused(mean, std):
+    """One too few, a division by zero, a NaN."""
+    with pytest.raises(ParameterError, match="expected 15 finite means and 15 positive deviations"):
+        Statistics(mean, std)
+
+
+def test_statistics_of_nothing_are_refused():
+    """An empty list has no mean."""
+    with pytest.raises(DataError, match="found none"):
+        channel_statistics([])
+
+
+def test_class_counts_by_hand():
+    """Ignored pixels do not count, absent classes count 0; arrays and tensors alike."""
+    labels = np.array([[[0, 0, 7], [IGNORE, 3, 0]]], np.uint8)
+    for form in (labels, torch.from_numpy(labels)):
+        counts = class_counts(form)
+        assert counts.dtype == torch.int64
+        assert counts.tolist() == [3, 0, 0, 1, 0, 0, 0, 1]
+    assert class_counts(np.zeros(0, np.uint8)).tolist() == [0] * 8
+
+
+def test_counts_of_a_stack_add_up_to_its_known_pixels():
+    """10 of the 11 codes of the miniature are classes, 8 of them scored."""
+    stack = PatchStack([patch()], "fine")
+    assert class_counts(stack.labels).sum() == (stack.labels != IGNORE).sum() > 0
+
+
+def test_reading_a_stack_is_reading_and_then_stacking(tmp_path):
+    """Only that a damaged patch is left out and reported."""
+    for number in range(3):
+        write_patch(tmp_path, patch=number)
+    table = scenes.index(tmp_path)
+    stack, report = patches.read_stack(table)
+    expected = PatchStack(scenes.read_many(table)[0])
+    assert torch.equal(stack.s1, expected.s1)
+    assert torch.equal(stack.labels, expected.labels)
+    assert stack.names == expected.names
+    write_patch(tmp_path, patch=1, kinds=("s1",), s1=np.full_like(s1_array(), np.nan))
+    stack, report = patches.read_stack(table)
+    assert (len(stack), len(stack.s2), report.n_read) == (2, 2, 2)
+    assert torch.equal(stack.s1, expected.s1[[0, 2]])
+    assert [name for name, _ in report.skipped] == ["ROIs1158_spring_1_p1"]
+
+
+def test_a_stack_of_refused_patches_says_why(tmp_path):
+    """The reason of the first, not just "none"."""
+    write_patch(tmp_path, kinds=("s1", "s2"))
+    with pytest.raises(DataError, match=r"no readable patch among 1.*expected lc beside it"):
+        patches.read_stack(scenes.index(tmp_path))
+
+
+def test_files_as_a_dataset_give_what_the_stack_holds(tmp_path):
+    """Also through a loader, in batches."""
+    for number in range(3):
+        write_patch(tmp_path, "validation", patch=number)
+    table = scenes.index(tmp_path)
+    files, (stack, _) = PatchFiles(table, "fine"), patches.read_stack(table, "fine")
+    assert len(files) == 3
+    for number in range(3):
+        assert torch.equal(files[number][0], stack.s2[number])
+    batches = list(torch.utils.data.DataLoader(files, batch_size=2))
+    assert [len(batch[0]) for batch in batches] == [2, 1]
+    assert torch.equal(torch.cat([batch[1] for batch in batches]), stack.s1)
+    assert torch.equal(torch.cat([batch[2] for batch in batches]), stack.labels)
+
+
+def test_a_damaged_file_is_named_by_a_loader_with_workers(tmp_path):
+    """Torch makes a RuntimeError of what its workers raise; our message comes through whole."""
+    write_patch(tmp_path)["s2"].write_bytes(b"")
+    loader = torch.utils.data.DataLoader(PatchFiles(scenes.index(tmp_path)), num_workers=1)
+    with pytest.raises(RuntimeError, match=r"_s2_1_p1\.tif: found a damaged file of 0 bytes .*Download"):
+        list(loader)
+
+
+@needs_semireal
+def test_real_patches_reach_a_batch():
+    """Read, stacked, counted, cropped and normalised without a change in code; the numbers are plausible."""
+    table = scenes.index(SEMIREAL)
+    stack, report = patches.read_stack(table)
+    fine, _ = patches.read_stack(table, "fine")
+    assert len(report.repaired) == 1
+    assert class_counts(fine.labels).tolist() == [19899, 0, 34500, 0, 66025, 797, 3316, 25991]
+    statistics = channel_statistics(stack)
+    # The whole offset would lift every band by 0.033 on average; B10 would be at 0.036.
+    assert statistics.mean[10] == pytest.approx(0.0029, abs=2e-4)
+    channels = normalise(stack.s2, stack.s1, statistics)
+    assert channels.mean((0, 2, 3)).abs().max() < 1e-3
+    assert channels.isfinite().all()
+
+
+CORNERS = [(0, 0), (0, 16), (0, 32), (48, 32)]
+"""Of patches that leave a hole in their scene of 80 x 64 pixels."""
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """Two packed scenes, one whole and one with a hole."""
+    root = tmp_path_factory.mktemp("packs")
+    pack_one(root / "a", write_scene(root / "data"))
+    pack_one(root / "b", write_scene(root / "more", corners=CORNERS, scene="8"))
+    return PackedScenes([*(root / "a").glob("*.json"), *(root / "b").glob("*.json")])
+
+
+@pytest.fixture(scope="module")
+def uneven():
+    """Three patches of one scene, one of another; a rare class is in one block of a single patch."""
+    stack = toy_stack(4)
+    stack.names = ["s_1_p1", "s_1_p2", "s_1_p3", "s_2_p1"]
+    stack.labels[2, 8:16, 8:16] = 7
+    return stack
+
+
+@pytest.mark.parametrize("kind", SAMPLING)
+def test_the_same_state_gives_the_same_places_all_on_the_map(kind, packed, uneven):
+    for stack in (packed, uneven):
+        sampler = Sampler(stack, kind)
+        first, again = (sampler.places(60, 20, torch.Generator().manual_seed(3)) for _ in range(2))
+        assert first == again != sampler.places(60, 20, torch.Generator().manual_seed(4))
+        for number, row, col, symmetry in first:
+            rows, cols = stack.extent(number)
+            assert 0 <= row <= rows - 20
+            assert 0 <= col <= cols - 20
+            assert 0 <= symmetry < 8
+            assert stack.is_whole(number, row, col, 20)
+        assert stack.cut(first, 20).labels.shape == (60, 20, 20)
+
+
+def test_area_is_what_crops_has_always_been(packed, uneven):
+    for stack in (packed, uneven):
+        places = Sampler(stack).places(5, 16, torch.Generator().manual_seed(1))
+        for ours, theirs in zip(
+            stack.cut(places, 16), stack.crops(5, 16, torch.Generator().manual_seed(1)), strict=True
+        ):
+            assert torch.equal(ours, theirs)
+
+
+def test_scenes_are_drawn_alike_whatever_their_size(uneven):
+    """The scene of one patch gets half of the crops, a quarter by area."""
+    shares = {}
+    for kind in ("scene", "area"):
+        places = Sampler(uneven, kind).places(2000, 32, torch.Generator().manual_seed(0))
+        shares[kind] = sum(number == 3 for number, *_ in places) / 2000
+    assert shares["scene"] == pytest.approx(0.5, abs=0.04)
+    assert shares["area"] == pytest.approx(0.25, abs=0.04)
+
+
+def test_classes_are_drawn_alike_however_rare(uneven):
+    """Five classes are there; the rare one is in a fifth of the crops at least, in few of those by area."""
+    shares = {}
+    for kind in ("class", "area"):
+        places = Sampler(uneven, kind).places(1000, 8, torch.Generator().manual_seed(0))
+        labels = uneven.cut(places, 8).labels
+        shares[kind] = float((labels == 7).flatten(1).any(dim=1).double().mean())
+    assert shares["class"] >= 0.18
+    assert shares["area"] < 0.05
+    seen = Counter(np.unique(uneven.labels.numpy()).tolist())
+    assert set(seen) == {0, 1, 2, 3, 7}
+
+
+def test_a_crop_of_a_class_holds_it_at_every_place(packed):
+    """Also at borders, where it cannot be centred; the pixel is anywhere in the crop."""
+    sampler = Sampler(packed, "class")
+    sampler._present = [4]
+    places = sampler.places(200, 16, torch.Generator().manual_seed(0))
+    labels = packed.cut(places, 16).labels
+    assert bool((labels == 4).flatten(1).any(dim=1).all())
+
+
+def test_blocks_cover_every_labelled_pixel_once(packed, uneven):
+    for stack in (packed, uneven):
+        counts = sum(np.bincount(stack.block_labels(block).ravel(), minlength=8)[:8] for block in stack.blocks())
+        assert counts.tolist() == stack.class_counts().tolist()
+
+
+def test_what_cannot_be_drawn_is_refused(packed):
+    empty = PatchStack([toy_patch(0)])
+    empty.labels[:] = 255
+    with pytest.raises(DataError, match="no labelled pixel"):
+        Sampler(empty, "class")
+    for kind in SAMPLING:
+        with pytest.raises(ParameterError, match="crop size"):
+            Sampler(packed, kind).places(1, 4096, torch.Generator())
+
+
+def test_a_digest_tells_one_data_from_another(packed, uneven):
+    """Of a stack by every pixel, of packed scenes by their records and their labels."""
+    same = toy_stack(4)
+    same.names, same.labels = uneven.names, uneven.labels.clone()
+    assert same.digest() == uneven.digest()
+    same.s1[3, 1, 63, 63] += 1
+    assert same.digest() != uneven.digest()
+    assert packed.digest() == PackedScenes([scene.path for scene in packed.scenes]).digest()
+    assert packed.digest() != PackedScenes([packed.scenes[0].path]).digest()
+
+
+def test_a_batch_is_turned_as_its_crops_are(uneven):
+    """Cut upright and turned together, as for a GPU, or turned one by one while they are cut."""
+    places = [(number % 4, 3, 5, number) for number in range(8)]
+    upright = uneven.cut([(*place[:3], 0) for place in places], 16)
+    for ours, theirs in zip(turn_each(upright, range(8)), uneven.cut(places, 16), strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours.dtype == theirs.dtype
+    square = torch.arange(9).view(3, 3)
+    assert torch.equal(turn_each(Crops(*[square[None]] * 4), [5]).cells[0], turn(square, 5))

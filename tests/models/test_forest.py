@@ -1,0 +1,115 @@
+"""The random forest: a fair sample, the right classes, the same again."""
+
+import numpy as np
+import pytest
+import torch
+from toys import toy_patch, toy_stack
+
+from lcfuse_core.data.legends import IGNORE, igbp_to_dfc
+from lcfuse_core.errors import DataError, ParameterError
+from lcfuse_core.models.forest import classify, features, predict, sample_pixels, train_forest
+
+
+@pytest.fixture(scope="module")
+def stack():
+    """Three toy patches with four classes."""
+    return toy_stack(3)
+
+
+def test_forest_learns_a_toy_world(stack):
+    """Labels that can be read off a pixel are, on a patch never seen; classes never seen have no chance."""
+    forest = train_forest(stack, n_pixels=1000, seed=1, n_trees=10)
+    unseen = toy_patch(1000, size=40)
+    probabilities = predict(forest, unseen)
+    assert (probabilities.shape, probabilities.dtype) == ((8, 40, 40), np.float32)
+    np.testing.assert_allclose(probabilities.sum(axis=0), 1, atol=1e-6)
+    assert (probabilities[4:] == 0).all()
+    assert (classify(forest, unseen) == igbp_to_dfc(unseen.lc[0])).mean() > 0.95
+    np.testing.assert_array_equal(probabilities, predict(forest, (unseen.s2, unseen.s1)))
+
+
+def test_classes_keep_their_places():
+    """Where class 0 never occurs, the forest's first column is not class 0's."""
+    stack = toy_stack(2)
+    stack.labels += 3  # classes 3..6
+    probabilities = predict(train_forest(stack, n_pixels=500, seed=1, n_trees=5), toy_patch(9))
+    assert (probabilities[[0, 1, 2, 7]] == 0).all()
+    expected = igbp_to_dfc(toy_patch(9).lc[0])
+    places = np.array([0, 3, 4, 0, 5, 6])[expected]  # DFC2020 1, 2, 4, 5 -> classes 0..3, plus 3
+    assert (probabilities.argmax(axis=0) == places).mean() > 0.9
+
+
+def test_the_same_seed_gives_the_same_forest(stack):
+    """And another seed another one."""
+    first, again, other = (
+        predict(train_forest(stack, n_pixels=300, seed=seed, n_trees=5), toy_patch(9)) for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+@pytest.mark.parametrize(("power", "expected"), [(0, (160, 40)), (0.5, (133, 67)), (1, (100, 100))])
+def test_the_sample_is_as_balanced_as_asked(power, expected):
+    """Of 4:1, as they occur, by the roots 2:1, or alike; no pixel twice, none that is ignored."""
+    labels = torch.full((2, 50, 50), IGNORE, dtype=torch.uint8)
+    labels[0, :40], labels[1, :10] = 3, 6
+    chosen = sample_pixels(labels, 200, power, np.random.default_rng(0))
+    drawn = labels.reshape(-1).numpy()[chosen]
+    assert ((drawn == 3).sum(), (drawn == 6).sum()) == expected
+    assert len(np.unique(chosen)) == len(drawn) == 200
+
+
+def test_a_small_stack_gives_all_it_has():
+    """More pixels asked for than there are: every known one, once."""
+    labels = torch.tensor([[[0, 0, 1, IGNORE]]], dtype=torch.uint8)
+    assert sample_pixels(labels, 1000, 0.5, np.random.default_rng(0)).tolist() == [0, 1, 2]
+
+
+def test_the_forest_sees_the_pixel_that_was_labelled(stack):
+    """Features and labels are of the same places: on its own training pixels a forest is right."""
+    forest = train_forest(stack, n_pixels=10**6, seed=1, n_trees=5)
+    for number in range(3):
+        patch = toy_patch(number)
+        assert (classify(forest, patch) == igbp_to_dfc(patch.lc[0])).mean() > 0.99
+
+
+def test_what_cannot_be_learnt_from_is_refused(stack):
+    """No labels, no pixels, no trees."""
+    with pytest.raises(ParameterError, match="0 pixels"):
+        train_forest(stack, n_pixels=0, seed=1)
+    with pytest.raises(ParameterError, match="0 trees"):
+        train_forest(stack, n_trees=0, seed=1)
+    empty = toy_stack(1)
+    empty.labels[:] = IGNORE
+    with pytest.raises(DataError, match="no labelled pixel"):
+        train_forest(empty, seed=1)
+
+
+def test_a_neighbourhood_is_mean_and_deviation_of_a_window():
+    """Of each channel, by a loop over one pixel in the middle and one in a corner, where the window is cut."""
+    channels = torch.randn((3, 9, 10), generator=torch.Generator().manual_seed(0))
+    found = features(channels, 2)
+    assert found.shape == (9, 9, 10)
+    assert torch.equal(found[:3], channels)
+    for row, col in ((4, 5), (0, 9)):
+        window = channels[:, max(row - 2, 0) : row + 3, max(col - 2, 0) : col + 3].flatten(1)
+        torch.testing.assert_close(found[3:6, row, col], window.mean(1))
+        torch.testing.assert_close(found[6:, row, col], window.std(1, correction=0), atol=1e-4, rtol=1e-3)
+    assert features(channels, 0) is channels
+
+
+def test_a_forest_sees_its_neighbourhood_again_when_it_maps(stack):
+    forest = train_forest(stack, n_pixels=800, seed=1, n_trees=5, neighbourhood=1)
+    assert forest.trees.n_features_in_ == 45
+    unseen = toy_patch(1000, size=40)
+    assert (classify(forest, unseen) == igbp_to_dfc(unseen.lc[0])).mean() > 0.9
+
+
+def test_dividing_by_the_label_shares_hears_rare_classes(stack):
+    """Each class's votes by its share, to one again; a power of 0 leaves them."""
+    forest = train_forest(stack, n_pixels=500, seed=1, n_trees=5, class_weight_power=0)
+    plain, divided = (predict(forest, toy_patch(7), power) for power in (0.0, 1.0))
+    share = np.maximum(np.array(forest.label_share), 1e-9)[:, None, None]
+    by_hand = plain / share
+    np.testing.assert_allclose(divided, by_hand / by_hand.sum(axis=0), rtol=1e-4, atol=1e-7)
+    assert sum(forest.label_share) == pytest.approx(1)

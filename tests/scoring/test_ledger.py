@@ -1,0 +1,346 @@
+"""The ledger: what is written comes back, whoever writes, whatever crashes."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lcfuse_core import __version__, _runtime
+from lcfuse_core.errors import DataError, LcfuseError, MissingDataError, ParameterError
+from lcfuse_core.scoring import ledger
+from lcfuse_core.scoring.scores import confusion, summarise
+
+LINES = int(os.environ.get("LCFUSE_LEDGER_LINES", "400"))
+"""Written by eight processes together; 10,000 for the full size."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A stand-in for the plan of a run."""
+
+    network: str = "fcn"
+    steps: int = 800
+    inputs: tuple[str, ...] = ("s2", "s1")
+
+
+def entry(**changes):
+    """A line of a run on the sample world."""
+    arguments = {
+        "kind": "evaluation",
+        "parameters": Plan(),
+        "scores": summarise(confusion(np.array([1, 1, 10]), np.array([1, 10, 10]))),
+        "label_regime": "coarse only",
+        "profile": "smoke",
+        "seeds": {"world": 3, "training": 0},
+        "synthetic": True,
+        "cost": {"train_s": 71.5},
+    }
+    return ledger.new_entry(**(arguments | changes))
+
+
+def test_an_entry_comes_back_as_a_row(tmp_path):
+    """Scores, plan and seeds are columns; an absent class is empty, not a number."""
+    path = tmp_path / "new" / "ledger.jsonl"
+    ledger.append(path, entry())
+    ledger.append(path, entry(profile="full", synthetic=False))
+    table = ledger.read(path)
+    row = table.iloc[0]
+    assert row["scores.aa"] == 0.75
+    assert row["scores.n_pixels"] == 3
+    assert row["scores.recall.Forest"] == 0.5
+    assert table["scores.recall.Water"].tolist() == [1, 1]
+    assert table["scores.recall.Barren"].isna().all()
+    assert (row["parameters.network"], row["parameters.inputs"], row["seeds.world"]) == (
+        "fcn",
+        ["s2", "s1"],
+        3,
+    )
+    assert table["synthetic"].tolist() == [True, False]
+    assert table["profile"].tolist() == ["smoke", "full"]
+    assert row["cost.train_s"] == 71.5
+    assert row["schema"] == ledger.SCHEMA
+    assert table.attrs["damaged"] == []
+
+
+def test_a_line_is_plain_json(tmp_path):
+    """Any JSON reader can read it: one line, no NaN, UTF-8."""
+    ledger.append(tmp_path / "l", {"a": float("nan"), "b": np.float32(0.5), "c": np.arange(2), "d": "\n\u00e4\u2028"})
+    text = (tmp_path / "l").read_bytes()
+    assert text.count(b"\n") == 1
+    assert json.loads(text) == {"a": None, "b": 0.5, "c": [0, 1], "d": "\n\u00e4\u2028"}
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.dictionaries(st.text(), json_values, max_size=4), min_size=1, max_size=4))
+def test_nothing_that_json_can_hold_is_changed(tmp_path_factory, entries):
+    """Line by line the same values, in order."""
+    path = tmp_path_factory.mktemp("ledger") / "l"
+    for one in entries:
+        ledger.append(path, one)
+    assert [json.loads(line) for line in path.read_bytes().splitlines()] == entries
+
+
+def test_an_entry_says_where_it_comes_from():
+    """Code, versions and processor, and nothing that names the machine or its folders."""
+    made = entry()
+    assert made["code"]["version"] == __version__
+    assert made["machine"]["torch"]
+    assert made["machine"]["processor"]
+    assert made["machine"]["cores"] >= 1
+    text = json.dumps(made)
+    assert os.path.expanduser("~") not in text
+    assert os.getcwd() not in text
+    assert os.uname().nodename not in text
+
+
+def test_the_commit_is_that_of_the_checkout_only_if_it_is_ours(tmp_path, monkeypatch):
+    """A module tracked by git has its commit, marked when changed; in a foreign checkout it has none."""
+    names = {
+        "GIT_AUTHOR_NAME": "a",
+        "GIT_AUTHOR_EMAIL": "a@b",
+        "GIT_COMMITTER_NAME": "a",
+        "GIT_COMMITTER_EMAIL": "a@b",
+    }
+
+    def git(*arguments):
+        done = subprocess.run(
+            ["git", "-C", tmp_path, *arguments],
+            env=os.environ | names,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return done.stdout.strip()
+
+    module = tmp_path / "machines.py"
+    module.write_text("1")
+    git("init", "-q")
+    monkeypatch.setattr(_runtime, "__file__", str(module))
+    monkeypatch.setattr(_runtime, "_installed_commit", lambda: None)
+    git("-c", "commit.gpgsign=false", "commit", "-q", "--allow-empty", "--no-verify", "-m", "foreign")
+    assert _runtime.commit() is None
+    git("add", "machines.py")
+    git("-c", "commit.gpgsign=false", "commit", "-q", "--no-verify", "-m", "ours")
+    assert _runtime.commit() == git("rev-parse", "HEAD")
+    module.write_text("2")
+    assert _runtime.commit() == git("rev-parse", "HEAD") + "+changes"
+
+
+def test_without_git_there_is_no_commit(monkeypatch):
+    """A machine without git still records."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(_runtime, "_installed_commit", lambda: None)
+    assert _runtime.commit() is None
+    assert entry()["code"]["commit"] is None
+
+
+def test_what_is_unknown_is_refused():
+    """Regime, profile and values are checked before anything is written."""
+    with pytest.raises(ParameterError, match="label_regime: found 'coarse', expected coarse only, "):
+        entry(label_regime="coarse")
+    with pytest.raises(ParameterError, match="'quick'"):
+        entry(profile="quick")
+    with pytest.raises(ParameterError, match=r"entry\.parameters\.f: found a value of type function"):
+        entry(parameters={"f": lambda: 1})
+
+
+def _append_many(path, writer):
+    for number in range(40):
+        ledger.append(path, {"writer": writer, "number": number, "padding": "x" * 3000})
+
+
+@pytest.mark.filterwarnings("error")
+def test_writers_at_the_same_time_lose_nothing(tmp_path):
+    """Four processes, forty long lines each: all there, each whole, each writer's in order."""
+    path = tmp_path / "l"
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_append_many, args=(path, writer)) for writer in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    table = ledger.read(path)
+    assert len(table) == 160
+    for _, lines in table.groupby("writer"):
+        assert lines["number"].tolist() == list(range(40))
+
+
+@pytest.mark.parametrize("cut", [1, 5, 20])
+def test_a_torn_last_line_is_reported_and_harms_no_other(tmp_path, cut):
+    """A crash while writing costs that line, not the one before nor the one after."""
+    path = tmp_path / "l"
+    for number in range(3):
+        ledger.append(path, {"number": number, "note": "ä" * 20})
+    path.write_bytes(path.read_bytes()[: -1 - cut])
+    with pytest.warns(UserWarning, match="l line 3"):
+        table = ledger.read(path)
+    assert table["number"].tolist() == [0, 1]
+    assert table.attrs["damaged"] == ["l line 3"]
+    ledger.append(path, {"number": 3})
+    with pytest.warns(UserWarning, match="l line 3"):
+        assert ledger.read(path)["number"].tolist() == [0, 1, 3]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+def test_a_full_disk_is_one_clear_error():
+    """The message names the file and what to do."""
+    with pytest.raises(LcfuseError, match=r"/dev/full: found No space left on device.*record the run again"):
+        ledger.append("/dev/full", {"number": 1})
+
+
+def test_a_system_that_takes_a_few_bytes_at_a_time_gets_the_whole_line(tmp_path, monkeypatch):
+    """Short writes are gone on with, so that a line is never half of what was reported."""
+    write = os.write
+    monkeypatch.setattr(ledger.os, "write", lambda file, data: write(file, data[:7]))
+    for number in range(3):
+        ledger.append(tmp_path / "l", {"number": number, "note": "ä" * 30})
+    assert [json.loads(line)["number"] for line in (tmp_path / "l").read_bytes().splitlines()] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("says", [0, OSError(28, "No space left on device")])
+def test_a_line_that_does_not_fit_leaves_nothing_behind(tmp_path, monkeypatch, says):
+    """Half of it was taken, then no more: an error, the file as before, and the next line is whole."""
+    path, write, calls = tmp_path / "l", os.write, []
+    ledger.append(path, {"number": 0})
+    before = path.read_bytes()
+
+    def take_half(file, data):
+        calls.append(len(data))
+        if len(calls) == 1:
+            return write(file, data[: len(data) // 2])
+        if isinstance(says, OSError):
+            raise says
+        return says
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ledger.os, "write", take_half)
+        with pytest.raises(LcfuseError, match=r"l: found .*, expected to append \d+ bytes"):
+            ledger.append(path, {"number": 1})
+    assert path.read_bytes() == before
+    ledger.append(path, {"number": 2})
+    assert ledger.read(path)["number"].tolist() == [0, 2]
+
+
+def _write_some(path, reported, writer, numbers, dies_at):
+    """Append lines, reporting each when it is written; die in the middle of one, lock in hand."""
+    whole_write = os.write
+
+    def write_half_and_die(file, data):
+        whole_write(file, data[: len(data) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with open(reported, "ab", buffering=0) as report:
+        for number in numbers:
+            if number == dies_at:
+                ledger.os.write = write_half_and_die
+            ledger.append(path, {"writer": writer, "number": number, "padding": "ä" * (50 + 13 * number % 400)})
+            report.write(b"%d\n" % number)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:left out")
+def test_eight_writers_some_killed_lose_no_line_that_was_reported(tmp_path):
+    """Three die in the middle of a line and one at any moment; each goes on in a new process, as a rerun would."""
+    context, each, path = multiprocessing.get_context("fork"), LINES // 8, tmp_path / "l"
+    reported = [tmp_path / f"reported-{writer}" for writer in range(8)]
+    dies_at = {writer: (writer + 2) * each // 6 for writer in (1, 2, 3)}
+
+    def start(writer, first, dies=None):
+        process = context.Process(target=_write_some, args=(path, reported[writer], writer, range(first, each), dies))
+        process.start()
+        return process
+
+    running = [start(writer, 0, dies_at.get(writer)) for writer in range(8)]
+    while not reported[6].exists() or reported[6].stat().st_size < 40:
+        time.sleep(0.001)
+    running[6].kill()
+    for process in running:
+        process.join()
+    killed = [writer for writer, process in enumerate(running) if process.exitcode == -signal.SIGKILL]
+    assert killed == [1, 2, 3, 6]
+    again = [start(writer, len(reported[writer].read_bytes().split())) for writer in killed]
+    for process in again:
+        process.join()
+        assert process.exitcode == 0
+
+    table = ledger.read(path)
+    assert 3 <= len(table.attrs["damaged"]) <= 4  # the process killed at any moment may have been between two lines
+    n_reported = 0
+    for writer in range(8):
+        said = [int(number) for number in reported[writer].read_bytes().split()]
+        found = table.loc[table["writer"] == writer]
+        assert said == list(range(each))
+        # One line may be there twice: written, and its writer killed before it could say so.
+        assert found["number"].drop_duplicates().tolist() == said
+        assert len(found) - each <= (writer == 6)
+        assert (found["padding"].str.len() == 50 + 13 * found["number"] % 400).all()
+        n_reported += len(said)
+    assert n_reported == 8 * each
+
+
+def test_no_part_of_a_line_passes_for_a_line():
+    """Wherever a line is cut, what is left is no JSON object: a torn line is always recognised."""
+    line = json.dumps(entry(), ensure_ascii=False).encode()
+    assert ledger._parse(line) is not None
+    assert [cut for cut in range(len(line)) if ledger._parse(line[:cut]) is not None] == []
+
+
+def test_a_line_has_the_fields_of_the_schema_and_its_costs():
+    made = entry(data={"evaluation": "DFC2020 test"}, hashes={"checkpoint": "ab" * 32})
+    assert set(made) == set(ledger.FIELDS)
+    assert made["schema"] == 2
+    assert made["data_kind"] == "synthetic"
+    assert made["cost"]["train_s"] == 71.5
+    assert made["cost"]["wall_s"] >= 0
+    assert made["cost"]["gpu_hours"] == 0
+    assert made["cost"]["peak_memory_mb"] > 10
+    assert len(made["code"]["digest"]) == len(made["code"]["lock"]) == 64
+    assert entry(cost={"wall_s": 9.0})["cost"]["wall_s"] == 9.0
+
+
+def test_what_is_synthetic_cannot_be_called_real():
+    """And what is not made by `world` must say whether all of it is real."""
+    assert entry(synthetic=False)["data_kind"] == "real"
+    assert entry(synthetic=False, data_kind="semi-real")["data_kind"] == "semi-real"
+    for synthetic, kind in ((True, "real"), (True, "semi-real"), (False, "synthetic"), (False, "fake")):
+        with pytest.raises(ParameterError, match="data_kind"):
+            entry(synthetic=synthetic, data_kind=kind)
+
+
+def test_lines_of_the_first_schema_are_read(tmp_path):
+    """The ledger of several seeds was begun before there was a second one."""
+    path = tmp_path / "l"
+    ledger.append(path, {"schema": 1, "scores": {"aa": 0.5}})
+    ledger.append(path, entry())
+    table = ledger.read(path)
+    assert table["schema"].tolist() == [1, 2]
+    assert table["scores.aa"].tolist() == [0.5, 0.75]
+    assert table.attrs["lines"] == [1, 2]
+
+
+def test_missing_empty_and_newer_ledgers(tmp_path):
+    """No file is an error, an empty one an empty table, a newer schema an error that names the line."""
+    path = tmp_path / "l"
+    with pytest.raises(MissingDataError, match="no such file"):
+        ledger.read(path)
+    path.touch()
+    assert len(ledger.read(path)) == 0
+    ledger.append(path, {"schema": ledger.SCHEMA})
+    ledger.append(path, {"schema": ledger.SCHEMA + 1})
+    with pytest.raises(DataError, match="l line 2: found schema 3"):
+        ledger.read(path)

@@ -1,0 +1,277 @@
+"""Scores: against scikit-learn, by hand, and by what must stay the same whatever the map."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sklearn import metrics
+
+from lcfuse_core.data.legends import DFC2020, SCORED
+from lcfuse_core.errors import DataError, GridError, LegendError, ParameterError
+from lcfuse_core.scoring import scores
+from lcfuse_core.scoring.scores import class_table, confusion, confusion_of_many, score_table, summarise
+
+codes = st.integers(0, 10)
+scored = st.sampled_from(SCORED)
+sizes = st.integers(1, 200)
+
+
+@st.composite
+def label_pairs(draw, reference=codes, predicted=codes):
+    """A reference and a prediction of one random length."""
+    size = draw(sizes)
+    return (
+        draw(arrays(np.uint8, size, elements=reference)),
+        draw(arrays(np.uint8, size, elements=predicted)),
+    )
+
+
+@given(label_pairs())
+def test_counts_are_those_of_scikit_learn(pair):
+    """The matrix is scikit-learn's, without the pixels whose reference is unknown."""
+    reference, predicted = pair
+    known = reference > 0
+    expected = np.zeros((11, 11), int)
+    if known.any():
+        expected = metrics.confusion_matrix(reference[known], predicted[known], labels=range(11))
+    counts = confusion(reference, predicted)
+    assert counts.dtype == np.int64
+    np.testing.assert_array_equal(counts, expected)
+
+
+@settings(max_examples=40)  # scikit-learn is slow
+@given(label_pairs(reference=scored))
+def test_scores_are_those_of_scikit_learn(pair):
+    """OA, kappa, recall, precision and IoU agree with scikit-learn, whatever is predicted."""
+    reference, predicted = pair
+    ours = summarise(confusion(reference, predicted))
+    present = sorted(set(reference.tolist()))
+    by_class = {"labels": present, "average": None, "zero_division": 0}
+    recall = metrics.recall_score(reference, predicted, **by_class)
+    iou = metrics.jaccard_score(reference, predicted, **by_class)
+    precision = metrics.precision_score(reference, predicted, **by_class)
+    f1 = metrics.f1_score(reference, predicted, **by_class)
+    names = [DFC2020.name_of(code) for code in present]
+    assert ours.oa == pytest.approx(metrics.accuracy_score(reference, predicted))
+    assert ours.aa == pytest.approx(recall.mean())
+    assert ours.miou_8 == pytest.approx(iou.mean())
+    assert ours.miou_9 == pytest.approx(iou.sum() / 9)
+    assert [ours.recall[name] for name in names] == pytest.approx(recall)
+    assert [ours.iou[name] for name in names] == pytest.approx(iou)
+    assert [ours.f1[name] for name in names] == pytest.approx(f1)
+    assert [np.nan_to_num(ours.precision[name]) for name in names] == pytest.approx(precision)
+    if len(set(reference.tolist()) | set(predicted.tolist())) > 1:
+        assert ours.kappa == pytest.approx(metrics.cohen_kappa_score(reference, predicted))
+    assert (ours.n_pixels, ours.n_present) == (reference.size, len(present))
+
+
+@settings(max_examples=50)
+@given(label_pairs(), st.integers(0, 2**32 - 1))
+def test_shuffling_pixels_changes_nothing(pair, seed):
+    """Where a pixel lies does not matter."""
+    reference, predicted = pair
+    order = np.random.default_rng(seed).permutation(reference.size)
+    np.testing.assert_array_equal(confusion(reference[order], predicted[order]), confusion(reference, predicted))
+
+
+@given(label_pairs(reference=scored, predicted=scored), st.permutations(SCORED))
+def test_permuting_classes_permutes_the_scores(pair, permuted):
+    """Renaming the classes in both maps moves the class scores and leaves the overall ones."""
+    table = np.zeros(11, np.uint8)
+    table[list(SCORED)] = permuted
+    before = summarise(confusion(*pair))
+    after = summarise(confusion(table[pair[0]], table[pair[1]]))
+    for name in ("aa", "oa", "miou_8", "miou_9", "kappa"):
+        assert getattr(after, name) == pytest.approx(getattr(before, name), abs=1e-12)
+    for old, new in zip(SCORED, permuted, strict=True):
+        expected = before.recall[DFC2020.name_of(old)]
+        assert after.recall[DFC2020.name_of(new)] == pytest.approx(expected, nan_ok=True)
+
+
+@given(label_pairs(reference=scored))
+def test_overall_scores_are_never_nan_and_in_range(pair):
+    """Whatever the map: 0..1, kappa -1..1."""
+    ours = summarise(confusion(*pair))
+    assert all(0 <= value <= 1 for value in (ours.aa, ours.oa, ours.miou_8, ours.miou_9))
+    assert -1 <= ours.kappa <= 1
+
+
+@settings(max_examples=50)
+@given(arrays(np.uint8, sizes, elements=scored))
+def test_a_perfect_map_scores_one(reference):
+    """Every score is 1 but mIoU over nine, which cannot be more than eight ninths."""
+    ours = summarise(confusion(reference, reference))
+    assert (ours.aa, ours.oa, ours.miou_8) == (1, 1, 1)
+    assert ours.miou_9 == pytest.approx(ours.n_present / 9)
+    assert ours.kappa == pytest.approx(1 if ours.n_present > 1 else 0)
+
+
+@settings(max_examples=50)
+@given(arrays(np.uint8, sizes, elements=scored), codes)
+def test_a_constant_map_has_kappa_zero(reference, constant):
+    """A map that says the same everywhere knows nothing."""
+    ours = summarise(confusion(reference, np.full_like(reference, constant)))
+    assert ours.kappa == pytest.approx(0, abs=1e-12)
+    assert ours.aa == pytest.approx((constant in reference) / ours.n_present)
+
+
+def test_scores_by_hand():
+    """Six forest, three crops, one water; worked on paper."""
+    reference = np.array([1, 1, 1, 1, 1, 1, 6, 6, 6, 10, 0, 0])
+    predicted = np.array([1, 1, 1, 6, 6, 0, 6, 6, 1, 10, 1, 3])
+    ours = summarise(confusion(reference, predicted))
+    assert ours.recall["Forest"] == 3 / 6
+    assert ours.recall["Croplands"] == pytest.approx(2 / 3)
+    assert ours.f1["Forest"] == 2 * 3 / (6 + 4)
+    # Areas: forest 6 and 4 of 10, crops 3 and 4, water 1 and 1, none 0 and 1.
+    assert ours.quantity == pytest.approx((2 + 1 + 0 + 1) / 2 / 10)
+    assert ours.allocation == pytest.approx(4 / 10 - 2 / 10)
+    assert ours.precision["Forest"] == 3 / 4  # the unknown pixel does not count against it
+    assert ours.iou["Forest"] == 3 / 7
+    assert ours.iou["Croplands"] == 2 / 5
+    assert ours.aa == pytest.approx((1 / 2 + 2 / 3 + 1) / 3)
+    assert ours.oa == 6 / 10
+    assert ours.miou_8 == pytest.approx((3 / 7 + 2 / 5 + 1) / 3)
+    chance = (6 * 4 + 3 * 4 + 1 * 1) / 100
+    assert ours.kappa == pytest.approx((0.6 - chance) / (1 - chance))
+    assert (ours.n_pixels, ours.n_present) == (10, 3)
+
+
+def eight_classes_at(iou):
+    """A matrix in which each scored class has this IoU: the rest of its pixels is mapped to nothing."""
+    counts = np.zeros((11, 11), int)
+    counts[list(SCORED), list(SCORED)] = round(10_000 * iou)
+    counts[list(SCORED), 0] = 10_000 - round(10_000 * iou)
+    return counts
+
+
+def test_official_baseline_in_both_conventions():
+    """31.43 % over nine classes (official baseline's repository) is 35.4 % over the eight present."""
+    ours = summarise(eight_classes_at(0.3536))
+    assert 100 * ours.miou_9 == pytest.approx(31.43, abs=0.005)
+    assert 100 * ours.miou_8 == pytest.approx(35.4, abs=0.05)
+    assert ours.n_present == 8
+
+
+def test_snow_enters_only_the_nine_class_score():
+    """Snow pixels in a reference are judged by mIoU over nine alone."""
+    counts = eight_classes_at(0.5)
+    with_snow = counts.copy()
+    with_snow[8, 8] = 100
+    assert summarise(with_snow).miou_8 == summarise(counts).miou_8
+    assert summarise(with_snow).oa == summarise(counts).oa
+    assert summarise(with_snow).miou_9 == pytest.approx((8 * 0.5 + 1) / 9)
+
+
+def test_savanna_is_an_error_as_prediction_and_left_out_as_reference():
+    """The reference has no Savanna; MODIS labels used as reference do."""
+    ours = summarise(confusion(np.array([1, 1, 3, 3]), np.array([1, 3, 3, 1])))
+    assert (ours.oa, ours.aa, ours.precision["Forest"], ours.n_pixels) == (0.5, 0.5, 1, 2)
+
+
+def test_absent_classes_are_nan_by_class_only():
+    """Water is neither in the reference nor predicted, crops are only predicted."""
+    ours = summarise(confusion(np.array([1, 1]), np.array([1, 6])))
+    assert math.isnan(ours.recall["Water"])
+    assert math.isnan(ours.precision["Water"])
+    assert math.isnan(ours.iou["Croplands"])
+    assert math.isnan(ours.f1["Croplands"])
+    assert ours.precision["Croplands"] == 0
+    assert (ours.aa, ours.miou_8) == (0.5, 0.5)
+
+
+def test_counting_in_blocks_is_counting_at_once(monkeypatch):
+    """A map larger than a block gives the same counts; arrays may be strided and 2-D."""
+    rng = np.random.default_rng(0)
+    reference, predicted = rng.integers(0, 11, (2, 40, 31)).astype(np.uint8)
+    whole = confusion(reference[::2], predicted[::2])
+    monkeypatch.setattr(scores, "BLOCK_PX", 7)
+    np.testing.assert_array_equal(confusion(reference[::2], predicted[::2]), whole)
+    assert whole.sum() == (reference[::2] > 0).sum()
+
+
+def test_counts_of_patches_add_up():
+    """Patch by patch or all in one: the same."""
+    rng = np.random.default_rng(1)
+    reference, predicted = rng.integers(0, 11, (2, 5, 16, 16)).astype(np.uint8)
+    together = confusion_of_many(zip(reference, predicted, strict=True))
+    np.testing.assert_array_equal(together, confusion(reference, predicted))
+    before = reference.copy()
+    confusion(reference, predicted)
+    np.testing.assert_array_equal(reference, before)
+
+
+def test_right_areas_in_the_wrong_places_are_allocation_alone():
+    """Two classes exchanged: every area is right, so all of the error is where, none of it how much."""
+    ours = summarise(confusion(np.array([1, 1, 10, 10]), np.array([1, 10, 1, 10])))
+    assert (ours.oa, ours.quantity, ours.allocation) == (0.5, 0, 0.5)
+
+
+@settings(max_examples=50)
+@given(label_pairs(reference=scored))
+def test_the_area_table_adds_up_to_the_quantity_disagreement(pair):
+    """Half the absolute errors of the classes, and half of what has no row, is the score."""
+    counts = confusion(*pair)
+    table = scores.area_table(counts, digits=12)
+    missing = 100 - table["map"].sum()
+    assert table["reference"].sum() == pytest.approx(100)
+    assert (table["error"].abs().sum() + missing) / 2 == pytest.approx(100 * summarise(counts).quantity, abs=1e-9)
+
+
+def test_an_empty_patch_adds_nothing_and_has_no_score():
+    """No pixel at all, or none that is known."""
+    empty = np.zeros((0, 256), np.uint8)
+    assert confusion(empty, empty).sum() == 0
+    assert confusion(np.zeros((4, 4), np.uint8), np.ones((4, 4), np.uint8)).sum() == 0
+    with pytest.raises(DataError, match="no pixel with a scored"):
+        summarise(confusion(empty, empty))
+
+
+@pytest.mark.parametrize("code", [11, 16, 27, 255])
+def test_a_foreign_code_is_refused_however_it_would_wrap_around(code):
+    """Pairs are packed into a byte: a code that does not fit must never pass for another."""
+    with pytest.raises(LegendError, match=f"found codes 1..{code}"):
+        confusion(np.array([1, code], np.uint8), np.ones(2, np.uint8))
+    with pytest.raises(LegendError, match=f"found codes 1..{code}"):
+        confusion(np.ones(2, np.int64), np.array([1, code]))
+
+
+def test_bad_input_is_refused():
+    """Two shapes, foreign codes, fractions, and nothing to judge."""
+    ones = np.ones((4, 4), np.uint8)
+    with pytest.raises(GridError, match=r"reference \(4, 4\), predicted \(4, 3\)"):
+        confusion(ones, ones[:, :3])
+    with pytest.raises(LegendError, match=r"predicted: found codes 11\.\.11"):
+        confusion(ones, 11 * ones)
+    with pytest.raises(LegendError, match=r"reference: found codes -1\.\.-1"):
+        confusion(-ones.astype(np.int8), ones)
+    with pytest.raises(LegendError, match="float64 values"):
+        confusion(ones, ones * 0.5)
+    with pytest.raises(DataError, match="no pixel with a scored reference class"):
+        summarise(confusion(0 * ones, ones))
+    with pytest.raises(GridError, match=r"\(8, 8\)"):
+        summarise(np.eye(8, dtype=int))
+
+
+def test_tables_for_the_pages():
+    """Per cent, a row a map; a class that is absent stays NaN."""
+    half = summarise(confusion(np.array([1, 1, 10, 10]), np.array([1, 6, 10, 10])))
+    table = score_table({"half": half, "again": half})
+    assert table.index.tolist() == ["half", "again"]
+    assert table.loc["half"].to_dict() == {
+        "AA %": 75.0,
+        "OA %": 75.0,
+        "mIoU(8) %": 75.0,
+        "mIoU(9) %": 16.7,
+        "kappa": 0.6,
+    }
+    recall = class_table({"half": half})["half"]
+    assert recall["Forest"] == 50.0
+    assert recall["Water"] == 100.0
+    assert math.isnan(recall["Barren"])
+    assert class_table({"half": half}, "precision")["half"]["Forest"] == 100.0
+    with pytest.raises(ParameterError, match="'f2'"):
+        class_table({"half": half}, "f2")

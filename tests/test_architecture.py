@@ -1,0 +1,75 @@
+"""The rooms of the package: imports point down only, and no two modules import each other."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import lcfuse_core
+
+PACKAGE = Path(lcfuse_core.__file__).parent
+ROOMS = ("data", "models", "scoring", "training", "methods", "mapping", "book")
+"""In the order in which data flow: a room imports only from itself and those before it."""
+
+BELOW_ALL = ("__init__", "errors", "_runtime")
+
+
+def modules(package: Path = PACKAGE) -> dict[str, Path]:
+    """Dotted name below the package -> file."""
+    return {".".join(file.relative_to(package).with_suffix("").parts): file for file in package.rglob("*.py")}
+
+
+def imports(name: str, files: dict[str, Path], package: str = "lcfuse_core") -> set[str]:
+    """The modules of *files* that the module *name* imports, anywhere in its code."""
+    found = set()
+    for node in ast.walk(ast.parse(files[name].read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{name}: a relative import"
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        found |= {target.removeprefix(f"{package}.") for target in names if target.startswith(f"{package}.")}
+    return {target for target in found if target in files and target != name}
+
+
+def rank(name: str) -> int:
+    """Place of a module's room in the order; the command line stands above all."""
+    room = name.split(".")[0]
+    if room == "__main__":
+        return len(ROOMS)
+    return -1 if room in BELOW_ALL else ROOMS.index(room)
+
+
+def upward(files: dict[str, Path]) -> list[str]:
+    return [
+        f"{name} imports {target}"
+        for name in files
+        for target in imports(name, files)
+        if rank(target) > rank(name) or (rank(name) == -1 and rank(target) == -1 and target != "errors")
+    ]
+
+
+def test_imports_point_down():
+    assert upward(modules()) == []
+
+
+def test_no_circle_of_imports():
+    files = modules()
+    TopologicalSorter({name: imports(name, files) for name in files}).prepare()  # CycleError names the circle
+
+
+def test_rooms_import_nothing_themselves():
+    """So that `import lcfuse_core.data.legends` reads only that file."""
+    for name, file in modules().items():
+        if name == "__init__" or name.endswith(".__init__"):
+            body = ast.parse(file.read_text()).body
+            assert not any(isinstance(node, ast.Import | ast.ImportFrom) for node in body), name
+            assert ast.get_docstring(ast.parse(file.read_text())), name
+
+
+def test_an_import_that_points_up_is_found(tmp_path):
+    """The check fails on a module of a lower room that imports from a higher one."""
+    for path, code in {"data/a.py": "def f():\n    from lcfuse_core.book import b\n", "book/b.py": "X = 1\n"}.items():
+        (tmp_path / path).parent.mkdir()
+        (tmp_path / path).write_text(code)
+    assert upward(modules(tmp_path)) == ["data.a imports book.b"]

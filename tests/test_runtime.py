@@ -1,0 +1,72 @@
+"""What is said of a machine, and one process at a time."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lcfuse_core import _runtime
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks are of POSIX")
+def test_a_child_keeps_others_out_when_its_parent_was_killed(tmp_path):
+    """As a run goes on when the worker that began it dies: nobody may begin it a second time meanwhile."""
+    import fcntl
+
+    lock = tmp_path / "deep" / ".lock"
+    parent = (
+        "import os, subprocess, sys\nfrom pathlib import Path\nfrom lcfuse_core import _runtime\n"
+        "with _runtime.alone(Path(sys.argv[1])) as held:\n"
+        "    subprocess.Popen(['cat'], pass_fds=held)\n"
+        "    os._exit(0)"
+    )
+    began = subprocess.Popen([sys.executable, "-c", parent, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    began.wait()
+    with lock.open("a") as file:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        began.stdin.close()  # what the child waits for: it ends
+        assert began.stdout.read() == b""
+        with _runtime.alone(lock):
+            pass
+
+
+def package(folder, **files):
+    """A package of these files (`a__b` is a/b.py), named as ours."""
+    root = folder / "lcfuse_core"
+    for name, code in files.items():
+        path = root / f"{name.replace('__', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(code)
+    return root
+
+
+def test_source_files_follow_imports_into_every_room(tmp_path):
+    """Direct, nested in a function, of a module or of a name in it; what nothing imports is left out."""
+    root = package(
+        tmp_path,
+        training__loop="from lcfuse_core.data import source\nfrom lcfuse_core.models.losses import LOSSES\n",
+        data__source="def f():\n    import lcfuse_core.data.cells\n",
+        data__cells="", models__losses="LOSSES = {}", models__forest="",
+        book__charts="from lcfuse_core.data import cells",
+    )  # fmt: skip
+    found = [file.relative_to(root).as_posix() for file in _runtime.source_files("training.loop", package=root)]
+    assert found == ["data/cells.py", "data/source.py", "models/losses.py", "training/loop.py"]
+    assert len(_runtime.source_files(package=root)) == 6
+    with pytest.raises(ValueError, match=r"no such module in lcfuse_core: training\.nothing"):
+        _runtime.source_files("training.nothing", package=root)
+
+
+def test_the_code_digest_of_training_covers_what_adapts_networks_and_not_the_figures():
+    names = {file.relative_to(_runtime.PACKAGE).as_posix() for file in _runtime.source_files(*_runtime.TRAINING_CODE)}
+    assert {"methods/adapt.py", "training/loop.py", "models/losses.py", "data/source.py"} <= names
+    assert not any(name.startswith(("book/", "mapping/")) for name in names)
+
+
+def test_a_code_digest_sees_code_but_no_docstring(tmp_path):
+    one, two, three = (tmp_path / f"{name}.py" for name in "abc")
+    one.write_text('"""First."""\n\n\ndef f():\n    """Return 1."""\n    return 1\n')
+    two.write_text('"""Other words\n\nin a module."""\ndef f():\n    """Return one."""\n    return 1\n')
+    three.write_text('"""First."""\n\n\ndef f():\n    """Return 1."""\n    return 2\n')
+    assert _runtime._code_of(one) == _runtime._code_of(two) != _runtime._code_of(three)

@@ -1,0 +1,255 @@
+"""One training in two processes is the training of one process with the whole batch."""
+
+import multiprocessing
+import os
+import re
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cloudpickle
+import pytest
+import torch
+from test_packed import pack_one, write_scene
+from toys import toy_stack
+
+from lcfuse_core.errors import ParameterError, TrainingError
+from lcfuse_core.training import loop
+from lcfuse_core.training.checkpoint import TrainPlan, load_checkpoint, read_checkpoint, save_checkpoint
+from lcfuse_core.training.distributed import SharedBatchNorm, World, joined
+from lcfuse_core.training.loop import train
+
+PLAN = TrainPlan(
+    width=8, crop=32, batch=8, steps=4, report_every=4, learning_rate=1e-3, device="cpu", precision="float32"
+)
+
+needs_forkserver = pytest.mark.skipif(
+    "forkserver" not in multiprocessing.get_all_start_methods(), reason="no forkserver here"
+)
+
+
+def three_patches():
+    """Toys, one of them half ignored: the crops of a batch know of unequally many pixels."""
+    made = toy_stack(3)
+    made.labels[0, :40] = 255
+    return made
+
+
+@pytest.fixture(scope="module")
+def stack():
+    """Of this process; the others make their own, since torch 2.13 cannot pickle uint16."""
+    return three_patches()
+
+
+def one_of_several(rank, size, port, work):
+    """What runs in each of the processes: *work(rank)*, pickled, under the variables that torchrun sets."""
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ.update(own, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    cloudpickle.loads(work)(rank)
+
+
+def spawn(work, size=2):
+    """
+    Call *work(rank)* in as many processes, which know of each other as under torchrun; their exit codes.
+
+    They are forked from a process that has imported torch and done nothing else: a fork of this one, which has
+    threads by now, may wait for ever for a lock that a thread held.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    clean = multiprocessing.get_context("forkserver")
+    clean.set_forkserver_preload(["lcfuse_core.training.loop"])
+    told = [(rank, size, port, cloudpickle.dumps(work)) for rank in range(size)]
+    children = [clean.Process(target=one_of_several, args=each) for each in told]
+    for one in children:
+        one.start()
+    for one in children:
+        one.join(timeout=120)
+        one.kill()
+        one.join()
+    return [one.exitcode for one in children]
+
+
+def trained_by_two(plan, folder, **more):
+    """The run of two processes, by way of a file."""
+    path = folder / "two.safetensors"
+
+    def work(rank):
+        run = train(three_patches(), plan, progress=False, **more)
+        if rank == 0:
+            save_checkpoint(run, path)
+
+    assert spawn(work) == [0, 0]
+    return load_checkpoint(path)
+
+
+def distance(first, second):
+    """Length of the difference of all weights and running means of two networks, by their own length."""
+    ours, theirs = (
+        torch.cat([t.double().flatten() for t in run.network.state_dict().values() if t.is_floating_point()])
+        for run in (first, second)
+    )
+    return float((ours - theirs).norm() / ours.norm())
+
+
+@needs_forkserver
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["cross_entropy", "cell_mean"])
+def test_two_processes_make_the_network_of_one(stack, tmp_path, loss):
+    """Weights within 1e-5, running means too; the same losses; the same scores of the same maps."""
+    plan = replace(PLAN, loss=loss)
+    one, two = train(stack, plan, progress=False), trained_by_two(plan, tmp_path)
+    assert 0 < distance(one, two) < 1e-5
+    assert two.history[-1]["loss"] == pytest.approx(one.history[-1]["loss"], rel=1e-5)
+    scores = [loop.evaluate(run, stack) for run in (one, two)]
+    assert scores[0].aa == pytest.approx(scores[1].aa, abs=1e-3)
+    # Not by chance: with half of the batch each, and nothing exchanged, they would part at once.
+    apart = train(stack, replace(plan, batch=plan.batch // 2), progress=False)
+    assert distance(one, apart) > 100 * distance(one, two)
+
+
+@needs_forkserver
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["fcn", "unet"])
+def test_in_double_precision_they_are_the_same(tmp_path, network):
+    """What parts them in float32 is the order of sums alone: nothing is left of it with twice the digits."""
+    plan, path = replace(PLAN, network=network), tmp_path / "two.pt"
+
+    def in_double():
+        build = TrainPlan.build
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TrainPlan, "build", lambda plan: build(plan).double())
+            patch.setattr(loop, "forward", lambda called, images, precision: called(images.double()))
+            return train(three_patches(), plan, progress=False).network.state_dict()
+
+    def work(rank):
+        weights = in_double()
+        if rank == 0:
+            torch.save(weights, path)
+
+    assert spawn(work) == [0, 0]
+    one, two = in_double(), torch.load(path, weights_only=True)
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-9, atol=1e-12)
+
+
+@needs_forkserver
+@pytest.mark.slow
+def test_a_run_of_two_goes_on_as_a_run_of_one(stack, tmp_path):
+    """A signal to one of them stops both, after the same step; the folder is that of any run."""
+
+    def work(rank):
+        if rank == 1:
+            rate = loop.learning_rate
+            loop.learning_rate = lambda step, plan: (step == 1 and os.kill(os.getpid(), 15), rate(step, plan))[1]
+        with pytest.raises(TrainingError, match=r"found (SIGTERM|a signal to another process).* goes on from step"):
+            train(three_patches(), PLAN, tmp_path / "run", progress=False)
+
+    assert spawn(work) == [0, 0]
+    assert read_checkpoint(tmp_path / "run" / "last.safetensors")[1]["step"] == 2
+    resumed = train(stack, PLAN, tmp_path / "run", progress=False)
+    assert distance(train(stack, PLAN, progress=False), resumed) < 1e-5
+
+
+@needs_forkserver
+@pytest.mark.slow
+def test_a_process_that_dies_is_noticed_by_the_other():
+    """It ends with an error that says what to do, and does not wait for ever."""
+
+    def work(rank):
+        if rank == 1:
+            loop.learning_rate = lambda step, plan: os._exit(3)
+        with pytest.raises(TrainingError, match=r"process 0 lost another one.*goes on from the last checkpoint"):
+            train(three_patches(), PLAN, progress=False)
+
+    assert spawn(work) == [0, 3]
+
+
+@pytest.mark.slow
+def test_torchrun_runs_the_command_without_a_change(tmp_path):
+    """On a packed scene of two small patches; the first process writes, both say where."""
+    pack_one(tmp_path / "packs", write_scene(tmp_path / "data"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command += ["lcfuse_core", "train", str(tmp_path / "packs"), "--out", str(tmp_path / "run")]
+    for name, value in {"steps": 2, "batch": 4, "crop": 32, "width": 4, "report_every": 1}.items():
+        command += ["-p", name, str(value)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"2 steps, loss \d+\.\d+: ", done.stdout)) == 2  # on one line or two: both write at once
+    run = load_checkpoint(tmp_path / "run" / "last.safetensors")
+    assert [row["step"] for row in run.history] == [1, 2]
+
+
+def test_alone_there_is_nothing_to_join(monkeypatch):
+    """One process, whole batch, the network itself, no exchange."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    network = torch.nn.BatchNorm2d(1)
+    with joined("cpu") as world, world.spread(network) as called:
+        assert (world.rank, world.size, world.is_first, world.on_gpu) == (0, 1, True, False)
+        assert world.part(7) == slice(0, 7)
+        assert called is network
+        assert world.any(True)
+        assert not world.any(False)
+    assert not torch.distributed.is_initialized()
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    assert [World(torch.device("cpu"), rank, 4).part(8) for rank in range(4)] == [
+        slice(0, 2),
+        slice(2, 4),
+        slice(4, 6),
+        slice(6, 8),
+    ]
+    with pytest.raises(ParameterError, match="7 crops for 2 processes, expected a batch that divides"):
+        World(torch.device("cpu"), 1, 2).part(7)
+
+
+@pytest.fixture
+def world_of_one(monkeypatch, tmp_path):
+    """A group of one process: what is exchanged comes back as it is."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_shared_batch_norm_is_torchs_own_where_one_process_has_all(world_of_one):
+    """Output, gradients and running means; in evaluation too."""
+    torch.manual_seed(0)
+    images = torch.randn(3, 5, 8, 7) * 3 + 1
+    own, shared = torch.nn.BatchNorm2d(5), SharedBatchNorm(5)
+    with torch.no_grad():
+        own.weight.copy_(torch.rand(5) + 0.5)
+    shared.load_state_dict(own.state_dict())
+    grads = []
+    for layer in (own, shared):
+        seen = images.clone().requires_grad_()
+        (layer(seen) * torch.linspace(-1, 1, 7)).square().sum().backward()
+        grads.append((seen.grad, layer.weight.grad, layer.bias.grad))
+    for expected, found in zip(*grads, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    for name, tensor in own.state_dict().items():
+        torch.testing.assert_close(shared.state_dict()[name], tensor)
+    torch.testing.assert_close(shared.eval()(images), own.eval()(images))
+    assert shared.train()(images.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs")
+def test_two_gpus_make_the_network_of_one(tmp_path):
+    """The same command on GPUs, through NCCL: the same losses, to the digits that float32 has there."""
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\nfrom toys import toy_stack\nfrom lcfuse_core.training import loop\n"
+        "plan = loop.TrainPlan(width=8, crop=32, batch=8, steps=4, report_every=4, device='cuda')\n"
+        "loop.train(toy_stack(), plan, sys.argv[2], progress=False)\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    losses = []
+    for size in ("1", "2"):
+        arguments = [str(tmp_path / "script.py"), str(Path(__file__).parents[1]), str(tmp_path / size)]
+        subprocess.run([*start, size, *arguments], check=True, timeout=300)
+        losses.append(load_checkpoint(tmp_path / size / "last.safetensors").history[-1]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
