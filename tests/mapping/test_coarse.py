@@ -9,7 +9,7 @@ from affine import Affine
 from places import AT, UTM, write
 from rasterio.warp import Resampling, calculate_default_transform, reproject
 
-from lcfuse_core.data.cells import modis_cells, modis_raster
+from lcfuse_core.data.cells import SINUSOIDAL, modis_cells, modis_raster
 from lcfuse_core.data.legends import IGNORE, SAVANNA_INDEX
 from lcfuse_core.errors import DataError, GridError, LegendError, MissingDataError
 from lcfuse_core.mapping import coarse
@@ -30,7 +30,7 @@ def label():
 
 def in_sinusoidal(path, label):
     codes, transform = modis_raster(AT, UTM, label)
-    return write(path, codes[None], crs=coarse.SINUSOIDAL, transform=transform, nodata=255)
+    return write(path, codes[None], crs=SINUSOIDAL, transform=transform, nodata=255)
 
 
 def test_every_pixel_has_the_label_of_its_cell(label, tmp_path):
@@ -51,12 +51,12 @@ def test_outlines_survive_a_raster_in_degrees(label, tmp_path):
     with coarse.open_coarse(path, GRID) as found:
         codes, place = found.codes, found.file.transform
     at, cols, rows = calculate_default_transform(
-        coarse.SINUSOIDAL, "EPSG:4326", *codes.shape[::-1],
+        SINUSOIDAL, "EPSG:4326", *codes.shape[::-1],
         *(place.c, place.f + place.e * codes.shape[0], place.c + place.a * codes.shape[1], place.f),
         resolution=0.0041667,
     )  # fmt: skip
     degrees = np.full((rows, cols), 255, np.uint8)
-    reproject(codes, degrees, src_transform=place, src_crs=coarse.SINUSOIDAL, dst_transform=at, dst_crs="EPSG:4326",
+    reproject(codes, degrees, src_transform=place, src_crs=SINUSOIDAL, dst_transform=at, dst_crs="EPSG:4326",
               src_nodata=255, dst_nodata=255, resampling=Resampling.nearest)  # fmt: skip
     write(tmp_path / "d.tif", degrees[None], crs="EPSG:4326", transform=at)
     plain = json.dumps({code: "none" if code == 15 else "Forest" for code in (1, 5, 8, 10, 12, 13, 15, 17)})

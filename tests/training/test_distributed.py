@@ -241,7 +241,8 @@ def test_shared_batch_norm_is_torchs_own_where_one_process_has_all(world_of_one)
 def test_two_gpus_make_the_network_of_one(tmp_path):
     """The same command on GPUs, through NCCL: the same losses, to the digits that float32 has there."""
     script = (
-        "import sys; sys.path.insert(0, sys.argv[1])\nfrom toys import toy_stack\nfrom lcfuse_core.training import loop\n"
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from toys import toy_stack\nfrom lcfuse_core.training import loop\n"
         "plan = loop.TrainPlan(width=8, crop=32, batch=8, steps=4, report_every=4, device='cuda')\n"
         "loop.train(toy_stack(), plan, sys.argv[2], progress=False)\n"
     )
