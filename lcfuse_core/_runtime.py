@@ -1,12 +1,13 @@
 """
-What this machine and this code can say about themselves, for the ledger and the provenance box.
+Facts about the code and the machine, atomic writing of files, locks, and work in parallel.
 
-Nothing here names a person, a host or a folder.
+What is recorded of a machine names no person, host or folder.
 """
 
 from __future__ import annotations
 
 import ast
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -15,13 +16,17 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+from lcfuse_core.errors import LcfuseError, MissingDataError
 
 try:
     import fcntl
@@ -34,6 +39,9 @@ SHIPPED = PACKAGE / "shipped"
 
 TRAINING_CODE = ("training.loop", "methods.adapt")
 """What trains networks: a stored network counts only while these modules, and all that they import, are unchanged."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _STARTED = time.monotonic()
 
@@ -220,16 +228,137 @@ def peak_memory_mb() -> float:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[tuple[int, ...]]:
+def lock(path: Path, *, wait: bool = True) -> Iterator[tuple[int, ...]]:
     """
-    Let one process in at a time, wherever they wait for the same *path* (a file beside what they make).
+    Hold an exclusive lock on a file beside the work that it protects.
 
-    Yields what to give a child as `pass_fds` that must keep others out should this process die before it.
+    Parameters
+    ----------
+    path : Path
+        The lock file; it and its folder are made if they are missing.
+    wait : bool
+        Whether to wait for another process that holds the lock.
+
+    Yields
+    ------
+    tuple of int
+        File descriptors to hand to a child process as `pass_fds`, if the child must keep the lock in case this
+        process is killed. Empty where the system has no `flock`: there nothing is locked.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process holds the lock and *wait* is false.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    held: tuple[int, ...] = ()
     with path.open("a") as file:
-        if fcntl is not None:  # on Windows nobody is kept out
-            fcntl.flock(file, fcntl.LOCK_EX)
-            held = (file.fileno(),)
-        yield held
+        yield (file.fileno(),) if _flock(file.fileno(), wait) else ()
+
+
+def _flock(file: int, wait: bool) -> bool:
+    """Lock an open file until it is closed; False where the system or the file system cannot."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            return True
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+                raise
+    return False
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """
+    Yield the path of a temporary file that takes the place of *path* when the block ends without an error.
+
+    Readers see the old file or the new one, never a part. Content and folder are synchronised to the disk before
+    the block is left; after an error the temporary file is removed and *path* is as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        yield part
+        _sync(part)
+        os.replace(part, path)
+        _sync(path.parent)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> Path:
+    """Write a whole file by `atomic_path`; text is encoded as UTF-8. Raises OSError, and then *path* is as it was."""
+    with atomic_path(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+    return Path(path)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    if path.is_dir() and os.name == "nt":  # folders cannot be opened there
+        return
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def map_parallel(
+    function: Callable[[Item], Result], items: Sequence[Item], *, jobs: int = 1, cluster: str = ""
+) -> Iterator[tuple[Item, Result | BaseException]]:
+    """
+    Apply a function to all items, several at a time, and yield each result as soon as it is there.
+
+    Parameters
+    ----------
+    function : callable
+        Starts a process for each item, as a rule: it runs in a thread of this process, or on a worker of the cluster
+        (then it and the items must be picklable).
+    items : sequence
+        What *function* is applied to.
+    jobs : int
+        Items at a time on this machine.
+    cluster : str
+        Address of a Dask scheduler, such as `tcp://host:8786`; empty for this machine.
+
+    Yields
+    ------
+    tuple
+        An item, and its result or the exception that it ended with; no failure stops the others.
+
+    Raises
+    ------
+    MissingDataError
+        If *cluster* is given and Dask is not installed.
+    LcfuseError
+        If no scheduler answers at that address.
+    """
+    if cluster:
+        yield from _map_on_cluster(function, items, cluster)
+        return
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(function, item): item for item in items}
+        for future in as_completed(futures):
+            yield futures[future], future.exception() or future.result()
+
+
+def _map_on_cluster(
+    function: Callable[[Item], Result], items: Sequence[Item], address: str
+) -> Iterator[tuple[Item, Result | BaseException]]:
+    try:
+        import distributed
+    except ModuleNotFoundError:
+        do = "Install it: pip install 'lcfuse-core[cluster]'."
+        raise MissingDataError("--cluster", found="no package distributed", expected="Dask", do=do) from None
+    try:
+        client = distributed.Client(address, timeout="10s")
+    except (OSError, TimeoutError, ValueError) as error:
+        do = "Start one with `dask scheduler` and `dask worker ADDRESS`, or use --jobs."
+        raise LcfuseError(address, found=f"no answer ({error})", expected="a Dask scheduler", do=do) from None
+    with client:
+        futures = {client.submit(function, item, pure=False): item for item in items}
+        for future in distributed.as_completed(futures, raise_errors=False):
+            yield futures[future], future.exception() or future.result()

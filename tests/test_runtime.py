@@ -17,7 +17,7 @@ def test_a_child_keeps_others_out_when_its_parent_was_killed(tmp_path):
     lock = tmp_path / "deep" / ".lock"
     parent = (
         "import os, subprocess, sys\nfrom pathlib import Path\nfrom lcfuse_core import _runtime\n"
-        "with _runtime.alone(Path(sys.argv[1])) as held:\n"
+        "with _runtime.lock(Path(sys.argv[1])) as held:\n"
         "    subprocess.Popen(['cat'], pass_fds=held)\n"
         "    os._exit(0)"
     )
@@ -28,7 +28,7 @@ def test_a_child_keeps_others_out_when_its_parent_was_killed(tmp_path):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         began.stdin.close()  # what the child waits for: it ends
         assert began.stdout.read() == b""
-        with _runtime.alone(lock):
+        with _runtime.lock(lock):
             pass
 
 
@@ -70,3 +70,40 @@ def test_a_code_digest_sees_code_but_no_docstring(tmp_path):
     two.write_text('"""Other words\n\nin a module."""\ndef f():\n    """Return one."""\n    return 1\n')
     three.write_text('"""First."""\n\n\ndef f():\n    """Return 1."""\n    return 2\n')
     assert _runtime._code_of(one) == _runtime._code_of(two) != _runtime._code_of(three)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "folder" / "file.txt"
+    assert _runtime.write_atomic(file, "old") == file
+
+    def fail():
+        with _runtime.atomic_path(file) as part:
+            part.write_text("new, but not")
+            raise RuntimeError("disk")
+
+    with pytest.raises(RuntimeError, match="disk"):
+        fail()
+    assert file.read_text() == "old"
+    assert [path.name for path in file.parent.iterdir()] == ["file.txt"]
+    _runtime.write_atomic(file, b"new")
+    assert file.read_bytes() == b"new"
+
+
+def test_a_lock_that_is_held_is_not_waited_for_unless_asked(tmp_path):
+    with _runtime.lock(tmp_path / "lock") as held:
+        assert len(held) == 1
+        with pytest.raises(BlockingIOError), _runtime.lock(tmp_path / "lock", wait=False):
+            pass
+    with _runtime.lock(tmp_path / "lock", wait=False):
+        pass
+
+
+def half(number):
+    if number % 2:
+        raise ValueError(f"{number} is odd")
+    return number // 2
+
+
+def test_parallel_results_come_with_their_items_and_errors_stop_nothing():
+    results = {item: repr(result) for item, result in _runtime.map_parallel(half, [0, 1, 2, 4], jobs=2)}
+    assert results == {0: "0", 1: "ValueError('1 is odd')", 2: "1", 4: "2"}

@@ -87,7 +87,7 @@ class Chapter:
     def sample(self) -> Path:
         """Folder of the sample world of this seed; made on first use (half a minute)."""
         root = data_folder() / f"world-{self.parameters['seed']}"
-        with _runtime.alone(root.with_suffix(".lock")):  # runs of a grid may all want it at once
+        with _runtime.lock(root.with_suffix(".lock")):  # runs of a grid may all want it at once
             return world.make_world(root, world.WorldPlan(seed=self.parameters["seed"]))
 
     @property
@@ -195,7 +195,7 @@ class Chapter:
         make : gets a folder of its own, from which an interrupted training goes on
         """
         path = _checkpoint(name)
-        with _runtime.alone((data_folder() / "runs" / name).with_suffix(".lock")):  # chapters may run side by side
+        with _runtime.lock((data_folder() / "runs" / name).with_suffix(".lock")):  # chapters may run side by side
             if not path.exists():
                 checkpoint.save_checkpoint(make(path.with_suffix("")), path)
         # Read back even when it was trained just now: both ways must give the same maps.

@@ -17,19 +17,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 import yaml
 
 from lcfuse_core import _runtime
 from lcfuse_core.book.grids import Run, key
-from lcfuse_core.errors import LcfuseError, MissingDataError
+from lcfuse_core.errors import MissingDataError
 from lcfuse_core.scoring import ledger
 
 if TYPE_CHECKING:
@@ -88,7 +88,9 @@ def execute(run: Run) -> Outcome:
         message = f"{run.chapter}, cell {error.exec_count}: {error.ename}: {error.evalue}"
         return Outcome(run, "failed", time.monotonic() - began, message)
     seconds = time.monotonic() - began
-    _write_whole(run.record, {"key": key(run), "seconds": round(seconds, 1), "parameters": run.parameters})
+    _runtime.write_atomic(
+        run.record, json.dumps({"key": key(run), "seconds": round(seconds, 1), "parameters": run.parameters})
+    )
     return Outcome(run, "done", seconds)
 
 
@@ -112,12 +114,6 @@ def _data_folder() -> str:
     return os.environ.get("LCFUSE_DATA", str(Path("_data").absolute()))
 
 
-def _write_whole(path: Path, content: Mapping[str, Any]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(part, path)
-
-
 def execute_apart(run: Run, data: str, threads: int = 1) -> Outcome:
     """
     Execute a run of a grid in a process of its own; one that has finished before is found.
@@ -129,7 +125,7 @@ def execute_apart(run: Run, data: str, threads: int = 1) -> Outcome:
     process goes on when the one that started it is killed, such as a worker of a cluster; whoever asks for the same
     run meanwhile waits for it.
     """
-    with _runtime.alone(run.folder / ".run.lock") as held:
+    with _runtime.lock(run.folder / ".run.lock") as held:
         return Outcome(run, "found") if is_finished(run) else _execute_alone(run, data, threads, held)
 
 
@@ -172,36 +168,15 @@ def execute_all(
     No failure stops the others. Returns the outcomes in the order of *runs*.
     """
     outcomes: dict[str, Outcome] = {}
-    for outcome in _on_cluster(runs, cluster) if cluster else _on_this_machine(runs, jobs):
-        outcomes[outcome.run.name] = outcome
+    threads = 1 if cluster else max(1, (os.cpu_count() or 1) // jobs)
+    execute = partial(execute_apart, data=_data_folder(), threads=threads)
+    for run, result in _runtime.map_parallel(execute, runs, jobs=jobs, cluster=cluster):
+        # An exception: such as a worker that was killed.
+        outcome = Outcome(run, "failed", 0.0, repr(result)) if isinstance(result, BaseException) else result
+        outcomes[run.name] = outcome
         took = f" in {outcome.seconds:.0f} s" if outcome.seconds else ""
         tell(f"{len(outcomes)} of {len(runs)}: {outcome.run.name}: {outcome.state}{took}")
     return [outcomes[run.name] for run in runs]
-
-
-def _on_this_machine(runs: Sequence[Run], jobs: int) -> Iterator[Outcome]:
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ThreadPoolExecutor(jobs) as pool:  # threads that each wait for a process
-        for future in as_completed([pool.submit(execute_apart, run, _data_folder(), threads) for run in runs]):
-            yield future.result()
-
-
-def _on_cluster(runs: Sequence[Run], address: str) -> Iterator[Outcome]:
-    try:
-        import distributed
-    except ModuleNotFoundError:
-        do = "Install it: pip install 'lcfuse-core[cluster]'."
-        raise MissingDataError("--cluster", found="no package distributed", expected="Dask", do=do) from None
-    try:
-        client = distributed.Client(address, timeout="10s")
-    except (OSError, TimeoutError, ValueError) as error:
-        do = "Start one with `dask scheduler` and `dask worker ADDRESS`, or use --jobs."
-        raise LcfuseError(address, found=f"no answer ({error})", expected="a Dask scheduler", do=do) from None
-    with client:
-        futures = {client.submit(execute_apart, run, _data_folder(), pure=False): run for run in runs}
-        for future in distributed.as_completed(futures, raise_errors=False):
-            died = future.exception()  # such as a worker that was killed
-            yield Outcome(futures[future], "failed", 0.0, repr(died)) if died else future.result()
 
 
 @contextmanager

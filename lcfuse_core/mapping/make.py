@@ -159,7 +159,7 @@ def make_map(
         files = [*scene.files, *([coarse.path] if coarse else [])]
         key = _key(files, inputs.legend, chosen, plan, tiling, options.probabilities)
         out.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(_runtime.alone(out / ".lock"))
+        stack.enter_context(_runtime.lock(out / ".lock"))
         finished = _finished(out, key)
         if finished is not None:
             return finished

@@ -86,7 +86,7 @@ class Keeper:
 
     def __enter__(self) -> Keeper:
         if self.folder is not None and self.writes:
-            self._undo.enter_context(_runtime.alone(self.folder / "lock"))
+            self._undo.enter_context(_runtime.lock(self.folder / "lock"))
             for draft in self.folder.glob(f"{LAST}.new*"):  # of a run that was killed while it wrote
                 draft.unlink()
         if self.folder is not None and threading.current_thread() is threading.main_thread():

@@ -51,7 +51,7 @@ def make_place(
     root = Path(root)
     place = Place(*(root / f"{name}.tif" for name in ("s2", "s1", "coarse", "clouds", "truth")))
     wanted = {"seed": seed, "side": side, "region": region, "weather": weather}
-    with _runtime.alone(root.with_suffix(".lock")):
+    with _runtime.lock(root.with_suffix(".lock")):
         record = root / "place.json"
         if not (record.exists() and json.loads(record.read_text()) == wanted):
             _write_place(place, seed, side, region, weather)
