@@ -76,6 +76,22 @@ class FusionPlan:
         """p(fine | coarse), (9, 8), with equal odds mixed in by `prior_doubt`."""
         return (1 - self.prior_doubt) * posterior + self.prior_doubt / N
 
+    @property
+    def prior_reach_px(self) -> int:
+        """Distance in pixels over which a coarse label influences `prior_factor`: the radius of the blur's kernel."""
+        return int(4 * self.prior_blur_px + 0.5)
+
+    def prior_factor(self, labels: NDArray[np.uint8], posterior: Matrix) -> NDArray[np.float32]:
+        """
+        Return the factor by which the coarse labels multiply the probabilities, float32 (8, H, W).
+
+        labels : uint8 (H, W), coarse labels 0..8, 255 = unknown. A part of a scene gets the factor of the whole scene
+            at all pixels that lie `prior_reach_px` or more inside of it
+        posterior : p(fine | coarse), (9, 8)
+        """
+        prior = coarse_prior(labels, self.doubted(posterior), self.prior_blur_px)
+        return prior ** np.float32(self.prior_power)
+
 
 @dataclass
 class Fusion:
@@ -132,9 +148,7 @@ class Fusion:
         if not self.plan.prior_power or patch.lc is None:
             return together
         assert self.posterior is not None
-        table = self.plan.doubted(self.posterior)
-        prior = coarse_prior(label_index(patch, "modis+savanna"), table, self.plan.prior_blur_px)
-        return _normalised(together * prior**self.plan.prior_power)
+        return _normalised(together * self.plan.prior_factor(label_index(patch, "modis+savanna"), self.posterior))
 
     def classify(self, patch: Patch) -> NDArray[np.uint8]:
         """The most probable class at each pixel, uint8 (H, W), as DFC2020 codes: a `protocol.Classify`."""
