@@ -24,26 +24,23 @@ from typing import Any
 
 import pandas as pd
 
-from lcfuse_core.data.official import sen12ms
+from lcfuse_core.data.patches import sen12ms
 
 STEPS = {
     "import": "",
-    "index, first time": "patches.index(root, cache)",
-    "index, kept": "patches.index(root, cache)",
-    "index, status and split": (
-        "table = patches.index(root, cache); official.status(official.usable(table)[0]); official.split(table)"
-    ),
+    "index": "patches.index(root)",
+    "index and status": "table = patches.index(root); patches.scene_status(patches.usable(table)[0])",
     "the same, against the official lists": (
-        "table = patches.index(root, cache); lists = official.read_lists(root.parent / 'lists');"
-        "official.status(table, lists=lists); official.differences(table, lists); official.split(table)"
+        "table = patches.index(root); lists = patches.read_official_lists(root.parent / 'lists');"
+        "patches.scene_status(table, lists=lists); patches.official_differences(table, lists)"
     ),
 }
 
 RUN = """
 import json, sys, time
 from pathlib import Path
-from lcfuse_core.data import official, patches
-root, cache = Path(sys.argv[1]), sys.argv[2]
+from lcfuse_core.data import patches
+root = Path(sys.argv[1])
 began = time.perf_counter()
 {step}
 seconds = time.perf_counter() - began
@@ -76,20 +73,17 @@ def measure(folder: Path, n_triplets: int, chosen: Iterable[str] = tuple(STEPS))
     made_in = time.perf_counter() - began
     if n_triplets == sen12ms().n_triplets:
         make_lists(folder / "lists", names)
-    time.sleep(2.5)  # an index is kept of folders that have been still for two seconds
     steps = {
         name: step
         for name, step in STEPS.items()
         if name in chosen and ("lists" not in name or (folder / "lists").exists())
     }
     figures = {name: run(step, folder) for name, step in steps.items()}
-    kept = sum(path.stat().st_size for path in (folder / "cache").glob("*"))
     return {
         "triplets": n_triplets,
         "files": 3 * n_triplets,
         "empty files made in seconds": round(made_in, 1),
         "steps": figures,
-        "bytes of the kept index": kept,
         "made on": {"python": platform.python_version(), "pandas": pd.__version__, "cores": os.cpu_count()},
     }
 
@@ -132,7 +126,7 @@ def make_lists(folder: Path, names: pd.DataFrame) -> None:
 
 def run(step: str, folder: Path) -> dict[str, float]:
     """Seconds and peak memory of one step, in a new process."""
-    command = [sys.executable, "-c", RUN.format(step=step), str(folder / "data"), str(folder / "cache")]
+    command = [sys.executable, "-c", RUN.format(step=step), str(folder / "data")]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return dict(json.loads(done.stdout))
 

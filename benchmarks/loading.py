@@ -41,7 +41,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 
 from lcfuse_core import _runtime
-from lcfuse_core.data import packing, scenes
+from lcfuse_core.data import packing, patches
 from lcfuse_core.data.files import part_transform
 from lcfuse_core.data.packed import PackedScenes
 from lcfuse_core.data.sample import world
@@ -119,7 +119,7 @@ def write_patches(root: Path, scene: world.Scene) -> pd.DataFrame:
             write_tif(
                 path, array[:, row : row + 256, col : col + 256], scene, part_transform(scene.transform, row, col)
             )
-    return scenes.complete(scenes.index(root))
+    return patches.complete(patches.index(root))
 
 
 def write_tif(path: Path, array: NDArray[Any], scene: world.Scene, transform: Affine) -> None:
@@ -212,11 +212,11 @@ def window_way(files: Files, size: int) -> Draw:
 
 
 def checked_way(files: Files, size: int) -> Draw:
-    """`scenes.read_patch`, with all its checks."""
+    """`patches.read_patch`, with all its checks."""
 
     def draw(n: int) -> None:
         for row in files.rows(n):
-            scenes.read_patch(row)
+            patches.read_patch(row)
 
     return draw
 

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lcfuse_core import _runtime
-from lcfuse_core.data import packing, scenes
+from lcfuse_core.data import packing, patches
 from lcfuse_core.data.legends import IGNORE
 from lcfuse_core.data.packed import PackedScenes
 from lcfuse_core.models.losses import Batch, cross_entropy
@@ -222,7 +222,7 @@ def floor(counted: dict[str, float], bare: float, options: argparse.Namespace) -
 
 def inference(run: Run, table: pd.DataFrame, rounds: int) -> dict[str, float]:
     """Patches of 256 x 256 that are mapped in a second."""
-    patch = scenes.read_patch(table.iloc[0])
+    patch = patches.read_patch(table.iloc[0])
     loop.predict(run, patch)
     seconds = []
     for _ in range(rounds):

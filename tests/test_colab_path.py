@@ -11,7 +11,7 @@ from servers import FTPServer, HTTPServer
 from worlds import make_zip, md5, tar_gz
 
 from lcfuse_core import __main__ as shell
-from lcfuse_core.data import commands, manifest, scenes, source
+from lcfuse_core.data import commands, manifest, patches, source
 from lcfuse_core.data import packed as packs
 from lcfuse_core.data.fetch import Fetcher
 from lcfuse_core.data.sample import world
@@ -105,7 +105,7 @@ def test_the_whole_colab_path(small_world, servers, tmp_path, monkeypatch, capsy
     assert {name: folder["complete"] for name, folder in said["folders"].items()} == {"sen12ms": 8, "dfc2020": 4}
     assert not list((root / "downloads").glob("*"))
 
-    train, test = scenes.index(root / "sen12ms"), protocol.evaluation_patches(root / "dfc2020")
+    train, test = patches.index(root / "sen12ms"), protocol.evaluation_patches(root / "dfc2020")
     assert set(train["scene_id"]) == {"ROIs1158_spring_1", "ROIs1868_summer_2"}
     assert same_pixels(root, small_world) == 8 * 3 + 4 * 4
 

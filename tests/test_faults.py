@@ -25,7 +25,7 @@ from miniatures import (
     write_tif,
 )
 
-from lcfuse_core.data import scenes
+from lcfuse_core.data import patches
 from lcfuse_core.errors import DataError, GridError, LcfuseError, LegendError, MissingDataError
 
 
@@ -93,13 +93,13 @@ def test_wrong_content_is_refused_by_the_name_of_its_file(tmp_path, fault):
     kind, array, error, found, remedy = ARRAY_FAULTS[fault]
     write_patch(tmp_path, "bundle", patch=1)
     write_patch(tmp_path, "bundle", patch=2, **{kind: array})
-    table = scenes.index(tmp_path)
+    table = patches.index(tmp_path)
     file = rf"ROIs0000_autumn_{kind}_CapeTown_p2\.tif"
     with pytest.raises(error, match=rf"{file}.*{found}") as caught:
-        scenes.read_patch(table.iloc[1])
+        patches.read_patch(table.iloc[1])
     assert any(word in caught.value.do for word in remedy.split("|"))
-    patches, report = scenes.read_many(table)
-    assert [patch.name for patch in patches] == ["ROIs0000_autumn_CapeTown_p1"]
+    read, report = patches.read_many(table)
+    assert [patch.name for patch in read] == ["ROIs0000_autumn_CapeTown_p1"]
     assert report.skipped == [("ROIs0000_autumn_CapeTown_p2", str(caught.value))]
 
 
@@ -118,7 +118,7 @@ def test_a_layer_that_lies_elsewhere_is_refused(tmp_path, fault, place):
     write_patch(tmp_path)
     write_tif(file_of(tmp_path, "sen12ms", "lc"), lc_array(), **place)
     with pytest.raises(GridError, match=r"_lc_1_p1\.tif: found .*EPSG.* as the layers before it\. Bring"):
-        scenes.read_patch(scenes.index(tmp_path).iloc[0])
+        patches.read_patch(patches.index(tmp_path).iloc[0])
 
 
 def test_a_layer_that_lies_centimetres_away_is_taken(tmp_path):
@@ -126,7 +126,7 @@ def test_a_layer_that_lies_centimetres_away_is_taken(tmp_path):
     write_patch(tmp_path)
     near = Affine(10, 0, 500003.71, 0, -10, 5400007.2)
     write_tif(file_of(tmp_path, "sen12ms", "lc"), lc_array(), transform=near)
-    assert scenes.read_patch(scenes.index(tmp_path).iloc[0]).transform.c == 500003.7
+    assert patches.read_patch(patches.index(tmp_path).iloc[0]).transform.c == 500003.7
 
 
 CONTENTS = {
@@ -150,7 +150,7 @@ def test_a_damaged_file_is_refused_with_its_size(tmp_path, fault, kind):
     path.write_bytes(content)
     expected = rf"{path.name}: found a damaged file of {len(content):,} bytes .* expected a whole GeoTIFF.*again"
     with pytest.raises(DataError, match=expected):
-        scenes.read_patch(scenes.index(tmp_path).iloc[0])
+        patches.read_patch(patches.index(tmp_path).iloc[0])
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -164,7 +164,7 @@ def test_flipped_bytes_never_end_in_a_strange_error(tmp_path, start, junk):
     content[start : start + len(junk)] = junk
     path.write_bytes(content)
     try:
-        patch = scenes.read_patch(scenes.index(tmp_path).iloc[0])
+        patch = patches.read_patch(patches.index(tmp_path).iloc[0])
     except LcfuseError as error:
         assert "ROIs1158_spring_" in error.where  # noqa: PT017 - either outcome is right
     else:
@@ -178,7 +178,7 @@ def test_another_format_named_tif_is_refused(tmp_path):
     rasterio.shutil.copy(paths["lc"], tmp_path / "lc.vrt", driver="VRT")
     paths["s2"].write_bytes((tmp_path / "lc.vrt").read_bytes())
     with pytest.raises(DataError, match=r"_s2_1_p1\.tif: found a damaged file"):
-        scenes.read_patch(scenes.index(tmp_path).iloc[0])
+        patches.read_patch(patches.index(tmp_path).iloc[0])
 
 
 @pytest.mark.parametrize(
@@ -187,30 +187,30 @@ def test_another_format_named_tif_is_refused(tmp_path):
 def test_one_sensor_without_the_other_is_refused(tmp_path, there, missing):
     """The message names the patch, the files that are there and the one to fetch; the index lists it."""
     write_patch(tmp_path, kinds=there)
-    table = scenes.index(tmp_path)
+    table = patches.index(tmp_path)
     with pytest.raises(MissingDataError, match=rf"only .*_{there[0]}_1_p1\.tif.*expected {missing}.*Fetch"):
-        scenes.read_patch(table.iloc[0])
-    reason = scenes.incomplete(table, ("s1", "s2"))["reason"].tolist()
+        patches.read_patch(table.iloc[0])
+    reason = patches.incomplete(table, ("s1", "s2"))["reason"].tolist()
     assert reason == [f"has no {missing.replace(' and ', ', ')}"]
-    assert scenes.complete(table, ("s1", "s2")).empty
+    assert patches.complete(table, ("s1", "s2")).empty
 
 
 def test_missing_labels_are_refused_only_where_they_are_needed(tmp_path):
     """A map can be drawn without them, a network cannot be trained."""
     write_patch(tmp_path, kinds=("s1", "s2"))
-    row = scenes.index(tmp_path).iloc[0]
-    assert scenes.read_patch(row).lc is None
+    row = patches.index(tmp_path).iloc[0]
+    assert patches.read_patch(row).lc is None
     with pytest.raises(MissingDataError, match=r"ROIs1158_spring_1_p1: .*expected lc beside it.*scenes\.complete"):
-        scenes.read_patch(row, ("s1", "s2", "lc"))
+        patches.read_patch(row, ("s1", "s2", "lc"))
 
 
 def test_a_file_that_vanished_since_the_index_is_named(tmp_path):
     """A disk taken away, a folder tidied."""
     paths = write_patch(tmp_path)
-    table = scenes.index(tmp_path)
+    table = patches.index(tmp_path)
     paths["lc"].unlink()
     with pytest.raises(MissingDataError, match=r"_lc_1_p1\.tif: found no such file, expected a lc file"):
-        scenes.read_patch(table.iloc[0])
+        patches.read_patch(table.iloc[0])
 
 
 def test_the_known_bad_patch_is_said_to_be_published_so(tmp_path):
@@ -218,7 +218,7 @@ def test_the_known_bad_patch_is_said_to_be_published_so(tmp_path):
     for kind, array in (("s1", changed(s1_array(), np.nan)), ("s2", s2_array())):
         write_tif(tmp_path / f"ROIs1868_summer_{kind}_146_p202.tif", array)
     with pytest.raises(DataError, match=r"s1_146_p202\.tif: .*It is published so: leave the patch out"):
-        scenes.read_patch(scenes.index(tmp_path).iloc[0])
+        patches.read_patch(patches.index(tmp_path).iloc[0])
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "int16"])
@@ -229,7 +229,7 @@ def test_the_offset_is_taken_off_and_reported(tmp_path, dtype):
     with_offset[11, 3, 4] = 990  # noise can lie below the offset in a dark band
     write_patch(tmp_path, patch=1, s2=with_offset)
     write_patch(tmp_path, patch=2, s2=plain.astype(dtype))
-    (mended, untouched), report = scenes.read_many(scenes.index(tmp_path))
+    (mended, untouched), report = patches.read_many(patches.index(tmp_path))
     np.testing.assert_array_equal(mended.s2, changed(plain, 0, 11, 3, 4), strict=True)
     np.testing.assert_array_equal(untouched.s2, plain, strict=True)
     assert report.repaired == [("ROIs1158_spring_1_p1", "s2: offset of +1000 taken off all bands")]
@@ -239,7 +239,7 @@ def test_one_dark_pixel_in_b10_speaks_against_the_offset(tmp_path):
     """A cloudy patch of an old product is bright in B10 too, but not everywhere."""
     cloudy = np.maximum(s2_array(), 1000)
     write_patch(tmp_path, s2=changed(cloudy, 999, 10))
-    patch = scenes.read_patch(scenes.index(tmp_path).iloc[0])
+    patch = patches.read_patch(patches.index(tmp_path).iloc[0])
     assert patch.repairs == ()
     np.testing.assert_array_equal(patch.s2, changed(cloudy, 999, 10))
 
@@ -253,9 +253,9 @@ def test_stray_files_are_left_aside_and_listed(tmp_path):
     (tmp_path / "ROIs1158_spring" / "s1_1" / "._ROIs1158_spring_s1_1_p1.tif").write_bytes(b"\0\5\26\7")
     for litter in (".DS_Store", "readme.txt", "train_list.txt"):
         (tmp_path / litter).write_text("not an image")
-    table = scenes.index(tmp_path)
+    table = patches.index(tmp_path)
     assert len(table) == 1
-    odd = scenes.incomplete(table)
+    odd = patches.incomplete(table)
     assert [Path(file).name for file in odd["what"]] == ["ROIs1158_spring_dem_1_p1.tif", "mosaic.tif"]
     assert set(odd["reason"]) == {"not used: not named like a patch"}
 
@@ -264,9 +264,9 @@ def test_a_patch_that_is_there_twice_is_used_once_and_listed(tmp_path):
     """An archive unpacked in two places: which copy was used is said."""
     first, second = (write_patch(tmp_path / place)["s2"] for place in ("a", "b"))
     write_patch(tmp_path / "c", kinds=("dfc",))
-    (row,) = scenes.index(tmp_path).itertuples()
+    (row,) = patches.index(tmp_path).itertuples()
     assert row.s2 == str(first)
-    odd = scenes.incomplete(scenes.index(tmp_path))
+    odd = patches.incomplete(patches.index(tmp_path))
     assert len(odd) == 3
     assert odd.values.tolist()[2] == [str(second), f"not used: second copy of {first}"]
 
@@ -278,14 +278,14 @@ def test_a_root_that_is_no_folder_is_named(tmp_path, make):
     if make == "file":
         root.write_text("")
     with pytest.raises(MissingDataError, match=r"data: found no such folder.* Check the path"):
-        scenes.index(root)
+        patches.index(root)
 
 
 def test_a_folder_without_patches_says_what_to_do(tmp_path):
     """Archives that were never unpacked, for instance."""
     (tmp_path / "ROIs1158_spring_s2.tar.gz").write_bytes(b"")
     with pytest.raises(MissingDataError, match=r"no file named like a patch.*unpack the archives"):
-        scenes.index(tmp_path)
+        patches.index(tmp_path)
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
@@ -300,4 +300,4 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(MissingDataError, match=r"s2_1: found a folder that cannot be listed \(Permission denied\)"):
-        scenes.index(tmp_path)
+        patches.index(tmp_path)

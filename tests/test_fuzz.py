@@ -19,7 +19,7 @@ from affine import Affine
 from miniatures import UTM, file_of, write_tif
 from test_packed import CORNER, scene_arrays, write_scene
 
-from lcfuse_core.data import packing, scenes
+from lcfuse_core.data import packing, patches
 from lcfuse_core.data.files import part_transform
 from lcfuse_core.errors import LcfuseError
 
@@ -272,7 +272,7 @@ def test_a_mutated_triplet_is_read_right_repaired_or_refused(restored, tmp_path,
     root, table = restored
     names = sorted(mutation.__name__ for mutation in MUTATIONS)
     case = Case(root, table, np.random.default_rng((names.index(mutate.__name__), number)))
-    original = scenes.read_patch(case.row)
+    original = patches.read_patch(case.row)
     mutate(case)
     outcome, patch = read(case, original)
     assert outcome in MUTATIONS[mutate], patch
@@ -292,7 +292,7 @@ def read(case, original):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
-            patch = scenes.read_patch(case.row)
+            patch = patches.read_patch(case.row)
         except LcfuseError as error:
             refused = error
     if refused is not None:

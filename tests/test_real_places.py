@@ -9,7 +9,7 @@ import pytest
 from miniatures import SEMIREAL, needs_semireal
 
 from lcfuse_core import __main__ as shell
-from lcfuse_core.data import scenes
+from lcfuse_core.data import patches
 from lcfuse_core.scoring import ledger
 
 pytestmark = needs_semireal
@@ -17,9 +17,9 @@ pytestmark = needs_semireal
 
 def test_the_offset_of_one_place_is_found_removed_and_reported():
     """BrazilCoast was processed by the newer baseline; its darkest cirrus value tells."""
-    patches, report = scenes.read_many(scenes.index(SEMIREAL))
-    assert {patch.s2.shape[1:] for patch in patches} == {(224, 224)}
-    [(name, repair)] = [(patch.name, patch.repairs) for patch in patches if patch.repairs]
+    read, report = patches.read_many(patches.index(SEMIREAL))
+    assert {patch.s2.shape[1:] for patch in read} == {(224, 224)}
+    [(name, repair)] = [(patch.name, patch.repairs) for patch in read if patch.repairs]
     assert "BrazilCoast" in name
     assert "1000" in repair[0]
     assert "BrazilCoast" in str(report)

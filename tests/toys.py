@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lcfuse_core.data.scenes import Patch
+from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.source import PatchStack
 
 IGBP_OF_CLASS = np.array([1, 6, 10, 11, 12, 13, 16, 17], np.uint8)

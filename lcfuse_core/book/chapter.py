@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from lcfuse_core import __version__, _runtime
 from lcfuse_core.book import settings, style
-from lcfuse_core.data import fetched, patches, scenes, source
+from lcfuse_core.data import fetched, patches, source
 from lcfuse_core.data.sample import world
 from lcfuse_core.errors import MissingDataError, ParameterError
 from lcfuse_core.models import forest, networks
@@ -117,7 +117,7 @@ class Chapter:
         """Two words for captions and tables: where the pixels come from."""
         return "synthetic sample" if self.on_sample else "your data"
 
-    def our_place(self, number: int = 0) -> scenes.Patch:
+    def our_place(self, number: int = 0) -> patches.Patch:
         """
         The place that every chapter comes back to: of the patches that are judged, the most varied.
 
@@ -130,14 +130,14 @@ class Chapter:
         try:
             rows = protocol.evaluation_patches(self.data_root)
         except MissingDataError:  # a place without a reference is a place as well
-            rows = scenes.complete(scenes.index(self.data_root))
+            rows = patches.complete(patches.index(self.data_root))
             if rows.empty:
                 raise
         rows = protocol.by_variety(rows)
         if number >= len(rows):
             expected, do = f"0 to {len(rows) - 1}", "Choose another patch."
             raise ParameterError("place", found=str(number), expected=expected, do=do)
-        return scenes.read_patch(rows.iloc[number])
+        return patches.read_patch(rows.iloc[number])
 
     @property
     def watched(self) -> bool:
@@ -225,11 +225,11 @@ class Chapter:
         return self._stack(1, labels)
 
     def _stack(self, part: int, labels: str) -> source.PatchStack:
-        table = patches.index(self.train_root, data_folder() / "indexes")
+        table = patches.index(self.train_root)
         if labels == "fine":
             # The sample keeps the truth of its training scenes apart; real SEN12MS has none.
-            table = scenes.with_truth(table, self.train_root.with_name("truth"))
-        table = scenes.complete(table, source.LABEL_KINDS[labels])
+            table = patches.with_truth(table, self.train_root.with_name("truth"))
+        table = patches.complete(table, source.LABEL_KINDS[labels])
         stack, report = source.read_stack(protocol.split_scenes(table)[part], labels)
         if report.skipped or report.repaired:
             print(report)

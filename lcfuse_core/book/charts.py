@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from lcfuse_core.book.images import S1_BANDS, S2_BANDS, band
 from lcfuse_core.book.style import COLOURS, LINES, MARKERS, WIDTH_IN, Swatch, add_legend, line_colour
 from lcfuse_core.data.legends import DFC2020
-from lcfuse_core.data.scenes import Patch
+from lcfuse_core.data.patches import Patch
 from lcfuse_core.errors import DataError, ParameterError
 from lcfuse_core.scoring.scores import N_CODES
 

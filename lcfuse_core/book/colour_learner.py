@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lcfuse_core.data.legends import IGNORE, N_COARSE, SCORED, index_to_dfc
-from lcfuse_core.data.scenes import Patch
+from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.source import PatchStack, Statistics, channel_statistics, class_counts, label_index, normalise
 from lcfuse_core.models.losses import HEARS_SAVANNA, Batch, Loss, build_loss, class_weights
 from lcfuse_core.models.transition import Matrix, counted, from_accuracy

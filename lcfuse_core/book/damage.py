@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from lcfuse_core.data import scenes
+from lcfuse_core.data import patches
 from lcfuse_core.data.files import KINDS
-from lcfuse_core.data.scenes import Patch
+from lcfuse_core.data.patches import Patch
 
 
 def copy_patches(rows: pd.DataFrame, folder: str | os.PathLike[str]) -> pd.DataFrame:
@@ -23,7 +23,7 @@ def copy_patches(rows: pd.DataFrame, folder: str | os.PathLike[str]) -> pd.DataF
     for kind in KINDS:
         for file in rows[kind].dropna():
             shutil.copy(file, folder)
-    return scenes.index(folder)
+    return patches.index(folder)
 
 
 def cut_short(file: str | os.PathLike[str], n_bytes: int) -> None:

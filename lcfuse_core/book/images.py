@@ -23,7 +23,7 @@ from scipy import ndimage
 from lcfuse_core.book.style import WIDTH_IN, Swatch, add_legend, ink_on, legend_handles
 from lcfuse_core.data.cells import cell_ids
 from lcfuse_core.data.legends import DFC2020, Legend, igbp_to_dfc
-from lcfuse_core.data.scenes import Patch
+from lcfuse_core.data.patches import Patch
 from lcfuse_core.errors import GridError, ParameterError
 
 S2_BANDS = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12")

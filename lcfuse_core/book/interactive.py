@@ -29,7 +29,7 @@ from lcfuse_core.book.images import FIELD_COLOURS, rgb
 from lcfuse_core.book.style import ink_on
 from lcfuse_core.data.cells import cell_ids, recover
 from lcfuse_core.data.legends import DFC2020, SCORED, Legend, igbp_to_dfc, index_to_dfc
-from lcfuse_core.data.scenes import Patch
+from lcfuse_core.data.patches import Patch
 from lcfuse_core.errors import GridError, ParameterError
 
 OUTLINE = "#ff4f9a"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lcfuse_core.book.images import HALO, LEGEND_ROW_IN, label_image, rgb, scale_bar, show_image, show_labels
 from lcfuse_core.book.style import WIDTH_IN, add_legend, legend_handles
-from lcfuse_core.data.scenes import Patch
+from lcfuse_core.data.patches import Patch
 from lcfuse_core.errors import GridError, MissingDataError
 from lcfuse_core.mapping.coarse import open_coarse
 from lcfuse_core.mapping.make import Inputs

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lcfuse_core.book.images import band
 from lcfuse_core.data.legends import SCORED, dfc_to_index
-from lcfuse_core.data.scenes import Patch
+from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.source import label_index, patch_cells
 from lcfuse_core.errors import DataError
 from lcfuse_core.models.losses import Batch, Loss

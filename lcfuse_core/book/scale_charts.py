@@ -17,7 +17,7 @@ from lcfuse_core.book import images
 from lcfuse_core.book.style import WIDTH_IN, add_legend, legend_handles
 from lcfuse_core.data.legends import igbp_to_dfc
 from lcfuse_core.data.packed import PackedScene
-from lcfuse_core.data.scenes import Patch
+from lcfuse_core.data.patches import Patch
 
 
 def files_per_pixel(scene: PackedScene) -> NDArray[np.int64]:

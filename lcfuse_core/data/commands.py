@@ -22,7 +22,7 @@ from typing import Any
 
 import pandas as pd
 
-from lcfuse_core.data import manifest, official, patches, scenes
+from lcfuse_core.data import manifest, patches
 from lcfuse_core.data.fetch import Fetcher
 from lcfuse_core.data.fetched import Store
 from lcfuse_core.data.manifest import ByHand, Choice, Ftp, Https, Item, Manifest, disk_size, download_size
@@ -160,7 +160,7 @@ def _verified(store: Store, item: Item) -> dict[str, Any]:
         "damaged": [{"file": str(path), "why": why} for path, why in faults],
         "scenes": {
             scene: {"files": n, "damaged": scenes_of["damaged"][scene]}
-            for scene, n in sorted(scenes_of["files"].items(), key=lambda pair: official.natural(pair[0]))
+            for scene, n in sorted(scenes_of["files"].items(), key=lambda pair: patches.natural_order(pair[0]))
         },
     }
 
@@ -238,24 +238,24 @@ def _ways(book: Manifest, item: Item) -> Iterator[str]:
 def _patches(root: Path, name: str, need: tuple[str, ...], wanted: list[str], inspect: bool) -> dict[str, Any]:
     """Patches under a folder: how many are complete, what is there of each scene, and what is left out and why."""
     try:
-        table = patches.index(root / name, root / "fetched")
-        lists = official.read_lists(root / "downloads") if name == "sen12ms" else None
+        table = patches.index(root / name)
+        lists = patches.read_official_lists(root / "downloads") if name == "sen12ms" else None
     except LcfuseError as error:
         return {"said": str(error), "complete": 0, "scenes": pd.DataFrame(), "incomplete": []}
-    report = patches.inspect(scenes.complete(table, need), workers=2, progress=True) if inspect else None
-    status = official.status(table, lists=lists, wanted=wanted, report=report, need=need)
-    whole, odd = official.usable(table, need)
+    report = patches.inspect(patches.complete(table, need), workers=2, progress=True) if inspect else None
+    status = patches.scene_status(table, lists=lists, wanted=wanted, report=report, need=need)
+    whole, odd = patches.usable(table, need)
     left_out = [{"what": what, "reason": reason} for what, reason in odd.itertuples(index=False)]
     said = f"{len(whole)} of {len(table)} patches complete, in {whole['scene_id'].nunique()} scenes"
     if lists is not None:
-        said += "".join(f"\n  {line}" for line in official.differences(table, lists))
+        said += "".join(f"\n  {line}" for line in patches.official_differences(table, lists))
     if report is not None:
         left_out += [{"what": what, "reason": reason} for what, reason in report.skipped]
     return {"said": said, "complete": len(whole), "scenes": status, "incomplete": left_out}
 
 
 def _records(status: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """The table of `official.status` by scene, for JSON: a count that is not known is null."""
+    """The table of `patches.scene_status` by scene, for JSON: a count that is not known is null."""
     rows = status.astype(object).where(status.notna(), None)
     return {
         str(scene): dict(zip(rows.columns, row, strict=True))
@@ -277,7 +277,7 @@ def _rows(status: pd.DataFrame) -> list[list[Any]]:
 def pack_scenes(options: argparse.Namespace) -> int:
     """Pack what is unpacked under `sen12ms`, or the scenes that were named; 0 when all of it is packed."""
     root: Path = options.root
-    table, left_out = official.usable(patches.index(root / "sen12ms", root / "fetched"))
+    table, left_out = patches.usable(patches.index(root / "sen12ms"))
     named = set(options.items)
     strange = sorted(named - set(table["scene_id"]))
     if strange:

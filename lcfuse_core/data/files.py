@@ -2,7 +2,7 @@
 One file of a patch: read it, and let nothing through that its kind does not promise.
 
 Four kinds: s1 (Sentinel-1, VV and VH in dB), s2 (Sentinel-2, 13 bands of reflectance x 10000), lc (four MODIS
-land-cover layers at 10 m), dfc (the 10 m reference). `scenes.read_patch` joins them.
+land-cover layers at 10 m), dfc (the 10 m reference). `patches.read_patch` joins them.
 """
 
 from __future__ import annotations

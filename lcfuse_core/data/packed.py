@@ -24,7 +24,7 @@ from torch import Tensor
 from lcfuse_core.data.cells import GRID_COLS
 from lcfuse_core.data.files import part_transform
 from lcfuse_core.data.legends import DFC2020, IGBP, IGNORE, SCORED
-from lcfuse_core.data.scenes import Patch
+from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.source import (
     LABEL_KINDS,
     N_S1,
@@ -117,7 +117,7 @@ class PackedScene:
         return row, col, rows, cols
 
     def patch(self, name: str) -> Patch:
-        """The patch of that name, equal to what `scenes.read_patch` read: pixels, CRS, transform and repairs."""
+        """The patch of that name, equal to what `patches.read_patch` read: pixels, CRS, transform and repairs."""
         window, record = self.window_of(name), self._patches[name]
         return self._patch(name, window, Affine(*record["transform"]), tuple(record["repairs"]))
 

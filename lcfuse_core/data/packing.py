@@ -3,7 +3,7 @@ Packing: a scene of SEN12MS put together again from its patches, so that trainin
 
 Patches of a scene overlap by half, so the files hold most pixels up to four times. A packed scene holds them once,
 in tiles (`tiles`), with the coarse cell of each pixel beside the labels. Nothing is lost: where patches overlap they
-must agree to the bit, and `PackedScene.patch` gives back each as `scenes.read_patch` read it. That is also the best
+must agree to the bit, and `PackedScene.patch` gives back each as `patches.read_patch` read it. That is also the best
 check there is of a pixel inside a file: a flipped bit is seen wherever a neighbour holds the same pixel.
 
 A packed scene is two files, which `packs` reads: `<scene_id>.tiles` with the pixels, `<scene_id>.json` with what is
@@ -33,7 +33,7 @@ from tqdm import tqdm
 from lcfuse_core.data.cells import modis_cells
 from lcfuse_core.data.files import GRID_TOLERANCE_PX, KINDS, part_transform, read_place
 from lcfuse_core.data.packed import FORMAT, read_record, seal
-from lcfuse_core.data.scenes import Patch, Report, iter_patches, patch_name
+from lcfuse_core.data.patches import Patch, Report, iter_patches, patch_name
 from lcfuse_core.data.tiles import KINDS as CHUNK_KINDS
 from lcfuse_core.data.tiles import TileWriter, disk_error
 from lcfuse_core.errors import DataError, DiskError, GridError, LcfuseError
@@ -44,7 +44,7 @@ Pieces = dict[str, NDArray[Any]]
 
 @dataclass
 class PackReport(Report):
-    """What became of the patches (see `scenes.Report`), and of the scenes."""
+    """What became of the patches (see `patches.Report`), and of the scenes."""
 
     packed: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
@@ -57,7 +57,7 @@ class PackReport(Report):
 
 def pack(table: pd.DataFrame, out: str | os.PathLike[str], *, progress: bool = False) -> PackReport:
     """
-    Pack every scene of an index of complete patches (`scenes.complete`) into the folder *out*.
+    Pack every scene of an index of complete patches (`patches.complete`) into the folder *out*.
 
     A scene that is there, of the same files, is kept: an interrupted call goes on where it was. A damaged patch is
     left out, a scene whose patches contradict each other is refused, and the report names both. The patches are

@@ -1,175 +1,456 @@
 """
-The index of a large folder, made once: SEN12MS has 542 thousand files, and listing them takes its time.
+Patches on disk: index a folder of SEN12MS or DFC2020, split it by scene, read it, compare it with what is published.
 
-The index is kept as a parquet file, together with the folders that were listed and the time at which each was last
-changed. A file that is added, removed or renamed changes the time of its folder, so that to look at some 800 folders
-tells whether the index still holds. What is inside a file is not looked at, and does not concern the index.
+Three layouts are recognised, by file names alone (folders may be nested, wrapped or flat):
 
-When in doubt the folder is listed again: another format of this file, another `world.json`, a folder that changed
-within two seconds of the listing (some file systems count time in such steps), an index that cannot be read.
+    sen12ms          ROIs1158_spring_s2_124_p100.tif           UTM
+    dfc2020-phase    ROIs0000_validation_s2_0_p7.tif           without georeference
+    dfc2020-bundle   ROIs0000_autumn_s2_CapeTown_p7.tif        UTM
+
+The published facts about SEN12MS (official lists, hold-out scenes, defects) are in `shipped/sen12ms.yaml`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import tempfile
-import time
-import warnings
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
+import yaml
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.crs import CRS
 from tqdm import tqdm
 
-from lcfuse_core.data import scenes
-from lcfuse_core.data.files import KINDS
+from lcfuse_core._runtime import SHIPPED
+from lcfuse_core.data.files import KINDS, common_grid, read_layer
+from lcfuse_core.errors import DataError, LcfuseError, MissingDataError, ParameterError
 
-FORMAT = 1
-"""Version of the kept index; raised when `scenes.index` finds other rows in the same folder."""
-
-CLOCK_STEP_NS = 2_000_000_000
-"""Longest step in which a file system counts the time of a change (FAT)."""
-
-_WORDS = ("layout", "split", "season", "scene", "scene_id")
+_FILE_NAME = re.compile(r"(ROIs\d+_[a-z]+)_(s1|s2|lc|dfc)_(\w+)_p(\d+)\.tif")
+_LISTED_NAME = re.compile(r"(ROIs\d+_[a-z]+)_(?:(?:s1|s2|lc)_)?(\d+)_p(\d+)(?:\.tif)?")
+_TRAINING_KINDS = ("s1", "s2", "lc")
 
 
-def index(root: str | os.PathLike[str], cache: str | os.PathLike[str] | None = None) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Patch:
     """
-    What `scenes.index` gives for *root*; from the kept index if there is one and nothing has changed since.
+    One checked patch of H x W pixels of 10 m, rows north to south.
 
-    cache : folder of kept indexes; by default `indexes` in the folder that LCFUSE_DATA names, or in `_data`
+    Attributes
+    ----------
+    s1 : float32 array, shape (2, H, W)
+        Backscatter VV and VH, sigma0 in dB.
+    s2 : uint16 array, shape (13, H, W)
+        Top-of-atmosphere reflectance x 10000, B1 to B12 with B8A after B8.
+    lc : uint8 array, shape (4, H, W), or None
+        MODIS land cover at 10 m: IGBP, LCCS land cover, LCCS land use, LCCS surface hydrology.
+    dfc : uint8 array, shape (H, W), or None
+        DFC2020 codes of the 10 m reference.
+    crs, transform : CRS and Affine, or None
+        Georeference, if the files have one.
+    repairs : tuple of str
+        Descriptions of what was corrected while reading.
+    """
 
-    Raises MissingDataError as `scenes.index` does. An index that cannot be kept (a full disk) is a warning.
+    name: str
+    s1: NDArray[np.float32]
+    s2: NDArray[np.uint16]
+    lc: NDArray[np.uint8] | None = None
+    dfc: NDArray[np.uint8] | None = None
+    crs: CRS | None = None
+    transform: Affine | None = None
+    repairs: tuple[str, ...] = ()
+
+
+@dataclass
+class Report:
+    """Results of reading many patches: their number, and (name, description) of the repaired and the skipped."""
+
+    n_read: int = 0
+    repaired: list[tuple[str, str]] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        head = f"{self.n_read} patches read ({len(self.repaired)} of them repaired), {len(self.skipped)} skipped"
+        lines = [f"  repaired {name}: {what}" for name, what in self.repaired]
+        return "\n".join([head, *lines, *(f"  skipped {name}: {why}" for name, why in self.skipped)])
+
+    def check(self) -> None:
+        """Raise DataError if not a single patch was read."""
+        if not self.n_read:
+            first = self.skipped[0][1] if self.skipped else "an empty index"
+            found = f"no readable patch among {len(self.skipped)}, the first because of: {first}"
+            raise DataError("patches", found=found, expected="at least one", do="Repair or download the data.")
+
+
+def index(root: str | os.PathLike[str]) -> pd.DataFrame:
+    """
+    List the patches under a folder, in any of the three layouts, in a fixed order.
+
+    Hidden files and `__MACOSX` are ignored. All of SEN12MS (542,000 files) takes some seconds on a local disk.
+
+    Returns
+    -------
+    DataFrame
+        One row per patch: layout, split ("train" for SEN12MS, "validation" or "test" for the phase archives, else
+        ""), season, scene, patch (int), s1, s2, lc, dfc (path or None), scene_id (what a split keeps together).
+        `attrs["odd"]` holds (file, reason) of TIFF files that were not used; `incomplete` lists them.
+
+    Raises
+    ------
+    MissingDataError
+        If *root* is not a folder, holds no patch, or a folder in it cannot be listed.
     """
     root = Path(root)
-    path = kept_at(root, cache)
-    table = _read(path, root) if path.exists() else None
-    return _make(path, root) if table is None else table
+    found: dict[tuple[str, str, int], dict[str, str]] = {}
+    odd: list[tuple[str, str]] = []
+    for path in _tif_files(root):
+        match = _FILE_NAME.fullmatch(os.path.basename(path))
+        if match is None:
+            odd.append((path, "not used: not named like a patch"))
+            continue
+        season, kind, scene, number = match.groups()
+        first = found.setdefault((season, scene, int(number)), {}).setdefault(kind, path)
+        if first != path:
+            odd.append((path, f"not used: second copy of {first}"))
+    if not found:
+        expected = "SEN12MS or DFC2020 files, such as ROIs1158_spring_s2_124_p100.tif"
+        do = "Check the folder, unpack the archives, or make the sample world."
+        raise MissingDataError(root, found="no file named like a patch", expected=expected, do=do)
+    regions = _regions(root)
+    rows = sorted((_row(*key, files, regions) for key, files in found.items()), key=_order)
+    found.clear()  # 60 MB for the 180,662 patches of SEN12MS
+    table = pd.DataFrame(rows, dtype=object).astype({"patch": "int64"})  # as str, None would become NaN
+    table.attrs["odd"] = tuple(odd)
+    return table
 
 
-def kept_at(root: str | os.PathLike[str], cache: str | os.PathLike[str] | None = None) -> Path:
-    """The file in which the index of *root* is kept, whether it is there or not."""
-    folder = Path(cache) if cache is not None else Path(os.environ.get("LCFUSE_DATA") or "_data") / "indexes"
-    digest = hashlib.sha256(str(Path(root).resolve()).encode()).hexdigest()
-    return folder / f"{digest[:16]}.parquet"
+def _tif_files(root: Path) -> Iterator[str]:
+    """Yield the paths of all TIFF files under *root*, sorted, without the litter of archives made on a Mac."""
+    if not root.is_dir():
+        raise MissingDataError(root, found="no such folder", expected="a data folder", do="Check the path.")
+    for folder, folders, files in os.walk(root, onerror=_refuse_folder):
+        folders[:] = sorted(name for name in folders if name != "__MACOSX" and not name.startswith("."))
+        for name in sorted(files):
+            if name.lower().endswith((".tif", ".tiff")) and not name.startswith("."):
+                yield os.path.join(folder, name)
 
 
-def _make(path: Path, root: Path) -> pd.DataFrame:
-    """List the folder, and keep the index if one may rely on it later."""
-    visited: dict[str, int] = {}
-    began = time.time_ns()
-    world = _world_file(root)
-    table = scenes.index(root, visited=visited)
-    if max(visited.values()) < began - CLOCK_STEP_NS:
+def _refuse_folder(error: OSError) -> None:
+    """Raise MissingDataError where os.walk would silently skip a folder."""
+    found = f"a folder that cannot be listed ({error.strerror})"
+    do = "Check its permissions and the disk."
+    raise MissingDataError(str(error.filename), found=found, expected="a readable folder", do=do) from None
+
+
+def _regions(root: Path) -> dict[str, dict[str, str]]:
+    """Return the region of each patch of the phase archives by split and number: only the sample world records it."""
+    path = next((p for p in (root / "world.json", root.parent / "world.json") if p.is_file()), None)
+    if path is None:
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["regions"])
+    except (ValueError, KeyError, TypeError):
+        found, expected = "no readable `regions`", "the record that `sample.world` writes"
+        raise DataError(path, found=found, expected=expected, do="Make the world again.") from None
+
+
+def _row(
+    season: str, scene: str, patch: int, files: dict[str, str], regions: dict[str, dict[str, str]]
+) -> dict[str, Any]:
+    part = season.split("_")[1]
+    if not season.startswith("ROIs0000"):
+        layout, split, scene_id = "sen12ms", "train", f"{season}_{scene}"
+    elif part in ("validation", "test"):
+        layout, split = "dfc2020-phase", part
+        scene_id = regions.get(part, {}).get(str(patch), f"{part}_{scene}")
+    else:
+        layout, split, scene_id = "dfc2020-bundle", "", scene
+    names = {"layout": layout, "split": split, "season": season, "scene": scene, "patch": patch}
+    return names | {kind: files.get(kind) for kind in KINDS} | {"scene_id": scene_id}
+
+
+def _order(row: dict[str, Any]) -> tuple[Any, ...]:
+    number = int(row["scene"]) if row["scene"].isdigit() else -1
+    return row["layout"], row["season"], number, row["scene"], row["patch"]
+
+
+def patch_name(row: Any) -> str:
+    """Return the name of an index row, as in its files but without the kind: ROIs1158_spring_124_p100."""
+    return f"{row.season}_{row.scene}_p{row.patch}"
+
+
+def _names(table: pd.DataFrame) -> pd.Series:
+    return pd.Series([patch_name(row) for row in table.itertuples()], index=table.index, dtype=object)
+
+
+def complete(table: pd.DataFrame, need: Iterable[str] = _TRAINING_KINDS) -> pd.DataFrame:
+    """Return the rows of an index that have every kind in *need*, numbered anew; `incomplete` lists the others."""
+    return table[table[_kinds(need)].notna().all(axis=1)].reset_index(drop=True)
+
+
+def incomplete(table: pd.DataFrame, need: Iterable[str] = _TRAINING_KINDS) -> pd.DataFrame:
+    """Return what `complete` leaves out and what `index` did not use: columns what (patch or file) and reason."""
+    kinds = _kinds(need)
+    rows = [
+        (patch_name(row), "has no " + ", ".join(kind for kind in kinds if getattr(row, kind) is None))
+        for row in table[table[kinds].isna().any(axis=1)].itertuples()
+    ]
+    return pd.DataFrame([*rows, *table.attrs.get("odd", ())], columns=["what", "reason"])
+
+
+def _kinds(need: Iterable[str]) -> list[str]:
+    kinds = list(need)
+    if not set(kinds) <= set(KINDS):
+        raise ParameterError("need", found=f"{kinds}", expected=f"kinds out of {KINDS}", do="Correct the kind.")
+    return kinds
+
+
+def with_truth(table: pd.DataFrame, truth_root: str | os.PathLike[str]) -> pd.DataFrame:
+    """
+    Return the index with the `dfc` files under *truth_root* filled in where season, scene and patch agree.
+
+    Raises MissingDataError if not a single patch has one.
+    """
+    files = {(row.season, row.scene, row.patch): row.dfc for row in index(truth_root).itertuples()}
+    keys = zip(table["season"], table["scene"], table["patch"], strict=True)
+    filled = table.copy()
+    filled["dfc"] = pd.Series([files.get(key) for key in keys], index=table.index, dtype=object)
+    if filled["dfc"].isna().all():
+        found, expected = "no dfc file of any patch in the index", "truth of the same seasons, scenes and patches"
+        raise MissingDataError(
+            truth_root, found=found, expected=expected, do="Check that both folders belong together."
+        )
+    return filled
+
+
+def split_by_scene(table: pd.DataFrame, fraction: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """
+    Hold out about a fraction of the scenes (at least one) and keep every scene whole.
+
+    Neighbouring SEN12MS patches overlap by half: a split by patch would leak held-out pixels into training.
+
+    Returns (train, held_out). Raises ParameterError unless there are two scenes and 0 < *fraction* < 1.
+    """
+    scenes = sorted(set(table["scene_id"]))
+    if not 0 < fraction < 1 or len(scenes) < 2:
+        found, expected = f"fraction {fraction} of {len(scenes)} scene(s)", "0 < fraction < 1, of two scenes or more"
+        raise ParameterError("split_by_scene", found=found, expected=expected, do="Change the fraction or add scenes.")
+    n_held = min(max(1, round(fraction * len(scenes))), len(scenes) - 1)
+    is_held = table["scene_id"].isin(np.random.default_rng(seed).permutation(scenes)[:n_held].tolist())
+    return table[~is_held].reset_index(drop=True), table[is_held].reset_index(drop=True)
+
+
+def read_patch(row: Any, need: Iterable[str] | None = None) -> Patch:
+    """
+    Read and check the files of one row of an index (a Series or a named tuple).
+
+    Kinds outside *need* are not opened, except s1 and s2; by default all files are read. The +1000 offset of newer
+    Sentinel-2 products is removed and noted in `repairs`; any other fault is an error.
+
+    Raises
+    ------
+    MissingDataError, DataError, LegendError, GridError
+        If a file is missing; damaged or of other bands, dtype or unit; holds an unknown class code; or lies on
+        another grid than the others.
+    """
+    name = patch_name(row)
+    available = {kind: getattr(row, kind) for kind in KINDS if getattr(row, kind) is not None}
+    wanted = {"s1", "s2", *(available if need is None else _kinds(need))}
+    missing = " and ".join(kind for kind in KINDS if kind in wanted - set(available))
+    if missing:
+        found = f"only {', '.join(available.values())}"
+        do = f"Fetch the {missing} file of this patch, or leave it out (patches.complete)."
+        raise MissingDataError(name, found=found, expected=f"{missing} beside it", do=do)
+    paths = {kind: available[kind] for kind in KINDS if kind in wanted}
+    layers = {kind: read_layer(path, kind) for kind, path in paths.items()}
+    crs, transform = common_grid(paths, layers)
+    repairs = tuple(repair for layer in layers.values() for repair in layer.repairs)
+    lc = layers["lc"].data if "lc" in layers else None
+    dfc = layers["dfc"].data[0] if "dfc" in layers else None
+    return Patch(name, layers["s1"].data, layers["s2"].data, lc, dfc, crs, transform, repairs)
+
+
+def iter_patches(table: pd.DataFrame, report: Report, need: Iterable[str] | None = None) -> Iterator[Patch]:
+    """Read the rows of an index one by one; patches that `read_patch` refuses are noted in *report* and skipped."""
+    need = None if need is None else _kinds(need)
+    for row in table.itertuples():
         try:
-            _write(path, root, table, visited, world)
-        except OSError as error:
-            warnings.warn(f"The index of {root} is not kept in {path}: {error}.", stacklevel=3)
-    return table
+            patch = read_patch(row, need)
+        except LcfuseError as error:
+            report.skipped.append((patch_name(row), str(error)))
+            continue
+        report.n_read += 1
+        if patch.repairs:
+            report.repaired.append((patch.name, "; ".join(patch.repairs)))
+        yield patch
 
 
-def _world_file(root: Path) -> list[list[int] | None]:
-    """Time and size of the files that may tell the regions of the patches."""
-    places = (root / "world.json", root.parent / "world.json")
-    stats = [place.stat() if place.is_file() else None for place in places]
-    return [stat and [stat.st_mtime_ns, stat.st_size] for stat in stats]
-
-
-def _write(path: Path, root: Path, table: pd.DataFrame, visited: dict[str, int], world: Any) -> None:
-    """All at once: whoever reads at the same time sees the old index or the new one."""
-    start = len(os.path.join(root, ""))
-    columns: dict[str, Any] = {name: pa.array(table[name]).dictionary_encode() for name in _WORDS}
-    columns["patch"] = pa.array(table["patch"], pa.int32())
-    for kind in KINDS:
-        columns[kind] = pa.array([None if file is None else file[start:] for file in table[kind]], pa.string())
-    folders = [[folder[start:], changed] for folder, changed in visited.items()]
-    odd = [[file[start:], reason] for file, reason in table.attrs["odd"]]
-    about = {"format": FORMAT, "root": str(root), "folders": folders, "world": world, "odd": odd}
-    kept = pa.table(columns).replace_schema_metadata({"lcfuse": json.dumps(about)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        os.close(handle)
-        pq.write_table(kept, part, compression="zstd")
-        os.replace(part, path)
-    finally:
-        Path(part).unlink(missing_ok=True)
-
-
-def _read(path: Path, root: Path) -> pd.DataFrame | None:
-    """The kept index, or None when it may not be relied on."""
-    try:
-        kept = pq.read_table(path)
-        about = json.loads(kept.schema.metadata[b"lcfuse"])
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
-        return None
-    if about["format"] != FORMAT or about["world"] != _world_file(root) or not _unchanged(root, about["folders"]):
-        return None
-    columns: dict[str, Any] = {name: kept[name].to_pandas().astype(object).to_numpy() for name in _WORDS[:4]}
-    columns["patch"] = kept["patch"].to_numpy()
-    start = os.path.join(root, "")
-    for kind in KINDS:
-        columns[kind] = _objects([None if file is None else start + file for file in kept[kind].to_pylist()])
-    columns["scene_id"] = kept["scene_id"].to_pandas().astype(object).to_numpy()
-    table = pd.DataFrame(columns, dtype=object).astype({"patch": "int64"})  # as `scenes.index` has it
-    table.attrs["odd"] = tuple(
-        (start + file, reason.replace(about["root"], str(root))) for file, reason in about["odd"]
-    )
-    return table
-
-
-def _objects(values: list[str | None]) -> Any:
-    """A column of Python strings and None, as `scenes.index` has them (pandas would make None a NaN)."""
-    column = np.empty(len(values), object)
-    column[:] = values
-    return column
-
-
-def _unchanged(root: Path, folders: Iterable[tuple[str, int]]) -> bool:
-    """Whether each folder is there and was last changed when it was listed."""
-    try:
-        return all(os.stat(os.path.join(root, folder)).st_mtime_ns == changed for folder, changed in folders)
-    except OSError:
-        return False
-
-
-def inspect(table: pd.DataFrame, *, workers: int = 1, progress: bool = False) -> scenes.Report:
+def read_many(table: pd.DataFrame, need: Iterable[str] | None = None) -> tuple[list[Patch], Report]:
     """
-    Read every patch of an index, and keep nothing but the report: which are damaged, which were mended.
+    Read all rows of an index as `iter_patches` does, 2.6 MB for each patch of 256 x 256.
 
-    A patch of SEN12MS takes some 15 ms on one core, all of it an hour or less.
+    Raises DataError if not a single patch could be read.
     """
+    report = Report()
+    patches = list(iter_patches(table, report, need))
+    report.check()
+    return patches, report
+
+
+def inspect(table: pd.DataFrame, *, workers: int = 1, progress: bool = False) -> Report:
+    """Read every patch of an index, some 15 ms each, and return the report alone: which are damaged or repaired."""
     parts = [table.iloc[start : start + 64] for start in range(0, len(table), 64)]
-    report = scenes.Report()
-    with ProcessPoolExecutor(workers) if workers > 1 else _ThisProcess() as pool:
-        for part in tqdm(pool.map(_inspect, parts), total=len(parts), unit="64 patches", disable=not progress):
+    report = Report()
+    with ExitStack() as stack:
+        run = map if workers == 1 else stack.enter_context(ProcessPoolExecutor(workers)).map
+        for part in tqdm(run(_inspect, parts), total=len(parts), unit="64 patches", disable=not progress):
             report.n_read += part.n_read
             report.repaired += part.repaired
             report.skipped += part.skipped
     return report
 
 
-class _ThisProcess:
-    """A pool of no further process."""
-
-    map = staticmethod(map)
-
-    def __enter__(self) -> _ThisProcess:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing was started."""
-
-
-def _inspect(part: pd.DataFrame) -> scenes.Report:
-    report = scenes.Report()
-    for _ in scenes.iter_patches(part, report):
+def _inspect(part: pd.DataFrame) -> Report:
+    report = Report()
+    for _ in iter_patches(part, report):
         pass
     return report
+
+
+@dataclass(frozen=True)
+class Official:
+    """Facts about SEN12MS as published."""
+
+    n_triplets: int
+    n_scenes: int
+    lists: dict[str, tuple[str, int]]  # file and number of patches of the official lists, by "train" and "test"
+    hold_out: dict[str, int]  # number of patches of each official hold-out scene, by scene id
+    defects: dict[str, str]  # faults of published patches, by patch name
+
+
+@cache
+def sen12ms() -> Official:
+    """Return the facts that are shipped with the package."""
+    facts = yaml.safe_load((SHIPPED / "sen12ms.yaml").read_text(encoding="utf-8"))
+    hold_out = {f"{season}_{number}": n for season, scenes in facts["hold_out"].items() for number, n in scenes.items()}
+    lists = {name: (entry["file"], entry["patches"]) for name, entry in facts["lists"].items()}
+    return Official(facts["triplets"], facts["scenes"], lists, hold_out, facts["defects"])
+
+
+def usable(table: pd.DataFrame, need: Iterable[str] = _TRAINING_KINDS) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the complete rows of an index without the published defects, and what was left out as in `incomplete`."""
+    need = list(need)
+    whole = complete(table, need)
+    names, defects = _names(whole), sen12ms().defects
+    is_bad = names.isin(defects)
+    reasons = [(name, f"published damaged: {defects[name]}") for name in names[is_bad]]
+    left_out = pd.concat([incomplete(table, need), pd.DataFrame(reasons, columns=["what", "reason"])])
+    return whole[~is_bad].reset_index(drop=True), left_out.reset_index(drop=True)
+
+
+def read_official_lists(folder: str | os.PathLike[str]) -> pd.DataFrame | None:
+    """
+    Read the official train and test lists: columns list, scene_id, name. None if neither is in *folder*.
+
+    Raises DataError if a list is missing or incomplete, or if the test list is not of the official hold-out scenes.
+    """
+    facts, rows = sen12ms(), []
+    paths = {name: Path(folder) / file for name, (file, _) in facts.lists.items()}
+    if not any(path.is_file() for path in paths.values()):
+        return None
+    for name, path in paths.items():
+        lines = path.read_text(encoding="utf-8").split() if path.is_file() else []
+        names = {match.groups() for match in map(_LISTED_NAME.fullmatch, lines) if match}
+        if not len(names) == len(lines) == facts.lists[name][1]:
+            found, expected = f"{len(names):,} patch names in {len(lines):,} lines", f"{facts.lists[name][1]:,} names"
+            raise DataError(path, found=found, expected=expected, do="Fetch both lists again.")
+        rows += [(name, f"{season}_{scene}", f"{season}_{scene}_p{patch}") for season, scene, patch in sorted(names)]
+    lists = pd.DataFrame(rows, columns=["list", "scene_id", "name"])
+    is_test = lists["list"] == "test"
+    strays = set(lists["scene_id"][is_test]) ^ set(facts.hold_out) | set(lists["scene_id"][~is_test]) & set(
+        facts.hold_out
+    )
+    if strays:
+        found = f"{', '.join(sorted(strays)[:3])} in the wrong list"
+        raise DataError(folder, found=found, expected="the official hold-out scenes", do="Fetch both lists again.")
+    return lists
+
+
+def scene_status(
+    table: pd.DataFrame,
+    *,
+    lists: pd.DataFrame | None = None,
+    wanted: Iterable[str] = (),
+    report: Report | None = None,
+    need: Iterable[str] = _TRAINING_KINDS,
+) -> pd.DataFrame:
+    """
+    Count the patches of each scene of an index, and of the scenes in *wanted*, by their state.
+
+    With the official *lists* every published scene has a row. Damaged patches are those of the *report* of `inspect`.
+
+    Returns
+    -------
+    DataFrame
+        By scene id: held_out (an official hold-out scene?), numbers of patches expected, complete, incomplete,
+        damaged, defective (as published) and missing, <NA> if unknown, and state: "missing", "damaged",
+        "incomplete", "complete", or "unknown" if all files of the patches are there but their number is unknown.
+    """
+    facts, names = sen12ms(), _names(table)
+    kind = pd.Series("complete", index=table.index).mask(table[list(need)].isna().any(axis=1), "incomplete")
+    if report is not None:
+        kind = kind.mask(names.isin([name for name, _ in report.skipped]) & (kind == "complete"), "damaged")
+    kind = kind.mask(names.isin(facts.defects), "defective")
+    patches = pd.DataFrame({"scene_id": table["scene_id"], "kind": kind})
+    published = facts.hold_out
+    if lists is not None:
+        published = {str(scene): len(rows) for scene, rows in lists.groupby("scene_id")}
+        patches = pd.concat([patches, lists.loc[~lists["name"].isin(names), ["scene_id"]].assign(kind="missing")])
+    scenes = sorted({*patches["scene_id"], *wanted}, key=natural_order)
+    columns = ["complete", "incomplete", "damaged", "defective", "missing"]
+    counts = pd.crosstab(patches["scene_id"], patches["kind"]).reindex(scenes, fill_value=0)
+    result = counts.reindex(columns=columns, fill_value=0).astype("Int64").rename_axis(index="scene_id", columns=None)
+    result.insert(0, "expected", pd.Series([published.get(scene) for scene in scenes], result.index, "Int64"))
+    result.insert(0, "held_out", result.index.isin(facts.hold_out))
+    if lists is None:
+        present = result[["complete", "incomplete", "damaged"]].sum(axis=1)
+        result["missing"] = (result["expected"] - present).clip(lower=0)
+    is_empty = result[["complete", "incomplete", "damaged", "defective"]].sum(axis=1) == 0
+    lacks = (result["incomplete"] + result["missing"].fillna(0)) > 0
+    result["state"] = np.select(
+        [is_empty, result["damaged"] > 0, lacks, result["expected"].isna()],
+        ["missing", "damaged", "incomplete", "unknown"],
+        "complete",
+    )
+    if report is None:
+        result["damaged"] = pd.array([pd.NA] * len(result), "Int64")
+    return result
+
+
+def natural_order(name: str) -> list[tuple[int, str]]:
+    """Return a sort key that puts scene 9 before scene 10."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
+def official_differences(table: pd.DataFrame, lists: pd.DataFrame) -> list[str]:
+    """Describe how an index differs from the official lists; empty if it does not."""
+    differences = []
+    here, listed, defects = set(_names(table)), set(lists["name"]), sen12ms().defects
+    for names, what in ((listed - here, "of the lists not here"), (here - listed, "here in no list")):
+        unknown = sorted(names - set(defects), key=natural_order)
+        if unknown:
+            more = ", ..." * (len(unknown) > 3)
+            differences.append(f"{len(unknown):,} patches {what}: {', '.join(unknown[:3])}{more}")
+        known = sorted(names & set(defects))
+        differences += [f"{name} {what}: published damaged ({defects[name]})" for name in known]
+    return differences

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from lcfuse_core.data.cells import cell_ids, recover
 from lcfuse_core.data.files import BANDS
 from lcfuse_core.data.legends import IGNORE, N_COARSE, SAVANNA, SAVANNA_INDEX, SCORED, dfc_to_index, igbp_to_dfc
-from lcfuse_core.data.scenes import Patch, Report, iter_patches, read_patch
+from lcfuse_core.data.patches import Patch, Report, iter_patches, read_patch
 from lcfuse_core.errors import DataError, GridError, MissingDataError, ParameterError
 
 N_S2, N_S1 = BANDS["s2"], BANDS["s1"]
@@ -166,7 +166,7 @@ def label_index(patch: Patch, labels: str) -> NDArray[np.uint8]:
     if labels == "fine" and patch.dfc is not None:
         return dfc_to_index(patch.dfc)
     kind = LABEL_KINDS[labels][-1]
-    do = f"Take only patches that have it: scenes.complete(index, {LABEL_KINDS[labels]})."
+    do = f"Take only patches that have it: patches.complete(index, {LABEL_KINDS[labels]})."
     raise MissingDataError(patch.name, found=f"no {kind} layer", expected=f"one, for {labels} labels", do=do)
 
 
@@ -438,7 +438,7 @@ class PatchFiles(Dataset[tuple[Tensor, Tensor, Tensor]]):
     The patches of an index as a torch dataset that reads each when asked: for more than fits in memory.
 
     Items are s2 uint16 (13, H, W), s1 float32 (2, H, W), labels uint8 (H, W). A damaged patch raises, naming
-    its file: read the index once with `scenes.read_many` to know beforehand.
+    its file: read the index once with `patches.read_many` to know beforehand.
     """
 
     def __init__(self, table: pd.DataFrame, labels: str = "modis") -> None:

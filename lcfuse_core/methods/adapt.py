@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from lcfuse_core.data.legends import IGNORE, N_COARSE, SCORED
-from lcfuse_core.data.scenes import Patch
+from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.source import (
     Images,
     PatchStack,

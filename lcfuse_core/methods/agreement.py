@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lcfuse_core.data.legends import SCORED
-from lcfuse_core.data.scenes import Patch
+from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.source import label_index
 from lcfuse_core.errors import DataError
 from lcfuse_core.methods.adapt import Predict

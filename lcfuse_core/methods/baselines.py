@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from lcfuse_core.data.legends import IGNORE, SCORED, igbp_to_dfc, index_to_dfc
-from lcfuse_core.data.scenes import Patch
+from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.source import label_index, patch_cells
 from lcfuse_core.errors import ParameterError
 

@@ -17,9 +17,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lcfuse_core.book.chapter import Chapter, data_digest
-from lcfuse_core.data import scenes, source
+from lcfuse_core.data import patches, source
 from lcfuse_core.data.legends import N_COARSE, SCORED
-from lcfuse_core.data.scenes import Patch
+from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.source import PatchStack
 from lcfuse_core.methods import adapt
 from lcfuse_core.methods.adapt import Predict, at_home_plan
@@ -51,7 +51,7 @@ class Bench:
     @cached_property
     def region_of(self) -> dict[str, str]:
         """Region of each of these patches, by name."""
-        names = map(scenes.patch_name, self.rows.itertuples())
+        names = map(patches.patch_name, self.rows.itertuples())
         return dict(zip(names, self.rows["scene_id"], strict=True))
 
     @cached_property
@@ -67,12 +67,12 @@ class Bench:
     @cached_property
     def held_out(self) -> list[Patch]:
         """Patches of the training scenes that no network learns from."""
-        table = scenes.complete(scenes.index(self.here.train_root), source.LABEL_KINDS[BOTH])
-        return scenes.read_many(protocol.split_scenes(table)[1], source.LABEL_KINDS[BOTH])[0]
+        table = patches.complete(patches.index(self.here.train_root), source.LABEL_KINDS[BOTH])
+        return patches.read_many(protocol.split_scenes(table)[1], source.LABEL_KINDS[BOTH])[0]
 
     def patches_there(self) -> Iterator[Patch]:
         """The patches that are judged, in the order of `there`, without their reference."""
-        return scenes.iter_patches(self.rows, scenes.Report(), source.LABEL_KINDS[BOTH])
+        return patches.iter_patches(self.rows, patches.Report(), source.LABEL_KINDS[BOTH])
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """What *make* gives, made once for each key."""
@@ -166,8 +166,8 @@ def estimated(bench: Bench) -> Matrix:
 
 def counted(bench: Bench) -> Matrix:
     """The matrix counted on the validation patches, whose reference may be opened under track 2."""
-    table = scenes.complete(scenes.index(bench.here.data_root), protocol.NEED)
-    found, _ = scenes.read_many(table[table["split"] == "validation"], protocol.NEED)
+    table = patches.complete(patches.index(bench.here.data_root), protocol.NEED)
+    found, _ = patches.read_many(table[table["split"] == "validation"], protocol.NEED)
     pairs = [(source.label_index(patch, "fine"), source.label_index(patch, BOTH)) for patch in found]
     fine, coarse = (np.stack(side) for side in zip(*pairs, strict=True))
     return transition.counted(fine, coarse)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from lcfuse_core.data.legends import N_COARSE, SCORED
-from lcfuse_core.data.scenes import Patch
+from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.source import label_index, patch_cells
 from lcfuse_core.errors import DataError
 from lcfuse_core.methods.adapt import Predict

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from lcfuse_core.data.legends import SCORED, index_to_dfc
-from lcfuse_core.data.scenes import Patch
+from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.source import label_index, turn
 from lcfuse_core.errors import DataError, ParameterError
 from lcfuse_core.methods.adapt import Predict

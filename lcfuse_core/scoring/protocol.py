@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lcfuse_core.data.legends import igbp_to_dfc
-from lcfuse_core.data.scenes import Patch, Report, complete, index, iter_patches, patch_name, split_by_scene
+from lcfuse_core.data.patches import Patch, Report, complete, index, iter_patches, patch_name, split_by_scene
 from lcfuse_core.errors import MissingDataError
 from lcfuse_core.scoring import ledger
 from lcfuse_core.scoring.scores import N_CODES, Scores, confusion, summarise

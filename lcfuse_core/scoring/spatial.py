@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from lcfuse_core.data import source
 from lcfuse_core.data.cells import CELL_M
-from lcfuse_core.data.scenes import Patch, Report, iter_patches, patch_name
+from lcfuse_core.data.patches import Patch, Report, iter_patches, patch_name
 from lcfuse_core.errors import GridError
 from lcfuse_core.scoring import protocol
 from lcfuse_core.scoring.protocol import Classify, Result

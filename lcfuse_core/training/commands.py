@@ -76,19 +76,19 @@ def plan_values(given: list[list[str]]) -> dict[str, Any]:
 
 def _data(options: argparse.Namespace, labels: str) -> tuple[Any, Any]:
     """What to learn from, and the stacks to evaluate on by name, if any."""
-    from lcfuse_core.data import packed, scenes, source
+    from lcfuse_core.data import packed, patches, source
     from lcfuse_core.scoring import protocol
 
     if any(options.data.glob("*.json")):
         stack: Any = packed.PackedScenes(options.data, labels, only=options.only)
         rows: pd.DataFrame | None = None
     else:
-        table = scenes.complete(scenes.index(options.data), source.LABEL_KINDS[labels])
+        table = patches.complete(patches.index(options.data), source.LABEL_KINDS[labels])
         learn, rows = protocol.split_scenes(table)
         stack = source.read_stack(learn, labels)[0]
     if options.validation is not None:
         need = (*source.LABEL_KINDS["modis"], *(["dfc"] if options.fine else []))
-        rows = scenes.complete(scenes.index(options.validation), need)
+        rows = patches.complete(patches.index(options.validation), need)
     if rows is None or rows.empty:
         return stack, None
     chosen = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, options.patches).astype(int))]

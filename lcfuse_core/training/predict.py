@@ -50,7 +50,7 @@ def predict(run: Run, images: Images) -> NDArray[np.float32]:
         probabilities = torch.softmax(logits.float(), dim=1)[0]
     run.network.train(was_training)
     if not probabilities.isfinite().all():
-        do = "Look for NaN in the images (scenes.read_patch refuses them) or train anew."
+        do = "Look for NaN in the images (patches.read_patch refuses them) or train anew."
         raise DataError("predict", found="NaN probabilities", expected="numbers from 0 to 1", do=do)
     return probabilities.cpu().numpy()
 

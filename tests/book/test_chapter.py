@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from lcfuse_core.book import chapter, damage, settings
-from lcfuse_core.data import scenes
+from lcfuse_core.data import patches
 from lcfuse_core.data.sample import world
 from lcfuse_core.errors import MissingDataError, ParameterError
 from lcfuse_core.scoring import ledger, protocol, scores
@@ -28,7 +28,7 @@ def here(sample, tmp_path, monkeypatch):
 
 def test_begin_takes_parameters_from_a_notebook_and_nothing_else():
     """What IPython, imports and private names leave in the namespace is no parameter."""
-    namespace = {"seed": 4, "In": ["x"], "_i": "y", "scenes": scenes, "plot": print, "Out": {}, "profile": "smoke"}
+    namespace = {"seed": 4, "In": ["x"], "_i": "y", "patches": patches, "plot": print, "Out": {}, "profile": "smoke"}
     here = chapter.begin("coarse_labels", namespace)
     assert here.parameters == {"seed": 4, "profile": "smoke"}
 
@@ -92,7 +92,7 @@ def test_fine_labels_of_the_training_scenes_are_kept_apart(here):
 
 
 def test_a_record_says_what_was_run_on_what(here):
-    counts = scores.confusion(*([scenes.read_patch(scenes.index(here.data_root).iloc[0], ("dfc",)).dfc] * 2))
+    counts = scores.confusion(*([patches.read_patch(patches.index(here.data_root).iloc[0], ("dfc",)).dfc] * 2))
     here.record("perfect", scores.summarise(counts), cost={"train_s": 1.5})
     row = ledger.read(chapter.ledger_path()).iloc[0]
     assert row["kind"] == "evaluation"
@@ -105,7 +105,7 @@ def test_a_record_says_what_was_run_on_what(here):
 
 
 def test_a_record_takes_further_scores_and_hashes(here):
-    counts = scores.confusion(*([scenes.read_patch(scenes.index(here.data_root).iloc[0], ("dfc",)).dfc] * 2))
+    counts = scores.confusion(*([patches.read_patch(patches.index(here.data_root).iloc[0], ("dfc",)).dfc] * 2))
     perfect = scores.summarise(counts)
     here.record("perfect", perfect, hashes={"checkpoint": "abc"}, more={"near_borders": {"aa": 0.5}, "n_patches": 1})
     row = ledger.read(chapter.ledger_path()).iloc[0]
@@ -156,7 +156,7 @@ def test_our_place_is_the_most_varied_patch_that_is_judged(here):
     """Of the test split, by its MODIS label; the second one comes next; its reference is there to be looked at."""
     rows = protocol.by_variety(protocol.evaluation_patches(here.data_root))
     assert set(rows["split"]) == {"test"}
-    assert [here.our_place(k).name for k in (0, 1)] == [scenes.patch_name(row) for row in rows[:2].itertuples()]
+    assert [here.our_place(k).name for k in (0, 1)] == [patches.patch_name(row) for row in rows[:2].itertuples()]
     assert here.our_place().dfc is not None
     with pytest.raises(ParameterError, match=rf"place: found {len(rows)}, expected 0 to {len(rows) - 1}"):
         here.our_place(len(rows))
@@ -169,12 +169,12 @@ def test_our_place_is_the_same_in_a_chapter_that_judges_nothing(here, sample, mo
 
 def test_our_place_where_there_is_little(here, sample, tmp_path):
     """One patch; no test split; no reference at all; nothing to look at."""
-    table = scenes.index(here.data_root)
+    table = patches.index(here.data_root)
     validation = table[table["split"] == "validation"]
     one = damage.copy_patches(table[table["split"] == "test"].head(1), tmp_path / "one")
-    assert judged_in(tmp_path / "one").our_place().name == scenes.patch_name(one.iloc[0])
+    assert judged_in(tmp_path / "one").our_place().name == patches.patch_name(one.iloc[0])
     damage.copy_patches(validation, tmp_path / "validation")
-    most = scenes.patch_name(protocol.by_variety(validation).iloc[0])
+    most = patches.patch_name(protocol.by_variety(validation).iloc[0])
     assert judged_in(tmp_path / "validation").our_place().name == most
     assert judged_in(sample / "sen12ms").our_place().dfc is None
     damage.copy_patches(one.assign(lc=None), tmp_path / "bare")

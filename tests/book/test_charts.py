@@ -11,7 +11,7 @@ from test_compare import made, table_of
 from lcfuse_core.book import charts, style
 from lcfuse_core.book.images import S2_BANDS
 from lcfuse_core.data.legends import SCORED
-from lcfuse_core.data.scenes import Patch
+from lcfuse_core.data.patches import Patch
 from lcfuse_core.errors import DataError, ParameterError
 from lcfuse_core.scoring import compare
 from lcfuse_core.scoring.compare import Step

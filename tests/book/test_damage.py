@@ -8,7 +8,7 @@ import pytest
 from miniatures import write_patch
 
 from lcfuse_core.book import damage
-from lcfuse_core.data import scenes
+from lcfuse_core.data import patches
 from lcfuse_core.data.files import KINDS, part_transform
 
 
@@ -16,7 +16,7 @@ from lcfuse_core.data.files import KINDS, part_transform
 def rows(tmp_path):
     for number in (1, 2):
         write_patch(tmp_path / "whole", "sen12ms", number)
-    return scenes.index(tmp_path / "whole")
+    return patches.index(tmp_path / "whole")
 
 
 def test_copies_are_whole_and_elsewhere(rows, tmp_path):
@@ -48,7 +48,7 @@ def test_one_bit_is_flipped_and_flipped_back(tmp_path, at, bit):
 
 
 def test_the_same_patch_is_the_same_and_any_change_makes_it_another(rows):
-    patch, again = (scenes.read_patch(rows.iloc[0]) for _ in range(2))
+    patch, again = (patches.read_patch(rows.iloc[0]) for _ in range(2))
     assert damage.is_same(patch, again)
     for kind in (kind for kind in KINDS if getattr(patch, kind) is not None):
         changed = getattr(patch, kind).copy()

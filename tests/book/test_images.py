@@ -17,7 +17,7 @@ from lcfuse_core.book import images as figures
 from lcfuse_core.book import style
 from lcfuse_core.data.cells import cell_ids
 from lcfuse_core.data.legends import DFC2020, IGBP
-from lcfuse_core.data.scenes import Patch
+from lcfuse_core.data.patches import Patch
 from lcfuse_core.errors import GridError, LegendError, ParameterError
 
 pytestmark = pytest.mark.filterwarnings("error", "ignore::PendingDeprecationWarning")

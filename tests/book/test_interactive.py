@@ -16,7 +16,7 @@ import pdf
 from lcfuse_core.book import interactive
 from lcfuse_core.book.interactive import swipe
 from lcfuse_core.data import cells, legends
-from lcfuse_core.data.scenes import Patch
+from lcfuse_core.data.patches import Patch
 from lcfuse_core.errors import GridError, ParameterError
 
 SHAPE = (150, 160)

@@ -9,7 +9,7 @@ from toys import IGBP_OF_CLASS
 
 from lcfuse_core.book import one_cell
 from lcfuse_core.data.legends import index_to_dfc
-from lcfuse_core.data.scenes import Patch
+from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.source import patch_cells
 from lcfuse_core.errors import DataError
 from lcfuse_core.models.losses import LOSSES, Batch, build_loss

@@ -6,7 +6,7 @@ import pytest
 from test_packed import WHOLE, write_scene
 
 from lcfuse_core.book import scale_charts
-from lcfuse_core.data import packing, scenes
+from lcfuse_core.data import packing, patches
 from lcfuse_core.data.packed import PackedScene
 
 
@@ -48,7 +48,7 @@ def test_the_picture_says_the_number_of_files_of_each_tile(rows, tmp_path):
 
 
 def test_cells_are_drawn_once_for_each_way(rows):
-    patch = scenes.read_patch(rows.iloc[0])
+    patch = patches.read_patch(rows.iloc[0])
     ids = np.zeros(patch.s2.shape[1:], np.int32)
     fig = scale_charts.show_cells(patch, {"one": ids, "other": ids})
     assert [ax.get_title(loc="left") or ax.get_title() for ax in fig.axes] == ["one", "other"]

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from miniatures import COLS, ROWS, SEMIREAL, UTM, file_of, lc_array, needs_semireal, write_patch, write_tif
 
-from lcfuse_core.data import packing, scenes, tiles
+from lcfuse_core.data import packing, patches, tiles
 from lcfuse_core.data.cells import GRID_COLS, modis_cells
 from lcfuse_core.data.files import part_transform
 from lcfuse_core.data.legends import IGBP, LCCS_HYDROLOGY, LCCS_LAND_COVER, LCCS_LAND_USE
@@ -53,7 +53,7 @@ def write_scene(root, corners=WHOLE, scene="7", side=SIDE, kinds=("s1", "s2", "l
         for kind in kinds:
             piece = arrays[kind][:, row : row + side, col : col + side]
             write_tif(file_of(root, "sen12ms", kind, number, scene), piece, UTM, corner)
-    return scenes.complete(scenes.index(root), kinds)
+    return patches.complete(patches.index(root), kinds)
 
 
 def pack_one(root, table):
@@ -89,7 +89,7 @@ def test_every_patch_comes_back_bit_for_bit(tmp_path_factory, corners, seed, fin
     packed = pack_one(root / "packs", table)
     assert len(packed.names) == len(table)
     for row in table.itertuples():
-        original = scenes.read_patch(row)
+        original = patches.read_patch(row)
         assert_same(packed.patch(original.name), original)
     assert packed.verify() == []
 
@@ -101,7 +101,7 @@ def test_negative_zero_and_repairs_survive(tmp_path):
     arrays["s2"] = arrays["s2"] + np.uint16(1000)
     table = write_scene(tmp_path / "data", **arrays)
     packed = pack_one(tmp_path / "packs", table)
-    original = scenes.read_patch(table.iloc[0])
+    original = patches.read_patch(table.iloc[0])
     assert "1000" in original.repairs[0]
     assert_same(packed.patch(original.name), original)
     assert np.signbit(packed.read(0, 0, 16, 16).s1[0, 3, 4:6]).tolist() == [True, False]
@@ -110,10 +110,10 @@ def test_negative_zero_and_repairs_survive(tmp_path):
 @needs_semireal
 def test_real_places_come_back_bit_for_bit(tmp_path):
     """One patch a scene, 224 pixels, float64 radar and int16 reflectance: equal to what is read."""
-    table = scenes.index(SEMIREAL)
+    table = patches.index(SEMIREAL)
     assert packing.pack(table, tmp_path).refused == []
     for row in table.itertuples():
-        original = scenes.read_patch(row)
+        original = patches.read_patch(row)
         assert_same(PackedScene(tmp_path / f"{row.scene_id}.json").patch(original.name), original)
 
 
@@ -160,7 +160,7 @@ def test_patches_that_contradict_each_other_are_refused_by_name(tmp_path):
     content = bytearray(path.read_bytes())
     content[-2 * 13 * SIDE * 16] ^= 1
     path.write_bytes(content)
-    scenes.read_patch(table.iloc[4])  # nothing to be seen
+    patches.read_patch(table.iloc[4])  # nothing to be seen
     with pytest.raises(DataError, match=r"p3\d and ROIs1158_spring_7_p3\d: found 1 different s2 values"):
         packing.pack_scene(table, tmp_path / "packs")
     report = packing.pack(table, tmp_path / "packs")
@@ -206,7 +206,7 @@ def test_scenes_without_georeference_cannot_be_packed(tmp_path):
     """The phase archives of DFC2020 do not tell where their patches lie."""
     write_patch(tmp_path / "data", "validation")
     with pytest.raises(GridError, match=r"no georeference.*Train from the patch files"):
-        packing.pack_scene(scenes.index(tmp_path / "data"), tmp_path / "packs")
+        packing.pack_scene(patches.index(tmp_path / "data"), tmp_path / "packs")
 
 
 def test_patches_without_a_common_step_are_refused(tmp_path):
@@ -262,7 +262,7 @@ def test_a_scene_is_packed_again_when_its_files_or_its_pack_have_changed(tmp_pat
     record, pixels = out / "ROIs1158_spring_7.json", out / "ROIs1158_spring_7.tiles"
 
     def is_made_anew():
-        return packing.pack(scenes.index(tmp_path / "data"), out).packed == ["ROIs1158_spring_7"]
+        return packing.pack(patches.index(tmp_path / "data"), out).packed == ["ROIs1158_spring_7"]
 
     assert is_made_anew()
     assert not is_made_anew()
@@ -418,7 +418,7 @@ def test_crops_are_turned_squares_of_the_scene(tmp_path):
     s2, s1, labels, cells = scene.crops(40, 20, torch.Generator().manual_seed(1))
     assert [t.dtype for t in (s2, s1, labels, cells)] == [torch.uint16, torch.float32, torch.uint8, torch.int32]
     assert [tuple(t.shape) for t in (s2, s1, labels, cells)] == [(40, 13, 20, 20), (40, 2, 20, 20), *[(40, 20, 20)] * 2]
-    classes = PatchStack([scenes.Patch("all", arrays["s1"], arrays["s2"], arrays["lc"])]).labels[0]
+    classes = PatchStack([patches.Patch("all", arrays["s1"], arrays["s2"], arrays["lc"])]).labels[0]
     seen = set()
     for k in range(40):
         [(row, col, symmetry)] = places_of(s1[k], arrays["s1"])
@@ -553,7 +553,7 @@ def test_packed_scenes_travel_to_the_workers_of_a_loader(tmp_path):
 def test_the_side_of_a_tile_is_what_the_patches_share(tmp_path):
     """16 for patches of 32 x 48 at steps of 16; large ones are halved until they are small enough."""
     write_patch(tmp_path / "data", lc=lc_array())
-    packed = pack_one(tmp_path / "packs", scenes.index(tmp_path / "data"))
+    packed = pack_one(tmp_path / "packs", patches.index(tmp_path / "data"))
     assert (packed.tile, packed.shape) == (16, (ROWS, COLS))
     table = write_scene(tmp_path / "large", [(0, 0)], side=320, **scene_arrays(320, 320))
     assert pack_one(tmp_path / "packs2", table).tile == 160

@@ -1,23 +1,42 @@
-"""The kept index is never stale, and what SEN12MS should hold is held against what is there."""
+"""Patches: every layout is found and read to the last pixel, and what is left out is listed with its reason."""
 
-import errno
+import json
 import os
-import shutil
-import time
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from miniatures import file_of, write_patch
+from miniatures import (
+    COLS,
+    KINDS,
+    ROWS,
+    SEMIREAL,
+    UTM,
+    dfc_array,
+    file_of,
+    lc_array,
+    needs_semireal,
+    s1_array,
+    s2_array,
+    write_patch,
+)
 
 from lcfuse_core._runtime import SHIPPED
-from lcfuse_core.data import files, official, patches, scenes
-from lcfuse_core.errors import DataError, MissingDataError
+from lcfuse_core.data import patches
+from lcfuse_core.errors import DataError, MissingDataError, ParameterError
 
 SEASONS = ("ROIs1158_spring", "ROIs1868_summer", "ROIs1970_fall", "ROIs2017_winter")
+LAYOUTS = {
+    "sen12ms": ("sen12ms", "train", "ROIs1158_spring", "1", "ROIs1158_spring_1"),
+    "validation": ("dfc2020-phase", "validation", "ROIs0000_validation", "0", "validation_0"),
+    "test": ("dfc2020-phase", "test", "ROIs0000_test", "0", "test_0"),
+    "bundle": ("dfc2020-bundle", "", "ROIs0000_autumn", "CapeTown", "CapeTown"),
+}
 
 
 def touch(root, season="ROIs1158_spring", scene="1", patch=1, kinds=("s1", "s2", "lc")):
@@ -29,172 +48,249 @@ def touch(root, season="ROIs1158_spring", scene="1", patch=1, kinds=("s1", "s2",
     return path
 
 
-def age(root, seconds=60):
-    """Make all folders look as if nothing had happened in them for that long."""
-    then = time.time_ns() - seconds * 10**9
-    for folder, _, _ in os.walk(root):
-        os.utime(folder, ns=(then, then))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_each_layout_is_known_by_its_names(tmp_path, layout):
+    """Layout, split, season, scene, patch and the unit of splitting come from the name of the file."""
+    paths = write_patch(tmp_path, layout, patch=7)
+    (row,) = patches.index(tmp_path).itertuples()
+    assert (row.layout, row.split, row.season, row.scene, row.scene_id) == LAYOUTS[layout]
+    assert row.patch == 7
+    for kind in KINDS:
+        assert getattr(row, kind) == (str(paths[kind]) if kind in paths else None)
 
 
-def assert_right(root, cache):
-    """The kept index says what a fresh one says: rows, order, types, and what was odd."""
-    kept, fresh = patches.index(root, cache), scenes.index(root)
-    pd.testing.assert_frame_equal(kept, fresh)
-    assert kept.attrs == fresh.attrs
-    assert [type(value) for value in kept.iloc[0]] == [type(value) for value in fresh.iloc[0]]
-
-
-@pytest.fixture
-def counted(monkeypatch):
-    """How often the folder has been listed."""
-    calls, listing = [], scenes.index
-    monkeypatch.setattr(scenes, "index", lambda *given, **named: calls.append(given) or listing(*given, **named))
-    return calls
-
-
-def test_a_kept_index_is_the_same_as_a_fresh_one(tmp_path, counted):
-    """All three layouts, missing files, odd names and second copies; and the folder is listed once."""
-    root, cache = tmp_path / "data", tmp_path / "cache"
-    for layout in ("sen12ms", "validation", "test", "bundle"):
-        write_patch(root, layout, 7, kinds=("s1", "s2"))
-    touch(root, patch=9, kinds=("lc",))
-    touch(root / "again", patch=9, kinds=("lc",))
-    (root / "mosaic.tif").touch()
-    age(root)
-    first = patches.index(root, cache)
-    second = patches.index(root, cache)
-    assert len(counted) == 1
-    pd.testing.assert_frame_equal(first, second)
-    assert first.attrs == second.attrs
-    assert len(first.attrs["odd"]) == 2
-    assert_right(root, cache)
-
-
-def changes(root):
-    """Everything that changes what an index says, by name."""
-    path = touch(root, patch=2)
-    return {
-        "a patch more": lambda: touch(root, patch=3),
-        "a file gone": path.unlink,
-        "a file renamed": lambda: path.rename(path.with_name("mosaic.tif")),
-        "a new scene": lambda: touch(root, scene="2"),
-        "a new folder deep down": lambda: touch(root / "ROIs1158_spring" / "more", scene="3"),
-        "a scene gone": lambda: shutil.rmtree(path.parent),
-        "a folder renamed": lambda: path.parent.rename(path.parent.with_name("labels")),
-        "regions told": lambda: (root / "world.json").write_text('{"regions": {"validation": {"1": "delta"}}}'),
-        "regions told beside": lambda: (root.parent / "world.json").write_text('{"regions": {}}'),
-    }
-
-
-@pytest.mark.parametrize("change", ["a patch more", "a file gone", "a file renamed", "a new scene",
-                                    "a new folder deep down", "a scene gone", "a folder renamed", "regions told",
-                                    "regions told beside"])  # fmt: skip
-def test_every_change_of_the_folder_is_noticed(tmp_path, change):
-    """Also when it happens at once, and when clocks are coarse."""
-    root, cache = tmp_path / "data", tmp_path / "cache"
-    touch(root)
-    write_patch(root, "validation", 1)
-    happens = changes(root)[change]
-    age(root)
-    patches.index(root, cache)
-    assert patches.kept_at(root, cache).exists()
-    happens()
-    assert_right(root, cache)
-
-
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.sampled_from("+-~ "), st.integers(1, 3), st.integers(1, 3)), max_size=8))
-def test_no_sequence_of_changes_makes_it_stale(tmp_path_factory, steps):
-    """Files come and go, time passes or does not: each time the index is right."""
-    root = tmp_path_factory.mktemp("data")
-    cache = tmp_path_factory.mktemp("cache")
-    touch(root, scene="9")
-    for what, scene, patch in steps:
-        if what == "+":
-            touch(root, scene=str(scene), patch=patch)
-        elif what == "-":
-            for kind in ("s1", "lc"):
-                file_of(root, "sen12ms", kind, patch, str(scene)).unlink(missing_ok=True)
-        elif what == "~":
-            age(root, seconds=60 + scene)
-        assert_right(root, cache)
-
-
-def test_a_folder_that_has_just_changed_is_listed_each_time(tmp_path, counted):
-    """A file system may count time in steps of two seconds: what happens within one cannot be told apart."""
-    touch(tmp_path / "data")
-    for _ in range(3):
-        patches.index(tmp_path / "data", tmp_path / "cache")
-    assert len(counted) == 3
-    age(tmp_path / "data", seconds=3)
-    for _ in range(3):
-        patches.index(tmp_path / "data", tmp_path / "cache")
-    assert len(counted) == 4
-
-
-@pytest.mark.parametrize("damage", ["cut", "empty", "not parquet", "another format", "without its record"])
-def test_an_index_that_cannot_be_read_is_made_anew(tmp_path, monkeypatch, damage):
-    """Half a file after a crash, or one of another version."""
-    root, cache = tmp_path / "data", tmp_path / "cache"
-    touch(root)
-    age(root)
-    patches.index(root, cache)
-    path = patches.kept_at(root, cache)
-    if damage == "another format":
-        monkeypatch.setattr(patches, "FORMAT", patches.FORMAT + 1)
-    elif damage == "without its record":
-        patches.pq.write_table(patches.pq.read_table(path).replace_schema_metadata({}), path)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_each_layout_is_read_to_the_last_pixel(tmp_path, layout):
+    """Values, dtypes, band order and georeference are those of the files; no warning is let out."""
+    write_patch(tmp_path, layout, patch=7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        patch = patches.read_patch(patches.index(tmp_path).iloc[0])
+    np.testing.assert_array_equal(patch.s1, s1_array(number=7), strict=True)
+    np.testing.assert_array_equal(patch.s2, s2_array(), strict=True)
+    np.testing.assert_array_equal(patch.lc, lc_array(), strict=True)
+    assert patch.s1.shape == (2, ROWS, COLS)
+    assert patch.repairs == ()
+    if layout == "sen12ms":
+        assert patch.dfc is None
     else:
-        content = path.read_bytes()
-        path.write_bytes({"cut": content[:-20], "empty": b"", "not parquet": b"PAR1" * 99}[damage])
-    assert_right(root, cache)
+        np.testing.assert_array_equal(patch.dfc, dfc_array()[0], strict=True)
 
 
-def test_each_root_has_its_own_index_by_whatever_path(tmp_path, monkeypatch, counted):
-    """The same folder by a relative path: the same index, with paths as they were asked for."""
-    for name in ("a", "b"):
-        touch(tmp_path / name, scene=name.replace("a", "1").replace("b", "2"))
-        age(tmp_path / name)
-    monkeypatch.chdir(tmp_path)
-    for name in ("a", "b", "a/", "./b", "a"):
-        table = patches.index(name, tmp_path / "cache")
-        assert Path(table["s1"][0]).resolve().is_relative_to(tmp_path / name)
-        assert Path(table["s1"][0]).exists()
-    assert len(counted) == 2
-    assert patches.index(tmp_path / "a", tmp_path / "cache")["s1"][0].startswith(str(tmp_path))
+def test_georeference_is_that_of_the_files_or_none(tmp_path):
+    """UTM for SEN12MS; the phase archives of DFC2020 have none, and no identity stands in for it."""
+    write_patch(tmp_path, "sen12ms")
+    write_patch(tmp_path, "test")
+    placed, unplaced = (patches.read_patch(row) for row in reversed(list(patches.index(tmp_path).itertuples())))
+    assert (placed.crs, placed.transform[:6]) == (UTM, (10, 0, 500003.7, 0, -10, 5400007.2))
+    assert (unplaced.crs, unplaced.transform) == (None, None)
 
 
-def test_the_default_place_is_in_the_data_folder(tmp_path, monkeypatch):
-    """Which LCFUSE_DATA names."""
-    monkeypatch.setenv("LCFUSE_DATA", str(tmp_path / "here"))
-    assert patches.kept_at("x").parent == tmp_path / "here" / "indexes"
-    monkeypatch.delenv("LCFUSE_DATA")
-    assert patches.kept_at("x").parent == Path("_data/indexes")
+def test_patch_is_named_like_its_files(tmp_path):
+    """Without the kind: a message that names it can be searched for."""
+    write_patch(tmp_path, "sen12ms", patch=30, scene="124")
+    (row,) = patches.index(tmp_path).itertuples()
+    assert patches.patch_name(row) == patches.read_patch(row).name == "ROIs1158_spring_124_p30"
 
 
-def test_an_index_that_cannot_be_kept_is_told_and_works(tmp_path, monkeypatch):
-    """A full disk costs time, not the result."""
-    touch(tmp_path / "data")
-    age(tmp_path / "data")
+def test_rows_are_sorted_by_number_and_the_same_each_time(tmp_path):
+    """Scene 9 before scene 10, patch 2 before patch 11; layouts do not mix."""
+    for scene, patch in (("10", 1), ("9", 11), ("9", 2)):
+        write_patch(tmp_path, "sen12ms", patch, scene, kinds=("s1",))
+    write_patch(tmp_path, "validation", kinds=("s1",))
+    table = patches.index(tmp_path)
+    assert list(zip(table["scene"], table["patch"], strict=True)) == [
+        ("0", 1),
+        ("9", 2),
+        ("9", 11),
+        ("10", 1),
+    ]
+    assert table.equals(patches.index(tmp_path))
 
-    def fail(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(patches.pq, "write_table", fail)
-    with pytest.warns(UserWarning, match=r"is not kept in .*No space left"):
-        table = patches.index(tmp_path / "data", tmp_path / "cache")
-    assert len(table) == 1
-    assert list((tmp_path / "cache").iterdir()) == []
+@pytest.mark.parametrize("folder", ["", "wrapped/in/folders"])
+def test_folders_do_not_matter(tmp_path, folder):
+    """Some archives are flat, some wrap a folder around."""
+    for path in write_patch(tmp_path / "unpacked", "validation").values():
+        target = tmp_path / "data" / folder / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    (row,) = patches.index(tmp_path / "data").itertuples()
+    assert None not in (row.s1, row.s2, row.lc, row.dfc)
 
 
-def test_a_missing_folder_is_an_error_even_when_its_index_was_kept(tmp_path):
-    """A disk that was taken away."""
-    touch(tmp_path / "data")
-    age(tmp_path / "data")
-    patches.index(tmp_path / "data", tmp_path / "cache")
-    (tmp_path / "data").rename(tmp_path / "away")
-    with pytest.raises(MissingDataError, match="no such folder"):
-        patches.index(tmp_path / "data", tmp_path / "cache")
+def test_regions_of_the_sample_world_keep_phase_patches_together(tmp_path):
+    """The archives do not tell regions; world.json beside them does."""
+    for split, patch in (("validation", 1), ("test", 1), ("test", 2)):
+        write_patch(tmp_path / "dfc2020", split, patch)
+    regions = {"validation": {"1": "delta"}, "test": {"1": "steppe"}}
+    (tmp_path / "world.json").write_text(json.dumps({"seed": 1, "regions": regions}))
+    table = patches.index(tmp_path / "dfc2020")
+    assert table["scene_id"].tolist() == ["steppe", "test_0", "delta"]
+
+
+def test_a_world_file_that_cannot_be_read_is_named(tmp_path):
+    """Regions must not silently fall back to one."""
+    write_patch(tmp_path, "validation")
+    (tmp_path / "world.json").write_text('{"seed": 1}')
+    with pytest.raises(DataError, match=r"world\.json: found no readable `regions`"):
+        patches.index(tmp_path)
+
+
+def test_complete_and_incomplete_part_the_index(tmp_path):
+    """Every row is in one of them, and the reason names what is missing."""
+    write_patch(tmp_path, patch=1)
+    write_patch(tmp_path, patch=2, kinds=("s1",))
+    write_patch(tmp_path, patch=3, kinds=("s1", "s2"))
+    table = patches.index(tmp_path)
+    assert patches.complete(table)["patch"].tolist() == [1]
+    assert patches.incomplete(table).values.tolist() == [
+        ["ROIs1158_spring_1_p2", "has no s2, lc"],
+        ["ROIs1158_spring_1_p3", "has no lc"],
+    ]
+    assert patches.complete(table, ("s1", "s2"))["patch"].tolist() == [1, 3]
+    with pytest.raises(ParameterError, match="s3"):
+        patches.complete(table, ("s3",))
+
+
+def test_truth_is_joined_by_season_scene_and_patch(tmp_path):
+    """A patch without truth stays without; the index handed in is not changed."""
+    for patch in (1, 2):
+        write_patch(tmp_path / "sen12ms", patch=patch)
+    paths = write_patch(tmp_path / "truth", "truth", patch=2)
+    write_patch(tmp_path / "truth", "truth", patch=1, scene="99")
+    table = patches.index(tmp_path / "sen12ms")
+    joined = patches.with_truth(table, tmp_path / "truth")
+    assert joined["dfc"].tolist() == [None, str(paths["dfc"])]
+    assert table["dfc"].tolist() == [None, None]
+    np.testing.assert_array_equal(patches.read_patch(joined.iloc[1]).dfc, dfc_array()[0])
+
+
+def test_truth_of_another_world_is_refused(tmp_path):
+    """Not one patch in common: surely the wrong folder."""
+    write_patch(tmp_path / "sen12ms", scene="1")
+    write_patch(tmp_path / "truth", "truth", scene="2")
+    with pytest.raises(MissingDataError, match=r"truth: found no dfc file of any patch in the index"):
+        patches.with_truth(patches.index(tmp_path / "sen12ms"), tmp_path / "truth")
+
+
+@pytest.fixture(scope="module")
+def seven_scenes(tmp_path_factory):
+    """Index of seven scenes of three patches."""
+    root = tmp_path_factory.mktemp("scenes")
+    for scene in range(7):
+        for patch in range(3):
+            write_patch(root, patch=patch, scene=str(scene), kinds=("lc",))
+    return patches.index(root)
+
+
+@settings(max_examples=40)
+@given(fraction=st.floats(0.01, 0.99), seed=st.integers(0, 2**32))
+def test_split_never_parts_a_scene(seven_scenes, fraction, seed):
+    """Both sides hold scenes, none is on both, no patch is lost, and the share is about what was asked."""
+    train, held = patches.split_by_scene(seven_scenes, fraction, seed)
+    assert not set(train["scene_id"]) & set(held["scene_id"])
+    assert sorted([*train["lc"], *held["lc"]]) == sorted(seven_scenes["lc"])
+    n_held = held["scene_id"].nunique()
+    assert 1 <= n_held <= 6
+    assert abs(n_held - 7 * fraction) <= 1
+    assert patches.split_by_scene(seven_scenes, fraction, seed)[1].equals(held)
+
+
+def test_split_depends_on_the_seed(seven_scenes):
+    """Over a few seeds every scene is held out at some time."""
+    held = [patches.split_by_scene(seven_scenes, 0.3, seed)[1] for seed in range(20)]
+    assert {scene for table in held for scene in table["scene_id"]} == set(seven_scenes["scene_id"])
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, float("nan")])
+def test_a_fraction_that_leaves_one_side_empty_is_refused(seven_scenes, fraction):
+    """Neither all nor nothing."""
+    with pytest.raises(ParameterError, match=f"fraction {fraction} of 7 scene"):
+        patches.split_by_scene(seven_scenes, fraction, 0)
+
+
+def test_one_scene_cannot_be_split(seven_scenes):
+    """Its patches overlap: splitting them would leak."""
+    with pytest.raises(ParameterError, match=r"of 1 scene\(s\), expected .* two scenes"):
+        patches.split_by_scene(seven_scenes[seven_scenes["scene"] == "3"], 0.5, 0)
+
+
+def test_only_what_is_needed_is_opened(tmp_path):
+    """Training on coarse labels never touches the reference, not even a damaged one."""
+    paths = write_patch(tmp_path, "test")
+    paths["dfc"].write_bytes(b"")
+    row = patches.index(tmp_path).iloc[0]
+    patch = patches.read_patch(row, ("s1", "s2", "lc"))
+    assert patch.dfc is None
+    assert patch.lc is not None
+    with pytest.raises(DataError, match="_dfc_"):
+        patches.read_patch(row)
+
+
+def test_reading_many_counts_what_it_skips_and_mends(tmp_path):
+    """The rest is read in the order of the index; the report names patch, file and reason."""
+    for patch in range(4):
+        write_patch(tmp_path, patch=patch)
+    file_of(tmp_path, "sen12ms", "s2", 1).write_bytes(b"II*\0")
+    offset = np.maximum(s2_array(), 9) + np.uint16(1000)
+    write_patch(tmp_path, patch=2, kinds=("s2",), s2=offset)
+    read, report = patches.read_many(patches.index(tmp_path))
+    assert [patch.name[-2:] for patch in read] == ["p0", "p2", "p3"]
+    assert (report.n_read, len(report.skipped), len(report.repaired)) == (3, 1, 1)
+    assert str(report).splitlines()[0] == "3 patches read (1 of them repaired), 1 skipped"
+    assert "repaired ROIs1158_spring_1_p2: s2: offset of +1000" in str(report)
+    name, reason = report.skipped[0]
+    assert name == "ROIs1158_spring_1_p1"
+    assert "ROIs1158_spring_s2_1_p1.tif: found a damaged file of 4 bytes" in reason
+
+
+def test_when_nothing_can_be_read_the_first_reason_is_given(tmp_path):
+    """An empty list would fail much later, and say less."""
+    write_patch(tmp_path, kinds=("s1",))
+    with pytest.raises(DataError, match=r"no readable patch among 1.*only .*_s1_1_p1\.tif, expected s2"):
+        patches.read_many(patches.index(tmp_path))
+
+
+@needs_semireal
+def test_real_files_are_indexed_and_read_as_they_are():
+    """Three places of 224 px in the layout of the bundle, float64 S1 and int16 S2, one with the offset."""
+    table = patches.index(SEMIREAL)
+    assert table["scene_id"].tolist() == ["BrazilCoast", "Denmark", "Tanzania"]
+    assert set(table["layout"]) == {"dfc2020-bundle"}
+    assert patches.incomplete(table, KINDS).empty
+    read, report = patches.read_many(table)
+    assert (report.n_read, report.skipped) == (3, [])
+    for patch in read:
+        assert (patch.s1.dtype, patch.s1.shape) == (np.float32, (2, 224, 224))
+        assert (patch.s2.dtype, patch.s2.shape) == (np.uint16, (13, 224, 224))
+        assert (patch.lc.dtype, patch.lc.shape) == (np.uint8, (4, 224, 224))
+        assert patch.crs.is_projected
+        assert patch.transform.a == -patch.transform.e == 10
+        assert (patch.lc[1:] == 255).all()
+
+
+@needs_semireal
+def test_the_offset_of_a_real_file_is_found_removed_and_reported():
+    """BrazilCoast alone; its B10 had 1004..1020, its darkest value of B11 was 1022."""
+    read, report = patches.read_many(patches.index(SEMIREAL))
+    assert report.repaired == [("ROIs0000_autumn_BrazilCoast_p0", "s2: offset of +1000 taken off all bands")]
+    brazil, denmark, tanzania = (patch.s2 for patch in read)
+    assert (brazil[10].min(), brazil[10].max(), brazil[11].min()) == (4, 20, 22)
+    assert (denmark[10].min(), tanzania[10].min()) == (8, 54)
+    assert (denmark[0].max(), denmark[0].min()) == (1909, 1515)
+
+
+@needs_semireal
+def test_reference_of_real_files_has_the_documented_pixel_counts():
+    """As listed beside the data."""
+    read, _ = patches.read_many(patches.index(SEMIREAL))
+    counts = [dict(zip(*np.unique(patch.dfc, return_counts=True), strict=True)) for patch in read]
+    assert counts == [
+        {1: 18690, 4: 2179, 9: 3316, 10: 25991},
+        {1: 1209, 4: 3788, 6: 44382, 7: 797},
+        {4: 28533, 6: 21643},
+    ]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -203,17 +299,14 @@ def test_inspection_reads_every_patch_and_names_the_damaged(tmp_path, workers):
     for patch in range(1, 131):
         touch(tmp_path, patch=patch)
     write_patch(tmp_path, patch=70)
-    report = patches.inspect(scenes.index(tmp_path), workers=workers)
+    report = patches.inspect(patches.index(tmp_path), workers=workers)
     assert report.n_read == 1
     assert [name for name, _ in report.skipped] == [f"ROIs1158_spring_1_p{k}" for k in range(1, 131) if k != 70]
 
 
-# What SEN12MS should hold -------------------------------------------------------------------------
-
-
 def test_published_numbers_agree_with_each_other():
     """26 hold-out scenes hold what the test list holds; both lists hold all but the damaged patch."""
-    facts = official.sen12ms()
+    facts = patches.sen12ms()
     assert (facts.n_triplets, facts.n_scenes, len(facts.hold_out)) == (180_662, 252, 26)
     assert sum(facts.hold_out.values()) == facts.lists["test"][1] == 18_106
     assert facts.lists["train"][1] == 162_555
@@ -222,19 +315,13 @@ def test_published_numbers_agree_with_each_other():
     assert {name.rsplit("_", 1)[0] for name in facts.hold_out} == set(SEASONS)
 
 
-def test_defects_are_those_that_reading_knows():
-    """`layers` names the file, the list the patch."""
-    known = {name.replace("_s1_", "_").removesuffix(".tif") for name in files.KNOWN_BAD}
-    assert known == set(official.sen12ms().defects)
-
-
 def small_facts(monkeypatch, train=5, test=3):
     """A published set of 9 patches: scenes spring 1 and 2 and the damaged one to train, winter 32 held out."""
-    facts = official.Official(
+    facts = patches.Official(
         9, 4, {"train": ("train_list.txt", train), "test": ("test_list.txt", test)}, {"ROIs2017_winter_32": 3},
         {"ROIs1868_summer_146_p202": "NaN in S1"},
     )  # fmt: skip
-    monkeypatch.setattr(official, "sen12ms", lambda: facts)
+    monkeypatch.setattr(patches, "sen12ms", lambda: facts)
     return facts
 
 
@@ -251,21 +338,21 @@ def write_lists(folder, train=TRAIN, test=TEST):
 def test_lists_are_read_in_every_spelling(tmp_path, monkeypatch):
     """With or without kind and suffix; without lists there is nothing to read."""
     small_facts(monkeypatch)
-    assert official.read_lists(tmp_path) is None
+    assert patches.read_official_lists(tmp_path) is None
     write_lists(tmp_path)
-    lists = official.read_lists(tmp_path)
+    lists = patches.read_official_lists(tmp_path)
     assert lists["list"].tolist() == ["train"] * 5 + ["test"] * 3
     assert lists["name"].tolist()[0] == "ROIs1158_spring_1_p1"
     write_lists(tmp_path, [line.replace("_s2", "").removesuffix(".tif") for line in TRAIN])
-    pd.testing.assert_frame_equal(official.read_lists(tmp_path), lists)
+    pd.testing.assert_frame_equal(patches.read_official_lists(tmp_path), lists)
 
 
 @pytest.mark.parametrize(
     ("train", "test", "found"),
     [
-        (TRAIN[:-1], TEST, "4 names, expected 5 names"),
-        ([*TRAIN[:-1], TRAIN[0]], TEST, "4 names, expected 5 names"),
-        ([*TRAIN[:-1], "<!DOCTYPE html>"], TEST, "train_list.txt, line 5: found '<!DOCTYPE html>'"),
+        (TRAIN[:-1], TEST, "4 patch names in 4 lines, expected 5 names"),
+        ([*TRAIN[:-1], TRAIN[0]], TEST, "4 patch names in 5 lines"),
+        ([*TRAIN[:-1], "<!DOCTYPE html>"], TEST, "4 patch names in 6 lines"),
         ([*TRAIN[:-1], "ROIs2017_winter_s2_32_p4.tif"], TEST, "ROIs2017_winter_32 in the wrong list"),
         (TRAIN, [*TEST[:-1], "ROIs1158_spring_s2_2_p3.tif"], "ROIs1158_spring_2 in the wrong list"),
     ],
@@ -275,7 +362,7 @@ def test_a_list_that_is_not_the_official_one_is_refused(tmp_path, monkeypatch, t
     small_facts(monkeypatch)
     write_lists(tmp_path, train, test)
     with pytest.raises(DataError) as caught:
-        official.read_lists(tmp_path)
+        patches.read_official_lists(tmp_path)
     assert found in str(caught.value)
 
 
@@ -284,8 +371,8 @@ def test_one_list_without_the_other_is_refused(tmp_path, monkeypatch):
     small_facts(monkeypatch)
     write_lists(tmp_path)
     (tmp_path / "test_list.txt").unlink()
-    with pytest.raises(DataError, match=r"only train_list\.txt"):
-        official.read_lists(tmp_path)
+    with pytest.raises(DataError, match=r"test_list\.txt: found 0 patch names"):
+        patches.read_official_lists(tmp_path)
 
 
 def test_known_defects_are_left_out_and_named(tmp_path):
@@ -293,22 +380,13 @@ def test_known_defects_are_left_out_and_named(tmp_path):
     touch(tmp_path, "ROIs1868_summer", "146", 201)
     touch(tmp_path, "ROIs1868_summer", "146", 202)
     touch(tmp_path, "ROIs1868_summer", "146", 203, kinds=("s1", "s2"))
-    table, left_out = official.usable(scenes.index(tmp_path))
+    table, left_out = patches.usable(patches.index(tmp_path))
     assert table["patch"].tolist() == [201]
     assert left_out.values.tolist() == [
         ["ROIs1868_summer_146_p203", "has no lc"],
         ["ROIs1868_summer_146_p202", "published damaged: NaN in S1"],
     ]
-    assert len(official.usable(scenes.index(tmp_path), ("s1", "s2"))[0]) == 2
-
-
-def test_the_official_split_is_by_scene(tmp_path):
-    """Winter 32 is held out, spring 32 is not."""
-    for season in ("ROIs1158_spring", "ROIs2017_winter"):
-        touch(tmp_path, season, "32")
-    train, held = official.split(scenes.index(tmp_path))
-    assert train["scene_id"].tolist() == ["ROIs1158_spring_32"]
-    assert held["scene_id"].tolist() == ["ROIs2017_winter_32"]
+    assert len(patches.usable(patches.index(tmp_path), ("s1", "s2"))[0]) == 2
 
 
 def write_some(root):
@@ -319,13 +397,13 @@ def write_some(root):
     touch(root, "ROIs1868_summer", "146", 202)
     for patch in (1, 2):
         touch(root, "ROIs2017_winter", "32", patch)
-    return scenes.index(root)
+    return patches.index(root)
 
 
 def test_status_counts_what_is_there_of_each_scene(tmp_path, monkeypatch):
     """Without lists only the hold-out scenes are known; what is not known is not claimed."""
     small_facts(monkeypatch)
-    table = official.status(write_some(tmp_path), wanted=["ROIs1158_spring_10"])
+    table = patches.scene_status(write_some(tmp_path), wanted=["ROIs1158_spring_10"])
     columns = ["expected", "complete", "incomplete", "defective", "missing", "state"]
     assert table["held_out"].tolist() == [False, False, False, False, True]
     assert table[columns].astype(object).where(table[columns].notna(), None).reset_index().values.tolist() == [
@@ -342,8 +420,8 @@ def test_status_against_the_lists_knows_every_scene(tmp_path, monkeypatch):
     """Also those of which nothing is there; and the differences are told in words."""
     small_facts(monkeypatch)
     write_lists(tmp_path)
-    lists = official.read_lists(tmp_path)
-    table = official.status(write_some(tmp_path / "data"), lists=lists)
+    lists = patches.read_official_lists(tmp_path)
+    table = patches.scene_status(write_some(tmp_path / "data"), lists=lists)
     assert table["state"].to_dict() == {
         "ROIs1158_spring_1": "complete",
         "ROIs1158_spring_2": "incomplete",
@@ -351,22 +429,22 @@ def test_status_against_the_lists_knows_every_scene(tmp_path, monkeypatch):
         "ROIs2017_winter_32": "incomplete",
     }
     assert table.loc["ROIs1158_spring_2", ["expected", "incomplete", "missing"]].tolist() == [2, 1, 1]
-    only_one = official.status(scenes.index(tmp_path / "data" / "ROIs2017_winter"), lists=lists)
+    only_one = patches.scene_status(patches.index(tmp_path / "data" / "ROIs2017_winter"), lists=lists)
     assert only_one["state"].tolist() == ["missing", "missing", "incomplete"]
     assert only_one["missing"].tolist() == [3, 2, 1]
-    assert official.differences(scenes.index(tmp_path / "data"), lists) == [
+    assert patches.official_differences(patches.index(tmp_path / "data"), lists) == [
         "2 patches of the lists not here: ROIs1158_spring_2_p2, ROIs2017_winter_32_p3",
         "ROIs1868_summer_146_p202 here in no list: published damaged (NaN in S1)",
     ]
     touch(tmp_path / "data", "ROIs2017_winter", "32", 3)
     touch(tmp_path / "data", scene="2", patch=2)
-    whole = scenes.index(tmp_path / "data")
-    assert official.differences(whole, lists) == [
+    whole = patches.index(tmp_path / "data")
+    assert patches.official_differences(whole, lists) == [
         "ROIs1868_summer_146_p202 here in no list: published damaged (NaN in S1)"
     ]
     for patch in range(4, 9):
         touch(tmp_path / "data", patch=patch)
-    strange = official.differences(scenes.index(tmp_path / "data"), lists)[0]
+    strange = patches.official_differences(patches.index(tmp_path / "data"), lists)[0]
     assert strange == (
         "5 patches here in no list: ROIs1158_spring_1_p4, ROIs1158_spring_1_p5, ROIs1158_spring_1_p6, ..."
     )
@@ -377,8 +455,8 @@ def test_status_names_damage_that_reading_found(tmp_path):
     write_patch(tmp_path, patch=1)
     write_patch(tmp_path, patch=2)["lc"].write_bytes(b"no image")
     touch(tmp_path, "ROIs1868_summer", "146", 202)
-    table = scenes.index(tmp_path)
-    found = official.status(table, report=patches.inspect(table))
+    table = patches.index(tmp_path)
+    found = patches.scene_status(table, report=patches.inspect(table))
     assert found["damaged"].tolist() == [1, 0]
     assert found["complete"].tolist() == [1, 0]
     assert found["state"].tolist() == ["damaged", "unknown"]
@@ -394,10 +472,10 @@ def test_shipped_facts_name_the_lists_with_the_checksums_of_the_manifest():
 
 @pytest.mark.slow
 def test_the_whole_of_sen12ms_is_indexed_in_little_memory(tmp_path):
-    """A few of its names here, all of them in `benchmarks/indexing.py`: listed, kept, checked and split."""
+    """A few of its names here, all of them in `benchmarks/indexing.py`: listed and checked."""
     import indexing
 
     n = int(os.environ.get("LCFUSE_TRIPLETS", "10000"))
-    figures = indexing.measure(tmp_path, n, ["index, first time", "index, status and split"])["steps"]
+    figures = indexing.measure(tmp_path, n, ["index", "index and status"])["steps"]
     assert len(figures) == 2
     assert all(step["MB"] < 500 for step in figures.values()), figures

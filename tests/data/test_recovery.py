@@ -8,7 +8,7 @@ from miniatures import SEMIREAL, needs_semireal
 from sklearn.metrics import adjusted_rand_score
 from test_cells import TIMES, latitudes, longitudes, utm, whole_cells
 
-from lcfuse_core.data import scenes
+from lcfuse_core.data import patches
 from lcfuse_core.data.cells import cell_ids, recover
 
 
@@ -135,8 +135,8 @@ def test_the_same_label_gives_the_same_cells():
 @pytest.mark.parametrize("place", ["Denmark", "Tanzania", "BrazilCoast"])
 def test_cells_of_real_places_are_recovered(place):
     """Labels made by others on the real grid: the georeference, unused, agrees with what is read off them."""
-    table = scenes.index(SEMIREAL)
-    patch = scenes.read_patch(table[table["scene_id"] == place].iloc[0])
+    table = patches.index(SEMIREAL)
+    patch = patches.read_patch(table[table["scene_id"] == place].iloc[0])
     ids, _ = cell_ids(patch.transform, patch.crs, patch.lc.shape[1:])
     found = recover(patch.lc[0])
     assert agreement(ids, found) > 0.98

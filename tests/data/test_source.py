@@ -24,12 +24,11 @@ from miniatures import (
 from test_packed import pack_one, write_scene
 from toys import toy_patch, toy_stack
 
-from lcfuse_core.data import scenes
-from lcfuse_core.data import source as patches
+from lcfuse_core.data import patches, source
 from lcfuse_core.data.cells import cell_ids, recover
 from lcfuse_core.data.legends import IGNORE, N_COARSE, SAVANNA_INDEX
 from lcfuse_core.data.packed import PackedScenes
-from lcfuse_core.data.scenes import Patch
+from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.source import (
     SAMPLING,
     Crops,
@@ -74,7 +73,7 @@ def test_modis_labels_go_through_the_dfc2020_legend():
     expected = [0, 0, 1, 1, IGNORE, IGNORE, 2, 3, 4, 5, 4, IGNORE, 6, 7, IGNORE, IGNORE]
     lc = np.zeros((4, 1, len(codes)), np.uint8)
     lc[0] = codes
-    labels = patches.label_index(patch(lc=lc), "modis")
+    labels = source.label_index(patch(lc=lc), "modis")
     assert labels.dtype == np.uint8
     assert labels.tolist() == [expected]
 
@@ -83,7 +82,7 @@ def test_fine_labels_are_the_reference():
     """DFC2020 codes -> 0..7; none, Savanna and snow are ignored."""
     dfc = np.arange(11, dtype=np.uint8)[None]
     expected = [IGNORE, 0, 1, IGNORE, 2, 3, 4, 5, IGNORE, 6, 7]
-    assert patches.label_index(patch(dfc=dfc), "fine").tolist() == [expected]
+    assert source.label_index(patch(dfc=dfc), "fine").tolist() == [expected]
 
 
 @pytest.mark.parametrize(("labels", "layer"), [("modis", "lc"), ("fine", "dfc")])
@@ -109,7 +108,7 @@ def test_stack_holds_the_patches_as_they_are(labels):
         for number, one in enumerate(three):
             np.testing.assert_array_equal(stack.s2[number].numpy(), one.s2)
             np.testing.assert_array_equal(stack.s1[number].numpy(), one.s1)
-            np.testing.assert_array_equal(stack.labels[number].numpy(), patches.label_index(one, labels))
+            np.testing.assert_array_equal(stack.labels[number].numpy(), source.label_index(one, labels))
 
 
 def test_stack_takes_two_and_a_half_megabytes_a_patch():
@@ -187,7 +186,7 @@ def test_cells_are_those_of_the_georeference():
 def test_stacks_are_parted_joined_and_labelled_anew():
     """Parts joined again are the whole; other labels leave the rest, and the first stack, as they were."""
     stack = PatchStack([patch(number) for number in range(3)])
-    whole = patches.joined([stack.part([0, 2]), stack.part([1])])
+    whole = source.joined([stack.part([0, 2]), stack.part([1])])
     assert whole.names == ["p0", "p2", "p1"]
     for name in ("s2", "s1", "labels", "cells"):
         assert torch.equal(getattr(whole, name), getattr(stack, name)[[0, 2, 1]])
@@ -235,7 +234,7 @@ def test_crops_that_do_not_fit_are_refused(size, generator):
 def test_the_eight_symmetries_are_those_of_the_square():
     """The four rotations, and the four of the mirror image; number 0 leaves all as it is."""
     square = torch.arange(9).view(3, 3)
-    turned = [patches.turn(square, symmetry).flatten().tolist() for symmetry in range(8)]
+    turned = [source.turn(square, symmetry).flatten().tolist() for symmetry in range(8)]
     expected = [torch.rot90(face, k).flatten().tolist() for face in (square, square.T) for k in range(4)]
     assert sorted(turned) == sorted(expected)
     assert turned[0] == list(range(9))
@@ -247,8 +246,8 @@ def test_statistics_are_those_of_numpy():
     s2 = np.stack([np.clip(one.s2 / 10000, 0, 1) for one in three])
     s1 = np.stack([np.clip(one.s1.astype(float), -30, 5) for one in three])
     channels = np.concatenate([s2, s1], axis=1)
-    for source in (three, iter(three), PatchStack(three)):
-        statistics = channel_statistics(source)
+    for given in (three, iter(three), PatchStack(three)):
+        statistics = channel_statistics(given)
         assert statistics.mean == pytest.approx(channels.mean((0, 2, 3)), rel=1e-5)
         # VH is below -41 dB all over: clipped to one value, so it is left unscaled.
         assert statistics.std[:14] == pytest.approx(channels.std((0, 2, 3))[:14], rel=1e-4)
@@ -364,14 +363,14 @@ def test_reading_a_stack_is_reading_and_then_stacking(tmp_path):
     """Only that a damaged patch is left out and reported."""
     for number in range(3):
         write_patch(tmp_path, patch=number)
-    table = scenes.index(tmp_path)
-    stack, report = patches.read_stack(table)
-    expected = PatchStack(scenes.read_many(table)[0])
+    table = patches.index(tmp_path)
+    stack, report = source.read_stack(table)
+    expected = PatchStack(patches.read_many(table)[0])
     assert torch.equal(stack.s1, expected.s1)
     assert torch.equal(stack.labels, expected.labels)
     assert stack.names == expected.names
     write_patch(tmp_path, patch=1, kinds=("s1",), s1=np.full_like(s1_array(), np.nan))
-    stack, report = patches.read_stack(table)
+    stack, report = source.read_stack(table)
     assert (len(stack), len(stack.s2), report.n_read) == (2, 2, 2)
     assert torch.equal(stack.s1, expected.s1[[0, 2]])
     assert [name for name, _ in report.skipped] == ["ROIs1158_spring_1_p1"]
@@ -381,15 +380,15 @@ def test_a_stack_of_refused_patches_says_why(tmp_path):
     """The reason of the first, not just "none"."""
     write_patch(tmp_path, kinds=("s1", "s2"))
     with pytest.raises(DataError, match=r"no readable patch among 1.*expected lc beside it"):
-        patches.read_stack(scenes.index(tmp_path))
+        source.read_stack(patches.index(tmp_path))
 
 
 def test_files_as_a_dataset_give_what_the_stack_holds(tmp_path):
     """Also through a loader, in batches."""
     for number in range(3):
         write_patch(tmp_path, "validation", patch=number)
-    table = scenes.index(tmp_path)
-    files, (stack, _) = PatchFiles(table, "fine"), patches.read_stack(table, "fine")
+    table = patches.index(tmp_path)
+    files, (stack, _) = PatchFiles(table, "fine"), source.read_stack(table, "fine")
     assert len(files) == 3
     for number in range(3):
         assert torch.equal(files[number][0], stack.s2[number])
@@ -402,7 +401,7 @@ def test_files_as_a_dataset_give_what_the_stack_holds(tmp_path):
 def test_a_damaged_file_is_named_by_a_loader_with_workers(tmp_path):
     """Torch makes a RuntimeError of what its workers raise; our message comes through whole."""
     write_patch(tmp_path)["s2"].write_bytes(b"")
-    loader = torch.utils.data.DataLoader(PatchFiles(scenes.index(tmp_path)), num_workers=1)
+    loader = torch.utils.data.DataLoader(PatchFiles(patches.index(tmp_path)), num_workers=1)
     with pytest.raises(RuntimeError, match=r"_s2_1_p1\.tif: found a damaged file of 0 bytes .*Download"):
         list(loader)
 
@@ -410,9 +409,9 @@ def test_a_damaged_file_is_named_by_a_loader_with_workers(tmp_path):
 @needs_semireal
 def test_real_patches_reach_a_batch():
     """Read, stacked, counted, cropped and normalised without a change in code; the numbers are plausible."""
-    table = scenes.index(SEMIREAL)
-    stack, report = patches.read_stack(table)
-    fine, _ = patches.read_stack(table, "fine")
+    table = patches.index(SEMIREAL)
+    stack, report = source.read_stack(table)
+    fine, _ = source.read_stack(table, "fine")
     assert len(report.repaired) == 1
     assert class_counts(fine.labels).tolist() == [19899, 0, 34500, 0, 66025, 797, 3316, 25991]
     statistics = channel_statistics(stack)

@@ -19,9 +19,9 @@ from miniatures import SEMIREAL, needs_semireal
 from places import AT, UTM, member, network, scene_arrays, write
 
 from lcfuse_core.data.legends import DFC2020, SCORED
+from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.sample import scene as sample_scene
 from lcfuse_core.data.sample import world
-from lcfuse_core.data.scenes import Patch
 from lcfuse_core.errors import DataError, DiskError, ParameterError
 from lcfuse_core.mapping import make, members, worklog
 from lcfuse_core.mapping.make import Inputs, MapOptions, make_map

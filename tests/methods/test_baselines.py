@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from miniatures import PLACE, UTM
 from toys import IGBP_OF_CLASS
 
-from lcfuse_core.data.scenes import Patch
+from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.source import patch_cells
 from lcfuse_core.errors import ParameterError
 from lcfuse_core.methods import baselines

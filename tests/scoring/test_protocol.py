@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from lcfuse_core.book import chapter, settings
-from lcfuse_core.data import scenes
+from lcfuse_core.data import patches
 from lcfuse_core.data.legends import DFC2020, SAVANNA, igbp_to_dfc
 from lcfuse_core.data.sample import world
 from lcfuse_core.errors import DataError, MissingDataError, ParameterError
@@ -136,7 +136,7 @@ def test_nothing_readable_is_an_error_not_a_score(contest):
 
 def test_savanna_of_the_modis_map_counts_as_an_error(contest):
     row = next(protocol.evaluation_patches(contest).itertuples())
-    patch = replace(scenes.read_patch(row), lc=np.full((4, 4, 4), 9, np.uint8))
+    patch = replace(patches.read_patch(row), lc=np.full((4, 4, 4), 9, np.uint8))
     codes = protocol.modis_map(patch)
     assert (codes == SAVANNA).all()
     assert summarise(confusion(np.ones((4, 4), np.uint8), codes)).oa == 0
@@ -144,7 +144,7 @@ def test_savanna_of_the_modis_map_counts_as_an_error(contest):
 
 def test_modis_map_is_the_label_of_the_patch(contest):
     row = next(protocol.evaluation_patches(contest).itertuples())
-    patch = scenes.read_patch(row)
+    patch = patches.read_patch(row)
     np.testing.assert_array_equal(protocol.modis_map(patch), igbp_to_dfc(patch.lc[0]))
 
 
@@ -192,7 +192,7 @@ def test_a_network_is_trained_once_and_then_found(here, tmp_path):
     assert first.history == again.history
     assert [line["step"] for line in first.history] == [1, 2]
     assert all(0 <= line["aa"] <= 1 for line in first.history)
-    patch = scenes.read_patch(next(scenes.index(here.train_root).itertuples()))
+    patch = patches.read_patch(next(patches.index(here.train_root).itertuples()))
     np.testing.assert_array_equal(classify(first, patch), classify(again, patch))
 
 
@@ -207,7 +207,7 @@ def test_another_plan_is_another_network(here, tmp_path, change):
 @pytest.mark.parametrize("learner", protocol.NAMES)
 def test_whatever_learns_draws_maps_in_the_legend(here, learner):
     draw, train_s = here.learned(learner, protocol.PLAIN)
-    patch = scenes.read_patch(next(scenes.index(here.train_root).itertuples()))
+    patch = patches.read_patch(next(patches.index(here.train_root).itertuples()))
     codes = draw(patch)
     assert codes.shape == (miniatures.ROWS, miniatures.COLS)
     assert codes.dtype == np.uint8

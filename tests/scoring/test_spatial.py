@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from test_protocol import all_forest, contest  # noqa: F401 - a fixture
 
-from lcfuse_core.data import scenes, source
+from lcfuse_core.data import patches, source
 from lcfuse_core.data.cells import cell_ids
 from lcfuse_core.errors import DataError, GridError
 from lcfuse_core.scoring import protocol, spatial
@@ -158,7 +158,7 @@ def test_near_borders_three_pixels_on_either_side_are_counted(rows):
     """Patch n has its border in column 8 n, so the first has none."""
     found, _ = spatial.judge({"forest": all_forest}, rows, spatial.near_borders)
     assert found["forest"].by_region["east"].sum() == 0
-    read, _ = scenes.read_many(rows, protocol.NEED)
+    read, _ = patches.read_many(rows, protocol.NEED)
     expected = sum(near_border(patch.dfc, 3).sum() for patch in read)
     assert found["forest"].counts.sum() == expected > 0
 
@@ -168,7 +168,7 @@ def test_the_label_agrees_with_itself_in_every_cell(rows):
     found, _ = spatial.judge(methods, rows, spatial.as_modis)
     label = found["MODIS label"].counts
     assert label.sum() == np.trace(label) == found["forest"].counts.sum()
-    read, _ = scenes.read_many(rows, protocol.NEED)
+    read, _ = patches.read_many(rows, protocol.NEED)
     assert label.sum() <= sum(source.patch_cells(patch).max() + 1 for patch in read)
 
 

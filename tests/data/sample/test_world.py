@@ -10,7 +10,7 @@ import pytest
 import rasterio
 from affine import Affine
 
-from lcfuse_core.data import cells, legends, scenes
+from lcfuse_core.data import cells, legends, patches
 from lcfuse_core.data.sample import landscape, sensors, world
 from lcfuse_core.errors import ParameterError
 
@@ -27,12 +27,12 @@ def small_world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def training(small_world):
-    return scenes.with_truth(scenes.index(small_world / "sen12ms"), small_world / "truth")
+    return patches.with_truth(patches.index(small_world / "sen12ms"), small_world / "truth")
 
 
 @pytest.fixture(scope="module")
 def evaluation(small_world):
-    return scenes.index(small_world / "dfc2020")
+    return patches.index(small_world / "dfc2020")
 
 
 def test_training_files_are_like_those_of_sen12ms(training):
@@ -65,7 +65,7 @@ def test_evaluation_files_are_like_those_of_the_phase_archives(evaluation):
 
 def test_neighbouring_patches_hold_the_same_pixels(training):
     """Patches of a scene overlap by half: column 128 of one is column 0 of the next, in every layer."""
-    left, right = (scenes.read_patch(training.iloc[k]) for k in (0, 1))
+    left, right = (patches.read_patch(training.iloc[k]) for k in (0, 1))
     assert right.transform.c - left.transform.c == 1280
     for kind in SPEC:
         a, b = getattr(left, kind), getattr(right, kind)
@@ -76,7 +76,7 @@ def test_neighbouring_patches_hold_the_same_pixels(training):
 def test_the_coarse_label_is_constant_in_each_real_cell(training):
     """The label changes only where the 463 m cell of the sinusoidal grid does, and does change."""
     for _, row in training.iterrows():
-        patch = scenes.read_patch(row, ("lc",))
+        patch = patches.read_patch(row, ("lc",))
         ids, keys = cells.cell_ids(patch.transform, patch.crs, patch.lc.shape[1:])
         lowest, highest = np.full(len(keys), 255), np.zeros(len(keys))
         np.minimum.at(lowest, ids, patch.lc[0])
@@ -88,8 +88,8 @@ def test_the_coarse_label_is_constant_in_each_real_cell(training):
 def test_every_file_passes_the_checks_of_the_reader(training, evaluation):
     """The reader refuses or repairs nothing: all codes in their legends, no offset, dB in range."""
     for table in (training, evaluation):
-        patches, report = scenes.read_many(table)
-        assert len(patches) == len(table)
+        read, report = patches.read_many(table)
+        assert len(read) == len(table)
         assert not report.skipped
         assert not report.repaired
 
