@@ -200,7 +200,7 @@ def test_missing_labels_are_refused_only_where_they_are_needed(tmp_path):
     write_patch(tmp_path, kinds=("s1", "s2"))
     row = patches.index(tmp_path).iloc[0]
     assert patches.read_patch(row).lc is None
-    with pytest.raises(MissingDataError, match=r"ROIs1158_spring_1_p1: .*expected lc beside it.*scenes\.complete"):
+    with pytest.raises(MissingDataError, match=r"ROIs1158_spring_1_p1: .*expected lc beside it.*patches\.complete"):
         patches.read_patch(row, ("s1", "s2", "lc"))
 
 

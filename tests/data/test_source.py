@@ -88,7 +88,7 @@ def test_fine_labels_are_the_reference():
 @pytest.mark.parametrize(("labels", "layer"), [("modis", "lc"), ("fine", "dfc")])
 def test_a_patch_without_the_layer_is_named(labels, layer):
     """With the call that leaves such patches out."""
-    with pytest.raises(MissingDataError, match=rf"p3: found no {layer} layer.*scenes\.complete\(index"):
+    with pytest.raises(MissingDataError, match=rf"p3: found no {layer} layer.*patches\.complete\(index"):
         PatchStack([patch(3, **{layer: None})], labels)
 
 
@@ -246,8 +246,8 @@ def test_statistics_are_those_of_numpy():
     s2 = np.stack([np.clip(one.s2 / 10000, 0, 1) for one in three])
     s1 = np.stack([np.clip(one.s1.astype(float), -30, 5) for one in three])
     channels = np.concatenate([s2, s1], axis=1)
-    for given in (three, iter(three), PatchStack(three)):
-        statistics = channel_statistics(given)
+    for images in (three, iter(three), PatchStack(three)):
+        statistics = channel_statistics(images)
         assert statistics.mean == pytest.approx(channels.mean((0, 2, 3)), rel=1e-5)
         # VH is below -41 dB all over: clipped to one value, so it is left unscaled.
         assert statistics.std[:14] == pytest.approx(channels.std((0, 2, 3))[:14], rel=1e-4)
