@@ -213,14 +213,6 @@ def test_a_file_that_vanished_since_the_index_is_named(tmp_path):
         patches.read_patch(table.iloc[0])
 
 
-def test_the_known_bad_patch_is_said_to_be_published_so(tmp_path):
-    """Downloading ROIs1868_summer_146_p202 again does not help."""
-    for kind, array in (("s1", changed(s1_array(), np.nan)), ("s2", s2_array())):
-        write_tif(tmp_path / f"ROIs1868_summer_{kind}_146_p202.tif", array)
-    with pytest.raises(DataError, match=r"s1_146_p202\.tif: .*It is published so: leave the patch out"):
-        patches.read_patch(patches.index(tmp_path).iloc[0])
-
-
 @pytest.mark.parametrize("dtype", ["uint16", "int16"])
 def test_the_offset_is_taken_off_and_reported(tmp_path, dtype):
     """All bands lose 1000, what would fall below zero becomes zero; without it nothing is touched."""

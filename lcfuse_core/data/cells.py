@@ -1,8 +1,17 @@
 """
-The coarse cell: which cell of the MODIS sinusoidal grid each 10 m pixel lies in.
+Coarse cells: the cell of the MODIS sinusoidal grid that each 10 m pixel lies in.
 
-A MODIS land-cover pixel is a square of 463.3 m in the sinusoidal projection of a sphere. Seen in UTM it is
-a sheared parallelogram of arbitrary phase, never an axis-aligned 50 x 50 block.
+A MODIS land-cover pixel is a square of 463.3 m in the sinusoidal projection of a sphere. In UTM it is a sheared
+parallelogram of arbitrary phase, not an axis-aligned block of 50 x 50 pixels.
+
+The phase archives of DFC2020 have no georeference. `recover` finds their cells from the edges of the coarse label,
+which lie on two families of equally spaced lines over the few kilometres of a patch (k = 0, 1, ...):
+
+    between rows     row = (k + row phase) * height + tilt * col
+    between columns  col = (k + column phase) * width + shear * row
+
+Height and width follow from the size of a cell. Fitted are the tilt (circles of latitude against the UTM grid), the
+shear (x = R lon cos(lat) grows with the distance from Greenwich and the equator), the phases and 2 % of the spacing.
 """
 
 from __future__ import annotations
@@ -22,35 +31,62 @@ SPHERE_RADIUS_M = 6371007.181
 """Radius of the MODIS sphere (MODLAND grid definition)."""
 
 SINUSOIDAL = f"+proj=sinu +R={SPHERE_RADIUS_M} +units=m +no_defs"
-"""The grid of MODIS land products."""
+"""The projection of MODIS land products."""
 
 CELL_M = 926.625433055833 / 2
 """Side of a 500 m cell: a tile of 10 degrees holds 2400 of them (MODLAND grid definition)."""
 
+CELL_PX = CELL_M / 10
+"""Side of a cell in pixels of 10 m."""
+
 GRID_ROWS, GRID_COLS = 18 * 2400, 36 * 2400
 """Size of the global 500 m grid; row 0 is the north, column 0 the west."""
+
+_MAX_STRETCH = 0.02  # of the spacing: the ellipsoid and UTM change it by less
+_MAX_TILT = 0.06  # 3 degrees from the central meridian at the pole, in radians
+_MAX_SHEAR = 3.1  # half the Earth from Greenwich: pi, in radians
+_WIDTH_PX = 0.8  # standard deviation of the distance between an edge of labels and its line
+
+
+def lonlat_to_modis(lon_deg: Any, lat_deg: Any) -> tuple[Any, Any]:
+    """
+    Project geodetic longitude and latitude (degrees) to x and y in metres of the MODIS sinusoidal grid.
+
+    MODIS uses geodetic latitude directly on the sphere, as GDAL does for `SINUSOIDAL`.
+    """
+    lon, lat = np.radians(lon_deg), np.radians(lat_deg)
+    return SPHERE_RADIUS_M * lon * np.cos(lat), SPHERE_RADIUS_M * lat
+
+
+def modis_to_lonlat(x_m: Any, y_m: Any) -> tuple[Any, Any]:
+    """Return longitude and latitude (degrees) of coordinates in the MODIS grid: the inverse of `lonlat_to_modis`."""
+    lat = np.asarray(y_m) / SPHERE_RADIUS_M
+    return np.degrees(x_m / (SPHERE_RADIUS_M * np.cos(lat))), np.degrees(lat)
 
 
 def modis_cells(
     transform: Affine, crs: CRS | str, shape: tuple[int, int]
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """
-    Row and column, in the global 500 m MODIS grid, of the cell that holds each pixel centre.
+    Return row and column, in the global 500 m MODIS grid, of the cell that holds each pixel centre.
 
-    transform, crs : georeference of the raster (any CRS that pyproj knows)
-    shape : (H, W) in pixels
+    Parameters
+    ----------
+    transform, crs : Affine, CRS
+        Georeference of the raster, in any CRS that pyproj supports.
+    shape : tuple of int
+        Size (H, W) in pixels.
 
-    Returns two int32 arrays of shape (H, W). A pixel always gets the same cell, whatever raster it is
-    read from: patches that overlap agree on their overlap.
+    Returns
+    -------
+    row, col : int32 arrays, shape (H, W)
+        The same for a pixel in whatever raster it is: overlapping patches agree.
     """
     rows, cols = np.mgrid[: shape[0], : shape[1]] + 0.5
     easting = transform.a * cols + transform.b * rows + transform.c
     northing = transform.d * cols + transform.e * rows + transform.f
     to_lonlat = Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
-    lon, lat = np.radians(to_lonlat.transform(easting, northing))
-    # MODIS puts geodetic latitude straight on the sphere (as GDAL does with its R=6371007.181 sphere).
-    x_m = SPHERE_RADIUS_M * lon * np.cos(lat)
-    y_m = SPHERE_RADIUS_M * lat
+    x_m, y_m = lonlat_to_modis(*to_lonlat.transform(easting, northing))
     col = np.floor(x_m / CELL_M).astype(np.int32) + GRID_COLS // 2
     row = GRID_ROWS // 2 - 1 - np.floor(y_m / CELL_M).astype(np.int32)
     return row, col
@@ -60,8 +96,12 @@ def cell_ids(transform: Affine, crs: CRS | str, shape: tuple[int, int]) -> tuple
     """
     Number the cells of a raster 0..n-1, north to south and west to east.
 
-    Returns `ids`, int32 (H, W), and `keys`, int64 (n,): the cell's place in the global grid
-    (row * GRID_COLS + col), so that cells of different rasters can be joined.
+    Returns
+    -------
+    ids : int32 array, shape (H, W)
+        Number of the cell of each pixel.
+    keys : int64 array, shape (n,)
+        Position of each cell in the global grid, row * GRID_COLS + col: the same in every raster.
     """
     row, col = modis_cells(transform, crs, shape)
     keys, ids = np.unique(row.astype(np.int64) * GRID_COLS + col, return_inverse=True)
@@ -70,10 +110,9 @@ def cell_ids(transform: Affine, crs: CRS | str, shape: tuple[int, int]) -> tuple
 
 def majority_share(labels: NDArray[np.integer], ids: NDArray[np.int32]) -> NDArray[np.float64]:
     """
-    How pure the cells are: share of the most common class in each cell that lies whole in the raster.
+    Return the share of the most common class in each cell that lies completely in the raster.
 
-    labels : integers >= 0, shape (H, W)
-    ids : cell of each pixel, as `cell_ids` numbers them
+    *labels* are integers >= 0, *ids* the numbers of the cells as from `cell_ids`, both of shape (H, W).
 
     >>> ids, _ = cell_ids(Affine(10, 0, 5e5, 0, -10, 5e6), "EPSG:32632", (150, 150))
     >>> majority_share(np.ones((150, 150), int), ids).tolist()
@@ -86,13 +125,11 @@ def majority_share(labels: NDArray[np.integer], ids: NDArray[np.int32]) -> NDArr
     return counts[whole].max(axis=1) / size[whole]
 
 
-def modis_raster(transform: Affine, crs: Any, igbp: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Affine]:
+def modis_raster(transform: Affine, crs: CRS | str, igbp: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Affine]:
     """
-    A map of 10 m pixels that hold the code of their MODIS cell, turned back into one pixel a cell.
+    Convert a 10 m map of MODIS codes (H, W), constant in each cell, to one pixel per cell.
 
-    igbp : uint8 (H, W), the same in all pixels of a cell, as in SEN12MS
-
-    Returns codes (rows, cols), 255 where no pixel lies in the cell, and their transform in `SINUSOIDAL`.
+    Returns the codes, uint8 (rows, cols), 255 where no pixel lies in the cell, and their transform in `SINUSOIDAL`.
     """
     row, col = modis_cells(transform, crs, igbp.shape)
     codes = np.full((row.max() - row.min() + 1, col.max() - col.min() + 1), IGNORE, np.uint8)
@@ -102,29 +139,21 @@ def modis_raster(transform: Affine, crs: Any, igbp: NDArray[np.uint8]) -> tuple[
     return codes, Affine(CELL_M, 0, west, 0, -CELL_M, north)
 
 
-CELL_PX = CELL_M / 10
-"""Side of a cell in pixels of 10 m."""
-
-MAX_STRETCH = 0.02
-"""The ellipsoid and UTM change it by less."""
-
-MAX_TILT, MAX_SHEAR = 0.06, 3.1
-"""3 degrees from the central meridian at the pole; half the Earth from Greenwich (pi, in radians)."""
-
-WIDTH_PX = 0.8
-"""Standard deviation, in pixels, of the distance between an edge of labels and the line that it lies on."""
-
-
 @dataclass(frozen=True)
 class Recovered:
     """
-    Cells read off a label.
+    Cells recovered from a label, exact only where edges of the label show them.
 
-    ids : int32 (H, W), cell of each pixel, 0..n-1 from north to south and west to east
-    explained : share of the label's edges that lie within a pixel and a half of a line; NaN without any edge
-    n_row_lines, n_col_lines : lines of each family that some edge lies on; with none of a family its lines are
-        a guess, with one their direction is, and from two on both are told
-    tilt, shear : see above; row_phase, col_phase : 0..1
+    Attributes
+    ----------
+    ids : int32 array, shape (H, W)
+        Cell of each pixel, 0..n-1 from north to south and west to east.
+    explained : float
+        Share of the label's edges within a pixel and a half of a line; NaN without any edge.
+    n_row_lines, n_col_lines : int
+        Lines of each family with an edge on them. Without any their position is a guess; one fixes their direction.
+    tilt, shear : float
+        Slopes of the two families of lines, see the module.
     """
 
     ids: NDArray[np.int32]
@@ -133,17 +162,13 @@ class Recovered:
     n_col_lines: int
     tilt: float
     shear: float
-    row_phase: float
-    col_phase: float
 
 
 def recover(labels: NDArray[np.integer]) -> Recovered:
     """
-    The coarse cells of a patch of 10 m pixels, from its coarse label alone.
+    Recover the coarse cells of a patch of 10 m pixels from its coarse label alone.
 
-    labels : class codes (H, W), or several layers of the same cells (L, H, W): more layers show more edges
-
-    The cells are exact only where edges show them; see `Recovered`.
+    *labels* are class codes (H, W), or several layers of the same cells (L, H, W), which show more edges.
     """
     layers = labels if labels.ndim == 3 else labels[None]
     across = (np.diff(layers, axis=1) != 0).any(axis=0)  # (H-1, W): the label changes from this row to the next
@@ -153,13 +178,9 @@ def recover(labels: NDArray[np.integer]) -> Recovered:
     row, col = np.mgrid[: layers.shape[1], : layers.shape[2]] + 0.5
     cell_row = np.floor(row_line.coordinate(row, col)).astype(np.int64)
     cell_col = np.floor(col_line.coordinate(col, row)).astype(np.int64)
-    n_cols = int(np.ptp(cell_col)) + 1
-    keys = (cell_row - cell_row.min()) * n_cols + cell_col - cell_col.min()
+    keys = (cell_row - cell_row.min()) * (int(np.ptp(cell_col)) + 1) + cell_col - cell_col.min()
     ids = np.unique(keys, return_inverse=True)[1].reshape(keys.shape).astype(np.int32)
-    explained, n_rows, n_cols_seen = _explained(across, along, row_line, col_line)
-    return Recovered(
-        ids, explained, n_rows, n_cols_seen, row_line.slope, col_line.slope, row_line.phase, col_line.phase
-    )
+    return Recovered(ids, *_explained(across, along, row_line, col_line), row_line.slope, col_line.slope)
 
 
 @dataclass(frozen=True)
@@ -171,45 +192,45 @@ class _Lines:
     spacing: float
 
     def coordinate(self, place: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Number of lines passed on the way there: whole numbers on the lines."""
+        """Return k of each point, a whole number on the lines."""
         return (place - self.slope * other) / self.spacing - self.phase
 
     def distance(self, place: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Pixels to the nearest line."""
+        """Return the distance to the nearest line in pixels."""
         number = self.coordinate(place, other)
         return np.abs(number - np.round(number)) * self.spacing
 
 
 def _row_lines(across: NDArray[np.bool_]) -> _Lines:
     """
-    The lines between rows of cells, from the places where the label changes down a column of pixels.
+    Fit the lines between rows of cells to the label changes down the columns of pixels.
 
-    Sheared columns are crossed there too, but in runs of MAX_SHEAR pixels at most; an edge between rows runs on.
+    Sheared columns of cells cause such changes too, but in runs of at most _MAX_SHEAR pixels, which are left out.
     """
-    run = 2 * (int(MAX_SHEAR) + 1) + 1
+    run = 2 * (int(_MAX_SHEAR) + 1) + 1
     padded = np.pad(across, ((0, 0), (run // 2, run // 2)))
     row, col = np.nonzero(np.lib.stride_tricks.sliding_window_view(padded, run, axis=1).all(axis=2))
     # Lines are a cell apart at right angles.
-    return _fit(row + np.float64(1), col + np.float64(0.5), MAX_TILT, lambda tilt: CELL_PX * np.hypot(1, tilt))
+    return _fit(row + np.float64(1), col + np.float64(0.5), _MAX_TILT, lambda tilt: CELL_PX * np.hypot(1, tilt))
 
 
 def _col_lines(along: NDArray[np.bool_], rows: _Lines) -> _Lines:
-    """The lines between columns of cells, from changes along a row of pixels but for the steps of tilted rows."""
+    """Fit the lines between columns of cells to label changes along rows, except the steps of tilted rows."""
     row, col = np.nonzero(along)
     place, other = col + np.float64(1), row + np.float64(0.5)
     keep = rows.distance(other, place) > 1
     # Lines are a cell apart along a row of cells, which is not along a row of pixels.
     apart = CELL_PX / np.hypot(1, rows.slope)
-    return _fit(place[keep], other[keep], MAX_SHEAR, lambda shear: apart * (1 - shear * rows.slope))
+    return _fit(place[keep], other[keep], _MAX_SHEAR, lambda shear: apart * (1 - shear * rows.slope))
 
 
 def _fit(
     place: NDArray[np.float64], other: NDArray[np.float64], max_slope: float, spacing: Callable[[float], float]
 ) -> _Lines:
-    """The lines that most edges lie on: all slopes and phases are tried, the best is refined by least squares."""
+    """Find the lines that most edges lie on: try all slopes and phases, refine the best by least squares."""
     if not place.size:
         return _Lines(0.0, 0.0, spacing(0.0))
-    # Half a pixel at the far end: a finer step finds nothing that the refinement would not.
+    # Half a pixel at the far end: the refinement finds what lies between.
     step = 0.5 / max(np.ptp(other), 32.0)
     slopes = np.arange(-max_slope, max_slope + step, step).tolist()
     few = slice(None, None, max(1, place.size // 800))  # enough to choose by
@@ -223,11 +244,11 @@ def _fit(
 
 _BINS = 93  # of half a pixel
 _DISTANCE = np.minimum(np.arange(_BINS), _BINS - np.arange(_BINS)) * CELL_PX / _BINS
-_KERNEL = np.fft.rfft(np.exp(-0.5 * (_DISTANCE / WIDTH_PX) ** 2))
+_KERNEL = np.fft.rfft(np.exp(-0.5 * (_DISTANCE / _WIDTH_PX) ** 2))
 
 
 def _best_phase(offset: NDArray[np.float64], spacing: float) -> tuple[float, float]:
-    """How many edges lie on lines of one slope, softly counted, and the phase (0..1) at which most do."""
+    """Return the (smoothed) number of edges on lines of one slope at the best phase, and that phase (0..1)."""
     counts = np.bincount((offset % spacing * (_BINS / spacing)).astype(int) % _BINS, minlength=_BINS)
     score = np.fft.irfft(np.fft.rfft(counts) * _KERNEL, _BINS)
     best = int(score.argmax())
@@ -235,11 +256,7 @@ def _best_phase(offset: NDArray[np.float64], spacing: float) -> tuple[float, flo
 
 
 def _refine(lines: _Lines, place: NDArray[np.float64], other: NDArray[np.float64], reach: float) -> _Lines:
-    """
-    Slope and phase by least squares over the edges within *reach* pixels of a line.
-
-    The spacing too, where three lines or more tell it.
-    """
+    """Fit slope, phase and, from three lines on, spacing by least squares to the edges within *reach* pixels."""
     near = lines.distance(place, other) <= reach
     number = np.round(lines.coordinate(place[near], other[near]))
     if near.sum() < 12 or np.ptp(other[near]) < 8:
@@ -247,7 +264,7 @@ def _refine(lines: _Lines, place: NDArray[np.float64], other: NDArray[np.float64
     design = np.stack([other[near], np.ones(near.sum()), number], axis=1)
     if len(np.unique(number)) >= 3:
         slope, shift, spacing = np.linalg.lstsq(design, place[near], rcond=None)[0].tolist()
-        if abs(spacing / lines.spacing - 1) <= MAX_STRETCH:
+        if abs(spacing / lines.spacing - 1) <= _MAX_STRETCH:
             return _Lines(slope, shift / spacing % 1, spacing)
     slope, shift = np.linalg.lstsq(design[:, :2], place[near] - number * lines.spacing, rcond=None)[0].tolist()
     return _Lines(slope, shift / lines.spacing % 1, lines.spacing)
@@ -256,7 +273,7 @@ def _refine(lines: _Lines, place: NDArray[np.float64], other: NDArray[np.float64
 def _explained(
     across: NDArray[np.bool_], along: NDArray[np.bool_], rows: _Lines, cols: _Lines, reach: float = 1.5
 ) -> tuple[float, int, int]:
-    """Share of all edges near a line, and how many lines of each family have a run of them."""
+    """Return the share of all edges near a line, and the number of lines of each family that have a run of them."""
     r1, c1 = np.nonzero(across)
     r2, c2 = np.nonzero(along)
     row, col = np.concatenate([r1 + 1.0, r2 + 0.5]), np.concatenate([c1 + 0.5, c2 + 1.0])
@@ -269,5 +286,5 @@ def _explained(
 
 
 def _seen(numbers: NDArray[np.float64]) -> int:
-    """Lines with a dozen pixels of edge on them."""
+    """Count the lines with at least a dozen pixels of edge."""
     return int((np.unique(np.round(numbers), return_counts=True)[1] >= 12).sum())

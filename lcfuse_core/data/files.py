@@ -1,8 +1,9 @@
 """
-One file of a patch: read it, and let nothing through that its kind does not promise.
+One GeoTIFF file of a patch: read it, and accept only what its kind promises.
 
 Four kinds: s1 (Sentinel-1, VV and VH in dB), s2 (Sentinel-2, 13 bands of reflectance x 10000), lc (four MODIS
-land-cover layers at 10 m), dfc (the 10 m reference). `patches.read_patch` joins them.
+land-cover layers at 10 m), dfc (the 10 m reference). `patches.read_patch` joins them. `check_s1` and `check_s2` apply
+the rules for units and order of bands to any array.
 """
 
 from __future__ import annotations
@@ -27,10 +28,17 @@ from lcfuse_core.errors import DataError, GridError, MissingDataError
 KINDS = ("s1", "s2", "lc", "dfc")
 """The files of a patch."""
 
+S2_BANDS = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12")
+"""Order of the Sentinel-2 bands in files and arrays."""
+
+B10 = S2_BANDS.index("B10")
+"""Index of the cirrus band, which is nearly black."""
+
 BANDS = {"s1": 2, "s2": 13, "lc": 4, "dfc": 1}
+"""Number of bands of each kind."""
 
 DTYPES = {"s1": ("float32", "float64"), "s2": ("uint16", "int16"), "lc": ("uint8",), "dfc": ("uint8",)}
-"""DFC2020 has S1 as float64; some copies have S2 as int16. Both are stored as the first of the pair."""
+"""DFC2020 has S1 as float64; some copies have S2 as int16. Both are converted to the first of the pair."""
 
 UNITS = {
     "s1": "VV and VH in dB (10 log10 of the linear values)",
@@ -46,39 +54,42 @@ LEGENDS = {
 """Legend of each band of the files that hold class codes."""
 
 SIDE_PX = (32, 4096)
-"""A patch has sides within this range (published ones 256): networks take no less, memory no more."""
+"""Range of the sides of a patch (published ones have 256): networks need the least, memory limits the most."""
 
 S1_RANGE_DB = (-100.0, 60.0)
-"""Backscatter outside this range is no measurement."""
-
-SWAPPED_DB = 3.0
-"""VH lies some 7 dB below VV on average, and never this far above it: then the two are swapped."""
+"""Backscatter outside this range is not a measurement."""
 
 S2_MAX = 32767
 """Reflectance x 10000 above this is a fill value, or a negative number read as unsigned."""
 
-S2_DARKEST = 256
-"""The brightest value of a patch lies above: even over dark water the air alone gives about 1000 in B1."""
+S2_OFFSET = 1000
+"""Offset of Sentinel-2 products since processing baseline 04.00; SEN12MS and DFC2020 are older."""
 
-S2_OFFSET, B10 = 1000, 10
-"""Offset of products since processing baseline 04.00; it shows in B10 (cirrus), else nearly black."""
+OFFSET_REMOVED = f"s2: offset of +{S2_OFFSET} taken off all bands"
+"""Description of the repair."""
 
-KNOWN_BAD = ("ROIs1868_summer_s1_146_p202.tif",)
-"""Files that are damaged in the published SEN12MS (NaN)."""
+S2_DARKEST = 256  # the brightest value lies above: scattering by the air alone gives about 1000 in B1
+SWAPPED_DB = 3.0  # VH lies some 7 dB below VV on average; this far above it, the two are swapped
 
 GRID_TOLERANCE_PX = 0.1
 """Layers of one patch may lie this far apart."""
 
-AGAIN = "Download or unpack the file again."
+_AGAIN = "Download or unpack the file again."
 
 
 @dataclass(frozen=True)
 class Layer:
     """
-    One checked file: *data* (bands, H, W) as float32 (s1), uint16 (s2) or uint8 (lc, dfc).
+    One checked file.
 
-    crs, transform : georeference, both None where the file has none
-    repairs : what was mended, in words
+    Attributes
+    ----------
+    data : array, shape (bands, H, W)
+        float32 (s1), uint16 (s2) or uint8 (lc, dfc).
+    crs, transform : CRS and Affine, or None
+        Georeference, if the file has one.
+    repairs : tuple of str
+        Descriptions of what was corrected.
     """
 
     data: NDArray[Any]
@@ -91,154 +102,105 @@ def read_layer(path: str | os.PathLike[str], kind: str) -> Layer:
     """
     Read and check the file at *path* of a kind out of `KINDS`.
 
-    Raises MissingDataError when there is no such file, LegendError on an unknown class code, and DataError on
-    all else: not a TIFF, truncated, other bands, size or dtype, NaN, values that are not in the kind's unit.
+    Raises
+    ------
+    MissingDataError
+        If there is no such file.
+    LegendError
+        If it holds an unknown class code.
+    DataError
+        If it is not a TIFF, is truncated, or has other bands, size, dtype or unit, or NaN.
     """
-    data, crs, transform = _read(path, kind)
+    with _opened(path, kind) as file:
+        data, (crs, transform) = file.read(), _georeference(file)
     if kind == "s1":
-        return Layer(_check_s1(path, data), crs, transform)
+        check_s1(path, data)
+        return Layer(data.astype(np.float32, copy=False), crs, transform)
     if kind == "s2":
-        data, repairs = _check_s2(path, data)
-        return Layer(data, crs, transform, repairs)
+        offset = check_s2(path, data)
+        data = data.astype(np.uint16, copy=False)
+        if offset:
+            subtract_offset(data, offset)
+        return Layer(data, crs, transform, (OFFSET_REMOVED,) if offset else ())
     for number, legend in enumerate(LEGENDS[kind]):
-        # 0 is "no label" in older MODIS collections and in what some tools write.
+        # 0 means "no label" in older MODIS collections and in the output of some tools.
         legend.check(data[number][data[number] != 0], f"{path}, band {number + 1} ({legend.name})")
     return Layer(data, crs, transform)
 
 
 def read_place(path: str | os.PathLike[str], kind: str) -> tuple[CRS | None, Affine | None, tuple[int, int]]:
-    """CRS, transform and size (H, W) of a file, from its header alone; raises as `read_layer` does."""
+    """Read CRS, transform and size (H, W) of a file from its header; raises as `read_layer` does."""
     with _opened(path, kind) as file:
         return *_georeference(file), file.shape
 
 
 def part_transform(transform: Affine, row: int, col: int) -> Affine:
-    """The transform of the part of a raster that begins at *row*, *col*."""
+    """Return the transform of the part of a raster that begins at *row*, *col*."""
     t = transform
     return Affine(t.a, t.b, t.c + t.a * col + t.b * row, t.d, t.e, t.f + t.d * col + t.e * row)
 
 
-def _read(path: str | os.PathLike[str], kind: str) -> tuple[NDArray[Any], CRS | None, Affine | None]:
-    """All bands and the georeference; only the frame of the file is checked."""
-    with _opened(path, kind) as file:
-        return file.read(), *_georeference(file)
+def check_s1(where: str | os.PathLike[str], s1: NDArray[np.floating]) -> None:
+    """
+    Raise DataError unless an array (2, ...) plausibly holds VV and VH in dB, in this order and finite everywhere.
 
-
-def _georeference(file: Any) -> tuple[CRS | None, Affine | None]:
-    is_placed = file.crs is not None and file.transform != Affine.identity()
-    return (file.crs, file.transform) if is_placed else (None, None)
-
-
-@contextmanager
-def _opened(path: str | os.PathLike[str], kind: str) -> Iterator[Any]:
-    """The file, open and with a frame that fits its kind; what GDAL cannot read becomes a DataError."""
-    if not os.path.isfile(path):
-        raise MissingDataError(path, found="no such file", expected=f"a {kind} file", do=AGAIN)
-    # Only TIFF, and only this file: no listing of the folder, no side-car that changes what is read.
-    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), warnings.catch_warnings():
-        # The phase archives of DFC2020 have no georeference, as documented.
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        try:
-            with rasterio.open(path, driver="GTiff") as file:
-                _check_frame(path, kind, file.count, file.dtypes, file.shape)
-                yield file
-        except RasterioError as error:
-            # GDAL's own words are the cause; its traceback would only hide what matters.
-            reason = str(error.__cause__ or error).replace(f"'{path}' ", "").rstrip(".")
-            found = f"a damaged file of {os.path.getsize(path):,} bytes ({reason})"
-            raise DataError(path, found=found, expected="a whole GeoTIFF", do=AGAIN) from None
-
-
-def _check_frame(
-    path: str | os.PathLike[str], kind: str, count: int, dtypes: tuple[str, ...], shape: tuple[int, int]
-) -> None:
-    """Bands, dtype and size, before anything is read."""
-    if count != BANDS[kind]:
-        raise DataError(path, found=f"{count} bands", expected=f"{BANDS[kind]} bands: {UNITS[kind]}", do=AGAIN)
-    if not set(dtypes) <= set(DTYPES[kind]):
-        raise DataError(
-            path,
-            found=f"dtype {dtypes[0]}",
-            expected=f"{' or '.join(DTYPES[kind])}: {UNITS[kind]}",
-            do="Convert the file to that dtype and unit, or take the published one.",
-        )
-    if min(shape) < SIDE_PX[0] or max(shape) > SIDE_PX[1]:
-        raise DataError(
-            path,
-            found=f"{shape[0]} x {shape[1]} pixels",
-            expected=f"sides of {SIDE_PX[0]}..{SIDE_PX[1]} (published patches have 256 x 256)",
-            do="Cut patches of a fitting size, or take the published file.",
-        )
-
-
-def _check_s1(path: str | os.PathLike[str], data: NDArray[Any]) -> NDArray[np.float32]:
-    """Finite, in dB; float64 becomes float32."""
-    n_bad = int((~np.isfinite(data)).sum())
+    *where* names the file in the message.
+    """
+    n_bad = int((~np.isfinite(s1)).sum())
     if n_bad:
-        is_known = os.path.basename(path) in KNOWN_BAD
-        raise DataError(
-            path,
-            found=f"{n_bad} values that are NaN or infinite",
-            expected="backscatter in dB everywhere",
-            do="It is published so: leave the patch out." if is_known else f"Leave the patch out. {AGAIN}",
-        )
+        found, do = f"{n_bad} values that are NaN or infinite", f"Leave the patch out. {_AGAIN}"
+        raise DataError(where, found=found, expected="backscatter in dB everywhere", do=do)
     low, high = S1_RANGE_DB
-    for band, values in zip(("VV", "VH"), data, strict=True):
+    for band, values in zip(("VV", "VH"), s1, strict=True):
         smallest, largest = values.min(), values.max()
         # Of 1,000 and more pixels in dB some are always dark; linear power is never below zero.
         if smallest >= 0 or smallest < low or largest > high:
-            raise DataError(
-                path,
-                found=f"{band} from {smallest:.4g} to {largest:.4g}",
-                expected=f"dB: some pixels below 0, all within {low:g}..{high:g}",
-                do="If the file holds linear power, convert it: 10 log10(value).",
-            )
-    vv, vh = data.mean(axis=(1, 2))
+            found = f"{band} from {smallest:.4g} to {largest:.4g}"
+            expected = f"dB: some pixels below 0, all within {low:g}..{high:g}"
+            do = "If the file holds linear power, convert it: 10 log10(value)."
+            raise DataError(where, found=found, expected=expected, do=do)
+    vv, vh = s1.reshape(2, -1).mean(axis=1)
     if vh > vv + SWAPPED_DB:
-        raise DataError(
-            path,
-            found=f"VH {vh - vv:.1f} dB above VV on average",
-            expected="VV first, and VH below it",
-            do="Write the bands in the order VV, VH, or take the published file.",
-        )
-    return data.astype(np.float32, copy=False)
+        found, do = f"VH {vh - vv:.1f} dB above VV on average", "Write the bands in the order VV, VH."
+        raise DataError(where, found=found, expected="VV first, and VH below it", do=do)
 
 
-def _check_s2(path: str | os.PathLike[str], data: NDArray[Any]) -> tuple[NDArray[np.uint16], tuple[str, ...]]:
-    """Reflectance x 10000 as uint16; the +1000 offset of newer products is taken off and reported."""
-    smallest, largest = int(data.min()), int(data.max())
+def check_s2(where: str | os.PathLike[str], s2: NDArray[np.integer], *, noisy: bool = False) -> int:
+    """
+    Raise DataError unless an array (13, ...) plausibly holds reflectance x 10000 of all bands in file order.
+
+    Returns the offset to subtract from all bands: `S2_OFFSET` for products since baseline 04.00, else 0. It shows in
+    B10, which is else nearly black; under clouds B10 is bright too, but not everywhere. In large scenes (*noisy*) 1 %
+    of the pixels may be dark nevertheless.
+    """
+    smallest, largest = int(s2.min()), int(s2.max())
     if smallest < 0 or largest > S2_MAX or largest < S2_DARKEST:
-        raise DataError(
-            path,
-            found=f"values from {smallest} to {largest}",
-            expected=f"reflectance x 10000, within 0..{S2_MAX} and not all below {S2_DARKEST}",
-            do=f"Convert it if it has another scale; leave it out if it is no-data. {AGAIN}",
-        )
-    reflectance = data.astype(np.uint16, copy=False)
-    # Light of the cirrus band hardly reaches the ground; B1 shines by the air alone.
-    if np.median(reflectance[B10]) > np.median(reflectance[0]):
-        raise DataError(
-            path,
-            found="band 11 brighter than band 1 on the whole",
-            expected=f"{UNITS['s2']}: B10 (cirrus) is nearly black",
-            do="Bring the bands into file order, or take the published file.",
-        )
-    if reflectance[B10].min() < S2_OFFSET:
-        return reflectance, ()
-    # L1C of baseline 04.00 and later adds 1000 to every band; SEN12MS and DFC2020 are older.
-    np.maximum(reflectance, S2_OFFSET, out=reflectance)
-    reflectance -= np.uint16(S2_OFFSET)
-    return reflectance, (f"s2: offset of +{S2_OFFSET} taken off all bands",)
+        found = f"values from {smallest} to {largest}"
+        expected = f"reflectance x 10000, within 0..{S2_MAX} and not all below {S2_DARKEST}"
+        do = f"Convert it if it has another scale; leave it out if it is no-data. {_AGAIN}"
+        raise DataError(where, found=found, expected=expected, do=do)
+    # The light of the cirrus band hardly reaches the ground; B1 is bright by the air alone.
+    if np.median(s2[B10]) > np.median(s2[0]):
+        found, expected = "band 11 brighter than band 1 on the whole", f"{UNITS['s2']}: B10 (cirrus) is nearly black"
+        raise DataError(where, found=found, expected=expected, do="Bring the bands into file order.")
+    darkest = np.percentile(s2[B10], 1) / 0.9 if noisy else s2[B10].min()
+    return S2_OFFSET if darkest >= S2_OFFSET else 0
+
+
+def subtract_offset(s2: NDArray[np.uint16], offset: int) -> None:
+    """Subtract the offset from reflectance x 10000 in place; values below it become 0."""
+    np.maximum(s2, offset, out=s2)
+    s2 -= np.uint16(offset)
 
 
 def common_grid(paths: dict[str, str], layers: dict[str, Layer]) -> tuple[CRS | None, Affine | None]:
-    """The one georeference of all layers that have any (s1 leads); GridError when they lie apart."""
+    """Return the one georeference of all layers that have any (s1 first); GridError if they lie apart."""
     size = layers["s1"].data.shape[1:]
     placed = next((layer for layer in layers.values() if layer.transform is not None), layers["s1"])
     for kind, layer in layers.items():
         if layer.data.shape[1:] != size:
             found, expected = f"{layer.data.shape[1:]} pixels", f"{size} as in {paths['s1']}"
-        elif layer.transform is not None and not _same_place(layer, placed):
+        elif layer.transform is not None and not _same_grid(layer, placed):
             found = f"{layer.crs}, {tuple(layer.transform)[:6]}"
             expected = f"{placed.crs}, {tuple(placed.transform or ())[:6]} as the layers before it"
         else:
@@ -248,13 +210,52 @@ def common_grid(paths: dict[str, str], layers: dict[str, Layer]) -> tuple[CRS | 
     return placed.crs, placed.transform
 
 
-def _same_place(layer: Layer, other: Layer) -> bool:
-    """Same CRS, and corners no further apart than the tolerance."""
+def _same_grid(layer: Layer, other: Layer) -> bool:
+    """Return whether CRS are equal and corners no further apart than the tolerance."""
     assert layer.transform is not None
     assert other.transform is not None
     rows, cols = layer.data.shape[1:]
-    # a, b, d, e are steps by pixel, c and f the origin: what each difference comes to across the raster.
+    # a, b, d, e are steps per pixel, c and f the origin: the difference that each makes across the raster.
     across = np.array((cols, rows, 1, cols, rows, 1))
     apart = np.abs(np.subtract(layer.transform[:6], other.transform[:6])) * across
     pixel = np.hypot(other.transform.a, other.transform.d)
     return bool(layer.crs == other.crs and apart.max() <= GRID_TOLERANCE_PX * pixel)
+
+
+def _georeference(file: Any) -> tuple[CRS | None, Affine | None]:
+    is_placed = file.crs is not None and file.transform != Affine.identity()
+    return (file.crs, file.transform) if is_placed else (None, None)
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str], kind: str) -> Iterator[Any]:
+    """Open a file and check bands, dtype and size; what GDAL cannot read becomes a DataError."""
+    if not os.path.isfile(path):
+        raise MissingDataError(path, found="no such file", expected=f"a {kind} file", do=_AGAIN)
+    # Only TIFF, and only this file: no listing of the folder, no side-car that changes what is read.
+    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), warnings.catch_warnings():
+        # The phase archives of DFC2020 have no georeference, as documented.
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        try:
+            with rasterio.open(path, driver="GTiff") as file:
+                _check_header(path, kind, file)
+                yield file
+        except RasterioError as error:
+            reason = str(error.__cause__ or error).replace(f"'{path}' ", "").rstrip(".")
+            found = f"a damaged file of {os.path.getsize(path):,} bytes ({reason})"
+            raise DataError(path, found=found, expected="a whole GeoTIFF", do=_AGAIN) from None
+
+
+def _check_header(path: str | os.PathLike[str], kind: str, file: Any) -> None:
+    low, high = SIDE_PX
+    if file.count != BANDS[kind]:
+        found, expected, do = f"{file.count} bands", f"{BANDS[kind]} bands: {UNITS[kind]}", _AGAIN
+    elif not set(file.dtypes) <= set(DTYPES[kind]):
+        found, expected = f"dtype {file.dtypes[0]}", f"{' or '.join(DTYPES[kind])}: {UNITS[kind]}"
+        do = "Convert the file to that dtype and unit, or take the published one."
+    elif not low <= min(file.shape) <= max(file.shape) <= high:
+        found, expected = f"{file.shape[0]} x {file.shape[1]} pixels", f"sides of {low}..{high} (published: 256 x 256)"
+        do = "Cut patches of a fitting size, or take the published file."
+    else:
+        return
+    raise DataError(path, found=found, expected=expected, do=do)

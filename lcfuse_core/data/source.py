@@ -21,17 +21,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lcfuse_core.data.cells import cell_ids, recover
-from lcfuse_core.data.files import BANDS
+from lcfuse_core.data.files import BANDS, S2_BANDS
 from lcfuse_core.data.legends import IGNORE, N_COARSE, SAVANNA, SAVANNA_INDEX, SCORED, dfc_to_index, igbp_to_dfc
 from lcfuse_core.data.patches import Patch, Report, iter_patches, read_patch
 from lcfuse_core.errors import DataError, GridError, MissingDataError, ParameterError
 
 N_S2, N_S1 = BANDS["s2"], BANDS["s1"]
 
-CHANNELS = (
-    *("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12"),
-    *("VV", "VH"),
-)
+CHANNELS = (*S2_BANDS, "VV", "VH")
 """The channels of a network that sees both sensors, in order."""
 
 S2_SCALE = 10000.0

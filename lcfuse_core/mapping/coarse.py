@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pyproj import Transformer
 from rasterio.errors import RasterioError
 
-from lcfuse_core.data.cells import CELL_M, SPHERE_RADIUS_M
+from lcfuse_core.data.cells import CELL_M, lonlat_to_modis, modis_to_lonlat
 from lcfuse_core.data.legends import DFC2020, IGNORE, N_COARSE, SAVANNA, SAVANNA_INDEX, dfc_to_index, igbp_to_dfc
 from lcfuse_core.errors import DataError, GridError, LegendError, MissingDataError
 from lcfuse_core.mapping.scene import Grid, place_of
@@ -73,10 +73,8 @@ class CoarseMap:
         centre_x = (first_col + np.arange(n_cols) + 0.5) * CELL_M
         centre_y = (first_row + np.arange(n_rows) + 0.5) * CELL_M
         xs, ys = (field.ravel() for field in np.meshgrid(centre_x, centre_y))
-        latitude = ys / SPHERE_RADIUS_M
-        longitude = xs / (SPHERE_RADIUS_M * np.cos(latitude))
         there = Transformer.from_crs("EPSG:4326", self.file.crs, always_xy=True)
-        codes = self._pick(*there.transform(np.degrees(longitude), np.degrees(latitude))).reshape(n_rows, n_cols)
+        codes = self._pick(*there.transform(*modis_to_lonlat(xs, ys))).reshape(n_rows, n_cols)
         return codes[cell_row - first_row, cell_col - first_col]
 
     def _pick(self, x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.uint8]:
@@ -263,8 +261,7 @@ def _project(grid: Grid, rows: slice, cols: slice, crs: Any) -> tuple[NDArray[np
     to = "EPSG:4326" if crs is None else crs
     x, y = Transformer.from_crs(grid.crs, to, always_xy=True).transform(easting, northing)
     if crs is None:
-        longitude, latitude = np.radians(x), np.radians(y)
-        x, y = SPHERE_RADIUS_M * longitude * np.cos(latitude), SPHERE_RADIUS_M * latitude
+        x, y = lonlat_to_modis(x, y)
     return (
         _between(np.reshape(x, col.shape), row_at, col_at, rows, cols),
         _between(np.reshape(y, col.shape), row_at, col_at, rows, cols),
