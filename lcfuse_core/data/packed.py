@@ -29,11 +29,9 @@ from lcfuse_core.data.source import (
     LABEL_KINDS,
     N_S1,
     N_S2,
-    Block,
     Crops,
+    PatchSource,
     Place,
-    Statistics,
-    channel_statistics,
     check_labels,
     class_counts,
     label_index,
@@ -177,7 +175,7 @@ class PackedScene:
         return self.tiles.damaged()
 
 
-class PackedScenes:
+class PackedScenes(PatchSource):
     """
     Packed scenes to train from: as `patches.PatchStack`, but on disk, and with crops at any offset of a scene.
 
@@ -209,20 +207,11 @@ class PackedScenes:
         return sum(len(scene.names) for scene in self.scenes)
 
     def crops(self, n: int, size: int, generator: torch.Generator, *, turned: bool = True) -> Crops:
-        """
-        *n* random squares of *size* pixels, each in one of its eight flips and rotations if *turned*.
-
-        Every square that patches cover is equally likely, whatever the size of its scene.
-
-        generator : a CPU generator; the same state gives the same crops
-
-        Returns what `patches.PatchStack.crops` returns; cells are numbered within their scene. Raises
-        ParameterError when no scene holds such a square.
-        """
+        """Return *n* random squares, upright unless *turned*; see `PatchSource.crops`."""
         return self.cut(self.places(n, size, generator, turned=turned), size)
 
     def places(self, n: int, size: int, generator: torch.Generator, *, turned: bool = True) -> list[Place]:
-        """Where *n* such squares lie: scene, row, column and symmetry of each."""
+        """Draw positions (scene, row, column, symmetry); ParameterError if no scene holds such a square."""
         drawn = self._draw(n, size, generator)
         symmetries = torch.randint(8 if turned else 1, (n,), generator=generator).tolist()
         return [(*place, symmetry) for place, symmetry in zip(drawn, symmetries, strict=True)]
@@ -255,43 +244,17 @@ class PackedScenes:
                     drawn.append((number, row, col))
         return drawn
 
-    def scene_names(self) -> list[str]:
-        """The scene of each number."""
-        return [scene.scene_id for scene in self.scenes]
-
-    def extent(self, number: int) -> tuple[int, int]:
-        """Rows and columns of a scene."""
-        return self.scenes[number].shape
-
-    def is_whole(self, number: int, row: int, col: int, size: int) -> bool:
-        """Whether a square inside a scene is covered."""
-        return self.scenes[number].is_covered(row, col, size, size)
-
-    def blocks(self) -> list[Block]:
-        """Blocks of labels that cover every pixel once: the covered tiles."""
-        places = ((n, scene, *place) for n, scene in enumerate(self.scenes) for place in np.argwhere(scene.covered))
-        return [(n, int(i) * scene.tile, int(j) * scene.tile) for n, scene, i, j in places]
-
-    def block_labels(self, block: Block) -> NDArray[np.uint8]:
-        """Network classes of a block, uint8 (H, W)."""
-        number, row, col = block
-        scene = self.scenes[number]
-        return self._classes[scene.tiles.read(self._kind, row // scene.tile, col // scene.tile)[0]]
-
     def digest(self) -> str:
         """SHA-256 of all that training can see, from the scenes' records: they hold a CRC-32 of every tile."""
         told = [self.labels, *(scene.digest for scene in self.scenes)]
         return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
-    def windows(self) -> Iterator[Patch]:
-        """Every covered pixel once, tile by tile."""
-        for scene in self.scenes:
+    def windows(self) -> Iterator[Crops]:
+        """Yield every covered pixel once, tile by tile."""
+        for number, scene in enumerate(self.scenes):
             for i, j in np.argwhere(scene.covered).tolist():
-                yield scene.read(i * scene.tile, j * scene.tile, scene.tile, scene.tile)
-
-    def statistics(self) -> Statistics:
-        """Mean and deviation of the channels over all covered pixels, each counted once."""
-        return channel_statistics(self.windows())
+                crops = self.cut([(number, i * scene.tile, j * scene.tile, 0)], scene.tile)
+                yield Crops(*(tensor[0] for tensor in crops))
 
     def class_counts(self, n_classes: int = len(SCORED)) -> Tensor:
         """Pixels of each class of the labels over all covered pixels, int64 (n_classes,), each counted once."""

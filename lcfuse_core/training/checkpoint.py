@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from lcfuse_core import __version__
 from lcfuse_core.data.legends import N_COARSE, SCORED
-from lcfuse_core.data.source import LABEL_KINDS, N_S1, N_S2, SAMPLING, Statistics
+from lcfuse_core.data.source import LABEL_KINDS, N_S1, N_S2, Statistics
 from lcfuse_core.errors import CheckpointError, MissingDataError, ParameterError
 from lcfuse_core.models.losses import LOSSES
 from lcfuse_core.models.networks import NETWORKS, build
@@ -45,7 +45,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "labels": tuple(LABEL_KINDS),
     "fusion": ("early", "late"),
     "precision": ("auto", "float32", "bfloat16"),
-    "sampling": SAMPLING,
+    "sampling": ("area",),
     "compiled": (False, True),
 }
 INPUTS = (("s2",), ("s1",), ("s2", "s1"), ("s1", "s2"))
@@ -83,7 +83,7 @@ class TrainPlan:
     loss: str = "cross_entropy"
     transition: tuple[tuple[float, ...], ...] | None = None  # p(coarse | fine), (8, 9); None: from_accuracy
     class_weight_power: float = 0.5  # average accuracy counts classes alike, labels do not
-    sampling: str = "area"  # of the crops: every place alike, or every "scene", or every "class"
+    sampling: str = "area"  # of the crops: every position is equally likely
     crop: int = 64  # many small crops of many scenes beat few large ones
     batch: int = 16  # crops in a step, on all processes together
     steps: int = 800

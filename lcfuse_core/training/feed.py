@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lcfuse_core.data.packed import PackedScenes
-from lcfuse_core.data.source import Crops, PatchStack, Sampler, Statistics, normalise, turn_each
+from lcfuse_core.data.source import Crops, PatchStack, Statistics, normalise, turn_each
 from lcfuse_core.models.losses import Batch
 from lcfuse_core.training.checkpoint import TrainPlan
 from lcfuse_core.training.distributed import World
@@ -65,9 +65,8 @@ def _made(
     stack: Stack, plan: TrainPlan, rng: torch.Generator, first: int, part: slice, on_gpu: bool
 ) -> Iterator[tuple[Crops, list[int], Tensor]]:
     """Crops on the processor, how they still have to be turned, and the state of the generator after them."""
-    sampler = Sampler(stack, plan.sampling)
     for _ in range(first, plan.steps):
-        places = sampler.places(plan.batch, plan.crop, rng)[part]
+        places = stack.places(plan.batch, plan.crop, rng)[part]
         state = rng.get_state()
         if not on_gpu:
             yield stack.cut(places, plan.crop), [], state

@@ -1,6 +1,5 @@
 """Patches for torch: labels, crops that can be traced back to their pixels, and normalisation."""
 
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +21,7 @@ from miniatures import (
     write_patch,
 )
 from test_packed import pack_one, write_scene
-from toys import toy_patch, toy_stack
+from toys import toy_stack
 
 from lcfuse_core.data import patches, source
 from lcfuse_core.data.cells import cell_ids, recover
@@ -30,11 +29,9 @@ from lcfuse_core.data.legends import IGNORE, N_COARSE, SAVANNA_INDEX
 from lcfuse_core.data.packed import PackedScenes
 from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.source import (
-    SAMPLING,
     Crops,
-    PatchFiles,
+    PatchSource,
     PatchStack,
-    Sampler,
     Statistics,
     channel_statistics,
     class_counts,
@@ -216,14 +213,6 @@ def test_crops_come_from_everywhere_in_every_symmetry(generator):
     assert (row.max(), col.max()) == (ROWS - 1, COLS - 1)
 
 
-def test_the_same_generator_gives_the_same_crops():
-    """And another state others."""
-    stack = PatchStack([patch(number) for number in range(3)])
-    first, again, other = (stack.crops(6, 16, torch.Generator().manual_seed(seed))[1] for seed in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
 @pytest.mark.parametrize("size", [0, -3, ROWS + 1])
 def test_crops_that_do_not_fit_are_refused(size, generator):
     """The message says how large they may be."""
@@ -333,7 +322,7 @@ def test_channels_that_do_not_fit_are_refused(s2, s1):
 )
 def test_statistics_that_would_spoil_every_batch_are_refused(mean, std):
     """One too few, a division by zero, a NaN."""
-    with pytest.raises(ParameterError, match="expected 15 finite means and 15 positive deviations"):
+    with pytest.raises(ParameterError, match="expected 15 finite means and 15 positive standard deviations"):
         Statistics(mean, std)
 
 
@@ -383,29 +372,6 @@ def test_a_stack_of_refused_patches_says_why(tmp_path):
         source.read_stack(patches.index(tmp_path))
 
 
-def test_files_as_a_dataset_give_what_the_stack_holds(tmp_path):
-    """Also through a loader, in batches."""
-    for number in range(3):
-        write_patch(tmp_path, "validation", patch=number)
-    table = patches.index(tmp_path)
-    files, (stack, _) = PatchFiles(table, "fine"), source.read_stack(table, "fine")
-    assert len(files) == 3
-    for number in range(3):
-        assert torch.equal(files[number][0], stack.s2[number])
-    batches = list(torch.utils.data.DataLoader(files, batch_size=2))
-    assert [len(batch[0]) for batch in batches] == [2, 1]
-    assert torch.equal(torch.cat([batch[1] for batch in batches]), stack.s1)
-    assert torch.equal(torch.cat([batch[2] for batch in batches]), stack.labels)
-
-
-def test_a_damaged_file_is_named_by_a_loader_with_workers(tmp_path):
-    """Torch makes a RuntimeError of what its workers raise; our message comes through whole."""
-    write_patch(tmp_path)["s2"].write_bytes(b"")
-    loader = torch.utils.data.DataLoader(PatchFiles(patches.index(tmp_path)), num_workers=1)
-    with pytest.raises(RuntimeError, match=r"_s2_1_p1\.tif: found a damaged file of 0 bytes .*Download"):
-        list(loader)
-
-
 @needs_semireal
 def test_real_patches_reach_a_batch():
     """Read, stacked, counted, cropped and normalised without a change in code; the numbers are plausible."""
@@ -436,102 +402,57 @@ def packed(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def uneven():
-    """Three patches of one scene, one of another; a rare class is in one block of a single patch."""
-    stack = toy_stack(4)
-    stack.names = ["s_1_p1", "s_1_p2", "s_1_p3", "s_2_p1"]
-    stack.labels[2, 8:16, 8:16] = 7
-    return stack
+def stack():
+    return toy_stack(4)
 
 
-@pytest.mark.parametrize("kind", SAMPLING)
-def test_the_same_state_gives_the_same_places_all_on_the_map(kind, packed, uneven):
-    for stack in (packed, uneven):
-        sampler = Sampler(stack, kind)
-        first, again = (sampler.places(60, 20, torch.Generator().manual_seed(3)) for _ in range(2))
-        assert first == again != sampler.places(60, 20, torch.Generator().manual_seed(4))
-        for number, row, col, symmetry in first:
-            rows, cols = stack.extent(number)
-            assert 0 <= row <= rows - 20
-            assert 0 <= col <= cols - 20
-            assert 0 <= symmetry < 8
-            assert stack.is_whole(number, row, col, 20)
-        assert stack.cut(first, 20).labels.shape == (60, 20, 20)
+@pytest.fixture(params=["stack", "packed"])
+def any_source(request):
+    """Each implementation of the interface."""
+    return request.getfixturevalue(request.param)
 
 
-def test_area_is_what_crops_has_always_been(packed, uneven):
-    for stack in (packed, uneven):
-        places = Sampler(stack).places(5, 16, torch.Generator().manual_seed(1))
-        for ours, theirs in zip(
-            stack.cut(places, 16), stack.crops(5, 16, torch.Generator().manual_seed(1)), strict=True
-        ):
-            assert torch.equal(ours, theirs)
+def test_the_same_state_gives_the_same_crops(any_source):
+    first, again, other = (any_source.places(60, 20, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
+    assert first == again != other
+    for ours, theirs in zip(
+        any_source.crops(60, 20, torch.Generator().manual_seed(3)), any_source.cut(first, 20), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+        assert len(ours) == 60
 
 
-def test_scenes_are_drawn_alike_whatever_their_size(uneven):
-    """The scene of one patch gets half of the crops, a quarter by area."""
-    shares = {}
-    for kind in ("scene", "area"):
-        places = Sampler(uneven, kind).places(2000, 32, torch.Generator().manual_seed(0))
-        shares[kind] = sum(number == 3 for number, *_ in places) / 2000
-    assert shares["scene"] == pytest.approx(0.5, abs=0.04)
-    assert shares["area"] == pytest.approx(0.25, abs=0.04)
+def test_windows_cover_every_pixel_once(any_source):
+    """Counts and statistics follow from them, whatever shorter way a source takes."""
+    assert torch.equal(PatchSource.class_counts(any_source, N_COARSE), any_source.class_counts(N_COARSE))
+    window = next(iter(any_source.windows()))
+    assert window.s2.shape == (13, *window.labels.shape)
+    assert window.s1.shape == (2, *window.labels.shape)
+    pairs = [(window.s2.numpy(), window.s1.numpy()) for window in any_source.windows()]
+    assert channel_statistics(pairs) == channel_statistics(any_source) == any_source.statistics()
 
 
-def test_classes_are_drawn_alike_however_rare(uneven):
-    """Five classes are there; the rare one is in a fifth of the crops at least, in few of those by area."""
-    shares = {}
-    for kind in ("class", "area"):
-        places = Sampler(uneven, kind).places(1000, 8, torch.Generator().manual_seed(0))
-        labels = uneven.cut(places, 8).labels
-        shares[kind] = float((labels == 7).flatten(1).any(dim=1).double().mean())
-    assert shares["class"] >= 0.18
-    assert shares["area"] < 0.05
-    seen = Counter(np.unique(uneven.labels.numpy()).tolist())
-    assert set(seen) == {0, 1, 2, 3, 7}
+@pytest.mark.parametrize("size", [0, 4096])
+def test_crops_that_no_source_holds_are_refused(any_source, size):
+    with pytest.raises(ParameterError, match="crop size"):
+        any_source.places(1, size, torch.Generator())
 
 
-def test_a_crop_of_a_class_holds_it_at_every_place(packed):
-    """Also at borders, where it cannot be centred; the pixel is anywhere in the crop."""
-    sampler = Sampler(packed, "class")
-    sampler._present = [4]
-    places = sampler.places(200, 16, torch.Generator().manual_seed(0))
-    labels = packed.cut(places, 16).labels
-    assert bool((labels == 4).flatten(1).any(dim=1).all())
-
-
-def test_blocks_cover_every_labelled_pixel_once(packed, uneven):
-    for stack in (packed, uneven):
-        counts = sum(np.bincount(stack.block_labels(block).ravel(), minlength=8)[:8] for block in stack.blocks())
-        assert counts.tolist() == stack.class_counts().tolist()
-
-
-def test_what_cannot_be_drawn_is_refused(packed):
-    empty = PatchStack([toy_patch(0)])
-    empty.labels[:] = 255
-    with pytest.raises(DataError, match="no labelled pixel"):
-        Sampler(empty, "class")
-    for kind in SAMPLING:
-        with pytest.raises(ParameterError, match="crop size"):
-            Sampler(packed, kind).places(1, 4096, torch.Generator())
-
-
-def test_a_digest_tells_one_data_from_another(packed, uneven):
+def test_a_digest_tells_one_data_set_from_another(packed, stack):
     """Of a stack by every pixel, of packed scenes by their records and their labels."""
     same = toy_stack(4)
-    same.names, same.labels = uneven.names, uneven.labels.clone()
-    assert same.digest() == uneven.digest()
+    assert same.digest() == stack.digest()
     same.s1[3, 1, 63, 63] += 1
-    assert same.digest() != uneven.digest()
+    assert same.digest() != stack.digest()
     assert packed.digest() == PackedScenes([scene.path for scene in packed.scenes]).digest()
     assert packed.digest() != PackedScenes([packed.scenes[0].path]).digest()
 
 
-def test_a_batch_is_turned_as_its_crops_are(uneven):
+def test_a_batch_is_turned_as_its_crops_are(stack):
     """Cut upright and turned together, as for a GPU, or turned one by one while they are cut."""
     places = [(number % 4, 3, 5, number) for number in range(8)]
-    upright = uneven.cut([(*place[:3], 0) for place in places], 16)
-    for ours, theirs in zip(turn_each(upright, range(8)), uneven.cut(places, 16), strict=True):
+    upright = stack.cut([(*place[:3], 0) for place in places], 16)
+    for ours, theirs in zip(turn_each(upright, range(8)), stack.cut(places, 16), strict=True):
         assert torch.equal(ours, theirs)
         assert ours.dtype == theirs.dtype
     square = torch.arange(9).view(3, 3)
