@@ -13,7 +13,7 @@ JOBS ?= 2
 CHAPTER_FILES := $(wildcard book/*.ipynb)
 MODULE := $(shell find lcfuse_core -type f -not -path "*/__pycache__/*") data_manifest.yaml
 PAGES := _config.yml \
-         $(wildcard scripts/*.py book/*.md book/*.yml book/*.yaml book/*.bib book/_assets/*)
+         $(wildcard scripts/*.py book/*.md book/*.yml book/*.yaml book/*.bib book/_assets/* book/_api/python/*)
 # A worker that crashes ends the tests by name: one that is started again has been seen to wait for ever.
 PYTEST := $(PY) -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 LONGEST_FIRST = $(shell $(PY) scripts/chapters.py list --longest-first)
@@ -70,7 +70,7 @@ render: _build/html/index.html ## build the published pages from the committed o
 _build/html/index.html: $(READY) $(PAGES) $(CHAPTER_FILES) $(MODULE)
 	$(PY) scripts/build_book.py --out _build/html
 
-pdf: _build/html/index.html ## the whole book as one PDF beside the pages, which link to it (needs Chromium)
+pdf: _build/html/index.html ## print the whole book into one PDF beside the pages (needs Chromium)
 	$(PY) scripts/pdf.py --pages _build/html
 
 test: $(READY) ## all checks: style, types, tests, and every chapter run and compared with what it shows

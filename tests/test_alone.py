@@ -10,7 +10,7 @@ import sys
 
 import nbformat
 import pytest
-from test_packaging import built_wheel
+from project import built_wheel
 
 import chapters
 

@@ -1,0 +1,47 @@
+"""What the tests of the repository share: its requirements, what a source file imports, the wheel that pip builds."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+IMPORT_NAMES = {
+    "yaml": "pyyaml", "sklearn": "scikit-learn", "PIL": "pillow", "cycler": "matplotlib", "IPython": "ipykernel",
+}  # fmt: skip
+"""Name that is imported -> distribution, where they differ."""
+
+
+def name_of(requirement: str) -> str:
+    """The distribution that a requirement like `torch>=2.2` names."""
+    return re.split(r"[\[<>=! ]", requirement)[0].lower()
+
+
+def imported(source: str) -> set[str]:
+    """Distributions of all modules that *source* imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(str(node.module).split(".")[0])
+    found -= set(sys.stdlib_module_names) | {"lcfuse_core"}
+    return {IMPORT_NAMES.get(name, name).lower() for name in found}
+
+
+def built_wheel(folder: Path) -> Path:
+    """The wheel that a reader's pip would build, from a copy in *folder*: building leaves files behind."""
+    for name in ("lcfuse_core", "pyproject.toml", "README.md", "LICENSE"):
+        source, copy = ROOT / name, folder / name
+        if source.is_dir():
+            shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        else:
+            shutil.copy(source, copy)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "."]
+    subprocess.run(command, cwd=folder, check=True)
+    return next(folder.glob("*.whl"))
