@@ -20,7 +20,7 @@ from lcfuse_core.book import grids, reruns, settings
 from lcfuse_core.data import commands as data_commands
 from lcfuse_core.errors import LcfuseError
 from lcfuse_core.mapping import commands as map_commands
-from lcfuse_core.scoring import ledger_commands
+from lcfuse_core.scoring import ledger
 from lcfuse_core.training import commands as train_commands
 
 
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--jobs", type=_jobs, default=1, help="runs of a grid at a time, on this machine")
     run.add_argument("--cluster", default="", metavar="ADDRESS", help="of a Dask scheduler, to run a grid there")
     run.set_defaults(command=run_chapter)
-    ledger_commands.add_to(commands)
+    ledger.add_parser(commands)
     sample = commands.add_parser("sample", help="make the synthetic sample world")
     sample.add_argument("--seed", type=int, default=0)
     sample.set_defaults(command=make_sample)

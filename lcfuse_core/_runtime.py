@@ -252,11 +252,11 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[tuple[int, ...]]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        yield (file.fileno(),) if _flock(file.fileno(), wait) else ()
+        yield (file.fileno(),) if flock(file.fileno(), wait) else ()
 
 
-def _flock(file: int, wait: bool) -> bool:
-    """Lock an open file until it is closed; False where the system or the file system cannot."""
+def flock(file: int, wait: bool = True) -> bool:
+    """Lock an open file (a descriptor) until it is closed; False where the system or the file system cannot."""
     if fcntl is not None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

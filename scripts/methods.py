@@ -67,7 +67,7 @@ def score_seed(
     for name in (name for name in names if name not in there):
         learned = METHODS[name](bench)
         began = time.perf_counter()
-        results, report = protocol.judge({name: learned.classify}, bench.rows)
+        results, report = protocol.evaluate_methods({name: learned.classify}, bench.rows)
         judge_s = time.perf_counter() - began
         scores, regions, counts = results[name].scores, results[name].regions, results[name].by_region
         cost = {"train_s": round(learned.train_s, 1), "judge_s": round(judge_s, 1)}

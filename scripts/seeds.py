@@ -21,13 +21,14 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+from lcfuse_core import _runtime
 from lcfuse_core.book import chapter, settings
 from lcfuse_core.data import source
 from lcfuse_core.data.sample import world
 from lcfuse_core.scoring import ledger, protocol
 from lcfuse_core.training import loop
 
-SHIPPED = Path(protocol.__file__).parent / protocol.SEEDS
+SHIPPED = _runtime.SHIPPED / "seeds.jsonl"
 LEARNERS = tuple(product(protocol.NAMES, (protocol.PLAIN, protocol.WEIGHTED)))
 PARAMETERS = ("profile", "steps", "crop", "batch")
 
@@ -51,7 +52,7 @@ def score_seed(seed: int, *, steps: int | None, small: bool, folder: Path, profi
     path = folder / f"{seed}.jsonl"
     os.environ["LCFUSE_LEDGER"] = str(path)
     here = begin(seed, steps, small, profile)
-    methods: dict[str, protocol.Classify] = {"MODIS label": protocol.modis_map}
+    methods: dict[str, protocol.Classify] = {"MODIS label": protocol.modis_label_map}
     train_s = {"MODIS label": 0.0}
     for learner, power in LEARNERS:
         name = protocol.method_name(learner, power)
@@ -62,7 +63,7 @@ def score_seed(seed: int, *, steps: int | None, small: bool, folder: Path, profi
         cost, regions, counts = {"train_s": seconds}, result.regions, result.by_region
         here.record(name, result.scores, regions=regions, counts=counts, cost=cost, label_regime=regime)
 
-    results, _ = protocol.judge(methods, protocol.evaluation_patches(here.data_root))
+    results, _ = protocol.evaluate_methods(methods, protocol.evaluation_patches(here.data_root))
     for name, result in results.items():
         record(name, result, train_s[name])
     for name, (result, seconds) in bounds(here).items():
@@ -90,7 +91,7 @@ def bounds(here: chapter.Chapter) -> dict[str, tuple[protocol.Result, float]]:
         ("the same regions", of_validation, validation[fourth]),
     ):
         method = f"DeepLabv3+, fine labels of {name}"
-        results, _ = protocol.judge({method: partial(loop.classify, run)}, rows)
+        results, _ = protocol.evaluate_methods({method: partial(loop.classify, run)}, rows)
         found[method] = (results[method], float(run.history[-1]["seconds"] or 0))
     return found
 

@@ -115,7 +115,7 @@ def test_the_whole_colab_path(small_world, servers, tmp_path, monkeypatch, capsy
     assert len(stack) == 4
     plan = checkpoint.TrainPlan(steps=1, crop=32, batch=2, width=8, report_every=1, device="cpu")
     run = loop.train(stack, plan, validation=source.read_stack(held_out, "modis")[0])
-    results, report = protocol.judge({"one step": partial(loop.classify, run)}, test)
+    results, report = protocol.evaluate_methods({"one step": partial(loop.classify, run)}, test)
     assert (report.n_read, report.skipped) == (4, [])
     assert 0 <= results["one step"].scores.aa <= 1
     assert np.isfinite(run.history[-1]["loss"])

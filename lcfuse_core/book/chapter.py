@@ -252,7 +252,7 @@ class Chapter:
 
         counts : confusion of each region; with it, `claims` can say how sure the score is
         hashes : beside those of the data, such as `checkpoint_hash`
-        more : further scores by name, such as `near_borders` (`closeups.for_ledger`)
+        more : further scores by name, such as `near_borders` (`protocol.Result.for_ledger`)
         """
         entry = ledger.new_entry(
             self.name,

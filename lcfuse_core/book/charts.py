@@ -300,8 +300,8 @@ def show_overview(table: pd.DataFrame, seeds: pd.DataFrame) -> Figure:
     """
     AA of each method: its mean, a tick for each seed, and a pale bar for the interval over regions.
 
-    table : rows of `compared.overview`; a kind of mark and a colour for each label regime
-    seeds : `compared.by_seed`; methods that *table* has not are left out
+    table : rows of `compare.overview`; a kind of mark and a colour for each label regime
+    seeds : `compare.by_seed`; methods that *table* has not are left out
     """
     fig, ax = _lines(len(table), [str(name) for name in table.index])
     ax.hlines(range(len(table)), table["low"], table["high"], color="0.85", lw=7, label="95 % over regions")
@@ -320,7 +320,7 @@ def show_overview(table: pd.DataFrame, seeds: pd.DataFrame) -> Figure:
 
 
 def show_gains(table: pd.DataFrame) -> Figure:
-    """What each step adds to AA: a table of `compared.gains`; a tick a seed, the mean, the interval over regions."""
+    """What each step adds to AA: a table of `compare.gains`; a tick a seed, the mean, the interval over regions."""
     fig, ax = _lines(len(table), [str(name) for name in table.index])
     ax.axvline(0, color="0.3", lw=1.2, ls="--")
     ax.hlines(range(len(table)), table["low"], table["high"], color="0.85", lw=7, label="95 % over regions, first seed")
@@ -341,7 +341,7 @@ def show_gains(table: pd.DataFrame) -> Figure:
 
 
 def show_recalls(table: pd.DataFrame) -> Figure:
-    """Recall in per cent, rows methods, columns classes by name: a table of `compared.recalls`; dark is high."""
+    """Recall in per cent, rows methods, columns classes by name: a table of `compare.recalls`; dark is high."""
     fig, ax = _lines(len(table), [str(name) for name in table.index])
     ax.grid(False)
     values = table.to_numpy(float)

@@ -21,7 +21,7 @@ from scipy import ndimage
 
 from lcfuse_core.data.legends import SCORED
 from lcfuse_core.scoring import intervals
-from lcfuse_core.scoring.scores import N_CODES
+from lcfuse_core.scoring.scores import N_CODES, compute_score
 
 SIDE_PX = 64
 FIELD_PX, ERROR_PX = 6.0, 3.0
@@ -84,7 +84,7 @@ def coverage(
 
     Returns one row a number of scenes and kind of interval: columns scenes, interval, covered, width, data_sets.
     """
-    truth = float(intervals.average_accuracy(population.sum(axis=0)))
+    truth = float(compute_score(population.sum(axis=0), "aa"))
     rng, rows = np.random.default_rng(seed), []
     for n in n_scenes:
         found: dict[str, list[intervals.Interval]] = {}
@@ -113,5 +113,5 @@ def examples(population: NDArray[np.int64], n_scenes: int = 7, n_sets: int = 25,
         kinds = {PIXELS: intervals.over_pixels(sample.sum(axis=0)), "scenes, bootstrap": intervals.interval(sample)}
         rows += [(number, kind, 100 * one.value, 100 * one.low, 100 * one.high) for kind, one in kinds.items()]
     table = pd.DataFrame(rows, columns=["data_set", "interval", "value", "low", "high"])
-    table.attrs["truth"] = 100 * float(intervals.average_accuracy(population.sum(axis=0)))
+    table.attrs["truth"] = 100 * float(compute_score(population.sum(axis=0), "aa"))
     return table

@@ -1,7 +1,7 @@
 """
 Floors: maps of 10 m from the MODIS label alone, without an image and without learning.
 
-The label as it is stands in `protocol.modis_map`. Here are the ways to make more of it: to fill cells whose label
+The label as it is stands in `protocol.modis_label_map`. Here are the ways to make more of it: to fill cells whose label
 cannot be right from those around, to let neighbouring cells fade into each other, and to place the classes of a cell
 where they lie close to their like in neighbouring cells. The last two invent detail; none sees the ground. STARFM and
 its kin are another task: they need a pair of dates, where SEN12MS has one date and the label of a year.

@@ -2,7 +2,7 @@
 Fusion: several members' probabilities, calibrated and averaged, times what the coarse label tells, to one map.
 
     fusion = Fusion({"fcn": member, "forest": other}, FusionPlan(), table)
-    protocol.judge({"fusion": fusion.classify}, rows)
+    protocol.evaluate_methods({"fusion": fusion.classify}, rows)
 
 A member is anything that gives probabilities (8, H, W) of a patch. What is fitted, temperatures and weights, is fitted
 on coarse labels (of held-out scenes, or of the place to be mapped), through the transition matrix: a member is good

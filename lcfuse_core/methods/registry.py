@@ -3,7 +3,7 @@ The ladder: every method of the book by name, and how it learns; a new loss is a
 
     bench = Bench(chapter)
     learned = METHODS["FCN, weighted"](bench)
-    results, _ = protocol.judge({"FCN, weighted": learned.classify}, bench.rows)
+    results, _ = protocol.evaluate_methods({"FCN, weighted": learned.classify}, bench.rows)
 
 All methods learn from the same scenes, with the same plan where they train networks. Those "at home" also learn from
 images and MODIS labels of the places that are mapped, all regions together or "by region", those "fresh at home" from
@@ -224,7 +224,7 @@ POWERS = {"plain": PLAIN, "weighted": WEIGHTED}
 KINDS = {kind: protocol.NAMES.get(kind, "Full resolution") for kind in NETWORKS}
 
 METHODS: dict[str, Method] = {
-    "MODIS label": floor(protocol.modis_map),
+    "MODIS label": floor(protocol.modis_label_map),
     "MODIS label, interpolated": floor(baselines.soft_map),
     "MODIS label, pixels swapped": floor(baselines.swapped_map),
     "Random forest, plain": grown(PLAIN),

@@ -1,14 +1,17 @@
 """
-How large a class is, from a map and a sample of references: the error-adjusted estimate and its interval.
+Estimate the area of each class from a map and a sample of reference pixels, with confidence intervals.
 
-Counting a map's pixels gives an area with the map's errors in it, and they do not cancel: a class that is often
-mistaken for another comes out too small. A probability sample of pixels, stratified by the map, tells how large the
-errors are, and so corrects the areas and says how sure they are.
+An area counted from the pixels of a map contains the errors of the map, and they do not cancel: a class that is often
+mistaken for another comes out too small. A probability sample of pixels, stratified by the map, gives the size of the
+errors, and so corrects the areas and gives their standard errors.
 
-After Olofsson, Foody, Herold, Stehman, Woodcock and Wulder 2014, "Good practices for estimating area and assessing
-accuracy of land change", Remote Sensing of Environment 148, 42-57: equations 1 to 11 and section 5.
+In arrays, rows are the classes of the map (the strata) and columns those of the reference. Equation numbers are those
+of the reference.
 
-Axes: rows are the classes of the map (the strata), columns those of the reference.
+References
+----------
+Olofsson, Foody, Herold, Stehman, Woodcock and Wulder (2014), Good practices for estimating area and assessing accuracy
+of land change, Remote Sensing of Environment 148, 42-57: equations 1 to 11 and section 5.
 """
 
 from __future__ import annotations
@@ -22,20 +25,26 @@ from numpy.typing import NDArray
 from lcfuse_core.data.legends import DFC2020, SCORED
 from lcfuse_core.errors import DataError, GridError, ParameterError
 
-Z_95 = 1.959964
-"""Quantile of the normal distribution for an interval of 95 per cent."""
+_Z_95 = 1.959964  # quantile of the normal distribution for an interval of 95 per cent
 
 
 @dataclass(frozen=True)
 class AreaEstimate:
     """
-    Areas and accuracies, float64 arrays by class; all but `mapped` from the sample.
+    Areas and accuracies by class, ndarrays of float64; all but `mapped` come from the sample.
 
-    mapped : area as the map's pixels give it, in the unit of the strata
-    area, area_se : error-adjusted area and its standard error, in the same unit
-    users, users_se : user's accuracy (1 - commission error); NaN for a class that was not mapped
-    producers, producers_se : producer's accuracy (1 - omission error); NaN for a class without reference
-    overall, overall_se : overall accuracy
+    Attributes
+    ----------
+    mapped : ndarray
+        Area by the pixels of the map, in the unit of the strata.
+    area, area_se : ndarray
+        Error-adjusted area and its standard error, in the same unit.
+    users, users_se : ndarray
+        User's accuracy (1 - commission error); NaN for a class that was not mapped.
+    producers, producers_se : ndarray
+        Producer's accuracy (1 - omission error); NaN for a class without reference.
+    overall, overall_se : float
+        Overall accuracy.
     """
 
     mapped: NDArray[np.float64]
@@ -51,13 +60,28 @@ class AreaEstimate:
 
 def adjusted(sample: NDArray[np.integer], mapped: NDArray[np.floating | np.integer]) -> AreaEstimate:
     """
-    Areas from an error matrix of a sample that is stratified by the map.
+    Estimate areas from the error matrix of a sample that is stratified by the map.
 
-    sample : (n, n), sampled pixels by (map class, reference class)
-    mapped : (n,), area of each map class, any unit; the sum is the area of the region
+    Parameters
+    ----------
+    sample : ndarray of int, shape (n, n)
+        Sampled pixels by (map class, reference class).
+    mapped : ndarray, shape (n,)
+        Area of each map class in any unit; the sum is the area of the region.
 
-    Raises GridError when the shapes do not fit, DataError when a class that was mapped has fewer than two samples.
+    Returns
+    -------
+    AreaEstimate
 
+    Raises
+    ------
+    GridError
+        If the shapes do not fit.
+    DataError
+        If a class that was mapped has fewer than two samples.
+
+    Examples
+    --------
     >>> estimate = adjusted(np.array([[9, 1], [2, 8]]), np.array([100, 300]))
     >>> estimate.area.round(1).tolist(), round(estimate.overall, 3)
     ([150.0, 250.0], 0.825)
@@ -73,52 +97,54 @@ def adjusted(sample: NDArray[np.integer], mapped: NDArray[np.floating | np.integ
         do = "Sample every class of the map: stratified_sample(map, per_class=50)."
         raise DataError("areas", found=found if thin.any() else "no area", expected="two or more each", do=do)
     weight = total / total.sum()  # W_i
-    some = np.maximum(n_i, 1)
-    share = n / some[:, None]  # n_ij / n_i.
+    share = n / np.maximum(n_i, 1)[:, None]  # n_ij / n_i.
+    freedom = np.maximum(n_i - 1, 1)
     p = weight[:, None] * share  # equation 4
     column = p.sum(axis=0)  # equation 9, the proportion of area of each reference class
-    within = share * (1 - share) / np.maximum(n_i - 1, 1)[:, None]
-    column_se = np.sqrt((weight[:, None] ** 2 * within).sum(axis=0))  # equation 10
+    column_se = np.sqrt((weight[:, None] ** 2 * (share * (1 - share) / freedom[:, None])).sum(axis=0))  # equation 10
     right = np.diag(share)
     users = np.where(n_i > 0, right, np.nan)  # equation 2
-    users_variance = right * (1 - right) / np.maximum(n_i - 1, 1)  # equation 6
+    users_variance = right * (1 - right) / freedom  # equation 6
     overall = float(np.diag(p).sum())  # equation 1
     overall_se = float(np.sqrt((weight**2 * users_variance).sum()))  # equation 5
     with np.errstate(invalid="ignore", divide="ignore"):
         producers = np.where(column > 0, np.diag(p) / column, np.nan)  # equation 3
-    producers_se = _producers_se(n, total, users_variance, np.nan_to_num(producers))
+    # Equation 7, with the estimated pixels of each reference class, N_.j.
+    known = np.nan_to_num(producers)
+    estimated = (total[:, None] * share).sum(axis=0)
+    own = total**2 * (1 - known) ** 2 * users_variance
+    spread = total[:, None] ** 2 * share * (1 - share) / freedom[:, None]
+    others = known**2 * (spread.sum(axis=0) - np.diag(spread))
+    producers_se = np.sqrt(own + others) / np.maximum(estimated, 1e-300)
     return AreaEstimate(
         total, column * total.sum(), column_se * total.sum(), users, np.sqrt(users_variance), producers,
         np.where(column > 0, producers_se, np.nan), overall, overall_se,
     )  # fmt: skip
 
 
-def _producers_se(
-    n: NDArray[np.float64],
-    total: NDArray[np.float64],
-    users_variance: NDArray[np.float64],
-    producers: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """Equation 7: standard error of the producer's accuracy, (n,)."""
-    n_i = n.sum(axis=1)
-    some = np.maximum(n_i, 1)
-    share = n / some[:, None]
-    estimated = (total[:, None] * share).sum(axis=0)  # N_.j
-    own = total**2 * (1 - producers) ** 2 * users_variance
-    spread = total[:, None] ** 2 * share * (1 - share) / np.maximum(n_i - 1, 1)[:, None]
-    others = producers**2 * (spread.sum(axis=0) - np.diag(spread))
-    return np.sqrt(own + others) / np.maximum(estimated, 1e-300)
-
-
 def stratified_sample(
     classes: NDArray[np.integer], per_class: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """
-    Rows and columns of a random sample of pixels, *per_class* of each class of a map (all, where it has fewer).
+    Draw a random sample of pixels of each class of a map; the reference has no part in it.
 
-    classes : int (H, W), DFC2020 codes; 0, no class, is not sampled
+    Parameters
+    ----------
+    classes : ndarray of int, shape (H, W)
+        DFC2020 codes; 0, no class, is not sampled.
+    per_class : int
+        Pixels of each class; all, where a class has fewer.
+    rng : numpy.random.Generator
+        Advanced by the draw.
 
-    Only the map decides who is drawn: the reference is looked at afterwards, at these pixels alone.
+    Returns
+    -------
+    rows, cols : ndarray of int
+
+    Raises
+    ------
+    ParameterError
+        If *per_class* is below 2.
     """
     if per_class < 2:
         raise ParameterError("per_class", found=f"{per_class}", expected="2 or more", do="Take 50.")
@@ -133,18 +159,25 @@ def stratified_sample(
 
 
 def pixels_of(classes: NDArray[np.integer]) -> dict[str, int]:
-    """Pixels of each scored class of a map (H, W), by name."""
+    """Count the pixels of each scored class of a map (H, W), by name."""
     return {DFC2020.name_of(code): int((classes == code).sum()) for code in SCORED}
 
 
 def from_confusion(counts: NDArray[np.integer], mapped: dict[str, int]) -> pd.DataFrame:
     """
-    A table of areas in hectares: of the map's pixels, error-adjusted, and half the width of the 95 % interval.
+    Return a table of areas in hectares: of the map's pixels, error-adjusted, and half the width of the 95 % interval.
 
-    counts : int (11, 11) by (reference code, predicted code), as `scores.confusion` gives it for the sampled pixels
-    mapped : pixels of 10 m of each class, by name, as `scene_map.Made.areas`
+    Parameters
+    ----------
+    counts : ndarray of int, shape (11, 11)
+        Sampled pixels by (reference code, mapped code), as `scores.confusion` returns them.
+    mapped : dict of str to int
+        Pixels of 10 m of each class of the whole map, by name, as `pixels_of` returns them.
 
-    One row a scored class.
+    Returns
+    -------
+    pandas.DataFrame
+        One row per scored class, with user's and producer's accuracy.
     """
     codes, names = list(SCORED), [DFC2020.name_of(code) for code in SCORED]
     sample = np.asarray(counts)[np.ix_(codes, codes)].T
@@ -152,7 +185,7 @@ def from_confusion(counts: NDArray[np.integer], mapped: dict[str, int]) -> pd.Da
     columns = {
         "map, ha": estimate.mapped,
         "adjusted, ha": estimate.area,
-        "± ha": Z_95 * estimate.area_se,
+        "± ha": _Z_95 * estimate.area_se,
         "user's accuracy": estimate.users,
         "producer's accuracy": estimate.producers,
     }

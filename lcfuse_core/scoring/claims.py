@@ -1,10 +1,10 @@
 """
-Claims and verdicts: what the paper and others say, tested by the ledger, by a rule that was fixed before.
+Test the claims of the paper and of others by ledger lines, with a rule that was fixed before any run on real data.
 
 `shipped/claims.yaml` (the book's `claims.yaml`) holds the claims, their margins, and the rule in words. A verdict is
-computed from ledger lines and nothing else: a claim that needs real data stays "not run yet" until a line of a run on
-real data is there, and becomes a result with that line. Synthetic and semi-real runs are shown beside it, under their
-name, and never give the verdict of a claim about the Earth.
+computed from ledger lines only: a claim that needs real data stays "not run yet" until there is a line of a run on real
+data. Synthetic and semi-real runs are shown beside it under their name, and never give the verdict of a claim about
+real regions.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,29 +21,34 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from lcfuse_core._runtime import SHIPPED
 from lcfuse_core.errors import DataError
 from lcfuse_core.scoring import intervals, ledger
 from lcfuse_core.scoring.intervals import Interval
-from lcfuse_core.scoring.protocol import SEEDS
 
-CLAIMS = "shipped/claims.yaml"
-
-METHODS = "shipped/methods.jsonl"
-"""Ledger of the ladder of methods, beside `protocol.SEEDS`; its lines are the newer ones."""
-
-REPRODUCED, PARTLY, NOT_REPRODUCED = "reproduced", "partly", "not reproduced"
-OTHERWISE, UNTESTABLE, NOT_RUN = "within the margin under another protocol", "not testable here", "not run yet"
-VERDICTS = (REPRODUCED, OTHERWISE, PARTLY, NOT_REPRODUCED, UNTESTABLE, NOT_RUN)
+_REPRODUCED, _PARTLY, _NOT_REPRODUCED = "reproduced", "partly", "not reproduced"
+_OTHER_PROTOCOL, _UNTESTABLE, _NOT_RUN = "within the margin under another protocol", "not testable here", "not run yet"
+VERDICTS = (_REPRODUCED, _OTHER_PROTOCOL, _PARTLY, _NOT_REPRODUCED, _UNTESTABLE, _NOT_RUN)
 
 MARKS = {"synthetic": "○ synthetic", "semi-real": "◐ semi-real", "unverified": "◌ unverified", "real": "● real"}
-"""How tables tell the kinds of data apart: by a sign and by the word."""
+"""Kinds of data in tables: a sign and the word."""
 
-Entry = Mapping[str, Any]
-"""A ledger line, its nested names joined by dots (`ledger.flatten`)."""
+_NONE = "–"
+_WITH_INTERVAL = ("aa", "oa", "miou_8", "miou_9")
+
+_REQUIRED = {
+    "more than": ("where", "against", "margin", "command"),
+    "equals": ("where", "reported", "margin", "command"),
+    "at least": ("where", "reported", "margin", "command"),
+    "was done": ("where", "command"),
+    "untestable": (),
+}
+
+_Entry = Mapping[str, Any]  # a ledger line, its nested names joined by dots (`ledger.flatten`)
 
 
 class Claim(BaseModel):
-    """One claim, as in the file; scores and margins in per cent and points. See there for the rule."""
+    """One claim, as in the file, which explains the fields; scores and margins in per cent and points."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -67,28 +71,16 @@ class Claim(BaseModel):
     causes: str = "untested"
 
     @model_validator(mode="after")
-    def _has_what_its_relation_needs(self) -> Claim:
-        need: dict[str, tuple[str, ...]] = {
-            "more than": ("where", "against", "margin", "command"),
-            "equals": ("where", "reported", "margin", "command"),
-            "at least": ("where", "reported", "margin", "command"),
-            "was done": ("where", "command"),
-            "untestable": (),
-        }
-        missing = [name for name in need[self.relation] if getattr(self, name) in (None, {}, "")]
+    def _check_fields_of_relation(self) -> Claim:
+        missing = [name for name in _REQUIRED[self.relation] if getattr(self, name) in (None, {}, "")]
         if missing:
             raise ValueError(f"`{self.relation}` needs {', '.join(missing)}")
         return self
 
     @property
     def reported_text(self) -> str:
-        """The source's value, or that it gives none."""
+        """Return the value that the source reports, or that it reports none."""
         return "not reported" if self.reported is None else f"{self.reported:g} %"
-
-    @property
-    def to_do(self) -> str:
-        """What it takes to have a verdict: command, download, hours."""
-        return f"{NOT_RUN}: {self.command}; {self.download or 'no download'}; {self.hours} h"
 
 
 class _File(BaseModel):
@@ -102,11 +94,20 @@ class _File(BaseModel):
 @dataclass(frozen=True)
 class Finding:
     """
-    What the lines of one kind of data say about a claim, in per cent and points; the interval alone is 0..1.
+    The result for a claim by the lines of one kind of data, in per cent and points; only the interval is 0..1.
 
-    ours : mean over seeds; interval : over regions, of the first seed whose lines have counts; None without any
-    seeds : each seed's score, the spread that an interval over regions does not show
-    difference : to the reported value, or to what the claim compares with
+    Attributes
+    ----------
+    ours : float
+        Mean over seeds.
+    interval : Interval or None
+        Over regions, of the first seed whose lines have counts; None if there is none.
+    seeds : dict of int to float
+        Score of each seed, the spread that an interval over regions does not show.
+    difference : float
+        To the reported value, or to the method that the claim compares with.
+    lines : list
+        The ledger lines.
     """
 
     data_kind: str
@@ -114,209 +115,186 @@ class Finding:
     interval: Interval | None
     seeds: dict[int, float]
     difference: float
-    lines: list[Entry]
-
-    @property
-    def gpu_hours(self) -> float:
-        """Of all lines together; NaN where one does not say."""
-        return float(np.sum([one.get("cost.gpu_hours", np.nan) for one in self.lines]))
+    lines: list[_Entry]
 
 
 def read_claims(text: str | None = None) -> list[Claim]:
-    """The claims of the book, or of a YAML *text*. Raises DataError that names the claim and what is wrong."""
+    """Read the claims of the book, or of a YAML *text*. Raises DataError that names the claim and the fault."""
     found = _read(text).claims
-    names = [claim.id for claim in found]
-    if len(set(names)) < len(names):
+    if len({claim.id for claim in found}) < len(found):
         raise DataError("claims.yaml", found="an id twice", expected="each once", do="Rename one.")
     return found
 
 
 def fixed_on() -> date:
-    """The day since which the book's rule and margins stand."""
+    """Return the day on which the book's rule and margins were fixed."""
     return _read().fixed
 
 
 def _read(text: str | None = None) -> _File:
-    text = text or resources.files("lcfuse_core").joinpath(CLAIMS).read_text(encoding="utf-8")
-    raw = yaml.safe_load(text)
     try:
-        return _File(**raw)
+        return _File(**yaml.safe_load(text or (SHIPPED / "claims.yaml").read_text(encoding="utf-8")))
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        do = "Correct the file; its head says what each relation needs."
-        raise DataError("claims.yaml", found=f"{place}: {first['msg']}", expected="a claim", do=do) from None
+        found = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        do = "Correct the file; its head explains the fields of each relation."
+        raise DataError("claims.yaml", found=found, expected="a claim", do=do) from None
 
 
-def recorded(own: str | os.PathLike[str] | None = None) -> list[Entry]:
+def evidence(own: str | os.PathLike[str] | None = None) -> list[_Entry]:
     """
-    The ledger lines that verdicts rest on: the committed ones and, of the ledger *own*, those that are not synthetic.
+    Read the ledger lines that verdicts rest on: the committed ones and, of the ledger *own*, those not synthetic.
 
-    So a real run of a reader's counts on the spot, while the book's synthetic lines stay those that were committed.
+    A reader's run on real data therefore counts at once, while the synthetic results stay those that were committed.
+    Each line has `data_kind`, also an old one.
     """
     lines: list[dict[str, Any]] = []
-    for name in (SEEDS, METHODS):
-        with resources.as_file(resources.files("lcfuse_core") / name) as path:
-            lines += ledger.read_entries(path)[0].values() if path.exists() else []
+    for path in (SHIPPED / "seeds.jsonl", SHIPPED / "methods.jsonl"):  # the newer lines last
+        lines += ledger.read_entries(path)[0].values() if path.exists() else []
     if own is not None and Path(own).exists():
         lines += [line for line in ledger.read_entries(own)[0].values() if not line.get("synthetic")]
-    return [ledger.flatten(line) for line in lines]
+    return [ledger.flatten(line | {"data_kind": _kind_of(line)}) for line in lines]
 
 
-def examine(claim: Claim, entries: Iterable[Entry]) -> dict[str, Finding]:
-    """What the ledger says of a claim, by kind of data; kinds without a line that fits are left out."""
-    if claim.relation == "untestable":
-        return {}
-    lines = [entry if "schema" not in entry else ledger.flatten(dict(entry)) for entry in entries]
-    found = {}
-    for kind in ledger.DATA_KINDS:
-        ours = _by_seed(lines, claim.where, kind, f"scores.{claim.score}")
-        theirs = _by_seed(lines, claim.against, kind, f"scores.{claim.score}") if claim.against else {}
-        if claim.against:
-            ours = {seed: line for seed, line in ours.items() if seed in theirs and _same_data(line, theirs[seed])}
-        if ours:
-            found[kind] = _finding(claim, kind, ours, theirs)
-    return found
-
-
-def _by_seed(lines: Iterable[Entry], where: Mapping[str, Any], kind: str, score: str) -> dict[int, Entry]:
-    """The newest line of each seed that fits, by seed."""
-    fitting = {}
-    for line in lines:
-        fits = all(line.get(name) == value for name, value in where.items()) and kind_of(line) == kind
-        if fits and line.get(score) is not None:
-            fitting[int(line.get("seeds.training", 0))] = line
-    return dict(sorted(fitting.items()))
-
-
-def kind_of(line: Entry) -> str:
-    """Schema 1 told synthetic from the rest alone; what it did not make itself it cannot vouch for."""
+def _kind_of(line: _Entry) -> str:
+    """Return the kind of data; lines of schema 1 only distinguish synthetic data from others, which are unknown."""
     return str(line.get("data_kind") or ("synthetic" if line.get("synthetic") else "unknown"))
 
 
-def _same_data(one: Entry, other: Entry) -> bool:
-    return one.get("hashes.evaluation") == other.get("hashes.evaluation")
+def examine(claim: Claim, entries: Iterable[_Entry]) -> dict[str, Finding]:
+    """Return the findings for a claim by kind of data; kinds without a line that fits are left out."""
+    if claim.relation == "untestable":
+        return {}
+    lines, found, score = [ledger.flatten(dict(entry)) for entry in entries], {}, f"scores.{claim.score}"
+    for kind in ledger.DATA_KINDS:
+        ours = _newest_by_seed(lines, claim.where, kind, score)
+        theirs = _newest_by_seed(lines, claim.against, kind, score) if claim.against else {}
+        if claim.against:
+            data = {seed: line.get("hashes.evaluation") for seed, line in theirs.items()}
+            ours = {s: line for s, line in ours.items() if s in data and line.get("hashes.evaluation") == data[s]}
+        if ours:
+            found[kind] = _find(claim, kind, ours, theirs)
+    return found
 
 
-def _finding(claim: Claim, kind: str, ours: dict[int, Entry], theirs: dict[int, Entry]) -> Finding:
+def _newest_by_seed(lines: Iterable[_Entry], where: _Entry, kind: str, score: str) -> dict[int, _Entry]:
+    fitting = {}
+    for line in lines:
+        fits = all(line.get(name) == value for name, value in where.items()) and _kind_of(line) == kind
+        if fits and line.get(score) is not None:
+            fitting[int(line.get("seeds.training") or 0)] = line
+    return dict(sorted(fitting.items()))
+
+
+def _find(claim: Claim, kind: str, ours: dict[int, _Entry], theirs: dict[int, _Entry]) -> Finding:
     score = f"scores.{claim.score}"
     seeds = {seed: 100 * line[score] for seed, line in ours.items()}
+    mean = float(np.mean(list(seeds.values())))
     if claim.against:
         difference = float(np.mean([seeds[seed] - 100 * theirs[seed][score] for seed in ours]))
     else:
-        difference = float(np.mean(list(seeds.values()))) - (claim.reported or float("nan"))
+        difference = mean - (claim.reported or float("nan"))
     each = (_interval(claim, line, theirs.get(seed)) for seed, line in ours.items())
     interval = next((one for one in each if one is not None), None)
-    lines = [*ours.values(), *(theirs[seed] for seed in ours if seed in theirs)]
-    return Finding(kind, float(np.mean(list(seeds.values()))), interval, seeds, difference, lines)
+    return Finding(kind, mean, interval, seeds, difference, [*ours.values(), *(theirs[s] for s in ours if s in theirs)])
 
 
-def _interval(claim: Claim, line: Entry, other: Entry | None) -> Interval | None:
-    """Over regions, for a score of `intervals.BY_NAME`, where the line has the counts that it takes."""
-    *part, name = claim.score.split(".")
-    score, before = intervals.BY_NAME.get(name), ".".join(["scores", *part, "counts."])
-    counts, others = _counts(line, before), _counts(other or {}, before)
-    if score is None or len(counts) < 2:
+def _interval(claim: Claim, line: _Entry, other: _Entry | None) -> Interval | None:
+    """Return the interval over regions, if there is one for this score and the line has the counts of regions."""
+    *part, name = claim.score.split(".")  # such as near_borders.aa: counts of a part of the pixels
+    prefix = ".".join(["scores", *part, "counts."])
+    counts, others = (
+        {region: np.array(value) for region, value in (one or {}).items() if region.startswith(prefix)}
+        for one in (line, other)
+    )
+    if name not in _WITH_INTERVAL or len(counts) < 2 or (claim.against and set(others) != set(counts)):
         return None
+    ours = np.stack([counts[region] for region in sorted(counts)])
     if not claim.against:
-        return intervals.interval(np.stack([counts[region] for region in sorted(counts)]), score)
-    if set(others) != set(counts):
-        return None
-    one, two = (np.stack([groups[region] for region in sorted(counts)]) for groups in (counts, others))
-    return intervals.difference(one, two, score)
-
-
-def _counts(line: Entry, before: str) -> dict[str, np.ndarray]:
-    """Confusion counts by region, of a part of the pixels (such as those near borders) if *before* names one."""
-    return {name: np.array(value) for name, value in line.items() if name.startswith(before)}
+        return intervals.interval(ours, name)
+    return intervals.difference(ours, np.stack([others[region] for region in sorted(counts)]), name)
 
 
 def verdict(claim: Claim, findings: Mapping[str, Finding]) -> str:
-    """One of VERDICTS, by the rule in the file, from the data that the claim needs and no other."""
+    """Return one of `VERDICTS`, by the rule in the file, from data of the kind that the claim needs."""
     if claim.relation == "untestable":
-        return UNTESTABLE
+        return _UNTESTABLE
     finding = findings.get(claim.needs)
     if finding is None:
-        return NOT_RUN
-    said = _compare(claim, finding)
+        return _NOT_RUN
+    result = _compare(claim, finding)
     same = all(line.get(name) == value for line in finding.lines for name, value in claim.protocol.items())
-    return said if same or said != REPRODUCED else OTHERWISE
+    return result if same or result != _REPRODUCED else _OTHER_PROTOCOL
 
 
 def _compare(claim: Claim, finding: Finding) -> str:
     margin, interval = claim.margin or 0.0, finding.interval
-    # Without an interval there are no ends that could lie on one side of the margin.
-    ends = (float("nan"), float("nan")) if interval is None else (100 * interval.low, 100 * interval.high)
+    low, high = (np.nan, np.nan) if interval is None else (100 * interval.low, 100 * interval.high)
     if claim.relation == "was done":
-        return REPRODUCED
+        return _REPRODUCED
     if claim.relation == "more than":
-        if interval is None:
-            return PARTLY if finding.difference > margin else NOT_REPRODUCED
-        if ends[0] > margin:
-            return REPRODUCED
-        return PARTLY if ends[1] > margin else NOT_REPRODUCED
+        if low > margin:
+            return _REPRODUCED
+        can_exceed = finding.difference > margin if interval is None else high > margin
+        return _PARTLY if can_exceed else _NOT_REPRODUCED
     assert claim.reported is not None
-    low = claim.reported - margin
-    high = claim.reported + margin if claim.relation == "equals" else float("inf")
-    if low <= finding.ours <= high:
-        return REPRODUCED
-    misses = interval is None or ends[1] < low or ends[0] > high
-    return NOT_REPRODUCED if misses else PARTLY
+    least = claim.reported - margin
+    greatest = claim.reported + margin if claim.relation == "equals" else float("inf")
+    if least <= finding.ours <= greatest:
+        return _REPRODUCED
+    return _NOT_REPRODUCED if interval is None or high < least or low > greatest else _PARTLY
 
 
-def table(claims: Iterable[Claim], entries: Iterable[Entry]) -> pd.DataFrame:
+def table(claims: Iterable[Claim], entries: Iterable[_Entry]) -> pd.DataFrame:
     """
-    One row a claim and kind of data: id, data, verdict, ours, reported, difference, interval, seeds, source.
+    Return one row per claim and kind of data: id, data, verdict, ours, reported, difference, interval, seeds, source.
 
-    A claim without any line on the data that it needs has a row that says so; `outstanding` tells what it takes.
+    A claim without a line on the data that it needs has a row with that verdict (see `outstanding`).
     """
     lines, rows = list(entries), []
     for claim in claims:
         found = examine(claim, lines)
-        said = verdict(claim, found)
         head = {"claim": claim.id, "source": claim.source, "reported": claim.reported_text}
-        for kind in [kind for kind in ledger.DATA_KINDS if kind in found]:
-            own = said if kind == claim.needs else "no verdict: other data"
-            # Nobody's score on real places is to be held against one on other data.
-            compared = kind == claim.needs or bool(claim.against)
-            rows.append(head | {"data": MARKS[kind]} | shown(found[kind], compared) | {"verdict": own})
+        rows += [head | {"data": MARKS[kind]} | _shown(claim, one, found) for kind, one in found.items()]
         if claim.needs not in found:
-            rows.append(head | {"data": MARKS[claim.needs], "verdict": said})
+            rows.append(head | {"data": MARKS[claim.needs], "verdict": verdict(claim, found)})
     columns = ["claim", "data", "verdict", "ours", "reported", "difference", "interval", "seeds", "source"]
-    return pd.DataFrame(rows, columns=columns, dtype=object).fillna("–")
+    return pd.DataFrame(rows, columns=columns, dtype=object).fillna(_NONE)
 
 
-def outstanding(claims: Iterable[Claim], entries: Iterable[Entry]) -> pd.DataFrame:
+def _shown(claim: Claim, finding: Finding, findings: Mapping[str, Finding]) -> dict[str, str]:
+    """Return the cells of a finding; a score on other data is not compared with a reported one."""
+    interval, values, needed = finding.interval, list(finding.seeds.values()), finding.data_kind == claim.needs
+    compared = (needed or bool(claim.against)) and np.isfinite(finding.difference)
+    return {
+        "ours": f"{finding.ours:.1f} %",
+        "interval": f"{100 * interval.low:.1f} to {100 * interval.high:.1f}" if interval else _NONE,
+        "seeds": f"{min(values):.1f} to {max(values):.1f} ({len(values)})" if len(values) > 1 else "one",
+        "difference": f"{finding.difference:+.1f}" if compared else _NONE,
+        "verdict": verdict(claim, findings) if needed else "no verdict: other data",
+    }
+
+
+def outstanding(claims: Iterable[Claim], entries: Iterable[_Entry]) -> pd.DataFrame:
     """
-    What stands between the claims and their verdicts: one row for those that the same thing would decide.
+    Return what it takes to have verdicts: one row for the claims that the same run would decide.
 
-    Columns: verdict, so far; command, download, hours, of a run that would give one; or why there is none. Index: ids.
+    Columns: verdict so far; command, download and hours of a run that would give one, or why there is none. Index: ids.
     """
     lines, rows = list(entries), dict[tuple[str, ...], list[str]]()
     for claim in claims:
-        said = verdict(claim, examine(claim, lines))
-        if said == NOT_RUN:
-            row = (said, claim.command, claim.download or "none", str(claim.hours))
+        so_far = verdict(claim, examine(claim, lines))
+        if so_far == _NOT_RUN:
+            row = (so_far, claim.command, claim.download or "none", str(claim.hours))
             rows.setdefault(row, []).append(claim.id)
-        elif said == UNTESTABLE:
-            rows.setdefault((said, claim.means, "–", "–"), []).append(claim.id)
+        elif so_far == _UNTESTABLE:
+            rows.setdefault((so_far, claim.means, _NONE, _NONE), []).append(claim.id)
     index = pd.Index([", ".join(ids) for ids in rows.values()], name="claims", dtype=object)
     return pd.DataFrame(list(rows), index, ["verdict", "command, or why none", "download", "hours"], dtype=object)
 
 
-def shown(finding: Finding, compared: bool) -> dict[str, str]:
-    """What tables show of a finding; compared : whether its difference may be shown at all."""
-    interval, values = finding.interval, list(finding.seeds.values())
-    return {
-        "ours": f"{finding.ours:.1f} %",
-        "interval": f"{100 * interval.low:.1f} to {100 * interval.high:.1f}" if interval else "–",
-        "seeds": f"{min(values):.1f} to {max(values):.1f} ({len(values)})" if len(values) > 1 else "one",
-        "difference": f"{finding.difference:+.1f}" if compared and np.isfinite(finding.difference) else "–",
-    }
-
-
-def summary(claims: Iterable[Claim], entries: Iterable[Entry]) -> pd.DataFrame:
-    """How many claims have each verdict, and which: one row a verdict, those of VERDICTS in order."""
+def summary(claims: Iterable[Claim], entries: Iterable[_Entry]) -> pd.DataFrame:
+    """Return how many claims have each verdict, and which: one row per verdict, in the order of `VERDICTS`."""
     lines, found = list(entries), dict[str, list[str]]()
     for claim in claims:
         found.setdefault(verdict(claim, examine(claim, lines)), []).append(claim.id)
@@ -324,74 +302,63 @@ def summary(claims: Iterable[Claim], entries: Iterable[Entry]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, "index").rename_axis("verdict")
 
 
-NONE = "–"
-
-
-def report(claim: Claim, entries: Iterable[Entry]) -> pd.DataFrame:
+def report(claim: Claim, entries: Iterable[_Entry]) -> pd.DataFrame:
     """
-    What there is to say of a claim: one row a field, one column a kind of data that lines speak of.
+    Report on one claim in full: one row per field, one column per kind of data that has lines.
 
-    The kind that the claim needs has a column even when no line does: it says what a verdict would take.
+    The kind that the claim needs always has a column; without lines, it gives what a verdict would take.
     """
     lines = [ledger.flatten(dict(entry)) for entry in entries]
-    found = examine(claim, lines)
-    kinds = [kind for kind in MARKS if kind in found or kind == claim.needs]
-    columns = {MARKS[kind]: _column(claim, kind, found.get(kind), lines) for kind in kinds}
-    if claim.needs in found or claim.relation == "untestable":
-        columns[MARKS[claim.needs]]["verdict"] = verdict(claim, found)
-    return pd.DataFrame(columns, dtype=object).fillna(NONE)
+    found, columns = examine(claim, lines), {}
+    for kind in [kind for kind in MARKS if kind in found or kind == claim.needs]:
+        column = {
+            "claim": claim.sentence,
+            "made by": f"{claim.source}, {claim.at}",
+            "tested as": claim.means,
+            "reported": claim.reported_text,
+            "margin, fixed before": _NONE if claim.margin is None else f"{claim.margin:g} points",
+        }
+        if kind in found:
+            column |= _shown(claim, found[kind], found) | {"causes": claim.causes}
+            column |= _cost(found[kind].lines, lines) | _provenance(found[kind].lines[0])
+        elif claim.relation == "untestable":
+            column["verdict"] = _UNTESTABLE
+        else:
+            column["verdict"] = f"{_NOT_RUN}: {claim.command}; {claim.download or 'no download'}; {claim.hours} h"
+        columns[MARKS[kind]] = column | {"command": claim.command or _NONE}
+    return pd.DataFrame(columns, dtype=object).fillna(_NONE)
 
 
-def _column(claim: Claim, kind: str, finding: Finding | None, lines: Sequence[Entry]) -> dict[str, str]:
-    head = {
-        "claim": claim.sentence,
-        "made by": f"{claim.source}, {claim.at}",
-        "tested as": claim.means,
-        "reported": claim.reported_text,
-        "margin, fixed before": NONE if claim.margin is None else f"{claim.margin:g} points",
-    }
-    if finding is None:
-        return head | {"verdict": claim.to_do if kind == claim.needs else NONE, "command": claim.command or NONE}
-    compared = kind == claim.needs or bool(claim.against)
-    return (
-        head
-        | shown(finding, compared)
-        | {"verdict": "no verdict: other data", "causes": claim.causes}
-        | _cost(finding, lines)
-        | _rests_on(finding.lines[0])
-        | {"command": claim.command or NONE}
-    )
+def _cost(own: Sequence[_Entry], everything: Sequence[_Entry]) -> dict[str, str]:
+    """Return the cost of this row's lines and of all lines, since more was run than the rows that were kept."""
 
+    def total(lines: Sequence[_Entry], name: str) -> float:
+        return sum(line.get(f"cost.{name}") or 0.0 for line in lines)
 
-def _cost(finding: Finding, lines: Sequence[Entry]) -> dict[str, str]:
-    """Of this row's lines and, since a row that was kept is not all that was paid for, of all lines."""
-    hours = [sum(line.get("cost.train_s") or 0.0 for line in some) / 3600 for some in (finding.lines, lines)]
-    gpu = [sum(line.get("cost.gpu_hours") or 0.0 for line in some) for some in (finding.lines, lines)]
-    memory = [line["cost.peak_memory_mb"] for line in finding.lines if line.get("cost.peak_memory_mb")]
-    one = finding.lines[0]
+    hours = [total(lines, "train_s") / 3600 for lines in (own, everything)]
+    memory = [line["cost.peak_memory_mb"] for line in own if line.get("cost.peak_memory_mb")]
     return {
-        "hardware": f"{one.get('machine.processor', NONE)}, GPU: {one.get('machine.gpu') or 'none'}",
+        "hardware": f"{own[0].get('machine.processor', _NONE)}, GPU: {own[0].get('machine.gpu') or 'none'}",
         "training, hours": f"{hours[0]:.2f} of this row, {hours[1]:.2f} of all lines",
-        "GPU-hours": f"{gpu[0]:.2f} of this row, {gpu[1]:.2f} of all lines",
-        "peak memory": f"{max(memory):.0f} MB" if memory else NONE,
+        "GPU-hours": f"{total(own, 'gpu_hours'):.2f} of this row, {total(everything, 'gpu_hours'):.2f} of all lines",
+        "peak memory": f"{max(memory):.0f} MB" if memory else _NONE,
     }
 
 
-def _rests_on(line: Entry) -> dict[str, str]:
-    """Code, lock, data, parameters and weights of the first of the lines."""
-    data = [f"{line.get(f'data.{role}') or role} {_short(line, f'hashes.{role}')}" for role in ("train", "evaluation")]
+def _provenance(line: _Entry) -> dict[str, str]:
+    """Return code, lock, data, parameters and weights of a line, hashes by their first digits."""
+
+    def short(name: str) -> str:
+        value = str(line.get(name) or "")
+        changed = " with changes" if value.endswith("+changes") else ""
+        return f"{value[:12]}…{changed}" if value else "not in the line"
+
+    data = [f"{line.get(f'data.{role}') or role} {short(f'hashes.{role}')}" for role in ("train", "evaluation")]
     parameters = (f"{name[11:]} {value}" for name, value in line.items() if name.startswith("parameters."))
     return {
-        "code": f"{line.get('code.version', NONE)}, commit {_short(line, 'code.commit')}",
-        "lock": _short(line, "code.lock"),
+        "code": f"{line.get('code.version', _NONE)}, commit {short('code.commit')}",
+        "lock": short("code.lock"),
         "data": "; ".join(data),
-        "checkpoint": _short(line, "hashes.checkpoint"),
+        "checkpoint": short("hashes.checkpoint"),
         "parameters": ", ".join(parameters),
     }
-
-
-def _short(line: Entry, name: str) -> str:
-    """The first digits of a hash, enough to tell it from others."""
-    value = str(line.get(name) or "")
-    changed = " with changes" if value.endswith("+changes") else ""
-    return f"{value[:12]}…{changed}" if value else "not in the line"

@@ -1,63 +1,71 @@
 """
-The methods side by side: what the committed lines say of each over several seeds, and what each step adds.
+Compare methods by their committed ledger lines over several seeds, and new scores with the committed ones.
 
-`shipped/methods.jsonl` has a line for each method of the ladder and each seed, as `scripts/methods.py` writes it. A
-seed gives a sample world and trainings of its own, so a hard seed is hard for all: methods are compared seed by seed,
-on the same data, and never by their means alone. All is read off lines: nothing is trained, and no reference opened.
+`shipped/methods.jsonl` has a line per method and seed, as `scripts/methods.py` writes it. A seed stands for a sample
+world and for separate trainings. Methods are compared seed by seed, on the same data, because a difficult world is
+difficult for all of them.
+
+    python -m lcfuse_core.scoring.compare NEW.jsonl [--committed FILE]
+
+checks for drift. NEW is the ledger of a run of the chapters, as `make test` writes it. Each score is compared with the
+line of the same method, seed and training in the committed ledger, within the tolerance that `shipped/tolerances.yaml`
+declares for it, with the reason. The exit code is 1, after a table of what has moved, if a score is further away or
+missing, and 2 if nothing can be compared.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import yaml
 from numpy.typing import NDArray
 
+from lcfuse_core._runtime import SHIPPED
 from lcfuse_core.data.legends import DFC2020, SCORED
-from lcfuse_core.errors import DataError
+from lcfuse_core.errors import DataError, LcfuseError, MissingDataError
 from lcfuse_core.scoring import intervals, ledger, protocol
 from lcfuse_core.scoring.intervals import Interval
 from lcfuse_core.scoring.scores import N_CODES
 
-LINES = "shipped/methods.jsonl"
-
-FLOOR, OFFICIAL, SINGLE = "MODIS label", "DeepLabv3+, plain", "FCN, weighted"
-"""What the fusion is held against: the label as a map, the contest's recipe, and the best of the cheap networks."""
+BASELINE, OFFICIAL, SINGLE = "MODIS label", "DeepLabv3+, plain", "FCN, weighted"
+"""The label as a map, the recipe of the contest's baseline, and the best of the small networks."""
 
 FUSION, BOUND = "Fusion, at home", "DeepLabv3+, fine labels of other regions"
-"""The default fusion, and what no method on coarse labels is expected to reach: fine labels, of other regions."""
+"""The default fusion, and an upper bound for coarse labels: a network trained on fine labels of other regions."""
 
-AT_HOME_BOUND = "DeepLabv3+, fine labels of the same regions"
+_ADAPTED = "FCN, cell_mean, at home"
+_BOUND_SAME_REGIONS = "DeepLabv3+, fine labels of the same regions"
 
 
 class Step(NamedTuple):
-    """One rung: *method* differs from *over* in what *adds* says, and in nothing else."""
+    """One row of an ablation: *method* differs from *over* only in what *adds* names."""
 
     adds: str
     method: str
     over: str
 
 
-AT_HOME = "FCN, cell_mean, at home"
-
-LADDER = (
-    Step("an image, learnt from (official recipe)", OFFICIAL, FLOOR),
+ABLATION = (
+    Step("an image, learnt from (official recipe)", OFFICIAL, BASELINE),
     Step("a field smaller than a cell", "FCN, plain", OFFICIAL),
     Step("class weights", SINGLE, "FCN, plain"),
     Step("Sentinel-1 beside Sentinel-2", SINGLE, "FCN, weighted, S2 alone"),
     Step("the label of the place as a prior", "FCN, weighted, with coarse prior", SINGLE),
-    Step("the labels of the place as a teacher", AT_HOME, SINGLE),
-    Step("asked by cells, not by pixels", AT_HOME, "FCN, cross_entropy, at home"),
-    Step("a forest that learnt there too", FUSION, AT_HOME),
+    Step("the labels of the place as a teacher", _ADAPTED, SINGLE),
+    Step("asked by cells, not by pixels", _ADAPTED, "FCN, cross_entropy, at home"),
+    Step("a forest that learnt there too", FUSION, _ADAPTED),
 )
-"""From the label to the fusion and its members, one change at a time; a rung may lean on any other."""
+"""From the label to the fusion and its members, one change at a time."""
 
-ASIDE = (
+ALTERNATIVES = (
     Step("members by product", "Fusion by product, at home", FUSION),
     Step("flips and rotations", "Fusion turned eight ways, at home", FUSION),
     Step("temperatures", "Fusion calibrated, at home", FUSION),
@@ -67,74 +75,66 @@ ASIDE = (
     Step("a third member: full resolution", "Fusion and Full resolution, at home", FUSION),
     Step("a third member: an FCN for each region", "Fusion and FCN by region, at home", FUSION),
     Step("a student of the fusion", "Student of the fusion, at home", FUSION),
-    Step("a network for each region", "FCN, cell_mean, at home by region", AT_HOME),
-    Step("a larger field (U-Net)", "U-Net, cell_mean, at home", AT_HOME),
-    Step("all at full resolution", "Full resolution, cell_mean, at home", AT_HOME),
-    Step("fresh weights, no start from elsewhere", "FCN, cell_mean, fresh at home", AT_HOME),
+    Step("a network for each region", "FCN, cell_mean, at home by region", _ADAPTED),
+    Step("a larger field (U-Net)", "U-Net, cell_mean, at home", _ADAPTED),
+    Step("all at full resolution", "Full resolution, cell_mean, at home", _ADAPTED),
+    Step("fresh weights, no start from elsewhere", "FCN, cell_mean, fresh at home", _ADAPTED),
     Step("the labels of the place among all others", "FCN, weighted, everywhere", SINGLE),
 )
-"""What could be added or done otherwise: none of it is in the default fusion."""
+"""What could be added or done otherwise; the default fusion has none of it."""
 
-
-class Bar(NamedTuple):
-    """The fusion's mean gain over *against* shall be over *mean* points, and at least *each* with every seed."""
-
-    against: str
-    mean: float
-    each: float = float("-inf")
-
-
-BARS = (Bar(OFFICIAL, 15, 10), Bar(FLOOR, 15), Bar(BOUND, 0), Bar(SINGLE, 0, 0))
+REQUIREMENTS = ((OFFICIAL, 15, 10), (BASELINE, 15), (BOUND, 0), (SINGLE, 0, 0))
 """
-Set before the runs. On DFC2020 the best winner was 15 points of AA over the official baseline; a fusion that costs more
-than one small network has to be over it with every seed.
+By how many points of AA the fusion must exceed each method on average and, where there is a third value, with each
+seed. Set before the runs: on DFC2020 the best winner was 15 points over the official baseline, and a fusion that costs
+more than one small network has to exceed it with every seed.
 """
 
 
-def recorded(path: str | os.PathLike[str] | None = None) -> pd.DataFrame:
+def recorded_methods(path: str | os.PathLike[str] | None = None) -> pd.DataFrame:
     """
-    The newest line of each method and seed, of *path* or of the package, and the bounds on the same worlds.
+    Read the newest line of each method and seed, of *path* or of the package, and the bounds on the same worlds.
 
-    Raises MissingDataError when there is no such file, DataError when it holds no line.
+    Raises MissingDataError if there is no such file, DataError if it holds no line.
     """
-    with resources.as_file(resources.files("lcfuse_core") / LINES) as shipped:
-        lines = ledger.read(path or shipped)
+    path = path or SHIPPED / "methods.jsonl"
+    lines = ledger.read(path)
     if lines.empty:
         do = "Run scripts/methods.py --out FILE."
-        raise DataError(path or LINES, found="no line", expected="one a method and seed", do=do)
-    bounds = protocol.recorded("fine")
-    # The third of the bounds is of the validation regions themselves: other patches, no row beside these.
-    same = bounds["hashes.evaluation"].isin(lines["hashes.evaluation"]) & (bounds["parameters.method"] != AT_HOME_BOUND)
-    bounds = bounds[same]
+        raise DataError(path, found="no line", expected="one per method and seed", do=do)
+    bounds = protocol.recorded_seeds("fine")
+    # One of the bounds is scored on other patches, those of the validation regions.
+    same_patches = bounds["parameters.method"] != _BOUND_SAME_REGIONS
+    bounds = bounds[bounds["hashes.evaluation"].isin(lines["hashes.evaluation"]) & same_patches]
     both = pd.concat([lines, bounds], ignore_index=True)
     return both.drop_duplicates(["parameters.method", "seeds.world", "seeds.training"], keep="last")
 
 
 def line(lines: pd.DataFrame, method: str, seed: int) -> pd.Series:
-    """The line of a method and seed, without what it does not say; empty where there is none."""
+    """Return the line of a method and seed without the fields that it lacks; empty if there is none."""
     own = lines[(lines["parameters.method"] == method) & (lines["seeds.world"] == seed)]
     return own.iloc[-1].dropna() if len(own) else pd.Series(dtype=object)
 
 
 def by_seed(lines: pd.DataFrame, score: str = "aa") -> pd.DataFrame:
-    """A score in per cent: a row a method, as the ladder lists them, a column a seed; NaN where there is no line."""
-    wide = 100 * lines.pivot(index="parameters.method", columns="seeds.world", values=f"scores.{score}")
+    """Return a score in per cent: a row per method in the order of *lines*, a column per seed; NaN without a line."""
+    wide = 100 * ledger.by_seed(lines, f"scores.{score}")
     return wide.loc[lines["parameters.method"].unique()].rename_axis(index="method", columns="seed")
 
 
 def overview(lines: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
     """
-    One row a method, the best mean AA first.
+    Return one row per method, the best mean AA first.
 
-    Columns: AA, its least and greatest of the seeds, low and high (95 % over the regions of the method's first seed),
-    mIoU(8), OA, seeds, labels (the regime), train s (median). Scores in per cent, means over seeds; `first_seed`
-    tells how the interval is made.
+    Columns: AA, its least and greatest value of the seeds, low and high (95 % over the regions of the method's first
+    seed), mIoU(8), OA, seeds, labels (the regime), train s (median). Scores are means over seeds in per cent.
     """
     aa = by_seed(lines)
     rows = {}
     for method, own in lines.groupby("parameters.method", sort=False):
         values = aa.loc[str(method)].dropna()
-        one = _over_regions(first_seed(lines, str(method)))
+        counts = _region_counts(lines, str(method))
+        one = _UNKNOWN if counts is None else intervals.interval(counts, method="jackknife")
         rows[method] = {
             "AA": values.mean(),
             "least": values.min(),
@@ -152,36 +152,41 @@ def overview(lines: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
 
 
 def recalls(lines: pd.DataFrame, digits: int = 0) -> pd.DataFrame:
-    """Recall of each scored class in per cent, mean over seeds; a row a method, as in the ledger."""
+    """Return the recall of each scored class in per cent, mean over seeds; a row per method, as in the ledger."""
     names = {f"scores.recall.{DFC2020.name_of(code)}": DFC2020.name_of(code) for code in SCORED}
     means = 100 * lines.groupby("parameters.method", sort=False)[list(names)].mean()
     return means.rename(columns=names).rename_axis("method").round(digits)
 
 
-def gains(lines: pd.DataFrame, steps: Iterable[Step] = LADDER, digits: int = 1) -> pd.DataFrame:
+def gains(lines: pd.DataFrame, steps: Iterable[Step] = ABLATION, digits: int = 1) -> pd.DataFrame:
     """
-    What each step adds to AA, in points, by pairs of one seed and one world; steps without a pair are left out.
+    Return what each step adds to AA, in points, by pairs of one seed and one world; steps without a pair are left out.
 
-    Columns: a column a seed; mean, spread (standard deviation over the pairs; NaN for a single one), low and high (95 %
-    over regions, of the first pair), better ("4 of 5" seeds), and earns: the mean gain is above the spread.
+    Columns: one per seed; mean, spread (standard deviation over the pairs; NaN for one pair), low and high (95 % over
+    regions, of the first pair), better ("4 of 5" seeds), and earns: whether the mean gain exceeds the spread.
     """
-    aa, rows = by_seed(lines), {}
+    aa, data, rows = by_seed(lines), ledger.by_seed(lines, "hashes.evaluation"), {}
     for step in steps:
-        pairs = _pairs(lines, step)
+        if step.method not in data.index or step.over not in data.index:
+            continue
+        one, other = data.loc[step.method], data.loc[step.over]
+        pairs = sorted(int(seed) for seed in data.columns[np.asarray((one == other) & one.notna(), bool)])
         if not pairs:
             continue
         with_it, without = aa.loc[[step.method, step.over], pairs].to_numpy(float)
         gain = pd.Series(with_it - without, index=pairs)
-        one = _difference(lines, step, pairs[0])
-        spread = gain.std()
+        counts, others = (_region_counts(lines, method, pairs[0]) for method in (step.method, step.over))
+        interval = _UNKNOWN
+        if counts is not None and others is not None and counts.shape == others.shape:
+            interval = intervals.difference(counts, others, method="jackknife")
         rows[step.adds] = {
             **{f"seed {seed}": value for seed, value in gain.items()},
             "mean": gain.mean(),
-            "spread": spread,
-            "low": 100 * one.low,
-            "high": 100 * one.high,
+            "spread": gain.std(),
+            "low": 100 * interval.low,
+            "high": 100 * interval.high,
             "better": f"{int(np.sum(gain.to_numpy() > 0))} of {len(gain)}",
-            "earns": bool(gain.mean() > spread),
+            "earns": bool(gain.mean() > gain.std()),
         }
     table = pd.DataFrame.from_dict(rows, "index").rename_axis("adds")
     ends = ["mean", "spread", "low", "high", "better", "earns"]
@@ -190,102 +195,145 @@ def gains(lines: pd.DataFrame, steps: Iterable[Step] = LADDER, digits: int = 1) 
 
 
 def _rounded(table: pd.DataFrame, digits: int) -> pd.DataFrame:
-    """Rounded, without a minus before zero, which would look like a loss."""
+    """Round, without a minus before zero, which would look like a loss."""
     floats = table.select_dtypes("float").columns
     return table.assign(**(table[floats].round(digits) + 0.0))
 
 
-def verdicts(lines: pd.DataFrame, bars: Iterable[Bar] = BARS, method: str = FUSION) -> pd.DataFrame:
+def verdicts(
+    lines: pd.DataFrame, requirements: Iterable[tuple[Any, ...]] = REQUIREMENTS, method: str = FUSION
+) -> pd.DataFrame:
     """
-    Whether *method* clears each bar: a row a bar with the points asked for and found, and a verdict in words.
+    Return whether *method* meets each requirement (see `REQUIREMENTS`): a row each, with the points required and found.
 
-    "met" when the mean gain is above what was asked, and no seed is below what was asked of each; "not recorded" when
-    no seed has both lines.
+    The verdict is "met" if the mean gain exceeds the required one and no seed is below what is required of each, and
+    "not recorded" if no seed has both lines.
     """
     rows = {}
-    for bar in bars:
-        found = gains(lines, [Step("", method, bar.against)], digits=6)
-        each = f", {bar.each:g} with each seed" if bar.each > float("-inf") else ""
-        row: dict[str, Any] = {"asked": f"over {bar.mean:g}{each}", "mean": np.nan, "least": np.nan, "seeds": 0}
+    for against, mean, *each in requirements:
+        found = gains(lines, [Step("", method, against)], digits=6)
+        asked = f"over {mean:g}" + "".join(f", {points:g} with each seed" for points in each)
+        row: dict[str, Any] = {"asked": asked, "mean": np.nan, "least": np.nan, "seeds": 0, "verdict": "not recorded"}
         if len(found):
             gain = found.filter(like="seed ").iloc[0]
             row |= {"mean": gain.mean(), "least": gain.min(), "seeds": len(gain)}
-        met = row["mean"] > bar.mean and row["least"] >= bar.each
-        row["verdict"] = ("met" if met else "not met") if row["seeds"] else "not recorded"
-        rows[bar.against] = row
+            met = gain.mean() > mean and all(gain.min() >= points for points in each)
+            row["verdict"] = "met" if met else "not met"
+        rows[against] = row
     return pd.DataFrame.from_dict(rows, "index").rename_axis("against").round(1)
 
 
-def first_seed(lines: pd.DataFrame, method: str, seed: int | None = None) -> NDArray[np.int64] | None:
-    """
-    Counts of each region, int (n, 11, 11) in the order of their names, of a method's first *seed*; None: not known.
+_UNKNOWN = Interval(float("nan"), float("nan"), float("nan"), 0)
 
-    A line without counts has the recall of each class in each region. Times the pixels of that class, which any line
-    of the same data tells, that is what AA takes; which class a wrong pixel was given to is then not known (code 0).
+
+def _region_counts(lines: pd.DataFrame, method: str, seed: int | None = None) -> NDArray[np.int64] | None:
+    """
+    Return the counts of each region, int (n, 11, 11) by name, of a method's first seed or of *seed*; None if unknown.
+
+    A line without counts has the recall of each class in each region. With the pixels of that class, which any line of
+    the same data gives, this is what AA takes; the class that a wrong pixel was mapped to is unknown (code 0).
     """
     own = lines[lines["parameters.method"] == method].sort_values("seeds.world")
     own = own if seed is None else own[own["seeds.world"] == seed]
     if own.empty:
         return None
     line = own.iloc[0].dropna()
-    counts = _counts(line)
-    if not counts:
-        counts = _from_recalls(line, _pixels_of_classes(lines, str(line["hashes.evaluation"])))
+    counts = _counts(line) or _counts_from_recalls(line, lines)
     return np.stack([counts[name] for name in sorted(counts)]) if counts else None
 
 
 def _counts(line: Mapping[Any, Any] | pd.Series) -> dict[str, NDArray[np.int64]]:
-    before = "scores.counts."
-    return {
-        str(name).removeprefix(before): np.array(value, np.int64)
-        for name, value in line.items()
-        if str(name).startswith(before)
-    }
+    prefix = "scores.counts."
+    values = {str(name): value for name, value in line.items() if str(name).startswith(prefix)}
+    return {name.removeprefix(prefix): np.array(value, np.int64) for name, value in values.items()}
 
 
-def _pixels_of_classes(lines: pd.DataFrame, data: str) -> dict[str, NDArray[np.int64]]:
-    """Reference pixels of each code, (11,), in each region, from any line of the same data that has counts."""
-    for source in (lines, _with_counts()):
-        own = source.loc[source["hashes.evaluation"] == data, source.columns.str.startswith("scores.counts.")]
-        own = own.dropna(how="all")
-        if len(own):
-            return {name: counts.sum(axis=1) for name, counts in _counts(own.iloc[0].dropna()).items()}
-    return {}
-
-
-@cache
-def _with_counts() -> pd.DataFrame:
-    return protocol.recorded()
-
-
-def _from_recalls(line: pd.Series, pixels: Mapping[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
+def _counts_from_recalls(line: pd.Series, lines: pd.DataFrame) -> dict[str, NDArray[np.int64]]:
+    for source in (lines, _committed_seeds()):
+        same = source["hashes.evaluation"] == line["hashes.evaluation"]
+        with_counts = source.loc[same, source.columns.str.startswith("scores.counts.")].dropna(how="all")
+        if len(with_counts):
+            in_reference = {name: counts.sum(axis=1) for name, counts in _counts(with_counts.iloc[0].dropna()).items()}
+            break
+    else:
+        return {}
     found = {}
-    for region, there in pixels.items():
+    for region, n_pixels in in_reference.items():
         counts = np.zeros((N_CODES, N_CODES), np.int64)
         for code in SCORED:
             recall = line.get(f"scores.regions.{region}.recall.{DFC2020.name_of(code)}", 0.0)
-            counts[code, code] = round(recall * there[code])
-            counts[code, 0] = there[code] - counts[code, code]
+            counts[code, code] = round(recall * n_pixels[code])
+            counts[code, 0] = n_pixels[code] - counts[code, code]
         found[region] = counts
     return found
 
 
-def _over_regions(counts: NDArray[np.int64] | None) -> Interval:
-    nothing = Interval(float("nan"), float("nan"), float("nan"), 0)
-    return nothing if counts is None else intervals.interval(counts, method="jackknife")
+@cache
+def _committed_seeds() -> pd.DataFrame:
+    return protocol.recorded_seeds()
 
 
-def _pairs(lines: pd.DataFrame, step: Step) -> list[int]:
-    """Seeds with a line of both methods on the same data."""
-    data = lines.pivot(index="parameters.method", columns="seeds.world", values="hashes.evaluation")
-    if step.method not in data.index or step.over not in data.index:
-        return []
-    one, other = data.loc[step.method], data.loc[step.over]
-    return sorted(int(seed) for seed in data.columns[np.asarray((one == other) & one.notna(), bool)])
+def drift(new: Path, committed: Path = SHIPPED / "seeds.jsonl") -> pd.DataFrame:
+    """
+    Compare the scores of a new ledger with the committed ones.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per method and score: committed, new and their difference in per cent, the tolerance, and `ok`. A method
+        without a new line, or without a committed one of the same seed and training, has the difference NaN and is not
+        ok. Of several new lines of a method the last counts.
+
+    Raises
+    ------
+    MissingDataError
+        If the new ledger has no line of the kind that is compared.
+    """
+    declared = yaml.safe_load((SHIPPED / "tolerances.yaml").read_text(encoding="utf-8"))
+    lines, before = ledger.read(new), ledger.read(committed)
+    lines = lines[lines["kind"] == declared["kind"]] if "kind" in lines else lines.iloc[:0]
+    if lines.empty:
+        kind = declared["kind"]
+        expected, do = f"lines of the chapter {kind}", f"Run the chapter {kind} with LCFUSE_LEDGER set to this file."
+        raise MissingDataError(new, found="none", expected=expected, do=do)
+    before = before[before["label_regime"] == "coarse only"]
+    training = ["parameters.method", "seeds.world", "parameters.steps", "parameters.crop", "parameters.batch"]
+    ledger.check_fields(lines, *training)
+    rows = []
+    for tolerance in declared["scores"]:
+        for method in tolerance["methods"]:
+            now = lines[lines["parameters.method"] == method].tail(1)
+            then = before.merge(now[training], on=training).tail(1) if len(now) else now
+            for score, points in tolerance["within"].items():
+                values = [_percent(line, f"scores.{score}") for line in (then, now)]
+                ok = bool(abs(values[1] - values[0]) <= points + 1e-9)  # NaN is not
+                rows.append((method, score, *values, values[1] - values[0], points, ok))
+    return pd.DataFrame(rows, columns=["method", "score", "committed", "new", "difference", "tolerance", "ok"])
 
 
-def _difference(lines: pd.DataFrame, step: Step, seed: int) -> Interval:
-    one, other = (first_seed(lines, method, seed) for method in (step.method, step.over))
-    if one is None or other is None or one.shape != other.shape:
-        return _over_regions(None)
-    return intervals.difference(one, other, method="jackknife")
+def _percent(lines: pd.DataFrame, column: str) -> float:
+    return 100 * float(lines[column].iloc[0]) if len(lines) and column in lines else float("nan")
+
+
+def _main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("new", type=Path)
+    parser.add_argument("--committed", type=Path, default=SHIPPED / "seeds.jsonl", help="default: that of the package")
+    given = parser.parse_args(arguments)
+    try:
+        found = drift(given.new, given.committed)
+    except LcfuseError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    moved = found[~found["ok"]]
+    if len(moved):
+        print(moved.round(2).to_string(index=False), file=sys.stderr)
+        print(f"{len(moved)} of {len(found)} scores have moved: see shipped/tolerances.yaml.", file=sys.stderr)
+        return 1
+    widest = found["difference"].abs().max()
+    print(f"No drift: {len(found)} scores of {found['method'].nunique()} methods, at most {widest:.2f} points apart.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

@@ -1,49 +1,48 @@
 """
-How sure a score is: intervals and paired differences over scenes or regions, never over pixels.
+Compute confidence intervals of scores, and of paired differences, over scenes or regions.
 
-Pixels of a field are right or wrong together, and fields of a scene too. What was drawn at random are scenes (or
-regions), so they are what may be left out, or drawn again, to see how a score moves. Three ways, in `METHODS`:
+Land cover and its errors are spatially autocorrelated: pixels of a field are right or wrong together. What was sampled
+at random are scenes or regions, so these groups are left out or drawn again, never pixels. There are three methods:
 
     bootstrap    draw groups with replacement, studentise each draw by its own jackknife; symmetric. The default.
-    jackknife    leave each group out once; Student's t with one degree of freedom fewer than groups. Quick.
+    jackknife    leave each group out once; Student's t with one degree of freedom fewer than groups. Fast.
     percentile   draw groups with replacement, take the middle 95 % of the scores. Too narrow for few groups.
 
-With scenes in the tens or regions in single figures, which is what land cover has, the first two hold what they
-promise and the third does not: `coverage` simulates it. No method makes much of fewer than five groups: the bootstrap
-then says so by an interval over all that is possible. Intervals end where the score does, at 0 and 1.
+With scenes in the tens or regions in single figures, as usual for land cover, the first two have the nominal coverage
+and the third does not (chapter *uncertainty*). With fewer than five groups no method gives a useful interval; that of
+the bootstrap then spans all possible scores. Intervals end where the score does, at 0 and 1.
 
-References: Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapters 11 and 12; Cameron and Miller
-(2015), J. Human Resources 50(2), on few clusters; MacKinnon, Nielsen and Webb (2023), J. Econometrics 232(2), on the
-cluster jackknife.
+References
+----------
+Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapters 11 and 12. Cameron and Miller (2015), J. Human
+Resources 50(2), on few clusters. MacKinnon, Nielsen and Webb (2023), J. Econometrics 232(2), on the cluster jackknife.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import special
 
-from lcfuse_core.data.legends import DFC2020, SCORED, SNOW
+from lcfuse_core.data.legends import DFC2020, SCORED
 from lcfuse_core.errors import GridError, ParameterError
-from lcfuse_core.scoring.scores import N_CODES
+from lcfuse_core.scoring.scores import N_CODES, compute_score
 
 METHODS = ("bootstrap", "jackknife", "percentile")
 
-DRAWN_BYTES = 1 << 23
-"""Drawn groups that are scored at once: 8 MB, and as much again while one of them is left out."""
+_DRAWN_BYTES = 1 << 23  # drawn groups that are scored at once: 8 MB, and as much again while one is left out
 
-Score = Callable[[NDArray[np.number]], NDArray[np.float64]]
-"""From counts (..., 11, 11) to scores (...): one number for each matrix, NaN where it cannot be said."""
+_Score = Callable[[NDArray[np.number]], NDArray[np.float64]]  # from stacked counts to one number each, or NaN
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A score with its interval; `low` and `high` are NaN where fewer than two groups say anything about it."""
+    """A score with its confidence interval; `low` and `high` are NaN where fewer than two groups have the score."""
 
     value: float
     low: float
@@ -57,72 +56,9 @@ class Interval:
         return f"{100 * self.value:.1f} % ({100 * self.low:.1f} to {100 * self.high:.1f})"
 
 
-def average_accuracy(counts: NDArray[np.number]) -> NDArray[np.float64]:
-    """AA of each of many confusion matrices (..., 11, 11), as `scores.summarise` defines it; NaN when empty."""
-    codes = list(SCORED)
-    right = counts[..., codes, codes].astype(np.float64)
-    in_reference = counts[..., codes, :].sum(-1).astype(np.float64)
-    there = in_reference > 0
-    recall = np.divide(right, in_reference, out=np.zeros_like(right), where=there)
-    n_there = there.sum(-1)
-    return np.divide(recall.sum(-1), n_there, out=np.full(n_there.shape, np.nan), where=n_there > 0)
-
-
-def overall_accuracy(counts: NDArray[np.number]) -> NDArray[np.float64]:
-    """OA of each of many confusion matrices (..., 11, 11), as `scores.summarise` defines it; NaN when empty."""
-    codes = list(SCORED)
-    return _ratio(counts[..., codes, codes].sum(-1), counts[..., codes, :].sum((-2, -1)))
-
-
-def mean_iou(n_classes: Literal[8, 9]) -> Score:
-    """
-    The score "mIoU" of one of the two conventions, as `scores.summarise` defines `miou_8` and `miou_9`.
-
-    8 : mean over those of the eight scored classes that the reference holds
-    9 : the official baseline's: the eight and Snow/Ice, divided by 9 whatever the reference holds
-    """
-    codes = list(SCORED) if n_classes == 8 else [*SCORED, SNOW]
-
-    def miou(counts: NDArray[np.number]) -> NDArray[np.float64]:
-        judged = counts[..., codes, :]
-        in_reference, in_map = judged.sum(-1), judged.sum(-2)[..., codes]
-        right = counts[..., codes, codes]
-        iou = _ratio(right, in_reference + in_map - right, otherwise=0.0)
-        there = in_reference > 0
-        n = there.sum(-1) if n_classes == 8 else 9 * there[..., :8].any(-1)  # without a judged pixel: nothing to say
-        return _ratio((iou * there).sum(-1), n)
-
-    return miou
-
-
-def _ratio(part: NDArray[np.number], whole: NDArray[np.number], otherwise: float = np.nan) -> NDArray[np.float64]:
-    """Divide; *otherwise* where *whole* is zero."""
-    part, whole = np.asarray(part, np.float64), np.asarray(whole)
-    return np.divide(part, whole, out=np.full(part.shape, otherwise), where=whole > 0)
-
-
-def recall_of(code: int) -> Score:
-    """The score "recall of class *code*", for `interval` and `difference`."""
-
-    def recall(counts: NDArray[np.number]) -> NDArray[np.float64]:
-        right, there = counts[..., code, code].astype(np.float64), counts[..., code, :].sum(-1)
-        return np.divide(right, there, out=np.full(right.shape, np.nan), where=there > 0)
-
-    return recall
-
-
-BY_NAME: dict[str, Score] = {
-    "aa": average_accuracy,
-    "oa": overall_accuracy,
-    "miou_8": mean_iou(8),
-    "miou_9": mean_iou(9),
-}
-"""Scores by their name in `scores.Scores` and in the ledger."""
-
-
 def interval(
     groups: NDArray[np.integer],
-    score: Score = average_accuracy,
+    score: str = "aa",
     *,
     level: float = 0.95,
     method: str = "bootstrap",
@@ -130,22 +66,40 @@ def interval(
     seed: int = 0,
 ) -> Interval:
     """
-    A score of all groups together, with an interval that holds the true one in *level* of all samples of groups.
+    Compute a score of all groups together, with an interval that covers the true score in *level* of all samples.
 
-    groups : counts of each scene (or region), int (n, 11, 11), as `tallies` keep them
-    method : one of METHODS; draws, seed : of the bootstrap
+    Parameters
+    ----------
+    groups : ndarray of int, shape (n, 11, 11)
+        Confusion counts of each scene (or region). Groups in which the score is undefined are left out.
+    score : str
+        A name that `scores.compute_score` takes, such as "aa" or "recall.Water".
+    level : float
+        Nominal coverage, between 0 and 1.
+    method : str
+        One of `METHODS`.
+    draws, seed : int
+        Of the bootstrap.
 
-    Groups in which nothing can be scored are left out. Raises GridError on another shape, ParameterError on an
-    unknown method or a level outside 0..1.
+    Returns
+    -------
+    Interval
+
+    Raises
+    ------
+    GridError
+        If the counts have another shape.
+    ParameterError
+        If the method or score is unknown, or the level is out of range.
     """
-    one = _checked(groups, method, level)
-    return _interval(one[~np.isnan(score(one))], score, 0.0, level, method, draws, seed)
+    counts = _checked(groups, method, level)
+    return _interval(counts, partial(compute_score, name=score), 0.0, level, method, draws, seed)
 
 
 def difference(
     groups: NDArray[np.integer],
     others: NDArray[np.integer],
-    score: Score = average_accuracy,
+    score: str = "aa",
     *,
     level: float = 0.95,
     method: str = "bootstrap",
@@ -153,21 +107,38 @@ def difference(
     seed: int = 0,
 ) -> Interval:
     """
-    How much better one map is than another, paired: the same scenes are left out, or drawn, for both at once.
+    Compute by how much one map scores higher than another, paired: both maps are resampled by the same scenes.
 
-    groups, others : counts of the two maps in the *same* scenes, in the same order, int (n, 11, 11) each; see
-        `interval`. Far narrower than what two intervals would suggest: a hard scene is hard for both.
+    The interval is far narrower than two separate ones suggest, because a difficult scene is difficult for both maps.
+
+    Parameters
+    ----------
+    groups, others : ndarray of int, shape (n, 11, 11)
+        Counts of the two maps in the *same* scenes in the same order.
+    score, level, method, draws, seed
+        As for `interval`.
+
+    Returns
+    -------
+    Interval
+        In -1..1.
+
+    Raises
+    ------
+    GridError
+        If the counts have another shape, or their reference pixels differ.
+    ParameterError
+        As for `interval`.
     """
-    one, other = _checked(groups, method, level), _checked(others, method, level)
-    if one.shape != other.shape or (one.sum(-1) != other.sum(-1)).any():
-        expected = "the same reference pixels in each scene"
-        raise GridError("difference", found="other ones", expected=expected, do="Judge both maps on the same patches.")
+    pair = [_checked(counts, method, level) for counts in (groups, others)]
+    if pair[0].shape != pair[1].shape or (pair[0].sum(-1) != pair[1].sum(-1)).any():
+        expected, do = "the same reference pixels in each scene", "Evaluate both maps on the same patches."
+        raise GridError("difference", found="different ones", expected=expected, do=do)
 
     def gain(pairs: NDArray[np.number]) -> NDArray[np.float64]:
-        return score(pairs[..., 0, :, :]) - score(pairs[..., 1, :, :])
+        return compute_score(pairs[..., 0, :, :], score) - compute_score(pairs[..., 1, :, :], score)
 
-    pairs = np.stack([one, other], axis=1)
-    return _interval(pairs[~np.isnan(gain(pairs))], gain, -1.0, level, method, draws, seed)
+    return _interval(np.stack(pair, axis=1), gain, -1.0, level, method, draws, seed)
 
 
 def _checked(groups: NDArray[np.integer], method: str, level: float) -> NDArray[np.int64]:
@@ -182,77 +153,81 @@ def _checked(groups: NDArray[np.integer], method: str, level: float) -> NDArray[
 
 
 def _interval(
-    groups: NDArray[np.int64], score: Score, least: float, level: float, method: str, draws: int, seed: int
+    groups: NDArray[np.int64], score: _Score, least: float, level: float, method: str, draws: int, seed: int
 ) -> Interval:
-    """The interval of a score that lies in least..1."""
+    """Compute the interval of a score that lies in least..1, over the groups that have it."""
+    groups = groups[~np.isnan(score(groups))]
     n = len(groups)
     value = float(score(groups.sum(0))) if n else float("nan")
     if n < 2:
         return Interval(value, float("nan"), float("nan"), n)
     if method == "percentile":
-        values = np.concatenate([score(drawn.sum(1)) for drawn in _drawn(groups, draws, seed)])
+        values = np.concatenate([score(drawn.sum(1)) for drawn in _draw(groups, draws, seed)])
         low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
         return Interval(value, float(low), float(high), n)
     error = float(_jackknife(groups[None], score)[0])
     if method == "jackknife":
-        errors_wide = float(special.stdtrit(n - 1, (1 + level) / 2))
+        n_errors = float(special.stdtrit(n - 1, (1 + level) / 2))
     else:
-        studentised = [_studentised(drawn, score, value) for drawn in _drawn(groups, draws, seed)]
-        errors_wide = float(np.nanquantile(np.concatenate(studentised), level, method="higher"))
-    half = errors_wide * error if error else 0.0
+        studentised = [_studentise(drawn, score, value) for drawn in _draw(groups, draws, seed)]
+        n_errors = float(np.nanquantile(np.concatenate(studentised), level, method="higher"))
+    half = n_errors * error if error else 0.0
     return Interval(value, max(least, value - half), min(1.0, value + half), n)
 
 
-def _drawn(groups: NDArray[np.int64], draws: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Groups drawn with replacement, int (some draws, n, ...): as many draws at a time as `DRAWN_BYTES` holds."""
+def _draw(groups: NDArray[np.int64], draws: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Yield groups drawn with replacement, int (some draws, n, ...), `_DRAWN_BYTES` at a time."""
     rng, n = np.random.default_rng(seed), len(groups)
     numbers = np.stack([rng.integers(0, n, n) for _ in range(draws)])
-    at_once = max(1, DRAWN_BYTES // groups.nbytes)
+    at_once = max(1, _DRAWN_BYTES // groups.nbytes)
     for start in range(0, draws, at_once):
         yield groups[numbers[start : start + at_once]]
 
 
-def _studentised(drawn: NDArray[np.int64], score: Score, value: float) -> NDArray[np.float64]:
-    """How many of its own standard errors each drawn score lies away; Efron and Tibshirani (1993), equation 12.20."""
+def _studentise(drawn: NDArray[np.int64], score: _Score, value: float) -> NDArray[np.float64]:
+    """Return how many of its own standard errors each drawn score is away; Efron and Tibshirani, equation 12.20."""
     away, error = np.abs(score(drawn.sum(1)) - value), _jackknife(drawn, score)
-    # An error of nought: one group drawn again and again, or groups all alike.
+    # The error is zero where one group was drawn again and again, or all groups are alike.
     certain = np.where(away < 1e-12, 0.0, np.inf)
     return np.divide(away, error, out=certain, where=error >= 1e-12)
 
 
-def _jackknife(drawn: NDArray[np.int64], score: Score) -> NDArray[np.float64]:
+def _jackknife(drawn: NDArray[np.int64], score: _Score) -> NDArray[np.float64]:
     """
-    Standard error of each of many scores, from leaving each group out once.
+    Compute the standard error of each of many scores, from leaving each group out once.
 
-    drawn : int (scores, n groups, ...). Efron and Tibshirani (1993), equation 11.5.
+    *drawn* is int (scores, n groups, ...). Efron and Tibshirani, equation 11.5.
     """
     without = score(drawn.sum(1, keepdims=True) - drawn)
     n = without.shape[1]
-    said = np.maximum((~np.isnan(without)).sum(1, keepdims=True), 1)
-    mean = np.nansum(without, 1, keepdims=True) / said
+    n_defined = np.maximum((~np.isnan(without)).sum(1, keepdims=True), 1)
+    mean = np.nansum(without, 1, keepdims=True) / n_defined
     return np.sqrt((n - 1) / n * np.nansum((without - mean) ** 2, 1))
 
 
 def over_pixels(counts: NDArray[np.integer], level: float = 0.95) -> Interval:
     """
-    The interval that *would* hold if every pixel were drawn by itself: shown to be wrong, used for nothing else.
+    Compute the interval of AA that *would* hold if every pixel were drawn independently, to show that it is wrong.
 
-    AA is a mean of independent shares then, each of binomial variance p (1 - p) / n.
+    AA is then a mean of independent proportions, each of binomial variance p (1 - p) / n. *counts* is int (11, 11).
     """
     codes = list(SCORED)
     in_reference = counts[codes].sum(1)
-    there = in_reference > 0
-    recall = counts[codes, codes][there] / in_reference[there]
-    error = np.sqrt((recall * (1 - recall) / in_reference[there]).sum()) / there.sum()
+    present = in_reference > 0
+    recall = counts[codes, codes][present] / in_reference[present]
+    error = np.sqrt((recall * (1 - recall) / in_reference[present]).sum()) / present.sum()
     half = float(special.ndtri((1 + level) / 2) * error)
     value = float(recall.mean())
     return Interval(value, value - half, value + half, int(in_reference.sum()))
 
 
-def interval_table(groups: NDArray[np.integer], **options: float | str | int) -> pd.DataFrame:
-    """AA and the recall of each scored class, with their intervals in per cent and the groups that have the class."""
-    scores: dict[str, Score] = {"AA": average_accuracy}
-    scores |= {DFC2020.name_of(code): recall_of(code) for code in SCORED}
-    found = {name: interval(groups, score, **options) for name, score in scores.items()}  # type: ignore[arg-type]
-    rows = {name: [100 * one.value, 100 * one.low, 100 * one.high, one.n_groups] for name, one in found.items()}
+def interval_table(groups: NDArray[np.integer], *, method: str = "bootstrap") -> pd.DataFrame:
+    """
+    Return AA and the recall of each scored class, with their intervals in per cent and the groups that have the class.
+
+    For *groups* and *method* see `interval`.
+    """
+    names = {"AA": "aa"} | {DFC2020.name_of(code): f"recall.{DFC2020.name_of(code)}" for code in SCORED}
+    found = {row: interval(groups, score, method=method) for row, score in names.items()}
+    rows = {row: [100 * one.value, 100 * one.low, 100 * one.high, one.n_groups] for row, one in found.items()}
     return pd.DataFrame.from_dict(rows, "index", columns=["value", "low", "high", "groups"]).round(1)

@@ -1,15 +1,25 @@
 """
-The ledger: one line of JSON a run, written once and never changed.
+Record results in a ledger, one line of JSON per run that is written once and never changed, and read them again.
 
-Every number in the book that rests on training comes from such a line. A line says what was run (parameters,
-seeds), on what (hashes, synthetic or real), with which labels, by which code on which machine, what it cost
-and what it scored. Lines are only ever added. Any number of processes may do so at once: each takes the file's
-lock, writes its whole line, and waits until it is on the disk. A process that is killed in the middle spoils no
-line but its own, which `read` recognises: half of a JSON object is never one.
+Every number in the book that depends on training comes from such a line. It holds what was run (`kind`, `parameters`,
+`seeds`, `profile`), on which data (`synthetic`, `data_kind`, names in `data`, SHA-256 in `hashes`), with which labels
+(`label_regime`), by which `code` on which `machine`, its `cost` (wall_s, gpu_hours, peak_memory_mb and further times),
+and its `scores`: overall, by class and by region.
+
+Any number of processes may append at once: each locks the file, writes its whole line, and waits until it is on the
+disk. A process that is killed while writing spoils only its own line, and `read` recognises such a line: half of a
+JSON object is never a JSON object.
+
+    python -m lcfuse_core ledger list [--file F]
+    python -m lcfuse_core ledger show LINE [--file F]
+    python -m lcfuse_core ledger diff LINE LINE [--file F] [--all]
+
+LINE is a number as `list` prints it; -1 is the last one.
 """
 
 from __future__ import annotations
 
+import argparse
 import errno
 import json
 import math
@@ -29,39 +39,24 @@ from lcfuse_core import __version__, _runtime
 from lcfuse_core.errors import DataError, LcfuseError, MissingDataError, ParameterError
 from lcfuse_core.scoring.scores import Scores
 
-try:
-    import fcntl
-except ModuleNotFoundError:  # Windows: O_APPEND alone, so one writer at a time
-    fcntl = None  # type: ignore[assignment]
-
 SCHEMA = 2
-"""Version of the line. Older ones are read too; a reader refuses a newer one."""
-
-FIELDS = {
-    "schema": "version of the line",
-    "time": "when it was written, UTC",
-    "kind": "what was done, such as the name of the chapter",
-    "profile": "smoke, colab or full",
-    "label_regime": "which labels were allowed",
-    "synthetic": "whether the data were made by `world`",
-    "data_kind": "one of DATA_KINDS; since 2",
-    "data": "name of the data by role, such as train and evaluation; since 2",
-    "seeds": "by purpose",
-    "parameters": "all that was set",
-    "scores": "overall, by class, and by region",
-    "hashes": "SHA-256 of data (by role) and of the checkpoint",
-    "cost": "wall_s, gpu_hours, peak_memory_mb (since 2), and what else was timed",
-    "code": "version and commit; digest of the module and lock (since 2)",
-    "machine": "versions, processor, GPU",
-}
+"""Version of the line. Older lines are read too; newer ones are refused."""
 
 LABEL_REGIMES = ("coarse only", "coarse + fine validation", "fine")
-"""Contest track 1, track 2, and the bound that neither may reach: trained on fine labels of other places."""
+"""Contest track 1, track 2, and an upper bound for both: trained on fine labels of other regions."""
 
-PROFILES = ("smoke", "colab", "full")
 DATA_KINDS = ("synthetic", "semi-real", "unverified", "real")
-"""Made by `world`; real images with simulated labels or a model's map as reference; files that `data fetch` has not
-verified; the published data sets."""
+"""From the sample world; real images with simulated labels or with the map of a model as reference; files that
+`data fetch` has not verified; the published data sets."""
+
+_PROFILES = ("smoke", "colab", "full")
+
+_LISTED = {
+    "kind": "chapter", "parameters.method": "method", "label_regime": "labels", "synthetic": "synthetic",
+    "seeds.world": "seed", "scores.aa": "AA", "scores.miou_8": "mIoU-8", "scores.oa": "OA",
+}  # fmt: skip
+
+_INCIDENTAL = ("time", "cost.", "machine.")  # fields that differ between any two runs
 
 
 def new_entry(
@@ -79,23 +74,40 @@ def new_entry(
     cost: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """
-    A line for the ledger (see FIELDS), with what this machine and this code can say about themselves.
+    Make a line for the ledger, with the facts about this code and this machine.
 
-    kind : what was done, such as "evaluation"
-    parameters, scores : mappings or dataclasses (a TrainPlan, `Scores`); scores may be None
-    label_regime, profile, data_kind : one of LABEL_REGIMES, PROFILES, DATA_KINDS; data_kind follows from *synthetic*
-        where it is not given
-    seeds : by purpose, such as `{"world": 0, "training": 1}`
-    synthetic : True when any of the data were made by `world`
-    data : names of the data by role, such as `{"evaluation": "DFC2020 test"}`
-    hashes, cost : such as of data and checkpoint; such as `{"train_s": 71.3}`. What is given beats what is measured
+    Parameters
+    ----------
+    kind : str
+        What was done, such as "evaluation", the name of a chapter.
+    parameters, scores : mapping or dataclass
+        Such as a `TrainPlan` and `Scores`; *scores* may be None.
+    label_regime, profile, data_kind : str
+        One of `LABEL_REGIMES`, of smoke, colab and full, and of `DATA_KINDS` ("synthetic" or "real" by default).
+    seeds, data, hashes, cost : mapping
+        Seeds by purpose; names of the data by role, such as `{"evaluation": "DFC2020 test"}`; SHA-256 of data by role
+        and of the checkpoint; costs such as `{"train_s": 71.3}`, which replace measured ones of the same name.
+    synthetic : bool
+        Whether any of the data come from the sample world.
 
-    Raises ParameterError on an unknown regime, profile or kind, or a value that JSON cannot hold.
+    Returns
+    -------
+    dict
+        Plain values as JSON has them; NaN becomes None.
+
+    Raises
+    ------
+    ParameterError
+        If the regime, profile or kind of data is unknown, or JSON cannot hold a value.
     """
     data_kind = data_kind or ("synthetic" if synthetic else "real")
-    _check_choice("label_regime", label_regime, LABEL_REGIMES)
-    _check_choice("profile", profile, PROFILES)
-    _check_choice("data_kind", data_kind, DATA_KINDS[:1] if synthetic else DATA_KINDS[1:])
+    for name, value, known in (
+        ("label_regime", label_regime, LABEL_REGIMES),
+        ("profile", profile, _PROFILES),
+        ("data_kind", data_kind, DATA_KINDS[:1] if synthetic else DATA_KINDS[1:]),
+    ):
+        if value not in known:
+            raise ParameterError(name, found=repr(value), expected=", ".join(known), do="Choose one of them.")
     code = {"version": __version__, "commit": _runtime.commit()}
     entry = {
         "schema": SCHEMA,
@@ -114,18 +126,12 @@ def new_entry(
         "code": {**code, "digest": _runtime.code_digest(), "lock": _runtime.lock_digest()},
         "machine": _runtime.machine(),
     }
-    plain = _plain(entry, "entry")
-    assert isinstance(plain, dict)
+    plain: dict[str, Any] = _plain(entry, "entry")
     return plain
 
 
-def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ParameterError(name, found=repr(value), expected=", ".join(known), do="Choose one of them.")
-
-
 def _plain(value: Any, where: str) -> Any:
-    """The value as JSON has it; NaN, which JSON has not, becomes null. *where* names it in an error."""
+    """Return the value as JSON has it, with null for NaN; *where* names it in an error."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, Mapping):
@@ -144,20 +150,19 @@ def _plain(value: Any, where: str) -> Any:
 
 def append(path: str | os.PathLike[str], entry: Mapping[str, Any]) -> None:
     """
-    Add one line, whole or not at all; when this returns, it is on the disk.
+    Add one line, whole or not at all; it is on the disk when this returns.
 
     Any number of processes of one machine may append at once, and of several machines where the file system keeps
-    locks (NFS does, on Linux). Raises LcfuseError when the disk is full; the lines before stay as they are.
+    locks (NFS does, on Linux). Raises LcfuseError if the disk is full; the lines before stay as they are.
     """
-    path = Path(path)
     line = json.dumps(_plain(entry, "entry"), ensure_ascii=False, allow_nan=False).encode() + b"\n"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             _write_locked(file, line)
         finally:
-            os.close(file)  # gives the lock back, as the death of the process does
+            os.close(file)  # releases the lock, as the death of the process does
     except OSError as error:
         do = "Free space on the disk and record the run again; what was recorded before is safe."
         expected = f"to append {len(line)} bytes"
@@ -165,11 +170,11 @@ def append(path: str | os.PathLike[str], entry: Mapping[str, Any]) -> None:
 
 
 def _write_locked(file: int, line: bytes) -> None:
-    if fcntl is not None:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    locked = _runtime.flock(file)
     size = os.fstat(file).st_size
     # A line that a killed process left open must not swallow this one.
-    rest = (b"\n" if _is_torn(file, size) else b"") + line
+    is_torn = size > 0 and os.lseek(file, -1, os.SEEK_END) >= 0 and os.read(file, 1) != b"\n"
+    rest = b"\n" * is_torn + line
     try:
         while rest:  # a system may take less than it is given
             written = os.write(file, rest)
@@ -178,51 +183,46 @@ def _write_locked(file: int, line: bytes) -> None:
             rest = rest[written:]
         os.fsync(file)
     except OSError:
-        if fcntl is not None and stat.S_ISREG(os.fstat(file).st_mode):  # nobody else writes: the lock is ours
+        if locked and stat.S_ISREG(os.fstat(file).st_mode):  # no other process writes
             os.ftruncate(file, size)
         raise
 
 
-def _is_torn(file: int, size: int) -> bool:
-    if size == 0:
-        return False
-    with open(os.dup(file), "rb") as again:
-        again.seek(size - 1)
-        return again.read(1) != b"\n"
-
-
 def read(path: str | os.PathLike[str]) -> pd.DataFrame:
     """
-    All lines as a table in the order of the file; nested names are joined by dots, as in `scores.aa`.
+    Read all lines as a table in the order of the file; nested names are joined by dots, as in `scores.aa`.
 
-    A line that is no JSON (a crash while it was written) is left out, warned of, and named in
-    `table.attrs["damaged"]`; `table.attrs["lines"]` has the line number of each row. Raises MissingDataError without
-    a file, DataError on a line of a newer schema.
+    A line that is not JSON (its process was killed) is left out with a warning and named in `table.attrs["damaged"]`;
+    `table.attrs["lines"]` has the line number of each row. Raises as `read_entries`.
     """
     entries, damaged = read_entries(path)
     if damaged:
         warnings.warn(f"left out, not readable: {', '.join(damaged)}", stacklevel=2)
     table = pd.json_normalize(list(entries.values()))
-    table.attrs["damaged"] = damaged
-    table.attrs["lines"] = list(entries)
+    table.attrs |= {"damaged": damaged, "lines": list(entries)}
     return table
 
 
 def read_entries(path: str | os.PathLike[str]) -> tuple[dict[int, dict[str, Any]], list[str]]:
-    """The lines by their number, from 1, and the names of damaged ones; see `read`."""
+    """
+    Read the lines by their number, from 1, and the names of damaged ones.
+
+    Raises MissingDataError if there is no file, DataError if a line has a newer schema.
+    """
     path = Path(path)
     if not path.exists():
         raise MissingDataError(path, found="no such file", expected="a ledger", do="Run a chapter that records.")
     entries, damaged = {}, []
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
         entry = _parse(line)
-        if entry is None:
-            damaged.append(f"{path.name} line {number}")
-        else:
-            _check_schema(path, number, entry)
+        if entry is not None:
+            schema = entry.get("schema", SCHEMA)
+            if not isinstance(schema, int) or schema > SCHEMA:
+                do = "Update lcfuse_core: a newer version wrote the line."
+                raise DataError(f"{path} line {number}", found=f"schema {schema}", expected=f"at most {SCHEMA}", do=do)
             entries[number] = entry
+        elif line.strip():
+            damaged.append(f"{path.name} line {number}")
     return entries, damaged
 
 
@@ -234,20 +234,12 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return entry if isinstance(entry, dict) else None
 
 
-def _check_schema(path: Path, number: int, entry: dict[str, Any]) -> None:
-    if entry.get("schema", SCHEMA) > SCHEMA:
-        raise DataError(
-            f"{path} line {number}",
-            found=f"schema {entry['schema']}",
-            expected=f"at most {SCHEMA}",
-            do="Update lcfuse_core: the line was written by a newer one.",
-        )
-
-
 def flatten(entry: dict[str, Any], before: str = "") -> dict[str, Any]:
     """
-    Nested names joined by dots, as in the tables of `ledger.read`.
+    Join nested names by dots, as in the tables of `read`.
 
+    Examples
+    --------
     >>> flatten({"a": {"b": 1, "c": [2]}, "d": {}})
     {'a.b': 1, 'a.c': [2]}
     """
@@ -255,3 +247,83 @@ def flatten(entry: dict[str, Any], before: str = "") -> dict[str, Any]:
     for key, value in entry.items():
         flat |= flatten(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value}
     return flat
+
+
+def by_seed(lines: pd.DataFrame, column: str) -> pd.DataFrame:
+    """
+    Arrange one column of a ledger: a row per method, a column per seed; of two lines of a run, the newer counts.
+
+    Raises DataError if the lines lack the column, a method or a seed.
+    """
+    method, seed = "parameters.method", "seeds.world"
+    check_fields(lines, method, seed, column)
+    return lines.drop_duplicates([method, seed], keep="last").pivot(index=method, columns=seed, values=column)
+
+
+def check_fields(lines: pd.DataFrame, *names: str) -> None:
+    """Raise DataError unless the table of a ledger has these columns."""
+    missing = [name for name in names if name not in lines]
+    if missing:
+        do = "Give a ledger of methods, as scripts/methods.py or a chapter writes it."
+        raise DataError("ledger", found=f"lines without {', '.join(missing)}", expected="these fields", do=do)
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command `ledger` to the sub-commands of a parser."""
+    usage = (__doc__ or "").partition("JSON object.\n\n")[2]
+    parser = commands.add_parser(
+        "ledger", help="look into a ledger", description=usage, formatter_class=argparse.RawTextHelpFormatter
+    )
+    actions = parser.add_subparsers(required=True, metavar="{list,show,diff}")
+    for name, run, help_text, n_lines in (
+        ("list", _list, "the scores of all lines as a table, newest last", 0),
+        ("show", _show, "one line in full", 1),
+        ("diff", _diff, "the fields in which two lines differ", 2),
+    ):
+        action = actions.add_parser(name, help=help_text)
+        if n_lines:
+            action.add_argument("lines", type=int, nargs=n_lines, metavar="LINE")
+        if name == "diff":
+            action.add_argument("--all", action="store_true", help="time, cost and machine too")
+        action.add_argument("--file", type=Path, default=Path("_data/ledger.jsonl"))
+        action.set_defaults(command=run)
+
+
+def _list(options: argparse.Namespace) -> int:
+    table = read(options.file)
+    shown = table.reindex(columns=list(_LISTED)).rename(columns=_LISTED)
+    shown.insert(0, "line", table.attrs["lines"])
+    with pd.option_context("display.width", 160, "display.max_rows", None, "display.precision", 3):
+        print(shown.to_string(index=False))
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    print(json.dumps(_entry(options.file, options.lines[0]), indent=1, ensure_ascii=False))
+    return 0
+
+
+def _diff(options: argparse.Namespace) -> int:
+    one, other = (flatten(_entry(options.file, number)) for number in options.lines)
+    names = [name for name in dict.fromkeys([*one, *other]) if one.get(name) != other.get(name)]
+    if not options.all:
+        names = [name for name in names if not name.startswith(_INCIDENTAL)]
+    width = max(map(len, names), default=0)
+    for name in names:
+        values = [json.dumps(flat[name], ensure_ascii=False) if name in flat else "(missing)" for flat in (one, other)]
+        print(f"{name:{width}}  {' -> '.join(values)}")
+    if not names:
+        print("no difference" + ("" if options.all else " but time, cost and machine, if any (--all shows them)"))
+    return 0
+
+
+def _entry(path: Path, number: int) -> dict[str, Any]:
+    """Return the line of that number; negative ones count from the end."""
+    entries, _ = read_entries(path)
+    numbers = list(entries)
+    if number < 0 and -number <= len(numbers):
+        number = numbers[number]
+    if number not in entries:
+        expected = f"one of {', '.join(map(str, numbers))}" if len(numbers) < 20 else f"1 to {numbers[-1]}"
+        raise ParameterError(f"{path}", found=f"no line {number}", expected=expected, do="See `ledger list`.")
+    return entries[number]

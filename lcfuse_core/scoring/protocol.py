@@ -1,17 +1,16 @@
 """
-The one protocol: what a method may learn from, on what it is judged, and what was found over several seeds.
+The protocol of evaluation: what a method may learn from, and on which patches and how it is scored.
 
-A method learns from the MODIS labels of the training scenes that are not held out. It is judged once, on the test
-split of the evaluation regions, pixel by pixel against the 10 m reference. That reference is opened here and nowhere
-else, and nothing that is seen here goes back into a method.
+A method learns from the MODIS labels of the training scenes that are not held out. It is evaluated once, on the test
+split of the evaluation regions, pixel by pixel against the 10 m reference. That reference is opened only here, and
+nothing learned from it goes back into a method.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from importlib import resources
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ import yaml
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from lcfuse_core._runtime import SHIPPED
 from lcfuse_core.data.legends import igbp_to_dfc
 from lcfuse_core.data.patches import Patch, Report, complete, index, iter_patches, patch_name, split_by_scene
 from lcfuse_core.errors import MissingDataError
@@ -27,31 +27,26 @@ from lcfuse_core.scoring import ledger
 from lcfuse_core.scoring.scores import N_CODES, Scores, confusion, summarise
 
 NEED = ("s1", "s2", "lc", "dfc")
-"""The files of an evaluation patch: images, the MODIS label as the floor, the reference."""
+"""The files of an evaluation patch: images, the MODIS label as the baseline, the reference."""
 
 HELD_OUT = 1 / 8
-"""Share of the training scenes that no network learns from: their MODIS labels give the early numbers."""
+"""Fraction of the training scenes that no network learns from: their MODIS labels are for validation."""
 
 NAMES = {"forest": "Random forest", "fcn": "FCN", "unet": "U-Net", "deeplabv3plus": "DeepLabv3+"}
-"""What learns, as tables call it."""
-
-USUAL_LOSS = "cross_entropy"
+"""Names of the learners in tables."""
 
 PLAIN, WEIGHTED = 0.0, 0.5
 """Powers of the class weights: every pixel counts alike, or 1 / sqrt(frequency of its class)."""
 
-SEEDS = "shipped/seeds.jsonl"
-"""Ledger of all methods over several seeds, inside the package; `make seeds` writes it anew."""
-
-PUBLISHED = "shipped/published.yaml"
-
 Classify = Callable[[Patch], NDArray[np.uint8]]
-"""A map, uint8 (H, W) of DFC2020 codes, from a patch. It must not look at the patch's `dfc`, and never gets it."""
+"""From a patch to a map, uint8 (H, W) of DFC2020 codes. The patch comes without its reference, `dfc`."""
+
+_Count = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.int64]]
 
 
 @dataclass
 class Result:
-    """What became of one method: its confusion counts, int64 (11, 11), in each region (`scene_id`)."""
+    """Confusion counts of one method, int64 (11, 11), in each region (`scene_id`)."""
 
     by_region: dict[str, NDArray[np.int64]] = field(default_factory=dict)
 
@@ -61,51 +56,65 @@ class Result:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """Of all regions together."""
+        """Return the counts of all regions together."""
         return sum(self.by_region.values(), np.zeros((N_CODES, N_CODES), np.int64))
 
     @property
     def scores(self) -> Scores:
-        """Over all pixels of all regions; DataError when the reference holds no scored class."""
+        """Return the scores over all pixels of all regions; DataError if the reference holds no scored class."""
         return summarise(self.counts)
 
     @property
     def regions(self) -> dict[str, Scores]:
-        """Scores of each region that has a scored pixel."""
+        """Return the scores of each region that has a scored pixel."""
         return {name: summarise(counts) for name, counts in self.by_region.items() if counts.any()}
 
+    def for_ledger(self) -> dict[str, Any]:
+        """Return scores and counts as a ledger line keeps those of a part of the pixels, such as `near_borders`."""
+        return {**asdict(self.scores), "counts": self.by_region}
 
-def method_name(learner: str, class_weight_power: float, loss: str = USUAL_LOSS) -> str:
+
+def method_name(learner: str, class_weight_power: float, loss: str = "cross_entropy") -> str:
     """
-    The name of a method in tables and in the ledger.
+    Return the name of a method in tables and in the ledger.
 
-    loss : what a network minimises, named unless it is the usual one; a forest has none
+    *learner* is a key of `NAMES`; *loss* is named unless it is cross-entropy, and a forest has none.
 
+    Examples
+    --------
     >>> method_name("unet", 0.0), method_name("fcn", 0.5), method_name("fcn", 1.0, "bag")
     ('U-Net, plain', 'FCN, weighted', 'FCN, weighted (power 1), bag')
     """
-    known = {PLAIN: "plain", WEIGHTED: "weighted"}
-    named = "" if loss == USUAL_LOSS or learner == "forest" else f", {loss}"
-    return f"{NAMES[learner]}, {known.get(class_weight_power, f'weighted (power {class_weight_power:g})')}{named}"
+    weights = {PLAIN: "plain", WEIGHTED: "weighted"}.get(class_weight_power)
+    suffix = "" if loss == "cross_entropy" or learner == "forest" else f", {loss}"
+    return f"{NAMES[learner]}, {weights or f'weighted (power {class_weight_power:g})'}{suffix}"
 
 
 def split_scenes(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """
-    Training patches to learn from, and those of held-out scenes: always the same scenes, whatever the seed.
+    Split an index into training patches and those of held-out scenes: the same scenes whatever the seed.
 
-    Raises ParameterError when there are not two scenes.
+    Raises ParameterError if there are fewer than two scenes.
     """
     return split_by_scene(table, HELD_OUT, seed=0)
 
 
 def evaluation_patches(root: str | os.PathLike[str], split: str = "test") -> pd.DataFrame:
     """
-    The rows of the index of *root* that are judged: those of the test split or, where there is none, all.
+    Return the index rows of the patches of *root* that have images, MODIS label and reference, of one split.
 
-    split : "validation" gives the patches whose reference the regime *coarse + fine validation* may learn from,
-        and never any others
+    Parameters
+    ----------
+    root : path
+        A folder of DFC2020.
+    split : {"test", "validation"}
+        "test" gives all patches where there are no splits. "validation" gives the patches whose reference the regime
+        *coarse + fine validation* may learn from, and never others.
 
-    Raises MissingDataError when no such patch has images, MODIS label and reference.
+    Raises
+    ------
+    MissingDataError
+        If there is no such patch.
     """
     whole = complete(index(root), NEED)
     if whole.empty:
@@ -113,71 +122,90 @@ def evaluation_patches(root: str | os.PathLike[str], split: str = "test") -> pd.
         raise MissingDataError(root, found="no patch with a reference", expected="at least one", do=do)
     chosen = whole[whole["split"] == split]
     if chosen.empty and split != "test":
-        do = "Get the validation part of DFC2020 as well, or stay with coarse labels."
+        do = "Download the validation part of DFC2020 as well, or use coarse labels only."
         raise MissingDataError(root, found=f"no patch of the {split} split", expected="at least one", do=do)
     return (whole if chosen.empty else chosen).reset_index(drop=True)
 
 
 def by_variety(table: pd.DataFrame, first: int = 100) -> pd.DataFrame:
     """
-    The *first* rows of an index, most varied first: what is worth looking at, chosen without the reference.
+    Sort the *first* rows of an index by the number of classes in the MODIS label, most first.
 
-    Varied is a patch whose MODIS label names many classes. Unreadable patches are left out.
+    The order shows which patches are worth a figure without opening the reference. Unreadable patches are left out.
     """
     readable = iter_patches(table.head(first), Report(), ("s1", "s2", "lc"))
-    n_classes = {patch.name: len(np.unique(modis_map(patch))) for patch in readable}
+    n_classes = {patch.name: len(np.unique(modis_label_map(patch))) for patch in readable}
     names = pd.Series(list(map(patch_name, table.itertuples())), index=table.index)
     order = names.map(n_classes).dropna().sort_values(ascending=False, kind="stable")
     return table.loc[order.index].reset_index(drop=True)
 
 
-def modis_map(patch: Patch) -> NDArray[np.uint8]:
-    """The floor: the MODIS label itself as a map. Its Savanna, which the reference does not know, is an error."""
+def modis_label_map(patch: Patch) -> NDArray[np.uint8]:
+    """Return the MODIS label as a map, the baseline. Its Savanna, a class that the reference lacks, is an error."""
     assert patch.lc is not None
     return igbp_to_dfc(patch.lc[0])
 
 
-def judge(
-    methods: Mapping[str, Classify], table: pd.DataFrame, *, progress: bool = False
+def evaluate_methods(
+    methods: Mapping[str, Classify], table: pd.DataFrame, *, count: _Count = confusion, progress: bool = False
 ) -> tuple[dict[str, Result], Report]:
     """
-    The results of several *methods* (by name) on the patches of *table*, each read once and then dropped.
+    Evaluate several methods against the reference, reading each patch once and keeping none.
 
-    Patches that are refused are skipped, counted and named in the report, for all methods alike. Raises
-    DataError when not one could be read.
+    Parameters
+    ----------
+    methods : mapping of str to callable
+        Methods by name; each gets a patch without its reference.
+    table : pandas.DataFrame
+        Index rows of the patches, as `evaluation_patches` returns them.
+    count : callable
+        From reference and map to int64 (11, 11): `confusion` for all pixels, `spatial.confusion_near_borders` for those
+        near borders.
+    progress : bool
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    results : dict of str to Result
+    report : Report
+        Patches that are refused are skipped for all methods alike, counted and named here.
+
+    Raises
+    ------
+    DataError
+        If no patch could be read.
     """
     results, report = {name: Result() for name in methods}, Report()
     region_of = dict(zip(map(patch_name, table.itertuples()), table["scene_id"], strict=True))
     patches = iter_patches(table, report, NEED)
     for patch in tqdm(patches, total=len(table), unit="patch", disable=not progress):
         assert patch.dfc is not None
-        shown = replace(patch, dfc=None)  # what a method sees
+        without_reference = replace(patch, dfc=None)
         for name, classify in methods.items():
-            results[name].add(region_of[patch.name], confusion(patch.dfc, classify(shown)))
+            results[name].add(region_of[patch.name], count(patch.dfc, classify(without_reference)))
     report.check()
     return results, report
 
 
-def recorded(label_regime: str = "coarse only") -> pd.DataFrame:
-    """The ledger lines of a label regime that `scripts/seeds.py` wrote, from the sample worlds of several seeds."""
-    with resources.as_file(resources.files("lcfuse_core") / SEEDS) as path:
-        lines = ledger.read(path)
+def recorded_seeds(label_regime: str = "coarse only") -> pd.DataFrame:
+    """Return the committed ledger lines of a label regime that `scripts/seeds.py` wrote for several sample worlds."""
+    lines = ledger.read(SHIPPED / "seeds.jsonl")
     return lines[lines["label_regime"] == label_regime].reset_index(drop=True)
 
 
 def published() -> dict[str, Any]:
-    """Figures of real data that the sample world is calibrated on, with their sources beside them in the file."""
-    values: dict[str, Any] = yaml.safe_load((resources.files("lcfuse_core") / PUBLISHED).read_text())
+    """Return the figures of real data that the sample world is calibrated on; the file gives their sources."""
+    values: dict[str, Any] = yaml.safe_load((SHIPPED / "published.yaml").read_text(encoding="utf-8"))
     return values
 
 
 def over_seeds(lines: pd.DataFrame, score: str = "aa", digits: int = 1) -> pd.DataFrame:
     """
-    One row a method, the best mean first: its *score* in per cent with each seed, their mean and range.
+    Return one row per method, the best mean first: its *score* in per cent with each seed, and their mean and range.
 
-    lines : a ledger, as `recorded` returns it
+    *lines* is a ledger, as `recorded_seeds` returns it.
     """
-    wide = 100 * lines.pivot(index="parameters.method", columns="seeds.world", values=f"scores.{score}")
+    wide = 100 * ledger.by_seed(lines, f"scores.{score}")
     summary = pd.DataFrame({"mean": wide.mean(axis=1), "min": wide.min(axis=1), "max": wide.max(axis=1)})
     table = wide.rename(columns=lambda seed: f"seed {seed}").join(summary).round(digits)
     return table.sort_values("mean", ascending=False).rename_axis(index="method", columns=None)

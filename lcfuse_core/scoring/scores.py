@@ -1,22 +1,20 @@
 """
-How good a map is, counted pixel by pixel against a reference.
+Count pixels by reference and mapped class, and compute accuracy scores from the counts.
 
-All labels here are DFC2020 codes 0..10. First count (`confusion`), then add the counts of many patches with
-`+`, then sum them up once (`summarise`). Scores of patches are never averaged: a patch with ten pixels of
-water would weigh as much as a lake.
+Labels are DFC2020 codes 0..10. Count the pixels of each patch with `confusion`, add up the counts of many patches,
+and compute the scores once with `summarise`. Scores of patches are never averaged: a patch with ten pixels of water
+would weigh as much as a lake.
 
-Only pixels whose reference is one of the eight scored classes are judged. The DFC2020 reference holds no
-others; where a reference does (MODIS labels hold Savanna), those pixels are left out. A predicted 0, Savanna
-or Snow/Ice counts as an error.
-
-A class that is not in the reference has no recall, F1 or IoU, and is left out of the means; a class that is there and
-never predicted has recall 0. A patch without a judged pixel adds nothing, and cannot be scored by itself.
+Only pixels whose reference is one of the eight scored classes are evaluated. The DFC2020 reference holds no others;
+where a reference does (MODIS labels hold Savanna), those pixels are left out. A mapped 0, Savanna or Snow/Ice counts
+as an error. A class that is absent from the reference has neither recall nor F1 nor IoU and is left out of the means;
+a class that is present and never mapped has recall 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -29,28 +27,38 @@ from lcfuse_core.errors import DataError, GridError, LegendError, ParameterError
 N_CODES = 11
 """DFC2020 codes 0 (none) to 10 (water)."""
 
-BLOCK_PX = 1 << 20
-"""Pixels counted at once: two bytes of working memory each, 2 MB however large the map."""
-
-CODE_BITS = 4
-"""A pair of codes fits into one byte: the reference in the upper half, the map in the lower."""
+_BLOCK_PX = 1 << 20  # counted at once: two bytes of working memory each, 2 MB however large the map
+_CODE_BITS = 4  # a pair of codes fits into one byte: the reference in the upper half, the map in the lower
+_CODES = list(SCORED)
+_NAMES = [DFC2020.name_of(code) for code in SCORED]
 
 
 @dataclass(frozen=True)
 class Scores:
     """
-    The scores of one map, all 0..1 but kappa (-1..1); none of the overall ones is ever NaN.
+    The scores of one map, all 0..1 but kappa (-1..1); none of the overall scores is ever NaN.
 
-    aa : average accuracy, the mean recall over the scored classes in the reference
-    oa : overall accuracy, the share of pixels that are right
-    miou_8 : mean intersection over union over the (eight) scored classes in the reference
-    miou_9 : the contest's convention: the eight and Snow/Ice, divided by 9 whatever the reference holds
-    kappa : Cohen's kappa (1960); 0 where chance alone would agree everywhere
-    quantity : quantity disagreement, the share of pixels by which the class *areas* of map and reference differ:
-        half the sum of the absolute differences of area shares (Pontius and Millones 2011, equations 2 and 3)
-    n_pixels, n_present : judged pixels; scored classes in the reference
-    recall, precision, f1, iou : by class name; NaN where it cannot be said: recall, F1 and IoU of a class that is
-        not in the reference, precision of a class that was never predicted
+    Attributes
+    ----------
+    aa, oa : float
+        Average accuracy, the mean recall over the scored classes in the reference; overall accuracy.
+    miou_8, miou_9 : float
+        Mean intersection over union: over those of the eight scored classes that the reference holds; and by the
+        convention of the contest, over the eight and Snow/Ice, divided by 9 whatever the reference holds.
+    kappa : float
+        Cohen's kappa [1]_; 0 where chance alone would agree everywhere.
+    quantity : float
+        Quantity disagreement [2]_: half the sum of the absolute differences between area shares of map and reference.
+    n_pixels, n_present : int
+        Evaluated pixels; scored classes in the reference.
+    recall, precision, f1, iou : dict of str to float
+        By class name. Recall is also called producer's accuracy, and precision user's accuracy. NaN where undefined:
+        precision of a class that is not mapped, the others of a class that is absent from the reference.
+
+    References
+    ----------
+    .. [1] Cohen (1960), Educ. Psychol. Meas. 20, equation 1.
+    .. [2] Pontius and Millones (2011), Int. J. Remote Sens. 32(15), equations 2 and 3.
     """
 
     aa: float
@@ -68,167 +76,180 @@ class Scores:
 
     @property
     def allocation(self) -> float:
-        """Allocation disagreement: the share of pixels that are wrong though the class areas may be right."""
+        """Return the allocation disagreement, the fraction of wrong pixels that do not change the class areas."""
         return 1 - self.oa - self.quantity
-
-    def as_dict(self) -> dict[str, float | int | dict[str, float]]:
-        """The fields as plain Python values, for the ledger."""
-        return asdict(self)
 
 
 def confusion(reference: NDArray[np.integer], predicted: NDArray[np.integer]) -> NDArray[np.int64]:
     """
-    Count pixels by (reference code, predicted code).
+    Count pixels by (reference code, mapped code).
 
-    reference, predicted : integer arrays of DFC2020 codes 0..10, any one shape
+    Parameters
+    ----------
+    reference, predicted : ndarray of int, of one shape
+        DFC2020 codes 0..10.
 
-    Returns int64 (11, 11), indexed `[reference, predicted]`. Row 0 (reference unknown) stays zero; column 0
-    (nothing predicted) does not. Sums to the number of known pixels. Raises GridError when the shapes differ,
-    LegendError on a code that is not DFC2020's.
+    Returns
+    -------
+    ndarray of int64, shape (11, 11)
+        Indexed `[reference, predicted]`; sums to the number of known pixels. Row 0 (reference unknown) stays zero,
+        column 0 (nothing mapped) does not.
 
-    >>> counts = confusion(np.array([[1, 1, 10, 0]]), np.array([[1, 10, 10, 10]]))
-    >>> counts[1, 1], counts[1, 10], counts.sum()
-    (np.int64(1), np.int64(1), np.int64(3))
+    Raises
+    ------
+    GridError
+        If the shapes differ.
+    LegendError
+        If a code is not one of DFC2020.
     """
     reference, predicted = np.asarray(reference), np.asarray(predicted)
-    _check(reference, predicted)
-    counts = np.zeros(1 << 2 * CODE_BITS, np.int64)
-    reference, predicted = reference.reshape(-1), predicted.reshape(-1)
-    for start in range(0, reference.size, BLOCK_PX):
-        block = slice(start, start + BLOCK_PX)
-        pairs = reference[block].astype(np.uint8)  # a copy
-        pairs *= np.uint8(1 << CODE_BITS)  # faster than a shift
-        pairs |= predicted[block].astype(np.uint8, copy=False)
-        # Pillow counts bytes as they are; np.bincount, thrice as slow, first makes eight bytes of each.
-        counts += Image.fromarray(pairs[None]).histogram()
-    table = counts.reshape(1 << CODE_BITS, 1 << CODE_BITS)[:N_CODES, :N_CODES].copy()
-    table[DFC2020.unknown] = 0
-    return table
-
-
-def _check(reference: NDArray[np.integer], predicted: NDArray[np.integer]) -> None:
-    if reference.shape != predicted.shape:
-        raise GridError(
-            "confusion",
-            found=f"reference {reference.shape}, predicted {predicted.shape}",
-            expected="arrays of one shape",
-            do="Bring both to one grid first.",
-        )
+    check_grids("confusion", reference=reference, predicted=predicted)
     for where, codes in (("reference", reference), ("predicted", predicted)):
         whole = np.issubdtype(codes.dtype, np.integer)
         if not whole or (codes.size and (codes.min() < 0 or codes.max() >= N_CODES)):
             found = f"codes {codes.min()}..{codes.max()}" if whole else f"{codes.dtype} values"
-            raise LegendError(
-                where,
-                found=found,
-                expected=f"integer DFC2020 codes 0..{N_CODES - 1}",
-                do="Recode IGBP labels with igbp_to_dfc, network classes with index_to_dfc.",
-            )
+            do = "Recode IGBP labels with igbp_to_dfc, network classes with index_to_dfc."
+            raise LegendError(where, found=found, expected=f"integer DFC2020 codes 0..{N_CODES - 1}", do=do)
+    counts = np.zeros(1 << 2 * _CODE_BITS, np.int64)
+    reference, predicted = reference.reshape(-1), predicted.reshape(-1)
+    for start in range(0, reference.size, _BLOCK_PX):
+        block = slice(start, start + _BLOCK_PX)
+        pairs = reference[block].astype(np.uint8)  # a copy
+        pairs *= np.uint8(1 << _CODE_BITS)  # faster than a shift
+        pairs |= predicted[block].astype(np.uint8, copy=False)
+        # Pillow counts bytes directly; np.bincount first makes eight bytes of each and takes three times as long.
+        counts += Image.fromarray(pairs[None]).histogram()
+    table = counts.reshape(1 << _CODE_BITS, 1 << _CODE_BITS)[:N_CODES, :N_CODES].copy()
+    table[DFC2020.unknown] = 0
+    return table
 
 
-def confusion_of_many(
-    pairs: Iterable[tuple[NDArray[np.integer], NDArray[np.integer]]],
-) -> NDArray[np.int64]:
-    """Add up the counts of many `(reference, predicted)` pairs, one at a time; int64 (11, 11)."""
-    total = np.zeros((N_CODES, N_CODES), np.int64)
-    for reference, predicted in pairs:
-        total += confusion(reference, predicted)
-    return total
+def check_grids(where: str, *, do: str = "Bring both to one grid first.", **arrays: NDArray[np.generic]) -> None:
+    """Raise GridError unless all arrays, given by name, have one shape."""
+    if len({array.shape for array in arrays.values()}) > 1:
+        found = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        raise GridError(where, found=found, expected="arrays of one shape", do=do)
+
+
+def confusion_of_many(pairs: Iterable[tuple[NDArray[np.integer], NDArray[np.integer]]]) -> NDArray[np.int64]:
+    """Add up `confusion` of many `(reference, predicted)` pairs, read one at a time; int64 (11, 11)."""
+    return sum((confusion(*pair) for pair in pairs), np.zeros((N_CODES, N_CODES), np.int64))
+
+
+def compute_score(counts: NDArray[np.number], name: str) -> NDArray[np.float64]:
+    """
+    Compute one score of each of many confusion matrices at once.
+
+    Parameters
+    ----------
+    counts : ndarray of number, shape (..., 11, 11)
+        As `confusion` returns them.
+    name : str
+        "aa", "oa", "miou_8" or "miou_9" (see `Scores`), or "recall." and a class name, such as "recall.Water".
+
+    Returns
+    -------
+    ndarray of float64, shape (...)
+        NaN where the score is undefined, as that of a matrix without a pixel to evaluate.
+
+    Raises
+    ------
+    ParameterError
+        If the name is unknown.
+    """
+    if name == "oa":
+        return _ratio(counts[..., _CODES, _CODES].sum(-1), counts[..., _CODES, :].sum((-2, -1)))
+    if name == "aa":
+        right, in_reference = counts[..., _CODES, _CODES].astype(np.float64), counts[..., _CODES, :].sum(-1)
+        # In the memory order of *right*, on which the last digit of the sum depends.
+        recall = np.divide(right, in_reference, out=np.zeros_like(right), where=in_reference > 0)
+        return _ratio(recall.sum(-1), (in_reference > 0).sum(-1))
+    if name in ("miou_8", "miou_9"):
+        codes = _CODES if name == "miou_8" else [*_CODES, SNOW]
+        scored, both = counts[..., codes, :], counts[..., codes, codes]
+        in_reference, in_map = scored.sum(-1), scored.sum(-2)[..., codes]
+        iou = _ratio(both, in_reference + in_map - both, otherwise=0.0)
+        present = in_reference > 0
+        n = present.sum(-1) if name == "miou_8" else 9 * present[..., :8].any(-1)
+        return _ratio((iou * present).sum(-1), n)
+    if name.removeprefix("recall.") in _NAMES:
+        code = SCORED[_NAMES.index(name.removeprefix("recall."))]
+        return _ratio(counts[..., code, code], counts[..., code, :].sum(-1))
+    known = f"aa, oa, miou_8, miou_9 or recall. with one of {', '.join(_NAMES)}"
+    raise ParameterError("score", found=repr(name), expected=known, do="Correct the name.")
+
+
+def _ratio(part: NDArray[np.number], whole: NDArray[np.number], otherwise: float = np.nan) -> NDArray[np.float64]:
+    """Divide; *otherwise* where *whole* is zero."""
+    part, whole = np.asarray(part, np.float64), np.asarray(whole)
+    return np.divide(part, whole, out=np.full(part.shape, otherwise), where=whole > 0)
 
 
 def summarise(counts: NDArray[np.integer]) -> Scores:
     """
-    All scores of one confusion matrix, int (11, 11) as `confusion` returns it.
+    Compute all scores of one confusion matrix.
 
-    Raises DataError when the counts hold no pixel of a scored class: there is nothing to judge.
+    Parameters
+    ----------
+    counts : ndarray of int, shape (11, 11)
+        As `confusion` returns it.
 
+    Raises
+    ------
+    GridError
+        If the shape is another.
+    DataError
+        If the counts hold no pixel of a scored class.
+
+    Examples
+    --------
     >>> summarise(confusion(np.array([1, 1, 10, 10]), np.array([1, 1, 10, 1]))).aa
     0.75
     """
     table = np.asarray(counts, np.float64)
     if table.shape != (N_CODES, N_CODES):
         raise GridError("counts", found=f"shape {table.shape}", expected="(11, 11)", do="Use confusion().")
-    judged = _rows(table, SCORED)
-    n_pixels = judged.sum()
+    scored = _scored_rows(table)
+    n_pixels = scored.sum()
     if n_pixels == 0:
-        raise DataError(
-            "counts",
-            found="no pixel with a scored reference class",
-            expected="at least one",
-            do="Check that the reference is the DFC2020 layer and not empty.",
-        )
-    codes = list(SCORED)
-    right, in_reference, in_map = np.diag(judged)[codes], judged.sum(1)[codes], judged.sum(0)[codes]
-    recall = _ratio(right, in_reference)
-    iou = np.where(in_reference > 0, _ratio(right, in_reference + in_map - right), np.nan)
-    f1 = np.where(in_reference > 0, _ratio(2 * right, in_reference + in_map), np.nan)
+        do = "Check that the reference is the DFC2020 layer and not empty."
+        raise DataError("counts", found="no pixel with a scored reference class", expected="at least one", do=do)
+    right, in_reference, in_map = np.diag(scored)[_CODES], scored.sum(1)[_CODES], scored.sum(0)[_CODES]
+    present = in_reference > 0
+    agreement, chance = np.trace(scored) / n_pixels, float(scored.sum(0) @ scored.sum(1) / n_pixels**2)
+
+    def by_name(values: NDArray[np.float64]) -> dict[str, float]:
+        return dict(zip(_NAMES, values.tolist(), strict=True))
+
     return Scores(
-        aa=float(np.nanmean(recall)),
-        oa=float(right.sum() / n_pixels),
-        miou_8=float(np.nanmean(iou)),
-        miou_9=_miou_9(table),
-        kappa=_kappa(judged),
-        quantity=float(np.abs(judged.sum(1) - judged.sum(0)).sum() / 2 / n_pixels),
+        aa=float(compute_score(table, "aa")),
+        oa=float(compute_score(table, "oa")),
+        miou_8=float(compute_score(table, "miou_8")),
+        miou_9=float(compute_score(table, "miou_9")),
+        kappa=float((agreement - chance) / (1 - chance)) if chance < 1 else 0.0,
+        quantity=float(np.abs(scored.sum(1) - scored.sum(0)).sum() / 2 / n_pixels),
         n_pixels=int(n_pixels),
-        n_present=int((in_reference > 0).sum()),
-        recall=_by_name(recall),
-        precision=_by_name(_ratio(right, in_map)),
-        f1=_by_name(f1),
-        iou=_by_name(iou),
+        n_present=int(present.sum()),
+        recall=by_name(_ratio(right, in_reference)),
+        precision=by_name(_ratio(right, in_map)),
+        f1=by_name(np.where(present, _ratio(2 * right, in_reference + in_map), np.nan)),
+        iou=by_name(np.where(present, _ratio(right, in_reference + in_map - right), np.nan)),
     )
 
 
-def _rows(counts: NDArray[np.float64], codes: Iterable[int]) -> NDArray[np.float64]:
-    """The same matrix with only the rows (reference classes) of *codes* left."""
+def _scored_rows(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the same matrix with zeros in the rows of classes that are not scored."""
     kept = np.zeros_like(counts)
-    rows = list(codes)
-    kept[rows] = counts[rows]
+    kept[_CODES] = counts[_CODES]
     return kept
 
 
-def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Divide; NaN where *whole* is zero."""
-    ratio = np.full(part.shape, np.nan)
-    np.divide(part, whole, out=ratio, where=whole > 0)
-    return ratio
-
-
-def _miou_9(counts: NDArray[np.float64]) -> float:
-    """Mean over nine classes as the official DFC2020 baseline takes it; a class that is not there adds 0."""
-    codes = [*SCORED, SNOW]
-    judged = _rows(counts, codes)
-    right = np.diag(judged)[codes]
-    union = judged.sum(1)[codes] + judged.sum(0)[codes] - right
-    return float(np.nan_to_num(_ratio(right, union)).sum() / len(codes))
-
-
-def _kappa(counts: NDArray[np.float64]) -> float:
-    """(observed - chance) / (1 - chance) agreement, Cohen (1960), Educ. Psychol. Meas. 20, equation 1."""
-    n = counts.sum()
-    observed = np.trace(counts) / n
-    chance = float(counts.sum(0) @ counts.sum(1) / n**2)
-    return float((observed - chance) / (1 - chance)) if chance < 1 else 0.0
-
-
-def _by_name(values: NDArray[np.float64]) -> dict[str, float]:
-    return {DFC2020.name_of(code): float(value) for code, value in zip(SCORED, values, strict=True)}
-
-
 def score_table(entries: Mapping[str, Scores], digits: int = 1) -> pd.DataFrame:
-    """
-    One row a map (by name), one column a score: per cent rounded to *digits*; kappa, -1..1, to one more.
-
-    >>> list(score_table({"MODIS": summarise(confusion(np.array([1, 10]), np.array([1, 1])))}).columns)
-    ['AA %', 'OA %', 'mIoU(8) %', 'mIoU(9) %', 'kappa']
-    """
+    """Return one row per map (by name), one column per score: per cent, rounded to *digits*; kappa to one more."""
+    columns = {"AA %": "aa", "OA %": "oa", "mIoU(8) %": "miou_8", "mIoU(9) %": "miou_9"}
     rows = {
-        name: {
-            "AA %": round(100 * scores.aa, digits),
-            "OA %": round(100 * scores.oa, digits),
-            "mIoU(8) %": round(100 * scores.miou_8, digits),
-            "mIoU(9) %": round(100 * scores.miou_9, digits),
-            "kappa": round(scores.kappa, digits + 1),
-        }
+        name: {title: round(100 * getattr(scores, field), digits) for title, field in columns.items()}
+        | {"kappa": round(scores.kappa, digits + 1)}
         for name, scores in entries.items()
     }
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -236,29 +257,26 @@ def score_table(entries: Mapping[str, Scores], digits: int = 1) -> pd.DataFrame:
 
 def class_table(entries: Mapping[str, Scores], score: str = "recall", digits: int = 1) -> pd.DataFrame:
     """
-    One row a scored class, one column a map: *score* ("recall", "precision", "f1" or "iou") in per cent.
+    Return one row per scored class, one column per map: *score* in per cent, NaN where it is undefined.
 
-    A cell is NaN where the score cannot be said (see `Scores`).
+    Raises ParameterError unless *score* is "recall", "precision", "f1" or "iou".
     """
     if score not in ("recall", "precision", "f1", "iou"):
         expected = "recall, precision, f1 or iou"
         raise ParameterError("score", found=repr(score), expected=expected, do="Choose one of them.")
     columns = {name: getattr(scores, score) for name, scores in entries.items()}
-    names = [DFC2020.name_of(code) for code in SCORED]
-    return (100 * pd.DataFrame(columns, index=names)).round(digits)
+    return (100 * pd.DataFrame(columns, index=_NAMES)).round(digits)
 
 
 def area_table(counts: NDArray[np.integer], digits: int = 1) -> pd.DataFrame:
     """
-    Whether the map gets the class *areas* right: one row a scored class, shares of the judged pixels in per cent.
+    Compare the class areas of map and reference: one row per scored class, shares of the evaluated pixels in per cent.
 
-    Columns: reference, map, and `error`, map minus reference in points. What the map calls none, Savanna or Snow/Ice
-    has no row, so the column `map` may sum to less than 100. Half the absolute errors, and half of what has no row,
-    add up to `Scores.quantity`.
+    The column `error` is map minus reference. Pixels mapped as none, Savanna or Snow/Ice have no row, so the column
+    `map` may sum to less than 100. Half the absolute errors, and half of what has no row, add up to `Scores.quantity`.
     """
-    judged = _rows(np.asarray(counts, np.float64), SCORED)
-    codes, n_pixels = list(SCORED), judged.sum()
-    shares = {"reference": judged.sum(1)[codes], "map": judged.sum(0)[codes]}
-    table = 100 * pd.DataFrame(shares, index=[DFC2020.name_of(code) for code in codes]) / n_pixels
+    scored = _scored_rows(np.asarray(counts, np.float64))
+    shares = {"reference": scored.sum(1)[_CODES], "map": scored.sum(0)[_CODES]}
+    table = 100 * pd.DataFrame(shares, index=_NAMES) / scored.sum()
     table["error"] = table["map"] - table["reference"]
     return table.round(digits)

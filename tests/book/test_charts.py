@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from test_compare import made, table_of
+from ledgers import made, table_of
 
 from lcfuse_core.book import charts, style
 from lcfuse_core.book.images import S2_BANDS

@@ -60,7 +60,7 @@ def test_every_method_draws_maps_in_the_legend(bench, name):
     learned = METHODS[name](bench)
     assert learned.train_s >= 0
     assert (learned.label_regime == "coarse + fine validation") == ("counted" in name)
-    results, report = protocol.judge({name: learned.classify}, bench.rows)
+    results, report = protocol.evaluate_methods({name: learned.classify}, bench.rows)
     assert report.n_read == 2
     assert 0 <= results[name].scores.aa <= 1
 

@@ -1,4 +1,4 @@
-"""Claims: a verdict comes from ledger lines and the rule in the file, and from the right kind of data alone."""
+"""Claims: a verdict comes from ledger lines of the kind of data that the claim needs, by the rule in the file."""
 
 import math
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
+from lcfuse_core import _runtime
 from lcfuse_core.errors import DataError
 from lcfuse_core.scoring import claims, ledger
 from lcfuse_core.scoring.scores import summarise
@@ -68,7 +69,7 @@ def test_the_book_holds_the_claims_of_the_paper_and_the_published_figures():
 
 def test_without_a_real_run_nothing_is_claimed_of_real_places():
     """The committed ledger is synthetic: every claim is still to be run, with its command, download and hours."""
-    entries, _ = ledger.read_entries(claims.resources.files("lcfuse_core") / "shipped/seeds.jsonl")
+    entries, _ = ledger.read_entries(_runtime.SHIPPED / "seeds.jsonl")
     table = claims.table(BOOK_CLAIMS, entries.values())
     real = table[table["data"] == claims.MARKS["real"]]
     assert len(real) == len(BOOK_CLAIMS)
@@ -146,7 +147,7 @@ def test_other_scores_have_intervals_too(score):
     assert found.ours == pytest.approx(50 / 9 if score == "miou_9" else 50)
 
 
-def test_a_score_near_borders_is_judged_by_its_own_counts():
+def test_a_score_near_borders_is_tested_by_its_own_counts():
     """Ahead on the whole, behind near borders: the claim of ten metres is about the latter."""
     parts = {}
     for method, recalls in (("ours", HARD), ("MODIS label", EASIER)):
@@ -178,21 +179,20 @@ def test_claims_about_the_test_set_need_all_of_it():
             assert (one.where | one.protocol)["scores.n_patches"] == 5128
 
 
-def test_files_that_nobody_verified_give_no_verdict():
+def test_unverified_files_give_no_verdict():
     lines = [line("ours", EASIER, data_kind="unverified"), line("MODIS label", HARD, data_kind="unverified")]
     table = claims.table([claim()], lines)
     assert table["data"].tolist() == ["◌ unverified", "● real"]
     assert verdict(claim(), *lines) == "not run yet"
 
 
-def test_the_ledger_of_the_ladder_is_read_after_that_of_the_seeds(tmp_path, monkeypatch):
+def test_the_ledger_of_methods_is_read_after_that_of_the_seeds(tmp_path, monkeypatch):
     """Where both have a method and seed, the newer line counts; where there is only one file, that is enough."""
-    (tmp_path / "shipped").mkdir()
-    monkeypatch.setattr(claims.resources, "files", lambda _: tmp_path)
-    ledger.append(tmp_path / claims.SEEDS, line("ours", HARD, with_counts=False))
-    assert len(claims.recorded()) == 1
-    ledger.append(tmp_path / claims.METHODS, line("ours", EASIER))
-    found = claims.examine(figure(), claims.recorded())["real"]
+    monkeypatch.setattr(claims, "SHIPPED", tmp_path)
+    ledger.append(tmp_path / "seeds.jsonl", line("ours", HARD, with_counts=False))
+    assert len(claims.evidence()) == 1
+    ledger.append(tmp_path / "methods.jsonl", line("ours", EASIER))
+    found = claims.examine(figure(), claims.evidence())["real"]
     assert found.ours == pytest.approx(60)
     assert found.interval is not None
 
@@ -244,18 +244,17 @@ def test_seeds_are_a_spread_of_their_own():
     assert found.ours == pytest.approx(60)
     assert found.difference == pytest.approx(10)
     assert 0.5 in found.interval
-    assert found.gpu_hours == 0
     assert claims.table([figure()], lines)["seeds"].tolist() == ["50.0 to 70.0 (3)"]
 
 
 def test_of_a_readers_ledger_what_is_not_synthetic_counts(tmp_path):
     """Synthetic lines of other seeds or settings would change what the page shows; real ones are what it waits for."""
-    committed = len(claims.recorded())
+    committed = len(claims.evidence())
     path = tmp_path / "ledger.jsonl"
-    assert len(claims.recorded(path)) == committed
+    assert len(claims.evidence(path)) == committed
     for kind in ledger.DATA_KINDS:
         ledger.append(path, line("ours", HARD, data_kind=kind))
-    added = claims.recorded(path)[committed:]
+    added = claims.evidence(path)[committed:]
     assert [one["data_kind"] for one in added] == ["semi-real", "unverified", "real"]
     assert added[0]["scores.aa"] == pytest.approx(0.5)
 
@@ -311,3 +310,65 @@ def test_no_interval_is_not_a_number():
     found = claims.examine(figure(), [line("ours", HARD, with_counts=False)])["real"]
     assert found.interval is None
     assert not math.isnan(found.ours)
+
+
+FIELDS = {
+    "claim", "made by", "tested as", "reported", "margin, fixed before", "ours", "interval", "seeds", "difference",
+    "verdict", "causes", "hardware", "training, hours", "GPU-hours", "peak memory", "code", "lock", "data",
+    "checkpoint", "parameters", "command",
+}  # fmt: skip
+
+
+def two_lines(**changes):
+    return [line("ours", EASIER, **changes), line("MODIS label", HARD, **changes)]
+
+
+def test_a_claim_with_lines_has_every_field():
+    shown = claims.report(claim(), two_lines())["● real"]
+    assert set(shown.index) == FIELDS
+    assert shown["verdict"] == "reproduced"
+    assert shown["difference"] == "+10.0"
+    assert shown["margin, fixed before"] == "0 points"
+    assert shown["lock"] == f"{_runtime.lock_digest()[:12]}…"
+    assert shown["data"].endswith("evaluation abc…")
+    assert shown["checkpoint"] == "not in the line"
+    assert "method ours" in shown["parameters"]
+
+
+def test_a_claim_without_lines_says_what_it_takes():
+    shown = claims.report(claim(download="10 GB", hours=3), [])["● real"]
+    assert shown["verdict"] == "not run yet: run it; 10 GB; 3.0 h"
+    assert shown["command"] == "run it"
+    assert set(shown.index) <= FIELDS
+
+
+def test_other_data_have_a_column_and_no_verdict():
+    shown = claims.report(claim(), two_lines(data_kind="synthetic"))
+    assert list(shown.columns) == ["○ synthetic", "● real"]
+    assert shown.loc["verdict", "○ synthetic"] == "no verdict: other data"
+    assert shown.loc["verdict", "● real"].startswith("not run yet")
+    assert shown.loc["ours", "● real"] == "–"
+
+
+def test_the_cost_is_of_the_row_and_of_all_that_was_tried():
+    tried = [line("ours", EASIER), line("MODIS label", HARD), line("given up", HARD), line("given up too", HARD)]
+    for one in tried:
+        one["cost"] = {"train_s": 3600.0, "gpu_hours": 0.5, "peak_memory_mb": 100.0}
+    shown = claims.report(claim(), tried)["● real"]
+    assert shown["training, hours"] == "2.00 of this row, 4.00 of all lines"
+    assert shown["GPU-hours"] == "1.00 of this row, 2.00 of all lines"
+    assert shown["peak memory"] == "100 MB"
+
+
+def test_changed_code_is_named():
+    tried = two_lines()
+    tried[0]["code"]["commit"] = "0123456789abcdef+changes"
+    assert claims.report(claim(), tried).loc["code", "● real"].endswith("commit 0123456789ab… with changes")
+
+
+def test_every_claim_of_the_book_can_be_reported():
+    lines = claims.evidence()
+    for one in BOOK_CLAIMS:
+        shown = claims.report(one, lines)
+        assert shown.loc["claim"].eq(one.sentence).all()
+        assert shown.loc["verdict"].ne("–").all()

@@ -1,4 +1,4 @@
-"""Scores: against scikit-learn, by hand, and by what must stay the same whatever the map."""
+"""Scores: against scikit-learn, by hand, and by what holds for every map."""
 
 import math
 
@@ -12,7 +12,14 @@ from sklearn import metrics
 from lcfuse_core.data.legends import DFC2020, SCORED
 from lcfuse_core.errors import DataError, GridError, LegendError, ParameterError
 from lcfuse_core.scoring import scores
-from lcfuse_core.scoring.scores import class_table, confusion, confusion_of_many, score_table, summarise
+from lcfuse_core.scoring.scores import (
+    class_table,
+    compute_score,
+    confusion,
+    confusion_of_many,
+    score_table,
+    summarise,
+)
 
 codes = st.integers(0, 10)
 scored = st.sampled_from(SCORED)
@@ -91,14 +98,6 @@ def test_permuting_classes_permutes_the_scores(pair, permuted):
         assert after.recall[DFC2020.name_of(new)] == pytest.approx(expected, nan_ok=True)
 
 
-@given(label_pairs(reference=scored))
-def test_overall_scores_are_never_nan_and_in_range(pair):
-    """Whatever the map: 0..1, kappa -1..1."""
-    ours = summarise(confusion(*pair))
-    assert all(0 <= value <= 1 for value in (ours.aa, ours.oa, ours.miou_8, ours.miou_9))
-    assert -1 <= ours.kappa <= 1
-
-
 @settings(max_examples=50)
 @given(arrays(np.uint8, sizes, elements=scored))
 def test_a_perfect_map_scores_one(reference):
@@ -112,10 +111,27 @@ def test_a_perfect_map_scores_one(reference):
 @settings(max_examples=50)
 @given(arrays(np.uint8, sizes, elements=scored), codes)
 def test_a_constant_map_has_kappa_zero(reference, constant):
-    """A map that says the same everywhere knows nothing."""
+    """A map of one class agrees with the reference by chance only."""
     ours = summarise(confusion(reference, np.full_like(reference, constant)))
     assert ours.kappa == pytest.approx(0, abs=1e-12)
     assert ours.aa == pytest.approx((constant in reference) / ours.n_present)
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32 - 1))
+def test_the_scores_of_a_stack_are_those_of_each(seed):
+    """For any number of axes before the last two, on empty matrices and on Snow/Ice too."""
+    rng = np.random.default_rng(seed)
+    counts = np.stack([confusion(*rng.choice((0, 1, 3, 6, 8, 10), (2, size))) for size in (30, 30, 5, 1)])
+    summaries = [summarise(one) if one[[1, 6, 10]].any() else None for one in counts]
+    for name in ("aa", "oa", "miou_8", "miou_9"):
+        expected = [math.nan if one is None else getattr(one, name) for one in summaries]
+        np.testing.assert_allclose(compute_score(counts, name), expected)
+        np.testing.assert_allclose(compute_score(counts[:, None], name)[:, 0], expected)
+    recall = [math.nan if one is None else one.recall["Water"] for one in summaries]
+    np.testing.assert_allclose(compute_score(counts, "recall.Water"), recall)
+    with pytest.raises(ParameterError, match=r"'recall\.Moon', expected aa, oa"):
+        compute_score(counts, "recall.Moon")
 
 
 def test_scores_by_hand():
@@ -157,7 +173,7 @@ def test_official_baseline_in_both_conventions():
 
 
 def test_snow_enters_only_the_nine_class_score():
-    """Snow pixels in a reference are judged by mIoU over nine alone."""
+    """Snow pixels in a reference count only in mIoU over nine."""
     counts = eight_classes_at(0.5)
     with_snow = counts.copy()
     with_snow[8, 8] = 100
@@ -188,7 +204,7 @@ def test_counting_in_blocks_is_counting_at_once(monkeypatch):
     rng = np.random.default_rng(0)
     reference, predicted = rng.integers(0, 11, (2, 40, 31)).astype(np.uint8)
     whole = confusion(reference[::2], predicted[::2])
-    monkeypatch.setattr(scores, "BLOCK_PX", 7)
+    monkeypatch.setattr(scores, "_BLOCK_PX", 7)
     np.testing.assert_array_equal(confusion(reference[::2], predicted[::2]), whole)
     assert whole.sum() == (reference[::2] > 0).sum()
 
@@ -205,7 +221,7 @@ def test_counts_of_patches_add_up():
 
 
 def test_right_areas_in_the_wrong_places_are_allocation_alone():
-    """Two classes exchanged: every area is right, so all of the error is where, none of it how much."""
+    """Two classes exchanged: every area is right, so the quantity disagreement is zero."""
     ours = summarise(confusion(np.array([1, 1, 10, 10]), np.array([1, 10, 1, 10])))
     assert (ours.oa, ours.quantity, ours.allocation) == (0.5, 0, 0.5)
 
@@ -233,25 +249,21 @@ def test_an_empty_patch_adds_nothing_and_has_no_score():
 @pytest.mark.parametrize("code", [11, 16, 27, 255])
 def test_a_foreign_code_is_refused_however_it_would_wrap_around(code):
     """Pairs are packed into a byte: a code that does not fit must never pass for another."""
-    with pytest.raises(LegendError, match=f"found codes 1..{code}"):
-        confusion(np.array([1, code], np.uint8), np.ones(2, np.uint8))
-    with pytest.raises(LegendError, match=f"found codes 1..{code}"):
-        confusion(np.ones(2, np.int64), np.array([1, code]))
+    ones = np.ones(2, np.uint8)
+    for pair in ((np.array([1, code], np.uint8), ones), (ones, np.array([1, code]))):
+        with pytest.raises(LegendError, match=f"found codes 1..{code}"):
+            confusion(*pair)
 
 
 def test_bad_input_is_refused():
-    """Two shapes, foreign codes, fractions, and nothing to judge."""
+    """Two shapes, foreign codes, fractions, and nothing to evaluate."""
     ones = np.ones((4, 4), np.uint8)
     with pytest.raises(GridError, match=r"reference \(4, 4\), predicted \(4, 3\)"):
         confusion(ones, ones[:, :3])
-    with pytest.raises(LegendError, match=r"predicted: found codes 11\.\.11"):
-        confusion(ones, 11 * ones)
     with pytest.raises(LegendError, match=r"reference: found codes -1\.\.-1"):
         confusion(-ones.astype(np.int8), ones)
     with pytest.raises(LegendError, match="float64 values"):
         confusion(ones, ones * 0.5)
-    with pytest.raises(DataError, match="no pixel with a scored reference class"):
-        summarise(confusion(0 * ones, ones))
     with pytest.raises(GridError, match=r"\(8, 8\)"):
         summarise(np.eye(8, dtype=int))
 
