@@ -7,6 +7,7 @@ So it is on Colab. One cheap chapter in the suite; LCFUSE_ALONE="all", or names,
 import os
 import subprocess
 import sys
+import zipfile
 
 import nbformat
 import pytest
@@ -28,12 +29,28 @@ assert lcfuse_core.__file__.startswith({installed!r}), lcfuse_core.__file__
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
+def wheel(tmp_path_factory):
+    """The package as a reader's pip would build it, beside a copy of its files."""
+    return built_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel):
     """A folder that the package is installed into, from the wheel that a reader's pip would build."""
-    folder = tmp_path_factory.mktemp("wheel")
     install = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-deps"]
-    subprocess.run([*install, "--target", folder / "site", built_wheel(folder)], check=True)
-    return folder / "site"
+    subprocess.run([*install, "--target", wheel.parent / "site", wheel], check=True)
+    return wheel.parent / "site"
+
+
+@pytest.mark.slow
+def test_the_built_package_holds_every_file_of_the_module(wheel):
+    """What `pip install` from an address gets: modules of every room, profiles, type marker, and the licence."""
+    files = [file for file in (wheel.parent / "lcfuse_core").rglob("*.*") if file.is_file()]
+    paths = {file.relative_to(wheel.parent).as_posix() for file in files}
+    assert "lcfuse_core/data/sample/world.py" in paths
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert paths <= names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
 @pytest.mark.slow

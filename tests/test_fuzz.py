@@ -1,12 +1,14 @@
 """
-Mutated triplets: each is read right, repaired and reported, or refused by the name of its file.
+Randomly mutated triplets: each is read right, or refused by the name of its file.
+
+`test_faults.py` has the faults that can be listed one by one; here are those that have too many forms.
 
 What a reader of one patch cannot see are changes that leave plausible values: a flipped bit in a pixel, a swap of two
 bands that both could be (not VV with VH, nor one that leaves the cirrus band bright), a mirrored image. It must then
 give back what stands in the file, unchanged; and packing, which sees the same pixels in the neighbours, must refuse
 the scene. Beyond that only the checksum of the archive tells: in a patch's part that no neighbour shares.
 
-LCFUSE_FUZZ=50 runs 1,000 mutations instead of 160.
+LCFUSE_FUZZ=100 runs 900 mutations instead of 54.
 """
 
 import os
@@ -15,7 +17,6 @@ import warnings
 import numpy as np
 import pytest
 import rasterio
-from affine import Affine
 from miniatures import UTM, file_of, write_tif
 from test_packed import CORNER, scene_arrays, write_scene
 
@@ -23,7 +24,7 @@ from lcfuse_core.data import packing, patches
 from lcfuse_core.data.files import part_transform
 from lcfuse_core.errors import LcfuseError
 
-N = int(os.environ.get("LCFUSE_FUZZ", "8"))
+N = int(os.environ.get("LCFUSE_FUZZ", "6"))
 KINDS = ("s1", "s2", "lc")
 MIDDLE, ROW, COL, SIDE = 34, 16, 16, 32
 """The patch that is mutated: all of its pixels are in a neighbour too."""
@@ -55,10 +56,6 @@ class Case:
         with rasterio.open(self.path(), "w", driver="GTiff", crs=crs, transform=place, **size, **profile) as file:
             file.write(array)
         return self.path()
-
-    def pixel(self, kind=None):
-        """A random place in the arrays of a kind."""
-        return tuple(self.rng.integers(n) for n in self.array(kind).shape)
 
 
 def flip_bits(case):
@@ -104,101 +101,10 @@ def swap_bands(case):
     case.write(array)
 
 
-def swap_polarisations(case):
-    """VH first."""
-    case.kind = "s1"
-    array = case.array() - np.array([0, 10], np.float32)[:, None, None]
-    case.write(array[::-1])
-
-
-def swap_files(case):
-    """A file under the name of another kind."""
-    other = str(case.rng.choice([kind for kind in KINDS if kind != case.kind]))
-    case.path().write_bytes(case.path(other).read_bytes())
-
-
-def other_dtype(case):
-    """A type that this kind never has."""
-    known = {"s1": ("float32", "float64"), "s2": ("uint16", "int16"), "lc": ("uint8",)}[case.kind]
-    kinds = [
-        name for name in ("uint8", "int16", "uint16", "int32", "uint32", "float32", "float64") if name not in known
-    ]
-    case.write(case.array().astype(case.rng.choice(kinds)))
-
-
 def equal_dtype(case):
     """A type that holds the same numbers."""
     case.kind = str(case.rng.choice(["s1", "s2"]))
     case.write(case.array().astype({"s1": "float64", "s2": "int16"}[case.kind]))
-
-
-def other_size(case):
-    """Rows or columns too few, or some too many."""
-    array = case.array()
-    cut = int(case.rng.integers(1, SIDE))
-    larger = np.concatenate([array, array[:, :cut]], axis=1)
-    choices = [array[:, cut:], array[:, :, cut:], larger, larger.swapaxes(1, 2)]
-    case.write(choices[case.rng.integers(4)])
-
-
-def other_count(case):
-    """A band more or less."""
-    array = case.array()
-    case.write(array[:-1] if case.rng.random() < 0.5 else np.concatenate([array, array[:1]]))
-
-
-def other_crs(case):
-    """The next zone, a geographic one, or none."""
-    crs = [None, "EPSG:32633", "EPSG:4326", "EPSG:3857", "EPSG:32732"][case.rng.integers(1, 5)]
-    case.write(case.array(), crs=crs)
-
-
-def other_place(case):
-    """Shifted, stretched, turned or mirrored."""
-    x, y = case.rng.choice([-20, -10, -5, 5, 10, 2560], 2)
-    place = part_transform(CORNER, ROW, COL)
-    a, b, c, d, e, f = place[:6]
-    choices = [Affine(a, b, c + x, d, e, f + y), Affine(a * 2, b, c, d, e * 2, f), Affine(a, 1, c, 1, e, f),
-               Affine(a, b, c, d, -e, f), Affine(-a, b, c, d, e, f)]  # fmt: skip
-    case.write(case.array(), transform=choices[case.rng.integers(5)])
-
-
-def not_finite(case):
-    """NaN or an infinity in S1."""
-    case.kind = "s1"
-    array = case.array()
-    for _ in range(case.rng.integers(1, 4)):
-        array[case.pixel()] = case.rng.choice([np.nan, np.inf, -np.inf])
-    case.write(array)
-
-
-def out_of_unit(case):
-    """Linear power, fill values, a scale of its own."""
-    case.kind = str(case.rng.choice(["s1", "s2"]))
-    array = case.array()
-    if case.kind == "s1":
-        fill = array.copy()
-        fill[case.pixel()] = case.rng.choice([-9999, 1e30, -1e30, 500])
-        array = [fill, np.float32(10) ** (array / 10)][case.rng.integers(2)]
-    else:
-        fill = array.copy()
-        fill[case.pixel()] = case.rng.choice([65535, 40000, 32768])
-        array = [fill, array // 256, array * 0][case.rng.integers(3)]
-    case.write(array)
-
-
-def unknown_code(case):
-    """A class that no legend has."""
-    case.kind = "lc"
-    array = case.array()
-    array[case.pixel()] = case.rng.choice([4 + 40, 52, 99, 128, 200, 254])
-    case.write(array)
-
-
-def offset(case):
-    """The +1000 of newer products."""
-    case.kind = "s2"
-    case.write(case.array() + np.uint16(1000))
 
 
 def mirror(case):
@@ -219,7 +125,7 @@ def other_layout(case):
     case.write(case.array(), **chosen)
 
 
-SAME, REPAIRED, REFUSED, PLAUSIBLE = "same", "repaired", "refused", "plausible"
+SAME, REFUSED, PLAUSIBLE = "same", "refused", "plausible"
 
 MUTATIONS = {
     flip_bits: {SAME, REFUSED, PLAUSIBLE},
@@ -228,18 +134,7 @@ MUTATIONS = {
     append: {SAME},
     zero_block: {SAME, REFUSED, PLAUSIBLE},
     swap_bands: {REFUSED, PLAUSIBLE},
-    swap_polarisations: {REFUSED},
-    swap_files: {REFUSED},
-    other_dtype: {REFUSED},
     equal_dtype: {SAME},
-    other_size: {REFUSED},
-    other_count: {REFUSED},
-    other_crs: {REFUSED},
-    other_place: {REFUSED},
-    not_finite: {REFUSED},
-    out_of_unit: {REFUSED},
-    unknown_code: {REFUSED},
-    offset: {REPAIRED},
     mirror: {PLAUSIBLE},
     other_layout: {SAME},
 }
@@ -267,7 +162,7 @@ def restored(scene):
 
 @pytest.mark.parametrize("number", range(N))
 @pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda mutate: mutate.__name__)
-def test_a_mutated_triplet_is_read_right_repaired_or_refused(restored, tmp_path, mutate, number):
+def test_a_mutated_triplet_is_read_right_or_refused(restored, tmp_path, mutate, number):
     """No crash, no strange error, no warning, and no change that goes unseen when the scene is packed."""
     root, table = restored
     names = sorted(mutation.__name__ for mutation in MUTATIONS)
@@ -281,9 +176,6 @@ def test_a_mutated_triplet_is_read_right_repaired_or_refused(restored, tmp_path,
         report = packing.pack(table, tmp_path)
         told = [reason for _, reason in report.refused] or [name for name, _ in report.skipped]
         assert original.name in told[0]
-    if outcome == REFUSED:
-        report = packing.pack(table, tmp_path)
-        assert [name for name, _ in report.skipped] == [original.name]
 
 
 def read(case, original):
@@ -301,9 +193,7 @@ def read(case, original):
         assert refused.do
         return REFUSED, str(refused)
     is_same = all((getattr(patch, kind) == getattr(original, kind)).all() for kind in KINDS)
-    if patch.repairs:
-        assert is_same, "a repair must give the pixels back"
-        return REPAIRED, patch
+    assert patch.repairs == ()
     near = np.abs(np.subtract(patch.transform[:6], original.transform[:6])).max() <= 1  # a tenth of a pixel
     assert near, "the place has changed without a word"
     assert patch.crs == original.crs
@@ -315,8 +205,3 @@ def assert_is_what_stands_in_the_file(case, patch):
     for kind in KINDS:
         with rasterio.open(case.path(kind)) as file:
             np.testing.assert_array_equal(getattr(patch, kind), file.read())
-
-
-def test_the_list_of_mutations_makes_a_thousand():
-    """20 kinds, 50 each with LCFUSE_FUZZ=50."""
-    assert len(MUTATIONS) == 20

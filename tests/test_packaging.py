@@ -4,14 +4,13 @@ import os
 import re
 import subprocess
 import sys
-import zipfile
 from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
-from project import EXTRAS, PROJECT, ROOT, built_wheel, imported, name_of
+from project import EXTRAS, PROJECT, ROOT, imported, name_of
 
 import chapters
 import set_address
@@ -87,18 +86,6 @@ def test_modules_import_only_what_the_package_declares():
 
 
 # Files in subfolders of the module ---------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_the_built_package_holds_every_file_of_the_module(tmp_path):
-    """What `pip install` from an address gets: modules of every room, profiles, type marker, and the licence."""
-    wheel = built_wheel(tmp_path)
-    files = [file for file in (tmp_path / "lcfuse_core").rglob("*.*") if file.is_file()]
-    paths = {file.relative_to(tmp_path).as_posix() for file in files}
-    assert "lcfuse_core/data/sample/world.py" in paths
-    names = set(zipfile.ZipFile(wheel).namelist())
-    assert paths <= names
-    assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
 def test_make_runs_and_renders_again_when_a_file_in_any_folder_of_the_module_changes():
