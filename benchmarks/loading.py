@@ -105,7 +105,7 @@ def measure(root: Path, size: int, rounds: int, seconds: float) -> dict[str, Any
 
 def make_scene(size: int) -> world.Scene:
     """One scene of the sample world, seed 0."""
-    region = draw_region(np.random.default_rng(0), world.BIOMES[0], season=0.3, strangeness=1.0)
+    region = draw_region(np.random.default_rng(0), world.BIOMES[0], season=0.3, domain_shift=1.0)
     return world.make_scene(np.random.default_rng(1), region, size)
 
 

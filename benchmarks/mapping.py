@@ -31,7 +31,7 @@ import rasterio
 import torch
 from affine import Affine
 
-from lcfuse_core.data.sample import scene as sample_scene
+from lcfuse_core.data.sample import world
 from lcfuse_core.mapping import members
 from lcfuse_core.mapping import predict as mapping
 from lcfuse_core.mapping import scene as rasters
@@ -47,7 +47,7 @@ BLOCK_PX = 512
 
 def big_scene(folder: Path, rows: int, cols: int, seed: int = 0) -> Inputs:
     """A scene of 15 bands of that size, in tiles and uncompressed, made by mirroring a sample scene; found if there."""
-    place = sample_scene.make_place(folder / f"place-{seed}", seed, weather=False)
+    place = world.make_sample_scene(folder / f"place-{seed}", seed, weather=False)
     out = []
     for kind, path in (("s2", place.s2), ("s1", place.s1)):
         target = folder / f"{kind}-{rows}x{cols}.tif"
@@ -135,7 +135,7 @@ def area(options: argparse.Namespace) -> dict[str, Any]:
 
 def seams(options: argparse.Namespace) -> dict[str, Any]:
     """Pixels away from class borders that change when the windows are shifted by half."""
-    place = sample_scene.make_place(options.data / "place-0", 0, weather=False)
+    place = world.make_sample_scene(options.data / "place-0", 0, weather=False)
     found = {}
     for member in members.choose(chosen(options.model), has_s1=True):
         with rasters.open_scene(place.s2, place.s1) as scene:
@@ -175,7 +175,7 @@ def differing(one: Any, other: Any) -> dict[str, float]:
 
 def kills(options: argparse.Namespace) -> dict[str, Any]:
     """The same map, made in one go and by a process that is killed again and again at random moments."""
-    place = sample_scene.make_place(options.data / "place-0", 0, weather=False)
+    place = world.make_sample_scene(options.data / "place-0", 0, weather=False)
     shell = [sys.executable, "-m", "lcfuse_core", "map", "--s2", str(place.s2), "--s1", str(place.s1)]
     shell += ["--coarse", str(place.coarse), "--window", "128", "--overlap", "32", "--probabilities", "--quiet"]
     shell += [word for path in options.model for word in ("--model", str(path))]

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from lcfuse_core import __version__, _runtime
 from lcfuse_core.data.legends import DFC2020, SCORED
-from lcfuse_core.data.sample import scene
+from lcfuse_core.data.sample import world
 from lcfuse_core.errors import ParameterError
 from lcfuse_core.mapping.coarse import CoarseMap, open_coarse
 from lcfuse_core.mapping.members import Member, choose, learn_at_home, plan_for
@@ -354,7 +354,7 @@ def chosen_inputs(parameters: Mapping[str, Any], data: Path) -> tuple[Inputs, Pa
     data : folder that the sample scene of `seed` is kept in
     """
     if not parameters["s2_path"]:
-        place = scene.make_place(data / f"place-{parameters['seed']}", parameters["seed"])
+        place = world.make_sample_scene(data / f"place-{parameters['seed']}", parameters["seed"])
         return Inputs((place.s2,), (place.s1,), place.coarse, clouds=place.clouds), place.truth
     s1 = (parameters["s1_path"],) if parameters["s1_path"] else ()
     return Inputs((parameters["s2_path"],), s1, parameters["coarse_path"] or None), None

@@ -20,7 +20,6 @@ from places import AT, UTM, member, network, scene_arrays, write
 
 from lcfuse_core.data.legends import DFC2020, SCORED
 from lcfuse_core.data.patches import Patch
-from lcfuse_core.data.sample import scene as sample_scene
 from lcfuse_core.data.sample import world
 from lcfuse_core.errors import DataError, DiskError, ParameterError
 from lcfuse_core.mapping import make, members, worklog
@@ -373,11 +372,9 @@ def write_band(path, lc):
 
 def test_the_sample_scene_is_of_a_region_of_the_sample_world(tmp_path):
     """Signatures from the same seed; the same files again; weather hides a corner and a hole."""
-    name = world.TEST_REGIONS[1].name
-    assert sample_scene.signature_seed(3, name) == (3, 2, world._number(name), 1)
-    made = sample_scene.make_place(tmp_path / "p", 0, side=96)
+    made = world.make_sample_scene(tmp_path / "p", 0, side=96)
     times = [path.stat().st_mtime_ns for path in (made.s2, made.coarse)]
-    assert sample_scene.make_place(tmp_path / "p", 0, side=96) == made
+    assert world.make_sample_scene(tmp_path / "p", 0, side=96) == made
     assert [path.stat().st_mtime_ns for path in (made.s2, made.coarse)] == times
     s2, clouds, truth = read(made.s2), read(made.clouds)[0], read(made.truth)[0]
     assert 0.01 < (s2 == 0).all(axis=0).mean() < 0.3

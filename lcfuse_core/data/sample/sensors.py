@@ -101,16 +101,16 @@ class Region:
     confusion: NDArray[np.float64]  # (8, 9) p(MODIS class | dominant class): the scored classes, then Savanna
 
 
-def draw_region(rng: np.random.Generator, biome: Biome, *, season: float, strangeness: float) -> Region:
+def draw_region(rng: np.random.Generator, biome: Biome, *, season: float, domain_shift: float) -> Region:
     """
     Draw the signatures of a region.
 
     season : -1 (leafless, dry) .. 1 (high season); scales the green share of all but needle-leaved plants
-    strangeness : standard deviation, in logits, of the region's own departure in each class and material
+    domain_shift : standard deviation, in logits, of the region's own departure in each class and material
     """
     vigour = 1.2 * season - 1.1 * biome.aridity
     leaves, needles, dry, soil = 0, 1, 2, 3
-    mixture = _MIXTURE + strangeness * rng.standard_normal(_MIXTURE.shape)
+    mixture = _MIXTURE + domain_shift * rng.standard_normal(_MIXTURE.shape)
     planted = [SCORED.index(code) for code in (FOREST, SHRUB, GRASS, WETLAND, CROP)]
     mixture[planted, leaves] += vigour
     mixture[planted, dry] += 0.6 * biome.aridity - 0.4 * season
@@ -120,7 +120,7 @@ def draw_region(rng: np.random.Generator, biome: Biome, *, season: float, strang
     mixture[forest, leaves] -= 1.2 * (biome.conifers - 0.4)
     tone = np.exp(rng.normal(0, 0.12, (len(MATERIALS), 1)) + rng.normal(0, 0.05, _REFLECTANCE.shape))
     tone[5] *= np.exp(rng.normal(0.2, 0.5))  # turbid or clear water
-    wet_db = rng.normal(0, 0.6) + strangeness * rng.normal(0, 1.0, (len(SCORED), 2))
+    wet_db = rng.normal(0, 0.6) + domain_shift * rng.normal(0, 1.0, (len(SCORED), 2))
     return Region(
         biome=biome,
         materials=_REFLECTANCE * tone,

@@ -1,19 +1,24 @@
 """
 The sample: a small synthetic world, written in the exact layouts of SEN12MS and DFC2020.
 
-Stands in for: training scenes from many biomes and seasons, labelled by MODIS alone, and an evaluation set of other
-regions, at another season, with a fine reference. What the pixels hold, and where that breaks down, is told in
-`landscape` (the ground) and `sensors` (what is seen of it).
-Breaks down: 24 scenes instead of 252, eight classes without Savanna and Snow/Ice, a reference without errors.
+Stands in for: training scenes of many biomes and seasons, labelled by MODIS alone, and an evaluation set of other
+regions and another season, with a fine reference. `landscape` makes the ground and `sensors` what is measured of it;
+both describe their limits.
+Limits: 24 scenes instead of 252, eight classes without Savanna and Snow/Ice, a reference without errors.
 
-`<root>/sen12ms` training patches, `<root>/truth` their fine truth (for comparison only: no chapter trains on it without
-saying so), `<root>/dfc2020` the evaluation patches, `<root>/world.json` what was made.
+`<root>/sen12ms` holds the training patches, `<root>/truth` their fine truth (for comparison only: a chapter that trains
+on it says so), `<root>/dfc2020` the evaluation patches, `<root>/world.json` the record of what was made.
+
+`make_sample_scene` writes one larger scene as a user would bring it: a file of 13 bands, a file of Sentinel-1, the
+MODIS label as one pixel per cell in the sinusoidal grid. Its region is one of the test set, but no network has been
+trained on the scene. A corner is outside the swath (zeros) and a cloud without a shadow hides some of the ground.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import warnings
@@ -31,16 +36,16 @@ from pyproj import Transformer
 from rasterio.errors import NotGeoreferencedWarning
 
 from lcfuse_core import _runtime
+from lcfuse_core.data.cells import SINUSOIDAL, modis_raster
+from lcfuse_core.data.files import B10, part_transform
+from lcfuse_core.data.legends import IGNORE
 from lcfuse_core.data.sample.landscape import Biome, Landscape, make_landscape
 from lcfuse_core.data.sample.sensors import Region, draw_region, lccs_layers, see_modis, see_sentinel1, see_sentinel2
 from lcfuse_core.errors import ParameterError
 
-PATCH = 256
-STRIDE = 128
-MARGIN = 64
-"""Pixels drawn beyond a scene on each side, so that no coarse cell is cut by the scene's edge."""
-
-TRAIN_SIZE, EVALUATION_SIZE = 384, 512
+_PATCH, _STRIDE = 256, 128
+_MARGIN = 64  # pixels drawn beyond a scene on each side, so that its edge cuts no coarse cell
+_TRAIN_SIZE, _EVALUATION_SIZE = 384, 512
 
 BIOMES = (
     Biome("temperate farmland", 48.3, 11.9, forest=0.4, grass=0.3, shrub=-1.2, crops=0.5, water=("river",)),
@@ -86,42 +91,48 @@ TEST_REGIONS = (
 )  # fmt: skip
 
 # SEN12MS folder, and how green the season is (-1..1).
-SEASONS = (
+_SEASONS = (
     ("ROIs1158_spring", 0.3),
     ("ROIs1868_summer", 0.8),
     ("ROIs1970_fall", 0.0),
     ("ROIs2017_winter", -0.5),
 )
-EVALUATION_SEASON = -0.1
+_EVALUATION_SEASON = -0.1
 
 
 @dataclass(frozen=True)
 class WorldPlan:
     """
-    What to make.
+    Size and seed of a sample world.
 
-    seed : everything follows from it
-    n_train : training scenes of 384 x 384 px, four patches each, through the biomes and seasons in turn
-    n_validation, n_test : evaluation scenes of 512 x 512 px, four patches each, through the regions in turn
-    strangeness : how far a region's signatures depart from the mean, in logits; the same for training and
-        evaluation regions. Set so that networks trained on other regions lose what real ones lose.
+    Attributes
+    ----------
+    seed : int
+        Everything follows from it.
+    n_train : int
+        Training scenes of 384 x 384 pixels, four patches each, through the biomes and seasons in turn.
+    n_validation, n_test : int
+        Evaluation scenes of 512 x 512 pixels, four patches each, through the regions in turn.
+    domain_shift : float
+        Standard deviation, in logits, of a region's signatures from the mean, in training and evaluation regions alike.
+        Chosen so that networks trained on other regions lose as much accuracy as on real data.
     """
 
     seed: int = 0
     n_train: int = 24
     n_validation: int = 4
     n_test: int = 12
-    strangeness: float = 1.15
+    domain_shift: float = 1.15
 
     def __post_init__(self) -> None:
         for name in ("n_train", "n_validation", "n_test"):
             if getattr(self, name) < 1:
-                raise ParameterError(name, found=str(getattr(self, name)), expected="1 or more", do="Ask for a scene.")
+                raise ParameterError(name, found=str(getattr(self, name)), expected="1 or more", do="Add a scene.")
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One scene as the sensors saw it; arrays share (H, W), and `truth` is what was planted."""
+    """One synthetic scene as the sensors measure it; arrays share (H, W), `truth` is the planted land cover."""
 
     s1: NDArray[np.float64]
     s2: NDArray[np.uint16]
@@ -132,26 +143,25 @@ class Scene:
 
 
 def make_scene(rng: np.random.Generator, region: Region, size: int) -> Scene:
-    """Draw one scene of *size* x *size* px of 10 m in *region*."""
-    full = size + 2 * MARGIN
-    crs, transform = _place(rng, region.biome, full)
+    """Draw one scene of *size* x *size* pixels of 10 m in *region*."""
+    full = size + 2 * _MARGIN
+    crs, transform = _draw_grid(rng, region.biome, full)
     land = make_landscape(rng, region.biome, (full, full))
     igbp = see_modis(rng, land.truth, transform, crs, region)
-    inner = np.s_[MARGIN:-MARGIN, MARGIN:-MARGIN]
-    land = Landscape(land.truth[inner], land.objects[inner])
-    igbp = igbp[inner]
+    inner = np.s_[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
+    land, igbp = Landscape(land.truth[inner], land.objects[inner]), igbp[inner]
     return Scene(
         s1=see_sentinel1(rng, land, region),
         s2=see_sentinel2(rng, land, region),
         lc=np.concatenate([igbp[None], lccs_layers(igbp)]),
         truth=land.truth,
         crs=crs,
-        transform=_corner(transform, MARGIN, MARGIN),
+        transform=part_transform(transform, _MARGIN, _MARGIN),
     )
 
 
-def _place(rng: np.random.Generator, biome: Biome, size: int) -> tuple[str, Affine]:
-    """A UTM zone and a north-up 10 m grid near the biome's place; origins are not multiples of 10 m, as in SEN12MS."""
+def _draw_grid(rng: np.random.Generator, biome: Biome, size: int) -> tuple[str, Affine]:
+    """Draw a UTM grid of 10 m near the biome's location; origins are not multiples of 10 m, as in SEN12MS."""
     latitude, longitude = biome.latitude + rng.uniform(-0.4, 0.4), biome.longitude + rng.uniform(-0.4, 0.4)
     zone = int((longitude + 180) // 6) + 1
     crs = f"EPSG:{32600 + zone if latitude >= 0 else 32700 + zone}"
@@ -159,56 +169,42 @@ def _place(rng: np.random.Generator, biome: Biome, size: int) -> tuple[str, Affi
     return crs, Affine(10, 0, easting - 5 * size, 0, -10, northing + 5 * size)
 
 
-def _corner(transform: Affine, row: int, col: int) -> Affine:
-    """The transform of the part of a raster that begins at *row*, *col*."""
-    t = transform
-    return Affine(t.a, t.b, t.c + t.a * col + t.b * row, t.d, t.e, t.f + t.d * col + t.e * row)
-
-
-def make_world(root: str | Path, plan: WorldPlan | None = None, *, workers: int = 2) -> Path:
+def make_world(root: str | os.PathLike[str], plan: WorldPlan | None = None, *, workers: int = 2) -> Path:
     """
-    Write the sample world under *root* and return *root*; a world of the same plan and code that is there is kept.
+    Write the sample world under *root* and return *root*; a world of the same plan and code is kept.
 
     The files appear all at once: an interrupted call leaves nothing that looks finished.
     """
     plan, root = plan or WorldPlan(), Path(root)
-    wanted = {"plan": asdict(plan), "code": _code_digest()}
+    wanted = {"plan": asdict(plan), "code": _runtime.code_digest("data.sample.world")}
     if _holds(root, wanted):
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
-    half_made = Path(tempfile.mkdtemp(dir=root.parent, prefix=f"{root.name}.part-"))
+    unfinished = Path(tempfile.mkdtemp(dir=root.parent, prefix=f"{root.name}.part-"))
     try:
         jobs = _jobs(plan)
-        digests = _write_scenes(half_made, plan, jobs, workers)
-        record = {"synthetic": True, **wanted, "regions": _regions(jobs), "sha256": _digest(digests)}
-        (half_made / "world.json").write_text(json.dumps(record, indent=1) + "\n")
-        half_made.chmod(0o755)  # a temporary folder is closed to others
-        # Another process may have made the same world meanwhile, and somebody may be reading it.
+        digest = hashlib.sha256("".join(_write_scenes(unfinished, plan, jobs, workers)).encode()).hexdigest()
+        record = {"synthetic": True, **wanted, "regions": _regions(jobs), "sha256": digest}
+        (unfinished / "world.json").write_text(json.dumps(record, indent=1) + "\n")
+        unfinished.chmod(0o755)  # a temporary folder is closed to others
+        # Another process may have made the same world meanwhile, and may be reading it.
         if not _holds(root, wanted):
             shutil.rmtree(root, ignore_errors=True)
-            half_made.rename(root)
+            unfinished.rename(root)
     finally:
-        shutil.rmtree(half_made, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     return root
 
 
-def _holds(root: Path, wanted: dict[str, Any]) -> bool:
-    """Whether a whole world of that plan and code lies there; its record is the last file that is written."""
-    return (root / "world.json").exists() and read_world(root).items() >= wanted.items()
-
-
-def _write_scenes(root: Path, plan: WorldPlan, jobs: list[_Job], workers: int) -> list[str]:
-    write = partial(_write_scene, root, plan)
-    if workers == 1:
-        return list(map(write, jobs))
-    with ProcessPoolExecutor(workers) as pool:
-        return list(pool.map(write, jobs))
-
-
-def read_world(root: str | Path) -> dict[str, Any]:
-    """The record of a sample world: plan, regions of the evaluation patches, digest of all pixels."""
+def read_world(root: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the record of a sample world: plan, regions of the evaluation patches, digest of all pixels."""
     record: dict[str, Any] = json.loads((Path(root) / "world.json").read_text())
     return record
+
+
+def _holds(root: Path, wanted: dict[str, Any]) -> bool:
+    """Return whether a complete world of that plan and code is there; its record is the last file written."""
+    return (root / "world.json").exists() and read_world(root).items() >= wanted.items()
 
 
 @dataclass(frozen=True)
@@ -223,21 +219,18 @@ class _Job:
 def _jobs(plan: WorldPlan) -> list[_Job]:
     jobs = []
     for number in range(plan.n_train):
-        # Shifted by one a round, so that a biome meets all four seasons.
-        season, greenness = SEASONS[(number + number // len(BIOMES)) % len(SEASONS)]
+        # Shifted by one per round, so that a biome appears in all four seasons.
+        season, greenness = _SEASONS[(number + number // len(BIOMES)) % len(_SEASONS)]
         jobs.append(_Job("train", number, BIOMES[number % len(BIOMES)], season, greenness))
-    for split, regions, n in (
-        ("validation", VALIDATION_REGIONS, plan.n_validation),
-        ("test", TEST_REGIONS, plan.n_test),
-    ):
+    evaluation = (("validation", VALIDATION_REGIONS, plan.n_validation), ("test", TEST_REGIONS, plan.n_test))
+    for split, regions, n in evaluation:
         for number in range(n):
-            biome = regions[number % len(regions)]
-            jobs.append(_Job(split, number, biome, "ROIs0000", EVALUATION_SEASON))
+            jobs.append(_Job(split, number, regions[number % len(regions)], "ROIs0000", _EVALUATION_SEASON))
     return jobs
 
 
 def _regions(jobs: list[_Job]) -> dict[str, dict[str, str]]:
-    """Region of each evaluation patch, by split and patch number: the phase archives do not tell."""
+    """Return the region of each evaluation patch by split and number, which the phase archives do not contain."""
     regions: dict[str, dict[str, str]] = {"validation": {}, "test": {}}
     for job in jobs:
         if job.split != "train":
@@ -245,70 +238,130 @@ def _regions(jobs: list[_Job]) -> dict[str, dict[str, str]]:
     return regions
 
 
+def _write_scenes(root: Path, plan: WorldPlan, jobs: list[_Job], workers: int) -> list[str]:
+    write = partial(_write_scene, root, plan)
+    if workers == 1:
+        return list(map(write, jobs))
+    with ProcessPoolExecutor(workers) as pool:
+        return list(pool.map(write, jobs))
+
+
 def _write_scene(root: Path, plan: WorldPlan, job: _Job) -> str:
     """Make one scene, write its patches, and return the digest of its pixels."""
     stream = ("train", "validation", "test").index(job.split)
     # The scenes of one evaluation region share its signatures; each training scene is a region of its own.
-    place = job.number if job.split == "train" else job.biome.name
-    signature = np.random.default_rng((plan.seed, stream, _number(place), 1))
-    region = draw_region(signature, job.biome, season=job.greenness, strangeness=plan.strangeness)
+    signature = job.number if job.split == "train" else _region_number(job.biome)
+    rng = np.random.default_rng((plan.seed, stream, signature, 1))
+    region = draw_region(rng, job.biome, season=job.greenness, domain_shift=plan.domain_shift)
     rng = np.random.default_rng((plan.seed, stream, job.number, 2))
     training = job.split == "train"
-    scene = make_scene(rng, region, TRAIN_SIZE if training else EVALUATION_SIZE)
+    scene = make_scene(rng, region, _TRAIN_SIZE if training else _EVALUATION_SIZE)
     (_write_training if training else _write_evaluation)(root, job, scene)
     arrays = (scene.s1, scene.s2, scene.lc, scene.truth)
     return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()
 
 
-def _number(place: int | str) -> int:
-    return place if isinstance(place, int) else int.from_bytes(place.encode()[:7], "big")
-
-
-def _code_digest() -> str:
-    """Of the modules that make the pixels: a world made by other code is another world."""
-    return _runtime.code_digest("data.sample.world")
-
-
-def _digest(parts: list[str]) -> str:
-    return hashlib.sha256("".join(parts).encode()).hexdigest()
+def _region_number(biome: Biome) -> int:
+    return int.from_bytes(biome.name.encode()[:7], "big")
 
 
 def _write_training(root: Path, job: _Job, scene: Scene) -> None:
-    """SEN12MS layout: 256 px patches at every 128 px, named <season>_<kind>_<scene>_p<patch>.tif."""
-    starts = range(0, TRAIN_SIZE - PATCH + 1, STRIDE)
-    corners = [(row, col) for row in starts for col in starts]
+    """Write the SEN12MS layout: 256 px patches at every 128 px, named <season>_<kind>_<scene>_p<patch>.tif."""
+    starts = range(0, _TRAIN_SIZE - _PATCH + 1, _STRIDE)
     layers: dict[str, NDArray[Any]] = {
         "s1": scene.s1.astype(np.float32),
         "s2": scene.s2,
         "lc": scene.lc,
         "dfc": scene.truth[None],
     }
-    for patch, (row, col) in enumerate(corners, start=30):
+    for patch, (row, col) in enumerate(((row, col) for row in starts for col in starts), start=30):
         for kind, array in layers.items():
             top = root / ("truth" if kind == "dfc" else "sen12ms")
-            name = f"{job.season}_{kind}_{job.number + 1}_p{patch}.tif"
-            window = array[:, row : row + PATCH, col : col + PATCH]
-            corner = _corner(scene.transform, row, col)
-            _write(top / job.season / f"{kind}_{job.number + 1}" / name, window, scene.crs, corner)
+            path = top / job.season / f"{kind}_{job.number + 1}" / f"{job.season}_{kind}_{job.number + 1}_p{patch}.tif"
+            window = array[:, row : row + _PATCH, col : col + _PATCH]
+            _write(path, window, scene.crs, part_transform(scene.transform, row, col))
 
 
 def _write_evaluation(root: Path, job: _Job, scene: Scene) -> None:
-    """DFC2020 phase archives: four patches that do not overlap, without georeference, S1 in float64."""
+    """Write the DFC2020 phase archives: four separate patches without georeference, S1 in float64."""
     suffix = "0" if job.split == "test" else "validation"
     layers: dict[str, NDArray[Any]] = {"s1": scene.s1, "s2": scene.s2, "lc": scene.lc, "dfc": scene.truth[None]}
-    corners = [(row, col) for row in (0, PATCH) for col in (0, PATCH)]
+    corners = [(row, col) for row in (0, _PATCH) for col in (0, _PATCH)]
     for patch, (row, col) in enumerate(corners, start=4 * job.number):
         for kind, array in layers.items():
             path = root / "dfc2020" / f"{kind}_{suffix}" / f"ROIs0000_{job.split}_{kind}_0_p{patch}.tif"
-            _write(path, array[:, row : row + PATCH, col : col + PATCH], None, None)
+            _write(path, array[:, row : row + _PATCH, col : col + _PATCH], None, None)
 
 
-def _write(path: Path, array: NDArray[Any], crs: str | None, transform: Affine | None) -> None:
-    """An uncompressed, pixel-interleaved GeoTIFF without nodata tag, as the real files are."""
+def _write(path: Path, array: NDArray[Any], crs: str | None, transform: Affine | None, **options: Any) -> None:
+    """Write a pixel-interleaved GeoTIFF; without options uncompressed and without nodata, as the real files are."""
     path.parent.mkdir(parents=True, exist_ok=True)
     count, height, width = array.shape
-    profile = {"driver": "GTiff", "dtype": array.dtype, "count": count, "height": height, "width": width}
+    profile = {"driver": "GTiff", "dtype": array.dtype, "count": count, "height": height, "width": width, **options}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with rasterio.open(path, "w", **profile, crs=crs, transform=transform, interleave="pixel") as file:
             file.write(array)
+
+
+@dataclass(frozen=True)
+class SampleScene:
+    """Files of the sample scene; `truth` is the 10 m truth, for scoring alone."""
+
+    s2: Path
+    s1: Path
+    coarse: Path
+    clouds: Path
+    truth: Path
+
+
+def make_sample_scene(
+    root: str | os.PathLike[str], seed: int = 0, *, side: int = 900, region: int = 1, weather: bool = True
+) -> SampleScene:
+    """
+    Write the sample scene of this seed under *root*, unless it is there (some seconds), and return its files.
+
+    *side* is its size in pixels, *region* a number among `TEST_REGIONS`; *weather* adds the cloud and the swath's edge.
+    """
+    root = Path(root)
+    files = SampleScene(*(root / f"{name}.tif" for name in ("s2", "s1", "coarse", "clouds", "truth")))
+    wanted = {"seed": seed, "side": side, "region": region, "weather": weather}
+    with _runtime.lock(root.with_suffix(".lock")):
+        record = root / "place.json"
+        if not (record.exists() and json.loads(record.read_text()) == wanted):
+            _write_sample_scene(files, seed, side, region, weather)
+            record.write_text(json.dumps(wanted))
+    return files
+
+
+def _write_sample_scene(files: SampleScene, seed: int, side: int, number: int, weather: bool) -> None:
+    biome = TEST_REGIONS[number]
+    rng = np.random.default_rng((seed, 2, _region_number(biome), 1))  # as the test scenes of the region in the world
+    region = draw_region(rng, biome, season=_EVALUATION_SEASON, domain_shift=WorldPlan().domain_shift)
+    scene = make_scene(np.random.default_rng((seed, 3, number, 2)), region, side)
+    s2, cloud = scene.s2, np.zeros(scene.truth.shape, np.float32)
+    if weather:
+        s2, cloud = _under_weather(s2)
+    codes, transform = modis_raster(scene.transform, scene.crs, scene.lc[0])
+    options = {"tiled": True, "compress": "deflate"}
+    for path, array in (
+        (files.s2, s2),
+        (files.s1, scene.s1.astype(np.float32)),
+        (files.clouds, (cloud > 0.05).astype(np.uint8)[None]),
+        (files.truth, scene.truth[None]),
+    ):
+        _write(path, array, scene.crs, scene.transform, **options)
+    _write(files.coarse, codes[None], SINUSOIDAL, transform, nodata=IGNORE, **options)
+
+
+def _under_weather(s2: NDArray[np.uint16]) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
+    """Add a cloud and the edge of the swath; returns S2 and the cloud's opacity 0..1."""
+    rows, cols = s2.shape[1:]
+    row, col = np.mgrid[:rows, :cols] / max(rows, cols)
+    ragged = 0.02 * (np.sin(23 * row) + np.sin(31 * col + 1) + np.sin(17 * (row + col)))
+    cloud = np.clip(4 * (1 - np.hypot(row - 0.24, 0.7 * (col - 0.62)) / 0.1 + 8 * ragged), 0, 1).astype(np.float32)
+    white = np.full(13, 6500.0)
+    white[B10] = 1200
+    s2 = np.rint(s2 * (1 - cloud) + white[:, None, None] * cloud).astype(np.uint16)
+    s2[:, col + 0.3 * row < 0.12] = 0
+    return s2, cloud

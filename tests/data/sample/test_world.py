@@ -242,7 +242,7 @@ def test_roads_are_drawn_and_never_on_water():
 @pytest.fixture(scope="module")
 def scene():
     biome = landscape.Biome("a", 45, 5, forest=0.3, barren=0.3, lakes=0.2, towns=16.0)
-    region = sensors.draw_region(np.random.default_rng(1), biome, season=0.5, strangeness=0.0)
+    region = sensors.draw_region(np.random.default_rng(1), biome, season=0.5, domain_shift=0.0)
     return world.make_scene(np.random.default_rng(2), region, 384), region
 
 
@@ -285,7 +285,7 @@ def test_sixty_metre_bands_repeat_and_ten_metre_bands_do_not(scene):
 
 def test_a_pure_cell_without_confusion_keeps_its_class(scene):
     """With an identity for a confusion matrix and one class everywhere, the label is that class."""
-    region = sensors.draw_region(np.random.default_rng(1), scene[1].biome, season=0.5, strangeness=0.0)
+    region = sensors.draw_region(np.random.default_rng(1), scene[1].biome, season=0.5, domain_shift=0.0)
     clear = np.concatenate([np.eye(8), np.zeros((8, 1))], axis=1)
     region = sensors.Region(region.biome, region.materials, region.mixture, region.backscatter_db, region.haze, clear)
     for code in legends.SCORED:
