@@ -20,7 +20,7 @@ import zarr
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from lcfuse_core.data.tiles import TileReader, TileWriter
+from lcfuse_core.data.packed import PackedScene, tile_type
 
 TILE = 128
 Layers = dict[str, NDArray[Any]]
@@ -29,15 +29,27 @@ Open = Callable[[], Read]
 
 
 def ours(folder: Path, layers: Layers) -> Open:
-    """`lcfuse_core.tiles`: tiles as they are, memory-mapped, with checksums."""
-    with TileWriter(folder / "tiles") as writer:
-        for i, j in _grid(layers):
-            for kind, layer in layers.items():
-                writer.add(kind, i, j, _tile(layer, i, j))
+    """`lcfuse_core.data.packed`: one record per tile in a memory-mapped .npy file, read as `PackedScene.fill` reads."""
+    dtype = tile_type(layers, TILE)
+    rows, cols = _size(layers)
+    records = np.lib.format.open_memmap(folder / "tiles.npy", "w+", dtype, (rows * cols,))
+    for i, j in _grid(layers):
+        for kind, layer in layers.items():
+            records[kind][i * cols + j] = _tile(layer, i, j)
+    records.flush()
 
     def reopen() -> Read:
-        reader = TileReader(folder / "tiles", writer.chunks, writer.n_bytes, TILE, _size(layers))
-        return lambda kind, row, col, size: reader.window(kind, row, col, size, size)
+        scene = PackedScene.__new__(PackedScene)
+        mapped = np.asarray(np.load(folder / "tiles.npy", mmap_mode="r"))
+        scene.tile, scene.layers = TILE, {kind: mapped[kind] for kind in layers}
+        scene._numbers = np.arange(rows * cols).reshape(rows, cols).tolist()
+
+        def read(kind: str, row: int, col: int, size: int) -> NDArray[Any]:
+            out = np.empty((layers[kind].shape[0], size, size), layers[kind].dtype)
+            scene.fill({kind: out}, row, col, size, size)
+            return out
+
+        return read
 
     return reopen
 

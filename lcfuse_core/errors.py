@@ -7,6 +7,7 @@ Every class is also the built-in error of its kind, so that `except ValueError` 
 
 from __future__ import annotations
 
+import errno
 from os import PathLike
 
 
@@ -75,3 +76,12 @@ class DiskError(LcfuseError, OSError):
     """A disk that is full or cannot be written; what was finished before is kept."""
 
     __str__ = LcfuseError.__str__  # OSError would print an errno
+
+
+def disk_error(path: str | PathLike[str], error: OSError, n_bytes: int = 0) -> DiskError:
+    """Return the error for a disk that refused *n_bytes* bytes."""
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    found = f"{error.strerror or error}" + (" (the disk is full)" if is_full else "")
+    expected = f"room for {n_bytes:,} bytes or more" if n_bytes else "to write it"
+    do = "Free some space or choose another disk, and call again: what was finished is kept."
+    return DiskError(path, found=found, expected=expected, do=do)

@@ -14,7 +14,8 @@ import rasterio
 from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning
 
-from lcfuse_core.data import legends
+from lcfuse_core.data import legends, packed, packing, patches
+from lcfuse_core.data.files import part_transform
 
 ROWS, COLS = 32, 48
 KINDS = ("s1", "s2", "lc", "dfc")
@@ -106,3 +107,44 @@ def write_patch(root, layout="sen12ms", patch=1, scene=None, kinds=None, **array
     return {
         kind: write_tif(file_of(root, layout, kind, patch, scene), (usual | arrays)[kind], **place) for kind in kinds
     }
+
+
+# Scenes of overlapping patches ---------------------------------------------------------------------
+
+SIDE = 32
+CORNER = Affine(10, 0, 500003.7, 0, -10, 5400007.2)
+WHOLE = [(row, col) for row in (0, 16, 32, 48) for col in (0, 16, 32)]
+"""Corners of patches of 32 x 32 with half overlap that cover 80 x 64 pixels."""
+
+
+def scene_arrays(rows=80, cols=64, seed=0):
+    """Every pixel its own: random S1, S2 and class codes, and a reference, as one scene."""
+    rng = np.random.default_rng(seed)
+    all_legends = (legends.IGBP, legends.LCCS_LAND_COVER, legends.LCCS_LAND_USE, legends.LCCS_HYDROLOGY)
+    s2 = rng.integers(300, 9000, (13, rows, cols)).astype(np.uint16)
+    s2[10] //= 100
+    return {
+        "s1": rng.uniform(-30, -1, (2, rows, cols)).astype(np.float32),
+        "s2": s2,
+        "lc": np.stack([rng.choice(np.array(legend.codes, np.uint8), (rows, cols)) for legend in all_legends]),
+        "dfc": rng.integers(0, 11, (1, rows, cols)).astype(np.uint8),
+    }
+
+
+def write_scene(root, corners=WHOLE, scene="7", side=SIDE, kinds=("s1", "s2", "lc"), place=CORNER, **arrays):
+    """Patches at these corners, each with its own transform, as SEN12MS cuts them."""
+    arrays = scene_arrays() | arrays
+    for number, (row, col) in enumerate(corners, start=30):
+        corner = part_transform(place, row, col)
+        for kind in kinds:
+            piece = arrays[kind][:, row : row + side, col : col + side]
+            write_tif(file_of(root, "sen12ms", kind, number, scene), piece, UTM, corner)
+    return patches.complete(patches.index(root), kinds)
+
+
+def pack_one(root, table):
+    """The one scene of a table, packed under *root*."""
+    report = packing.pack(table, root)
+    assert report.refused == []
+    (path,) = packed.packed_paths(root)
+    return packed.PackedScene(path)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import rasterio
 from miniatures import UTM, file_of, write_tif
-from test_packed import CORNER, scene_arrays, write_scene
+from miniatures import CORNER, scene_arrays, write_scene
 
 from lcfuse_core.data import packing, patches
 from lcfuse_core.data.files import part_transform

@@ -1,7 +1,10 @@
 """
-Packed scenes: any window of a scene, its patches as they were, and training crops at any offset.
+Packed scenes: a scene of SEN12MS joined from its patches, from which training reads crops at any offset.
 
-`packing` writes them.
+Patches of a scene overlap by half, so the files hold most pixels up to four times. A packed scene holds each pixel
+once, beside the number of its coarse cell: `<scene_id>.npy` has one record per square tile with all layers of the
+tile, uncompressed, and `<scene_id>.json` has the georeference, the patches, and place and CRC-32 of each tile. Nothing
+is lost: where patches overlap they must agree bit for bit, and `PackedScene.patch` returns each as it was read.
 """
 
 from __future__ import annotations
@@ -9,7 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +24,9 @@ from affine import Affine
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from torch import Tensor
 
-from lcfuse_core.data.cells import GRID_COLS
 from lcfuse_core.data.files import part_transform
-from lcfuse_core.data.legends import DFC2020, IGBP, IGNORE, SCORED
+from lcfuse_core.data.legends import DFC2020, IGBP, IGNORE
 from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.source import (
     LABEL_KINDS,
@@ -33,158 +36,242 @@ from lcfuse_core.data.source import (
     PatchSource,
     Place,
     check_labels,
-    class_counts,
     label_index,
 )
-from lcfuse_core.data.tiles import REPACK, Chunk, TileReader
 from lcfuse_core.errors import DataError, MissingDataError, ParameterError
 
-FORMAT = 1
-"""Version of the files; raised when their layout changes."""
+FORMAT = "lcfuse packed scene, 2"
+"""The `format` of the JSON file of a packed scene; another file in the folder is not taken for one."""
+
+_LAYERS = {
+    "s1": ("<f4", 2), "s2": ("<u2", 13), "cells": ("<u2", 1), "igbp": ("u1", 1), "lccs": ("u1", 3), "dfc": ("u1", 1),
+}  # fmt: skip
+"""Type and bands of each layer of a tile. The first layer of lc is apart: training reads it alone."""
+
+_REPACK = "Delete it and pack the scene again."
 
 
-def seal(record: dict[str, Any]) -> str:
-    """A record as JSON, with its own SHA-256."""
-    return json.dumps({"sha256": _digest(record), "record": record})
+# Reading ------------------------------------------------------------------------------------------
 
 
-def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The record of a packed scene; DataError when it is damaged or of another format."""
+def packed_paths(folder: str | os.PathLike[str]) -> list[Path]:
+    """Return the `.json` files of the packed scenes in a folder, sorted; files of any other kind are not listed."""
+    return [path for path in sorted(Path(folder).glob("*.json")) if _is_record(path)]
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a JSON file describes a packed scene; one that cannot be read does if there are pixels beside it."""
     try:
-        sealed = json.loads(Path(path).read_text(encoding="utf-8"))
-        is_whole = sealed["sha256"] == _digest(sealed["record"])
+        content = json.loads(path.read_bytes())
+    except ValueError:
+        return path.with_suffix(".npy").exists()
+    return isinstance(content, dict) and str(content.get("format", "")).startswith(FORMAT.split(",")[0])
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """The description of a packed scene; DataError when it is damaged or of another format."""
+    try:
+        content = json.loads(path.read_bytes())
+        if content["format"] == FORMAT and content["sha256"] == digest_of(content["scene"]):
+            scene: dict[str, Any] = content["scene"]
+            return scene
+        found = "a damaged description" if content["format"] == FORMAT else f"format {content['format']!r}"
     except FileNotFoundError:
-        do = "Pack the scene first (packing.pack)."
+        do = "Pack the scene first (packed.pack)."
         raise MissingDataError(path, found="no such file", expected="a packed scene", do=do) from None
     except (ValueError, KeyError, TypeError):
-        is_whole = False
-    if not is_whole:
-        raise DataError(path, found="a damaged record", expected="a packed scene", do=REPACK)
-    record: dict[str, Any] = sealed["record"]
-    if record["format"] != FORMAT:
-        raise DataError(path, found=f"format {record['format']}", expected=f"format {FORMAT}", do=REPACK)
-    return record
+        found = "a damaged description"
+    raise DataError(path, found=found, expected=f"format {FORMAT!r}", do=_REPACK)
 
 
-def _digest(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+def digest_of(value: Any) -> str:
+    """Return a SHA-256 of a value that JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def tile_type(kinds: Iterable[str], side: int) -> np.dtype[Any]:
+    """Return the type of the record of a tile: one field (bands, side, side) per layer."""
+    return np.dtype([(kind, dtype, (n, side, side)) for kind, (dtype, n) in _LAYERS.items() if kind in kinds])
 
 
 class PackedScene:
     """
     One packed scene of H x W pixels of 10 m; parts of it may be covered by no patch.
 
-    path : its `.json` file; the `.tiles` lie beside it
-    scene_id, crs, transform, shape : what it is and where
-    names : of its patches
-    digest : SHA-256 of its record, and so of its pixels
-    covered : bool (rows, cols), which of its tiles of `tile` x `tile` pixels hold pixels
+    Parameters
+    ----------
+    path : path
+        Its `.json` file; the `.npy` file lies beside it.
 
-    Raises MissingDataError when a file is not there, DataError when one is damaged (see `tiles.TileReader`).
+    Attributes
+    ----------
+    scene_id, crs, transform, shape
+        Name, georeference, and size in pixels (H, W).
+    tile : int
+        Side of a tile in pixels.
+    covered : ndarray of bool, shape (H / tile, W / tile)
+        Which tiles hold pixels.
+    digest : str
+        SHA-256 of its description, which holds a CRC-32 of each tile.
+
+    Raises
+    ------
+    MissingDataError
+        If one of the two files is missing.
+    DataError
+        If the description is damaged, or the pixels do not have the size that it states.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        record = read_record(path)
-        self.digest = _digest(record)
+        record = _read_record(self.path)
+        self.digest = digest_of(record)
         self.scene_id: str = record["scene_id"]
+        self.source: str = record["source"]  # a digest of names, sizes and times of the files it was packed from
         self.crs, self.transform = CRS.from_wkt(record["crs"]), Affine(*record["transform"])
         self.shape: tuple[int, int] = tuple(record["size"])
         self.tile: int = record["tile"]
-        chunks = {kind: [Chunk(*place) for place in places] for kind, places in record["chunks"].items()}
-        grid = self.shape[0] // self.tile, self.shape[1] // self.tile
-        self.tiles = TileReader(self.path.with_suffix(".tiles"), chunks, record["n_bytes"], self.tile, grid)
-        self.covered = self.tiles.has("s1")
         self._patches = {patch["name"]: patch for patch in record["patches"]}
-        self._cells = record["cells"]
+        self._tiles: list[tuple[int, int, int]] = record["tiles"]  # row, column, CRC-32
+        self._records = _mapped(self.path.with_suffix(".npy"), tile_type(record["layers"], self.tile), len(self._tiles))
+        self.layers = {kind: self._records[kind] for kind in record["layers"]}
+        grid = self.shape[0] // self.tile, self.shape[1] // self.tile
+        numbers = np.full(grid, len(self._tiles))  # of a tile that is not stored: an index out of range
+        for number, (row, col, _) in enumerate(self._tiles):
+            numbers[row, col] = number
+        self.covered = numbers < len(self._tiles)
+        self._numbers: list[list[int]] = numbers.tolist()
+        self._is_whole = bool(self.covered.all())
 
     def __reduce__(self) -> tuple[type[PackedScene], tuple[Path]]:
-        # A loader's worker opens the file itself; the mapped pixels do not travel.
+        # A worker process opens the file itself; the mapped pixels are not sent.
         return PackedScene, (self.path,)
 
     @property
     def names(self) -> list[str]:
-        """Names of the patches that the scene was put together from, north to south."""
+        """Names of the patches that the scene was joined from, north to south."""
         return list(self._patches)
 
     def window_of(self, name: str) -> tuple[int, int, int, int]:
-        """Where a patch lies in the scene: row, column, rows, columns. ParameterError when it is not of the scene."""
+        """Return row, column, rows and columns of a patch in the scene. Raises ParameterError on an unknown name."""
         if name not in self._patches:
             raise ParameterError(name, found="no such patch", expected=f"one of {self.scene_id}", do="See `names`.")
         row, col, rows, cols = self._patches[name]["window"]
         return row, col, rows, cols
 
     def patch(self, name: str) -> Patch:
-        """The patch of that name, equal to what `patches.read_patch` read: pixels, CRS, transform and repairs."""
-        window, record = self.window_of(name), self._patches[name]
-        return self._patch(name, window, Affine(*record["transform"]), tuple(record["repairs"]))
+        """Return the patch of that name, equal to what `read_patch` read: pixels, CRS, transform and repairs."""
+        stored = self.read(*self.window_of(name))
+        record = self._patches[name]
+        return replace(stored, name=name, transform=Affine(*record["transform"]), repairs=tuple(record["repairs"]))
 
     def read(self, row: int, col: int, rows: int, cols: int) -> Patch:
         """
-        Any window, as a patch: new arrays of *rows* x *cols* pixels from *row*, *col*.
+        Return any window of *rows* x *cols* pixels from *row*, *col* on, as a patch with arrays of its own.
 
-        Raises ParameterError when a part of it lies outside the scene or is covered by no patch.
+        Raises ParameterError if a part of it lies outside the scene or is covered by no patch.
         """
-        self._check_window(row, col, rows, cols)
-        shifted = part_transform(self.transform, row, col)
-        return self._patch(f"{self.scene_id} [{row}:{row + rows}, {col}:{col + cols}]", (row, col, rows, cols), shifted)
-
-    def _patch(
-        self, name: str, window: tuple[int, int, int, int], transform: Affine, repairs: tuple[str, ...] = ()
-    ) -> Patch:
-        layers = {kind: self.tiles.window(kind, *window) for kind in self.tiles.kinds if kind != "cells"}
+        layers = {kind: self._window(kind, row, col, rows, cols) for kind in self.layers if kind != "cells"}
+        name, place = f"{self.scene_id} [{row}:{row + rows}, {col}:{col + cols}]", (self.transform, row, col)
         lc = np.concatenate([layers["igbp"], layers["lccs"]]) if "igbp" in layers else None
         dfc = layers["dfc"][0] if "dfc" in layers else None
-        return Patch(name, layers["s1"], layers["s2"], lc, dfc, self.crs, transform, repairs)
+        return Patch(name, layers["s1"], layers["s2"], lc, dfc, self.crs, part_transform(*place))
 
     def cells(self, row: int, col: int, rows: int, cols: int) -> NDArray[np.int32]:
-        """Coarse cell of each pixel of a window, int32 (rows, cols): a number within the scene; see `cell_keys`."""
-        self._check_window(row, col, rows, cols)
-        return self.tiles.window("cells", row, col, rows, cols)[0].astype(np.int32)
+        """Return the coarse cell of each pixel of a window, int32 (rows, cols), numbered within the scene."""
+        return self._window("cells", row, col, rows, cols)[0].astype(np.int32)
 
-    def cell_keys(self, numbers: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Place of those cells in the global MODIS grid (row * GRID_COLS + col), as `cells.cell_ids` has them."""
-        row, col = np.divmod(numbers.astype(np.int64), self._cells["n_cols"])
-        return (row + self._cells["row"]) * GRID_COLS + col + self._cells["col"]
-
-    def is_covered(self, row: int, col: int, rows: int, cols: int) -> bool:
-        """Whether every pixel of a window inside the scene is there."""
-        side = self.tile
-        part = self.covered[row // side : (row + rows - 1) // side + 1, col // side : (col + cols - 1) // side + 1]
-        return bool(part.all())
-
-    def _check_window(self, row: int, col: int, rows: int, cols: int) -> None:
+    def _window(self, kind: str, row: int, col: int, rows: int, cols: int) -> NDArray[Any]:
         is_inside = 0 <= row < row + rows <= self.shape[0] and 0 <= col < col + cols <= self.shape[1]
         if not is_inside or not self.is_covered(row, col, rows, cols):
             found = f"rows {row}..{row + rows}, columns {col}..{col + cols}"
             expected = f"a window inside {self.shape} pixels that patches cover (see `covered`)"
             raise ParameterError(self.scene_id, found=found, expected=expected, do="Choose another window.")
+        dtype, bands = _LAYERS[kind]
+        out = np.empty((bands, rows, cols), dtype)
+        self.fill({kind: out}, row, col, rows, cols)
+        return out
+
+    def fill(self, out: Mapping[str, NDArray[Any]], row: int, col: int, rows: int, cols: int) -> None:
+        """
+        Copy a covered window into the arrays of *out*: layer -> array or view of shape (bands, rows, cols).
+
+        Nothing is checked: see `is_covered`, and `verify` for damage.
+        """
+        side = self.tile
+        for i in range(row // side, (row + rows - 1) // side + 1):
+            top, bottom = max(row, i * side), min(row + rows, (i + 1) * side)
+            for j in range(col // side, (col + cols - 1) // side + 1):
+                left, right = max(col, j * side), min(col + cols, (j + 1) * side)
+                number = self._numbers[i][j]
+                part = np.s_[number, :, top - i * side : bottom - i * side, left - j * side : right - j * side]
+                to = np.s_[:, top - row : bottom - row, left - col : right - col]
+                for kind, array in out.items():
+                    array[to] = self.layers[kind][part]
+
+    def is_covered(self, row: int, col: int, rows: int, cols: int) -> bool:
+        """Return whether every pixel of a window inside the scene is stored."""
+        if self._is_whole:
+            return True
+        side = self.tile
+        part = self.covered[row // side : (row + rows - 1) // side + 1, col // side : (col + cols - 1) // side + 1]
+        return bool(part.all())
 
     def n_places(self, size: int) -> int:
-        """Places where a square of *size* pixels lies inside the scene, covered or not; 0 when none is covered."""
+        """Return at how many places a square of *size* pixels lies inside the scene; 0 when none is covered."""
         rows, cols = self.shape[0] - size + 1, self.shape[1] - size + 1
         whole = -(-size // self.tile)
         if min(rows, cols) < 1 or min(self.covered.shape) < whole:
             return 0
-        # A covered square holds a whole block of covered tiles, and the other way round.
+        # There is a covered square where, and only where, a whole block of tiles is covered.
         blocks = sliding_window_view(self.covered, (whole, whole)).all(axis=(2, 3))
         return rows * cols if blocks.any() else 0
 
     def verify(self) -> list[str]:
-        """What is damaged, in words; reads every byte. An empty list says that all is well."""
-        return self.tiles.damaged()
+        """Read every byte and return a sentence for each damaged tile; an empty list if there is none."""
+        return [
+            f"{self.path.with_suffix('.npy')}: found a wrong checksum of the tile in row {row}, column {col}, "
+            f"expected CRC-32 {crc:08x}. The disk or a copy has damaged it. {_REPACK}"
+            for number, (row, col, crc) in enumerate(self._tiles)
+            if zlib.crc32(self._records[number].tobytes()) != crc
+        ]
+
+
+def _mapped(path: Path, dtype: np.dtype[Any], n_tiles: int) -> NDArray[Any]:
+    """The tiles in a file, mapped into memory. Raises as `PackedScene`."""
+    expected = f"{n_tiles} tiles of {dtype.itemsize:,} bytes"
+    if not path.is_file():
+        raise MissingDataError(path, found="no such file", expected=expected, do=_REPACK)
+    size = path.stat().st_size
+    try:
+        mapped = np.load(path, mmap_mode="r")
+        is_whole = (mapped.dtype, mapped.shape, mapped.offset + mapped.nbytes) == (dtype, (n_tiles,), size)
+    except (ValueError, OSError, EOFError):
+        is_whole = False
+    if not is_whole:
+        raise DataError(path, found=f"{size:,} bytes that do not fit", expected=expected, do=_REPACK)
+    return np.asarray(mapped)  # as a plain array, of which slices cost less
 
 
 class PackedScenes(PatchSource):
     """
-    Packed scenes to train from: as `patches.PatchStack`, but on disk, and with crops at any offset of a scene.
+    Packed scenes to train from: as `PatchStack`, but on disk, and with crops at any offset of a scene.
 
-    source : the folder of packed scenes, or a list of their `.json` files
-    labels : "modis" or "fine", as for `patches.PatchStack`
-    only : scene ids to take; what is held out is not even opened
+    Parameters
+    ----------
+    source : path or iterable of paths
+        The folder of packed scenes, or their `.json` files.
+    labels : str
+        Which labels the crops have, as for `PatchStack`.
+    only : iterable of str, optional
+        Ids of the scenes to use; files of other scenes are not opened.
 
-    `len` is the number of patches that the scenes were put together from. Raises MissingDataError when there is no
-    scene, one of *only* is not there, or a scene has no such labels; DataError when one is damaged.
+    Raises
+    ------
+    MissingDataError
+        If there is no scene, one of *only* is missing, or a scene has no such labels.
+    DataError
+        If a scene is damaged.
     """
 
     def __init__(
@@ -195,35 +282,42 @@ class PackedScenes(PatchSource):
         only: Iterable[str] | None = None,
     ) -> None:
         check_labels(labels)
-        self.scenes = [PackedScene(path) for path in _paths(source, only)]
+        self.scenes = [PackedScene(path) for path in _chosen_paths(source, only)]
         self.labels = labels
         self._kind, self._classes = _class_table(labels)
         for scene in self.scenes:
-            if self._kind not in scene.tiles.kinds:
-                found, expected = f"{', '.join(scene.tiles.kinds)}", f"{self._kind}, for {labels} labels"
+            if self._kind not in scene.layers:
+                found, expected = f"{', '.join(scene.layers)}", f"{self._kind}, for {labels} labels"
                 raise MissingDataError(scene.path, found=found, expected=expected, do="Pack it with that layer.")
 
     def __len__(self) -> int:
+        """Return the number of patches that the scenes were joined from."""
         return sum(len(scene.names) for scene in self.scenes)
 
     def crops(self, n: int, size: int, generator: torch.Generator, *, turned: bool = True) -> Crops:
-        """Return *n* random squares, upright unless *turned*; see `PatchSource.crops`."""
+        """
+        Return *n* random squares of *size* pixels, each in one of its eight flips and rotations if *turned*.
+
+        Every covered square is equally likely, whatever the size of its scene. The same state of *generator* (on the
+        CPU) gives the same crops. Raises ParameterError if no scene holds such a square.
+        """
         return self.cut(self.places(n, size, generator, turned=turned), size)
 
     def places(self, n: int, size: int, generator: torch.Generator, *, turned: bool = True) -> list[Place]:
-        """Draw positions (scene, row, column, symmetry); ParameterError if no scene holds such a square."""
+        """Return the places of such squares: scene, row, column and symmetry of each."""
         drawn = self._draw(n, size, generator)
         symmetries = torch.randint(8 if turned else 1, (n,), generator=generator).tolist()
         return [(*place, symmetry) for place, symmetry in zip(drawn, symmetries, strict=True)]
 
     def cut(self, places: Sequence[Place], size: int) -> Crops:
-        """The squares of *size* pixels at these places."""
+        """Return the squares of *size* pixels at these places; cells are numbered within their scene."""
         n = len(places)
         s2, s1 = np.empty((n, N_S2, size, size), np.uint16), np.empty((n, N_S1, size, size), np.float32)
         codes, cells = np.empty((n, 1, size, size), np.uint8), np.empty((n, 1, size, size), np.uint16)
+        arrays = {"s2": s2, "s1": s1, self._kind: codes, "cells": cells}
         for k, (number, row, col, symmetry) in enumerate(places):
-            for kind, crops in (("s2", s2), ("s1", s1), (self._kind, codes), ("cells", cells)):
-                self.scenes[number].tiles.window(kind, row, col, size, size, out=_turned(crops[k], symmetry))
+            out = {kind: _turned(array[k], symmetry) for kind, array in arrays.items()}
+            self.scenes[number].fill(out, row, col, size, size)
         labels, numbers = np.take(self._classes, codes[:, 0]), cells[:, 0].astype(np.int32)
         return Crops(*(torch.from_numpy(array) for array in (s2, s1, labels, numbers)))
 
@@ -245,9 +339,8 @@ class PackedScenes(PatchSource):
         return drawn
 
     def digest(self) -> str:
-        """SHA-256 of all that training can see, from the scenes' records: they hold a CRC-32 of every tile."""
-        told = [self.labels, *(scene.digest for scene in self.scenes)]
-        return hashlib.sha256("\n".join(told).encode()).hexdigest()
+        """Return a SHA-256 of all that training can read, from the descriptions of the scenes and the labels."""
+        return hashlib.sha256("\n".join([self.labels, *(scene.digest for scene in self.scenes)]).encode()).hexdigest()
 
     def windows(self) -> Iterator[Crops]:
         """Yield every covered pixel once, tile by tile."""
@@ -256,42 +349,34 @@ class PackedScenes(PatchSource):
                 crops = self.cut([(number, i * scene.tile, j * scene.tile, 0)], scene.tile)
                 yield Crops(*(tensor[0] for tensor in crops))
 
-    def class_counts(self, n_classes: int = len(SCORED)) -> Tensor:
-        """Pixels of each class of the labels over all covered pixels, int64 (n_classes,), each counted once."""
-        counts = torch.zeros(n_classes, dtype=torch.int64)
-        for scene in self.scenes:
-            for i, j in np.argwhere(scene.covered).tolist():
-                counts += class_counts(self._classes[scene.tiles.read(self._kind, i, j)[0]], n_classes)
-        return counts
-
 
 def _turned(square: NDArray[Any], symmetry: int) -> NDArray[Any]:
-    """A view of *square* (..., H, W): what is written into it stands there as `patches.turn` would turn it."""
+    """A view of *square* (..., H, W) in which an array is stored as `source.turn` would turn it."""
     upright = square[..., :: -1 if symmetry & 2 else 1, :: -1 if symmetry & 4 else 1]
     return upright.swapaxes(-1, -2) if symmetry & 1 else upright
 
 
 def _class_table(labels: str) -> tuple[str, NDArray[np.uint8]]:
-    """Kind of chunk that holds such labels, and the network class of each of its codes, uint8 (256,)."""
+    """The layer that holds such labels, and the network class of each of its codes, uint8 (256,)."""
     kind, legend = ("dfc", DFC2020) if LABEL_KINDS[labels][-1] == "dfc" else ("igbp", IGBP)
     codes = np.array([0, *legend.codes], np.uint8)
     s2, s1 = np.zeros((N_S2, 1, len(codes)), np.uint16), np.zeros((N_S1, 1, len(codes)), np.float32)
     lc, dfc = (None, codes[None]) if kind == "dfc" else (codes[None, None], None)
-    patch = Patch("all codes", s1, s2, lc, dfc)
     classes = np.full(256, IGNORE, np.uint8)  # other codes were refused when the scene was packed
-    classes[codes] = label_index(patch, labels)[0]
+    classes[codes] = label_index(Patch("all codes", s1, s2, lc, dfc), labels)[0]
     return kind, classes
 
 
-def _paths(source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], only: Iterable[str] | None) -> list[Path]:
-    """Records of the scenes to take, in the order of their names."""
-    if isinstance(source, (str, os.PathLike)):
-        paths, where = sorted(Path(source).glob("*.json")), Path(source)
-    else:
-        paths, where = [Path(path) for path in source], Path("packed scenes")
+def _chosen_paths(
+    source: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], only: Iterable[str] | None
+) -> list[Path]:
+    """The `.json` files of the scenes to use."""
+    is_folder = isinstance(source, str | os.PathLike)
+    paths = packed_paths(source) if is_folder else [Path(path) for path in source]  # type: ignore[arg-type, union-attr]
     wanted = {path.stem for path in paths} if only is None else set(only)
     missing = sorted(wanted - {path.stem for path in paths})
     if missing or not wanted:
-        found = f"no packed {', '.join(missing) or 'scene'}"
-        raise MissingDataError(where, found=found, expected="packed scenes", do="Pack them first (packing.pack).")
+        found, where = f"no packed {', '.join(missing) or 'scene'}", source if is_folder else "packed scenes"
+        do = "Pack them first (packed.pack, or `data pack`)."
+        raise MissingDataError(where, found=found, expected="packed scenes", do=do)  # type: ignore[arg-type]
     return [path for path in paths if path.stem in wanted]

@@ -79,7 +79,7 @@ def _data(options: argparse.Namespace, labels: str) -> tuple[Any, Any]:
     from lcfuse_core.data import packed, patches, source
     from lcfuse_core.scoring import protocol
 
-    if any(options.data.glob("*.json")):
+    if packed.packed_paths(options.data):
         stack: Any = packed.PackedScenes(options.data, labels, only=options.only)
         rows: pd.DataFrame | None = None
     else:

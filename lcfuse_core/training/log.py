@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from lcfuse_core import _runtime
-from lcfuse_core.data.tiles import disk_error
+from lcfuse_core.errors import disk_error
 from lcfuse_core.training.checkpoint import Row
 
 METRICS = "metrics.jsonl"

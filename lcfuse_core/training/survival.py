@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from lcfuse_core import _runtime
-from lcfuse_core.data.tiles import disk_error
+from lcfuse_core.errors import disk_error
 from lcfuse_core.errors import CheckpointError, ParameterError, TrainingError
 from lcfuse_core.training.checkpoint import STATE, Run, TrainPlan, checkpoint_bytes, read_checkpoint, write_whole
 

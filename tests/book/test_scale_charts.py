@@ -3,7 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from test_packed import WHOLE, write_scene
+from miniatures import WHOLE, write_scene
 
 from lcfuse_core.book import scale_charts
 from lcfuse_core.data import packing, patches

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from servers import HTTPServer
-from test_packed import WHOLE, write_scene
+from miniatures import WHOLE, write_scene
 from worlds import SHARED, item, make_zip, md5, toy_files
 
 from lcfuse_core import __main__ as shell

@@ -20,7 +20,7 @@ from miniatures import (
     s2_array,
     write_patch,
 )
-from test_packed import pack_one, write_scene
+from miniatures import pack_one, write_scene
 from toys import toy_stack
 
 from lcfuse_core.data import patches, source

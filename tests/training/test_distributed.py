@@ -12,7 +12,7 @@ from pathlib import Path
 import cloudpickle
 import pytest
 import torch
-from test_packed import pack_one, write_scene
+from miniatures import pack_one, write_scene
 from toys import toy_stack
 
 from lcfuse_core.errors import ParameterError, TrainingError
