@@ -17,8 +17,7 @@ import warnings
 import numpy as np
 import pytest
 import rasterio
-from miniatures import UTM, file_of, write_tif
-from miniatures import CORNER, scene_arrays, write_scene
+from miniatures import CORNER, UTM, file_of, scene_arrays, write_scene, write_tif
 
 from lcfuse_core.data import packing, patches
 from lcfuse_core.data.files import part_transform

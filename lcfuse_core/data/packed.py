@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -246,7 +247,7 @@ def _mapped(path: Path, dtype: np.dtype[Any], n_tiles: int) -> NDArray[Any]:
     try:
         mapped = np.load(path, mmap_mode="r")
         is_whole = (mapped.dtype, mapped.shape, mapped.offset + mapped.nbytes) == (dtype, (n_tiles,), size)
-    except (ValueError, OSError, EOFError):
+    except (ValueError, OSError, EOFError, SyntaxError, TokenError):  # a damaged header
         is_whole = False
     if not is_whole:
         raise DataError(path, found=f"{size:,} bytes that do not fit", expected=expected, do=_REPACK)
@@ -314,7 +315,7 @@ class PackedScenes(PatchSource):
         n = len(places)
         s2, s1 = np.empty((n, N_S2, size, size), np.uint16), np.empty((n, N_S1, size, size), np.float32)
         codes, cells = np.empty((n, 1, size, size), np.uint8), np.empty((n, 1, size, size), np.uint16)
-        arrays = {"s2": s2, "s1": s1, self._kind: codes, "cells": cells}
+        arrays: dict[str, NDArray[Any]] = {"s2": s2, "s1": s1, self._kind: codes, "cells": cells}
         for k, (number, row, col, symmetry) in enumerate(places):
             out = {kind: _turned(array[k], symmetry) for kind, array in arrays.items()}
             self.scenes[number].fill(out, row, col, size, size)

@@ -25,8 +25,7 @@ import torch
 from torch import Tensor
 
 from lcfuse_core import _runtime
-from lcfuse_core.errors import disk_error
-from lcfuse_core.errors import CheckpointError, ParameterError, TrainingError
+from lcfuse_core.errors import CheckpointError, ParameterError, TrainingError, disk_error
 from lcfuse_core.training.checkpoint import STATE, Run, TrainPlan, checkpoint_bytes, read_checkpoint, write_whole
 
 LAST, PREVIOUS, DAMAGED = "last.safetensors", "previous.safetensors", "damaged.safetensors"

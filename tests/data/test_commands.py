@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from servers import HTTPServer
 from miniatures import WHOLE, write_scene
+from servers import HTTPServer
 from worlds import SHARED, item, make_zip, md5, toy_files
 
 from lcfuse_core import __main__ as shell
