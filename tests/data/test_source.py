@@ -16,11 +16,12 @@ from miniatures import (
     dfc_array,
     lc_array,
     needs_semireal,
+    pack_one,
     s1_array,
     s2_array,
     write_patch,
+    write_scene,
 )
-from miniatures import pack_one, write_scene
 from toys import toy_stack
 
 from lcfuse_core.data import patches, source
