@@ -71,7 +71,7 @@ _build/html/index.html: $(READY) $(PAGES) $(CHAPTER_FILES) $(MODULE)
 	$(PY) scripts/build_book.py --out _build/html
 
 pdf: _build/html/index.html ## print the whole book into one PDF beside the pages (needs Chromium)
-	$(PY) scripts/pdf.py --pages _build/html
+	$(PY) scripts/pdf.py _build/html
 
 test: $(READY) ## all checks: style, types, tests, and every chapter run and compared with what it shows
 	$(BIN)/ruff check .

@@ -1,12 +1,11 @@
 """
-Print the whole book as one PDF: `python scripts/pdf.py [--pages FOLDER] [--out FILE]`, after `make render`.
+Print the whole book as one PDF beside its pages: `python scripts/pdf.py [PAGES]`, after `make render`.
 
 The articles of all pages but the reference are joined into one page, which a headless Chromium prints with an outline.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shutil
@@ -77,8 +76,7 @@ def make(pages: Path, out: Path, names: list[str]) -> None:
     joined = pages / "_one_page.html"
     joined.write_text(one_page(pages, names), encoding="utf-8")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        page = browser.new_context(offline=True, color_scheme="light").new_page()
+        page = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"]).new_page(offline=True)
         page.set_default_timeout(600_000)
         page.goto(joined.as_uri())
         page.evaluate(OPEN_ALL)
@@ -87,21 +85,15 @@ def make(pages: Path, out: Path, names: list[str]) -> None:
             margin={"top": "18mm", "bottom": "21mm", "left": "21mm", "right": "21mm"},
             display_header_footer=True, header_template="<p></p>", footer_template=FOOT,
         )  # fmt: skip
-        browser.close()
     joined.unlink()
     out.write_bytes(TWICE.sub(lambda found: b"/Title (%s)" % found[1] + b" " * len(found[1]), out.read_bytes()))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pages", type=Path, default=chapters.ROOT / "_build" / "html")
-    parser.add_argument("--out", type=Path, help=f"default: {NAME} beside the pages")
-    given = parser.parse_args()
+    pages = Path(sys.argv[1]) if len(sys.argv) > 1 else chapters.ROOT / "_build" / "html"
     toc = yaml.safe_load((chapters.BOOK / "_toc.yml").read_text())
-    names = [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
-    out = given.out or given.pages / NAME
-    make(given.pages, out, names)
-    print(out.resolve().as_uri())
+    make(pages, pages / NAME, [toc["root"], *(one["file"] for part in toc["parts"] for one in part["chapters"])])
+    print((pages / NAME).resolve().as_uri())
 
 
 if __name__ == "__main__":
