@@ -5,6 +5,7 @@ The same from a shell.
     python -m lcfuse_core run CHAPTER -p seed 0..4 -p network fcn,unet --out DIR [--jobs 2 | --cluster ADDRESS]
     python -m lcfuse_core ledger {list,show,diff} [--file F]
     python -m lcfuse_core train DATA --out RUN [-p NAME VALUE] ...
+    python -m lcfuse_core compare [--only NAME ...] [--seeds N ...] --out FILE
     python -m lcfuse_core sample [--seed N]
     python -m lcfuse_core data {list,fetch,verify,status} [--profile P]
     python -m lcfuse_core map --s2 FILE [--s1 FILE] [--coarse FILE] [--model CHECKPOINT] --out DIR
@@ -16,16 +17,18 @@ import argparse
 import sys
 from pathlib import Path
 
-from lcfuse_core.book import grids, reruns, settings
+from lcfuse_core import _runtime
+from lcfuse_core.book import reruns, settings
 from lcfuse_core.data import commands as data_commands
 from lcfuse_core.errors import LcfuseError
 from lcfuse_core.mapping import commands as map_commands
+from lcfuse_core.methods import commands as method_commands
 from lcfuse_core.scoring import ledger
 from lcfuse_core.training import commands as train_commands
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0 when it went well, 1 when a chapter failed, 2 when it was asked for something unknown."""
+    """Run one command; return 0 on success, 1 if a run failed, 2 on a wrong name, value or file."""
     options = _parser().parse_args(arguments)
     try:
         code: int = options.command(options)
@@ -42,10 +45,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     run = commands.add_parser("run", help="execute a chapter with checked parameters")
     run.add_argument("chapter", help=", ".join(settings.CHAPTERS))
-    run.add_argument("--profile", default="smoke", help=", ".join(settings.PROFILES))
+    run.add_argument("--profile", default="smoke", help=", ".join(_runtime.PROFILES))
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUES"), dest="given")
     run.add_argument("--out", type=Path, required=True, help="folder for the executed notebook and its ledger")
-    run.add_argument("--book", type=Path, default=grids.BOOK, help="folder of the chapters")
+    run.add_argument("--book", type=Path, default=reruns.BOOK, help="folder of the chapters")
     run.add_argument("--jobs", type=_jobs, default=1, help="runs of a grid at a time, on this machine")
     run.add_argument("--cluster", default="", metavar="ADDRESS", help="of a Dask scheduler, to run a grid there")
     run.set_defaults(command=run_chapter)
@@ -56,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     data_commands.add_parser(commands)
     map_commands.add_parser(commands)
     train_commands.add_parser(commands)
+    method_commands.add_parser(commands)
     return parser
 
 
@@ -68,7 +72,7 @@ def _jobs(text: str) -> int:
 
 def run_chapter(options: argparse.Namespace) -> int:
     """Execute a chapter into `--out`, or a grid of them; every name and value is checked before anything runs."""
-    runs = grids.grid(options.chapter, options.given, profile=options.profile, out=options.out, book=options.book)
+    runs = reruns.grid(options.chapter, options.given, profile=options.profile, out=options.out, book=options.book)
     if len(runs) > 1:
         outcomes = reruns.execute_all(runs, jobs=options.jobs, cluster=options.cluster)
         print(reruns.report(outcomes))
@@ -83,10 +87,10 @@ def run_chapter(options: argparse.Namespace) -> int:
 
 
 def make_sample(options: argparse.Namespace) -> int:
-    """Make the sample world where chapters will find it, and say where that is."""
-    from lcfuse_core.book import chapter
+    """Make the sample world in the data folder and print its path."""
+    from lcfuse_core.data.sample import world
 
-    print(chapter.Chapter("sample", {"seed": options.seed}).sample)
+    print(world.sample_folder(options.seed))
     return 0
 
 

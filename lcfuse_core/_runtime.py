@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import yaml
 
-from lcfuse_core.errors import LcfuseError, MissingDataError
+from lcfuse_core.errors import LcfuseError, MissingDataError, ParameterError
 
 try:
     import fcntl
@@ -37,6 +38,9 @@ PACKAGE = Path(__file__).parent
 SHIPPED = PACKAGE / "shipped"
 """Files that come with the package: profiles, claims, published scores, trained networks, recorded results."""
 
+PROFILES = ("smoke", "colab", "full")
+"""Sets of parameters, by the amount of data and time; see `shipped/profiles`."""
+
 TRAINING_CODE = ("training.loop", "methods.adapt")
 """What trains networks: a stored network counts only while these modules, and all that they import, are unchanged."""
 
@@ -44,6 +48,20 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _STARTED = time.monotonic()
+
+
+def data_folder() -> Path:
+    """Return the folder of samples, downloads and trained networks: LCFUSE_DATA, or `_data` in the current folder."""
+    return Path(os.environ.get("LCFUSE_DATA", "_data")).absolute()
+
+
+def read_profile(name: str) -> dict[str, Any]:
+    """Return the parameters of a profile. Raises ParameterError if there is no such profile."""
+    if name not in PROFILES:
+        known = ", ".join(PROFILES)
+        raise ParameterError("profile", found=repr(name), expected=f"one of {known}", do="Choose one of them.")
+    values: dict[str, Any] = yaml.safe_load((SHIPPED / "profiles" / f"{name}.yaml").read_text(encoding="utf-8"))
+    return values
 
 
 def commit() -> str | None:

@@ -4,8 +4,8 @@ Draw the picture on the first page and in the README, and the card that chat win
     python scripts/cover.py
     python scripts/cover.py --card       (the card alone, from the picture that is there)
 
-Our place (`Chapter.our_place`): image, MODIS label, the map of the FCN that has learnt at home (chapter *fusion*),
-reference.
+The example patch (`Chapter.example_patch`): image, MODIS label, the map of the FCN that was fine-tuned on the target
+regions, reference.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.patches import Rectangle
 
-from lcfuse_core.book import chapter, images, settings
-from lcfuse_core.methods import bench, registry
+from lcfuse_core.book import images, style
+from lcfuse_core.book.chapter import Chapter
+from lcfuse_core.methods import registry
 
 OUT = "book/_assets/result.png"
 CARD = "book/_assets/social-card.png"
@@ -50,10 +51,10 @@ def main() -> None:
     if given.card:
         draw_card()
         return
-    smoke = settings.read_profile("smoke")
-    here = chapter.begin("evaluation", {name: smoke[name] for name in settings.names_of("evaluation")})
-    work, patch = bench.Bench(here), here.our_place()
-    predict, _ = work.network_at_home(work.network())
+    style.use_book_style()
+    here = Chapter.from_profile("cover")
+    patch = here.example_patch()
+    predict, _ = here.adapted_network(here.network())
     figure = images.show_maps_side_by_side({"Network": registry.mapped(predict)(patch)}, patch)
     figure.savefig(OUT, dpi=150, metadata={"Software": None})
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""Ledger lines of invented methods, in the form of `scripts/methods.py`, for tests."""
+"""Ledger lines of invented methods, in the form of `lcfuse_core compare`, for tests."""
 
 import json
 from dataclasses import asdict

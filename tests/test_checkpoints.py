@@ -1,43 +1,61 @@
-"""The networks that come with the package: current, small, and found."""
+"""The networks that come with the package: named by the code of today, small, and found."""
+
+import json
+import shutil
 
 import pytest
 
 import checkpoints
-from lcfuse_core.book import chapter
-from lcfuse_core.mapping import members
+from lcfuse_core.methods import experiment
+from lcfuse_core.methods.experiment import Experiment
 from lcfuse_core.training import checkpoint, loop
-from seeds import begin
 
 
 @pytest.fixture(scope="module")
-def here():
-    return begin(0, None, small=False)
+def sample():
+    return Experiment.from_profile("checkpoints")
 
 
-def test_what_is_shipped_is_what_the_code_of_today_would_train(here):
-    """A changed plan, sample or training code without `make checkpoints` is caught here."""
-    wanted = {here.checkpoint_name(plan) for plan in checkpoints.plans(here)}
-    assert {path.name for path in chapter.SHIPPED.glob("*.safetensors")} == wanted, "run: make checkpoints"
+def test_file_names_are_those_of_the_code_of_today(sample):
+    """A change of plan, sample or training code without `scripts/checkpoints.py` is caught here."""
+    found = set(experiment.SHIPPED.rglob("*.safetensors"))
+    assert found == set(checkpoints.paths(sample).values()), "run scripts/checkpoints.py, with --rename or without"
+    assert sum(path.stat().st_size for path in found) < checkpoints.LIMIT_BYTES
 
 
-def test_what_has_learnt_at_home_is_shipped_apart(here, monkeypatch):
-    """For our place; a map of any other place must not ask it."""
-    monkeypatch.setattr(loop, "train", lambda *a, **k: pytest.fail("trained: run make checkpoints"))
-    [file] = (chapter.SHIPPED / "at_home").iterdir()
-    assert file.name == checkpoints.at_home(here)
-    assert file.stem not in {member.name for member in members.default_members()}
+def test_weights_are_those_of_the_table(sample):
+    digests = json.loads(checkpoints.WEIGHTS.read_text())
+    runs = {name: checkpoint.load_checkpoint(path) for name, path in checkpoints.paths(sample).items()}
+    assert {name: checkpoint.network_digest(run.network) for name, run in runs.items()} == digests
+    assert {name: runs[name].plan for name in checkpoints.plans(sample)} == checkpoints.plans(sample)
 
 
-def test_they_are_small_and_whole(here):
-    files = sorted(chapter.SHIPPED.glob("*.safetensors"))
-    assert sum(path.stat().st_size for path in chapter.SHIPPED.rglob("*.safetensors")) < checkpoints.LIMIT_BYTES
-    assert {checkpoint.load_checkpoint(path).plan for path in files} == set(checkpoints.plans(here))
-
-
-def test_a_shipped_network_is_taken_without_training(here, monkeypatch, tmp_path):
-    """Where nothing was trained before, as on Colab."""
-    plan, root = checkpoints.plans(here)[0], str(here.train_root)
+def test_shipped_networks_are_used_without_training(sample, monkeypatch, tmp_path):
+    """If nothing was trained before, as on Colab."""
+    roots = {"train_root": str(sample.train_root), "data_root": str(sample.data_root)}
     monkeypatch.setattr(loop, "train", lambda *a, **k: pytest.fail("trained"))
     monkeypatch.setenv("LCFUSE_DATA", str(tmp_path))
-    elsewhere = chapter.Chapter("evaluation", here.parameters | {"train_root": root})
-    assert elsewhere.trained(plan).plan == plan
+    other = Experiment.from_profile("evaluation", **roots)
+    run = other.network()
+    assert run.plan == checkpoints.plans(sample)["weighted"]
+    other.adapted_network(run)
+
+
+def test_renaming_moves_the_files_and_refuses_other_weights(sample, monkeypatch, tmp_path):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(experiment.SHIPPED, folder)
+    for module in (checkpoints, experiment):
+        monkeypatch.setattr(module, "SHIPPED", folder)
+    monkeypatch.setattr(checkpoints, "WEIGHTS", folder / "weights.json")
+    for number, path in enumerate(sorted(folder.rglob("*.safetensors"))):
+        path.rename(path.with_name(f"old-{number}.safetensors"))
+    checkpoints.rename(sample)
+    wanted = checkpoints.paths(sample)
+    assert set(folder.rglob("*.safetensors")) == set(wanted.values())
+    digests = json.loads((folder / "weights.json").read_text())
+    runs = {name: checkpoint.load_checkpoint(path) for name, path in wanted.items()}
+    assert {name: checkpoint.network_digest(run.network) for name, run in runs.items()} == digests
+    (folder / "weights.json").write_text(json.dumps(digests | {"plain": "other"}))
+    with pytest.raises(SystemExit, match="other weights"):
+        checkpoints.rename(sample)
+    assert set(folder.rglob("*.safetensors")) == set(wanted.values())

@@ -1,47 +1,100 @@
 """
-Run chapters again: one, or a grid of them over parameters (`grids`), on this machine or on a Dask cluster.
+Run chapters again: one, or a grid over parameters, on this machine or on a Dask cluster.
 
-Each run of a grid has a folder of its own, named for what was varied, with the executed notebook, `parameters.yaml`,
-its `ledger.jsonl`, and `CHAPTER.run.json` when it has finished. A run that has finished with the same parameters, the
-same notebook and the same code is found and not made again; one that was killed or failed is. Every run is a process
-of its own, started as a person would start it, so that none can spoil another. On a cluster the workers must see the
-same folders as the machine that asks (a shared file system), and have this package installed.
+`-p seed 0..4 -p loss cross_entropy,bag` is five times two runs:
+
+    0..4        whole numbers, both ends included
+    a,b         a list
+    (a path)    is never split. Give `-p data_root A -p data_root B` for two
+
+Everything is checked before anything runs. Each run of a grid is a process of its own and has a folder named by what
+was varied, with the executed notebook, `parameters.yaml`, `ledger.jsonl`, and `CHAPTER.run.json` when it has finished.
+A finished run with the same parameters, notebook and code is not repeated. On a cluster the workers need the same
+folders (a shared file system) and this package.
 """
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 import yaml
 
 from lcfuse_core import _runtime
-from lcfuse_core.book.grids import Run, key
-from lcfuse_core.errors import MissingDataError
+from lcfuse_core.book import settings
+from lcfuse_core.errors import MissingDataError, ParameterError
 from lcfuse_core.scoring import ledger
 
 if TYPE_CHECKING:
     from traitlets.config import Config
 
+BOOK = _runtime.PACKAGE.resolve().parent / "book"
+
+LARGEST_RANGE = 10_000
+"""Most values in a range; more are a typing error."""
+
 START_TIMEOUT_S = 600
-"""For a kernel to begin; papermill's own minute is too short when many runs start on a busy machine at once."""
+"""For a kernel to start; papermill's minute is too short when many runs start at once on a busy machine."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a chapter: the parameters that were given (paths absolute), and the folder of its results."""
+
+    chapter: str
+    parameters: dict[str, Any]
+    folder: Path
+    book: Path
+
+    @property
+    def all_parameters(self) -> dict[str, Any]:
+        """The given parameters, and the profile's for the rest: what the notebook will compute with."""
+        smoke = settings.read_profile("smoke")
+        values = {name: smoke[name] for name in settings.names_of(self.chapter)} | self.parameters
+        return settings.resolve(values, self.chapter, self.parameters)
+
+    @property
+    def name(self) -> str:
+        """The name of its folder: what was varied."""
+        return self.folder.name
+
+    @property
+    def notebook(self) -> Path:
+        """The executed notebook, whole or up to where it failed."""
+        return self.folder / f"{self.chapter}.ipynb"
+
+    @property
+    def record(self) -> Path:
+        """The file that is written when the run has finished."""
+        return self.folder / f"{self.chapter}.run.json"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether this run has been made before."""
+        try:
+            return bool(json.loads(self.record.read_text())["key"] == key(self)) and self.notebook.exists()
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run: made now, found finished, or failed; *message* says why it failed."""
+    """The result of a run: made now, found finished, or failed for the reason in *message*."""
 
     run: Run
     state: Literal["done", "found", "failed"]
@@ -49,27 +102,126 @@ class Outcome:
     message: str = ""
 
 
-def is_finished(run: Run) -> bool:
-    """Whether this very run has been made before."""
-    try:
-        return bool(json.loads(run.record.read_text())["key"] == key(run)) and run.notebook.exists()
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+def grid(
+    chapter: str,
+    given: Sequence[Sequence[str]],
+    *,
+    profile: str = "smoke",
+    out: Path,
+    book: Path = BOOK,
+) -> list[Run]:
+    """
+    Return the runs that a command line describes; a single one has *out* itself as its folder.
+
+    Parameters
+    ----------
+    chapter : str
+        Name of the chapter.
+    given : sequence of (name, text)
+        As after each `-p`.
+    profile : str
+        Name of the profile; its relative paths are resolved in the current folder, not in *out*.
+    out, book : Path
+        Folders of the results and of the chapters.
+
+    Raises
+    ------
+    ParameterError
+        Lists the known chapters, names, values or profiles.
+    MissingDataError
+        If the book has no such notebook.
+    """
+    values = parse(chapter, given, profile)
+    if not (book / f"{chapter}.ipynb").exists():
+        do = "Run this from a checkout of the book, or name the folder of the chapters with --book."
+        where = book / f"{chapter}.ipynb"
+        raise MissingDataError(where, found="no such file", expected="the chapter's notebook", do=do)
+    varied = [name for name, several in values.items() if len(several) > 1]
+    points = [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
+    out, book = out.absolute(), book.absolute()
+    runs = []
+    for point in points:
+        settings.resolve(point, chapter)
+        folder = out / _folder_name(point, varied) if len(points) > 1 else out
+        runs.append(Run(chapter, point | _profile_paths(chapter, point), folder, book))
+    return runs
+
+
+def parse(chapter: str, given: Sequence[Sequence[str]], profile: str) -> dict[str, list[Any]]:
+    """Return the values of each given parameter, in its type, without doubles; paths are made absolute."""
+    known = settings.names_of(chapter)
+    unknown = {name: None for name, _ in given if name not in known}
+    settings.check(unknown, known=known, where=f"parameters of {chapter}")
+    values: dict[str, list[Any]] = {}
+    for name, text in given:
+        values.setdefault(name, []).extend(_values(name, text))
+    if values.setdefault("profile", [profile]) != [profile] and profile != "smoke":
+        found = f"--profile {profile} and -p profile {','.join(values['profile'])}"
+        raise ParameterError("profile", found=found, expected="one of the two", do="Drop one.")
+    for name in values["profile"]:
+        settings.read_profile(name)
+    return {name: list(dict.fromkeys(several)) for name, several in values.items()}
+
+
+def _values(name: str, text: str) -> list[Any]:
+    if name in settings.PATHS:
+        return [str(Path(text).absolute()) if text else ""]
+    return [value for part in text.split(",") for value in _range(name, part)]
+
+
+def _range(name: str, text: str) -> Iterable[Any]:
+    ends = re.fullmatch(r"(-?\d+)\.\.(-?\d+)", text)
+    if ends is None or settings.Settings.model_fields[name].annotation is not int:
+        return [settings.from_text(name, text)]
+    first, last = (settings.from_text(name, end) for end in ends.groups())
+    if first > last:
+        expected = "the smaller end first"
+        raise ParameterError(f"parameter {name}", found=repr(text), expected=expected, do=f"Write {last}..{first}.")
+    if last - first >= LARGEST_RANGE:
+        found = f"{last - first + 1} values"
+        expected = f"at most {LARGEST_RANGE}"
+        raise ParameterError(f"parameter {name}", found=found, expected=expected, do="Ask for fewer.")
+    return range(first, last + 1)
+
+
+def _profile_paths(chapter: str, point: Mapping[str, Any]) -> dict[str, str]:
+    """Return the paths that the profile sets and the point does not, made absolute in the current folder."""
+    profile = settings.read_profile(point["profile"])
+    names = [name for name in settings.names_of(chapter) if name in settings.PATHS and name not in point]
+    return {name: str(Path(profile[name]).absolute()) for name in names if profile[name]}
+
+
+def _folder_name(point: Mapping[str, Any], varied: Iterable[str]) -> str:
+    """Return a name that distinguishes the runs of a grid and that every file system takes."""
+    parts = []
+    for name in varied:
+        text = str(point[name])
+        plain = re.sub(r"[^\w.-]+", "-", Path(text).name if name in settings.PATHS else text)[-40:]
+        digest = f"-{hashlib.sha256(text.encode()).hexdigest()[:6]}" if plain != text else ""
+        parts.append(f"{name}={plain}{digest}")
+    return ",".join(parts)
+
+
+def key(run: Run) -> str:
+    """Return the SHA-256 of what a run depends on besides data: parameters, the notebook's code cells, the module."""
+    # Only here: its checks of formats take two seconds to import.
+    import nbformat
+
+    notebook = nbformat.read(run.book / f"{run.chapter}.ipynb", as_version=4)
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    inputs = [run.chapter, run.all_parameters, cells, _runtime.code_digest()]
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
 def execute(run: Run) -> Outcome:
-    """
-    Execute a chapter through papermill into its folder, in this process; see `Outcome`.
-
-    Sets LCFUSE_DATA and LCFUSE_LEDGER where they are not set.
-    """
+    """Execute a chapter through papermill into its folder; set LCFUSE_DATA and LCFUSE_LEDGER if they are not set."""
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
     began = time.monotonic()
     run.folder.mkdir(parents=True, exist_ok=True)
     run.record.unlink(missing_ok=True)
-    os.environ.setdefault("LCFUSE_DATA", _data_folder())
+    os.environ.setdefault("LCFUSE_DATA", str(_runtime.data_folder()))
     os.environ.setdefault("LCFUSE_LEDGER", str(run.folder / "ledger.jsonl"))
     try:
         with kernel_config() as config:
@@ -88,20 +240,19 @@ def execute(run: Run) -> Outcome:
         message = f"{run.chapter}, cell {error.exec_count}: {error.ename}: {error.evalue}"
         return Outcome(run, "failed", time.monotonic() - began, message)
     seconds = time.monotonic() - began
-    _runtime.write_atomic(
-        run.record, json.dumps({"key": key(run), "seconds": round(seconds, 1), "parameters": run.parameters})
-    )
+    record = {"key": key(run), "seconds": round(seconds, 1), "parameters": run.parameters}
+    _runtime.write_atomic(run.record, json.dumps(record))
     return Outcome(run, "done", seconds)
 
 
 @contextmanager
 def kernel_config() -> Iterator[Config]:
     """
-    Options of Jupyter by which a kernel is spoken to through files in a folder of its own.
+    Yield the options of Jupyter by which a kernel is reached through files in a temporary folder.
 
-    Its usual way are ports of the network, chosen a second before the kernel takes them. Of many kernels that start at
-    once two then choose the same port now and then: one dies, and who started it may wait for ever (jupyter_client
-    8.10). Windows knows no such files; there it stays with ports.
+    Jupyter's usual way is network ports, chosen a second before the kernel takes them. Of many kernels that start at
+    once, two then sometimes choose the same port: one dies, and its caller may wait for ever (jupyter_client 8.10).
+    Windows has no such files; it keeps the ports.
     """
     from traitlets.config import Config
 
@@ -110,66 +261,77 @@ def kernel_config() -> Iterator[Config]:
         yield Config({"KernelManager": files})
 
 
-def _data_folder() -> str:
-    return os.environ.get("LCFUSE_DATA", str(Path("_data").absolute()))
-
-
 def execute_apart(run: Run, data: str, threads: int = 1) -> Outcome:
     """
-    Execute a run of a grid in a process of its own; one that has finished before is found.
+    Execute a run of a grid in a process of its own, unless it has finished before.
 
-    data : folder of samples and downloads, where the environment does not name one
-    threads : of its numerical libraries, likewise
+    The process continues when its parent is killed, such as a worker of a cluster; another call for the same run
+    waits for it. The ledger of an earlier attempt is kept as `earlier-ledger.jsonl`.
 
-    Its parameters are written beside it, and what an earlier attempt recorded is kept as `earlier-ledger.jsonl`. The
-    process goes on when the one that started it is killed, such as a worker of a cluster; whoever asks for the same
-    run meanwhile waits for it.
+    Parameters
+    ----------
+    run : Run
+        What to execute.
+    data : str
+        Folder of samples and downloads, if the environment does not name one.
+    threads : int
+        Threads of its numerical libraries, likewise.
     """
     with _runtime.lock(run.folder / ".run.lock") as held:
-        return Outcome(run, "found") if is_finished(run) else _execute_alone(run, data, threads, held)
+        if run.is_finished:
+            return Outcome(run, "found")
+        began, own_ledger = time.monotonic(), run.folder / "ledger.jsonl"
+        (run.folder / "parameters.yaml").write_text(yaml.safe_dump(run.all_parameters))
+        if own_ledger.exists():
+            with own_ledger.with_name("earlier-ledger.jsonl").open("ab") as earlier:
+                earlier.write(own_ledger.read_bytes())
+            own_ledger.unlink()
+        command = [sys.executable, "-m", "lcfuse_core", "run", run.chapter, "--out", str(run.folder)]
+        command += ["--book", str(run.book)]
+        for name, value in run.parameters.items():
+            command += ["-p", name, str(value)]
+        environment = {"OMP_NUM_THREADS": str(threads), "LCFUSE_DATA": data, **os.environ}
+        environment["LCFUSE_LEDGER"] = str(own_ledger)
+        done = subprocess.run(
+            command, env=environment, pass_fds=held, capture_output=True, text=True, errors="replace", check=False
+        )
+        return _outcome(run, done, time.monotonic() - began)
 
 
-def _execute_alone(run: Run, data: str, threads: int, held: tuple[int, ...]) -> Outcome:
-    began = time.monotonic()
-    (run.folder / "parameters.yaml").write_text(yaml.safe_dump(run.all_parameters))
-    _set_aside(run.folder / "ledger.jsonl")
-    command = [sys.executable, "-m", "lcfuse_core", "run", run.chapter, "--out", str(run.folder)]
-    command += ["--book", str(run.book)]
-    for name, value in run.parameters.items():
-        command += ["-p", name, str(value)]
-    environment = {"OMP_NUM_THREADS": str(threads), "LCFUSE_DATA": data, **os.environ}
-    environment["LCFUSE_LEDGER"] = str(run.folder / "ledger.jsonl")
-    done = subprocess.run(
-        command, env=environment, pass_fds=held, capture_output=True, text=True, errors="replace", check=False
-    )
-    seconds = time.monotonic() - began
+def _outcome(run: Run, done: subprocess.CompletedProcess[str], seconds: float) -> Outcome:
     if done.returncode == 0:
         return Outcome(run, "done", seconds)
-    said = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.startswith("error: ")]
+    lines = done.stderr.splitlines()
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     ended = f"ended with code {done.returncode}" if done.returncode > 0 else f"killed by signal {-done.returncode}"
-    return Outcome(run, "failed", seconds, "; ".join(said) or "; ".join([ended, *done.stderr.splitlines()[-1:]]))
-
-
-def _set_aside(path: Path) -> None:
-    if path.exists():
-        with path.with_name(f"earlier-{path.name}").open("ab") as earlier:
-            earlier.write(path.read_bytes())
-        path.unlink()
+    return Outcome(run, "failed", seconds, "; ".join(errors) or "; ".join([ended, *lines[-1:]]))
 
 
 def execute_all(
     runs: Sequence[Run], *, jobs: int = 1, cluster: str = "", tell: Callable[[str], None] = print
 ) -> list[Outcome]:
     """
-    Make all runs of a grid, as many at a time as there are *jobs* or workers, and report on each as it ends.
+    Execute all runs of a grid and report each as it ends; a failure does not stop the others.
 
-    cluster : address of a Dask scheduler, such as tcp://host:8786; empty for this machine
+    Parameters
+    ----------
+    runs : sequence of Run
+        As `grid` returns them.
+    jobs : int
+        Runs at a time on this machine.
+    cluster : str
+        Address of a Dask scheduler, such as tcp://host:8786; empty for this machine.
+    tell : callable
+        Gets a line per finished run.
 
-    No failure stops the others. Returns the outcomes in the order of *runs*.
+    Returns
+    -------
+    list of Outcome
+        In the order of *runs*.
     """
     outcomes: dict[str, Outcome] = {}
     threads = 1 if cluster else max(1, (os.cpu_count() or 1) // jobs)
-    execute = partial(execute_apart, data=_data_folder(), threads=threads)
+    execute = partial(execute_apart, data=str(_runtime.data_folder()), threads=threads)
     for run, result in _runtime.map_parallel(execute, runs, jobs=jobs, cluster=cluster):
         # An exception: such as a worker that was killed.
         outcome = Outcome(run, "failed", 0.0, repr(result)) if isinstance(result, BaseException) else result
@@ -181,7 +343,7 @@ def execute_all(
 
 @contextmanager
 def local_cluster(threads: int = 2) -> Iterator[str]:
-    """Address of a Dask scheduler with one worker of so many *threads*, both in this process: to try a grid on."""
+    """Yield the address of a Dask scheduler with one worker in this process, to try a grid on."""
     import distributed
 
     options = {"n_workers": 1, "threads_per_worker": threads, "processes": False, "dashboard_address": ":0"}
@@ -190,7 +352,7 @@ def local_cluster(threads: int = 2) -> Iterator[str]:
 
 
 def report(outcomes: Sequence[Outcome]) -> str:
-    """What became of a grid, failures last, each with the notebook to open."""
+    """Return a summary of a grid: the counts, then each failure with the notebook to open."""
     states = [outcome.state for outcome in outcomes]
     counts = ", ".join(f"{states.count(state)} {state}" for state in ("done", "found", "failed"))
     lines = [f"{len(outcomes)} runs: {counts}"]
@@ -203,9 +365,9 @@ def report(outcomes: Sequence[Outcome]) -> str:
 
 def gather(out: str | os.PathLike[str]) -> pd.DataFrame:
     """
-    The ledger lines of all finished runs under *out* as one table; column `run` has the name of each run's folder.
+    Return the ledger lines of all finished runs under a folder; column `run` has the name of each run's folder.
 
-    Lines of runs that failed or are still going are left out. Raises MissingDataError when there is none.
+    Raises MissingDataError if there is none.
     """
     found = []
     for record in sorted(Path(out).rglob("*.run.json")):

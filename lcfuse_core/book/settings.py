@@ -1,22 +1,27 @@
 """
-Parameters of the chapters: what may be set, and what each profile sets.
+Parameters of the chapters: what may be set, what each profile sets, and which values a person has set.
 
-A chapter opens with one cell of parameters whose values are those of the profile `smoke`. Another profile replaces
-the values that were left as they are; a value that you change yourself beats the profile.
+A chapter opens with one cell of parameters whose values are those of the profile `smoke`. Another profile replaces the
+values that nobody has set. Set is a value
+
+- that differs from the value in `smoke`, wherever it was changed,
+- that `python -m lcfuse_core run -p` or papermill was given, also if it equals the value in `smoke`,
+- that a cell between the parameters cell and the set-up cell assigns, also if it equals the value in `smoke`.
+
+An edit of the parameters cell cannot keep a value of `smoke` under another profile, because an edited line and an
+untouched one look the same. Assign the value in a cell below, as papermill does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from importlib import resources
+import ast
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from lcfuse_core import _runtime
 from lcfuse_core.errors import ParameterError
-
-PROFILES = ("smoke", "colab", "full")
 
 CHAPTERS: dict[str, tuple[str, ...]] = {
     "coarse_labels": ("profile", "seed", "data_root", "place"),
@@ -38,18 +43,20 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "reproduction": ("profile", "seed"),
     "sample_world": ("profile", "seed", "place"),
 }
-"""The parameters that each chapter has: those of its parameters cell (a test compares the two)."""
+"""The parameters of each chapter: those of its parameters cell (a test compares the two)."""
 
+PATHS = ("data_root", "train_root", "s2_path", "s1_path", "coarse_path", "map_folder")
+"""Parameters that are paths."""
 
 Loss = Literal[
     "cross_entropy", "generalised", "symmetric", "bootstrapping", "forward", "posterior_qr", "posterior_rq",
     "cell_mean", "cell_forward", "super_resolution", "bag",
 ]  # fmt: skip
-"""Names of `losses.LOSSES`, which takes torch to import (a test compares the two)."""
+"""Names of `losses.LOSSES`, which needs torch to import (a test compares the two)."""
 
 
 class Settings(BaseModel):
-    """Every parameter that a chapter may have. A chapter has some of them."""
+    """Every parameter of any chapter."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -71,28 +78,34 @@ class Settings(BaseModel):
 
 
 def read_profile(name: str) -> dict[str, Any]:
-    """The values of a profile, by parameter. Raises ParameterError when there is no such profile."""
-    if name not in PROFILES:
-        known = ", ".join(PROFILES)
-        raise ParameterError("profile", found=repr(name), expected=f"one of {known}", do="Choose one of them.")
-    text = resources.files("lcfuse_core").joinpath(f"shipped/profiles/{name}.yaml").read_text()
-    return check(yaml.safe_load(text), where=f"profile {name}")
+    """Return the checked values of a profile. Raises ParameterError if there is no such profile."""
+    return check(_runtime.read_profile(name), where=f"profile {name}")
 
 
 def check(
     values: Mapping[str, Any], *, known: Iterable[str] | None = None, where: str = "parameters"
 ) -> dict[str, Any]:
     """
-    The same values, checked: every name known, every type and range right.
+    Return the same values, checked: every name known, every type and range right; nothing is converted.
 
-    known : names that this chapter has; None for all
+    Parameters
+    ----------
+    values : mapping
+        Parameters by name.
+    known : iterable of str, optional
+        Names that the chapter has; by default all of `Settings`.
+    where : str
+        What an error names.
 
-    Raises ParameterError that lists what is known; nothing is converted, so that "1e-3" is not a number.
+    Raises
+    ------
+    ParameterError
+        Lists the known names, or the type and range of a value.
     """
     names = list(Settings.model_fields if known is None else known)
-    strange = [name for name in values if name not in names]
-    if strange:
-        found = f"unknown name {', '.join(strange)}"
+    unknown = [name for name in values if name not in names]
+    if unknown:
+        found = f"unknown name {', '.join(unknown)}"
         raise ParameterError(where, found=found, expected=f"some of {', '.join(names)}", do="Correct the name.")
     try:
         Settings(**values)
@@ -107,7 +120,7 @@ def check(
 
 
 def names_of(chapter: str) -> tuple[str, ...]:
-    """The parameters of a chapter. Raises ParameterError when there is no such chapter."""
+    """Return the parameters of a chapter. Raises ParameterError if there is no such chapter."""
     if chapter not in CHAPTERS:
         known = ", ".join(CHAPTERS)
         raise ParameterError("chapter", found=repr(chapter), expected=f"one of {known}", do="Choose one of them.")
@@ -115,26 +128,84 @@ def names_of(chapter: str) -> tuple[str, ...]:
 
 
 def describe(name: str) -> str:
-    """What a parameter is, in a phrase."""
+    """Return a phrase that describes a parameter."""
     return Settings.model_fields[name].description or name
 
 
-def resolve(values: Mapping[str, Any], chapter: str) -> dict[str, Any]:
+def resolve(values: Mapping[str, Any], chapter: str, given: Iterable[str] = ()) -> dict[str, Any]:
     """
-    The values of a chapter with the profile's in place of those left at the defaults of `smoke`.
+    Return the values of a chapter, with the profile's in place of those that nobody has set.
 
-    Raises ParameterError as `check` does.
+    Parameters
+    ----------
+    values : mapping
+        Parameters by name.
+    chapter : str
+        Name of the chapter.
+    given : iterable of str
+        Names whose values were set explicitly. They stay, as do all that differ from the profile `smoke`.
+
+    Raises
+    ------
+    ParameterError
+        As `check` does.
     """
     checked = check(values, known=names_of(chapter), where=f"parameters of {chapter}")
-    defaults, profile = read_profile("smoke"), read_profile(checked.get("profile", "smoke"))
-    return {name: profile.get(name, value) if value == defaults[name] else value for name, value in checked.items()}
+    smoke, profile, given = read_profile("smoke"), read_profile(checked.get("profile", "smoke")), {*given, "profile"}
+    return {name: value if name in given or value != smoke[name] else profile[name] for name, value in checked.items()}
+
+
+def from_notebook(namespace: Mapping[str, Any], chapter: str) -> tuple[dict[str, Any], set[str]]:
+    """
+    Return the parameters in a notebook's namespace, and the names that were set below the parameters cell.
+
+    Parameters
+    ----------
+    namespace : mapping
+        The notebook's `globals()`. `In`, IPython's list of the cells that have run, shows where a value was assigned;
+        without it (a script), a value counts as set if it differs from the profile `smoke`.
+    chapter : str
+        Name of the chapter.
+
+    Raises
+    ------
+    ParameterError
+        If the parameters cell or the cell that papermill injects assigns a name that the chapter does not have.
+    """
+    names = names_of(chapter)
+    history = namespace.get("In")  # its last cell is the one that runs now
+    cells = [_Cell(str(source)) for source in history[:-1]] if isinstance(history, list) else []
+    starts = [number for number, cell in enumerate(cells) if cell.names[:1] == ["profile"] and not cell.injected]
+    parameters, below = cells[starts[-1] :][:1] if starts else [], cells[starts[-1] + 1 :] if starts else cells
+    written = [name for cell in [*parameters, *(cell for cell in below if cell.injected)] for name in cell.names]
+    check({name: None for name in written if name not in names}, known=names, where=f"parameters of {chapter}")
+    given = {name for cell in below for name in cell.names}
+    return {name: namespace[name] for name in names if name in namespace}, given & set(names)
+
+
+class _Cell:
+    """
+    An executed cell.
+
+    names : what its top-level statements assign, in order
+    injected : whether papermill wrote it
+    """
+
+    def __init__(self, source: str) -> None:
+        self.injected = source.lstrip().startswith("# Parameters")
+        try:
+            body: Sequence[ast.stmt] = ast.parse(source).body
+        except SyntaxError:
+            body = []
+        targets = [node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)] for node in body]
+        self.names = [target.id for several in targets for target in several if isinstance(target, ast.Name)]
 
 
 def from_text(name: str, text: str) -> Any:
     """
-    A value given as text on a command line, in the type of its parameter.
+    Return a value given as text on a command line, in the type of its parameter.
 
-    Raises ParameterError when the name is unknown or the text is not of that type.
+    Raises ParameterError if the name is unknown or the text is not of that type.
 
     >>> from_text("steps", "50"), from_text("data_root", "50")
     (50, '50')

@@ -2,7 +2,7 @@
 Trained networks as the members of a map: found, chosen by the sensors that a scene has, asked window by window.
 
 A `Member` prepares the channels of a window in one thread and answers for them in another. What it answers for a whole
-patch is what `fusion.turned_mean` over `training.predict` gives.
+patch is what `fusion.tta_mean` over `training.predict` gives.
 """
 
 from __future__ import annotations
@@ -171,14 +171,14 @@ def learn_at_home(
     """
     A copy of *member* that has gone on learning from windows of *scene* and their coarse labels.
 
-    steps : of training; None: `adaptation.AT_HOME_SHARE` of those that the network has behind it
+    steps : of training; None: `adapt.ADAPTATION_STEPS_FRACTION` of those that the network has behind it
 
     The same scene, map and member find the checkpoint that is in *folder*. Raises DataError when no window is clear
     enough and labelled with one of the eight classes.
     """
-    plan = adapt.at_home_plan(member.run.plan)
+    plan = adapt.adaptation_plan(member.run.plan)
     if steps is not None:
-        plan = adapt.at_home_plan(member.run.plan, steps=steps, report_every=steps)
+        plan = adapt.adaptation_plan(member.run.plan, steps=steps, report_every=steps)
     path = Path(folder) / f"at-home-{_key(scene, coarse, member, plan)}.safetensors"
     if not path.exists():
         stack = windows_to_learn_from(scene, coarse, crop=plan.crop, seed=plan.seed)

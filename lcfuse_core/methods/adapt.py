@@ -1,14 +1,13 @@
 """
-Adaptation: what can be learnt of a place from its own images and its own coarse labels, before it is mapped.
+Domain adaptation: what can be learned from the images and the coarse labels of a target region before it is mapped.
 
-Signatures differ between regions: soils, crops, season, haze. A network that has learnt elsewhere meets the place to be
-mapped as a stranger, yet MODIS has labelled that place too. All that is used here of an evaluation region is what any
-user has: images and MODIS label. Its reference is never read; the label regime stays *coarse only*.
+Signatures differ between regions: soils, crops, season, haze. A network that was trained on source regions has a domain
+shift to overcome in a target region, but MODIS labels exist there as well. Learning from them is transductive: it uses
+the images that are evaluated. The reference is never read; the label regime stays *coarse only*.
 
-    adapted          go on training a network on the region's coarse labels
-    pseudo_labels    map the region, and train a student on that map
-    shifted_prior    learn the region's class shares from the network's answers
-    fit_clusters     no network at all: group the region's pixels, and let the labels of the cells name the groups
+    adapted          fine-tune a network on the region's coarse labels
+    pseudo_labels    map the region, as labels for a student network (self-training)
+    fit_clusters     without a network: cluster the region's pixels, and estimate the class of each cluster from cells
 """
 
 from __future__ import annotations
@@ -37,17 +36,17 @@ from lcfuse_core.models.transition import Matrix
 from lcfuse_core.training.checkpoint import Run, TrainPlan
 from lcfuse_core.training.loop import train
 
-AT_HOME_LOSS, AT_HOME_RATE, AT_HOME_SHARE = "cell_mean", 4e-3, 2.25
-"""How a network goes on learning at home: its loss, highest rate, and steps as a multiple of those it has behind it."""
+ADAPTATION_LOSS, ADAPTATION_RATE, ADAPTATION_STEPS_FRACTION = "cell_mean", 4e-3, 2.25
+"""Fine-tuning on a target region: loss, highest learning rate, and steps as a multiple of those of the training."""
 
 Predict = Callable[[Patch], NDArray[np.float32]]
-"""Probabilities (8, H, W) from a patch: its images and its MODIS label; it never gets the patch's `dfc`."""
+"""Probabilities, float32 (8, H, W), of a patch from its images and its MODIS label, never from its reference."""
 
 N = len(SCORED)
 
 
 def by_region(stack: PatchStack, regions: Sequence[str]) -> dict[str, PatchStack]:
-    """The patches of each region as a stack of their own; *regions* names that of each patch of *stack*."""
+    """Return a stack for each region; *regions* has the region of each patch of *stack*."""
     if len(regions) != len(stack):
         found = f"{len(regions)} regions for {len(stack)} patches"
         raise DataError("regions", found=found, expected="one for each patch", do="Name the region of each.")
@@ -59,13 +58,27 @@ def by_region(stack: PatchStack, regions: Sequence[str]) -> dict[str, PatchStack
 
 def adapted(run: Run | None, regions: Mapping[str, PatchStack], plan: TrainPlan) -> dict[str, Run]:
     """
-    A network for each region: a copy of *run*'s that has gone on learning, on the region's own labels.
+    Return a network for each region: a copy that was fine-tuned on the region's coarse labels.
 
-    run : None starts from fresh weights: nothing is then known but the region itself
-    plan : steps, rate, loss ... of the going on. Class weights and shares are the region's own, and so are the
-        statistics that batch normalisation keeps (adaptive batch normalisation, Li et al. 2016, arXiv 1603.04779)
+    Parameters
+    ----------
+    run : Run or None
+        The network to start from; None starts from fresh weights.
+    regions : mapping
+        Stacks by region. A region without a label of the eight classes keeps the network as it is.
+    plan : TrainPlan
+        Of the fine-tuning. Class weights and shares are the region's own, and so are the statistics of batch
+        normalisation (adaptive batch normalisation, Li et al. 2016, arXiv 1603.04779).
 
-    A region without a single label of the eight classes keeps the network as it is; without one, DataError.
+    Returns
+    -------
+    dict of str to Run
+        By region.
+
+    Raises
+    ------
+    DataError
+        If a region has no label and *run* is None.
     """
     models = {}
     for name, stack in regions.items():
@@ -76,19 +89,31 @@ def adapted(run: Run | None, regions: Mapping[str, PatchStack], plan: TrainPlan)
     return models
 
 
-def at_home_plan(plan: TrainPlan, **changes: Any) -> TrainPlan:
-    """How a network of *plan* goes on learning at home; *changes* to the loss, the rate and the rest."""
-    steps = max(1, round(AT_HOME_SHARE * plan.steps))
-    short = replace(plan, steps=steps, report_every=steps, loss=AT_HOME_LOSS, learning_rate=AT_HOME_RATE)
+def adaptation_plan(plan: TrainPlan, **changes: Any) -> TrainPlan:
+    """Return the plan by which a network of *plan* is fine-tuned on target regions, with *changes*."""
+    steps = max(1, round(ADAPTATION_STEPS_FRACTION * plan.steps))
+    short = replace(plan, steps=steps, report_every=steps, loss=ADAPTATION_LOSS, learning_rate=ADAPTATION_RATE)
     return replace(short, **changes)
 
 
 def pseudo_labels(predict: Predict, patches: Iterable[Patch], *, confidence: float = 0.0) -> NDArray[np.uint8]:
     """
-    The most probable class of each pixel, uint8 (N, H, W), 255 where its probability is under *confidence*.
+    Return the most probable class of each pixel, as labels for a student network by `stack.with_labels(...)`.
 
-    What a student learns from, by `stack.with_labels(...)`: hard labels at 10 m, in which the errors of the coarse
-    ones are partly repaired. Training on confident areas alone is L2HNet's idea (Li et al. 2022).
+    Parameters
+    ----------
+    predict : callable
+        The teacher's probabilities.
+    patches : iterable of Patch
+        What to label.
+    confidence : float
+        Lowest probability of a label, from 0 to less than 1. Training on confident areas alone follows L2HNet
+        (Li et al. 2022).
+
+    Returns
+    -------
+    ndarray of uint8, shape (N, H, W)
+        Class indices; 255 where the probability is below *confidence*.
     """
     if not 0 <= confidence < 1:
         found = f"{confidence}"
@@ -101,40 +126,13 @@ def pseudo_labels(predict: Predict, patches: Iterable[Patch], *, confidence: flo
     return np.stack(maps)
 
 
-def shifted_prior(
-    posteriors: NDArray[np.floating], prior: NDArray[np.floating], *, iterations: int = 200, tolerance: float = 1e-6
-) -> NDArray[np.float64]:
-    """
-    Class shares, (8,), of a place that a network's posteriors (n, 8) were made in.
-
-    Saerens, Latinne & Decaestecker 2002 (Neural Computation 14, 21): posteriors made under *prior* are re-weighted by
-    new / old shares, and their mean is the next guess, until it stays. Right where the posteriors are calibrated and
-    only the shares have changed; to be applied by `reweighted`.
-    """
-    q, old = np.asarray(posteriors, np.float64), np.asarray(prior, np.float64)
-    new = old
-    for _ in range(iterations):
-        weighted = q * np.divide(new, old, out=np.zeros_like(new), where=old > 0)
-        before, new = new, (weighted / np.maximum(weighted.sum(axis=1, keepdims=True), 1e-300)).mean(axis=0)
-        new = new / new.sum()
-        if np.abs(new - before).max() < tolerance:
-            break
-    return new
-
-
-def reweighted(probabilities: NDArray[np.float32], factors: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Probabilities (8, H, W), each class times its factor, and to one again."""
-    scaled = probabilities * np.asarray(factors, np.float32)[:, None, None]
-    return scaled / np.maximum(scaled.sum(axis=0), np.float32(1e-30))
-
-
 @dataclass(frozen=True)
 class Clusters:
     """
-    Groups of like pixels in one region, and what each is probably covered by.
+    Clusters of similar pixels in one region, and the probable class of each.
 
     centres : (G, C), in channels normalised by *statistics*
-    classes : (G, 8), p(class | group)
+    classes : (G, 8), p(class | cluster)
     """
 
     centres: NDArray[np.float32]
@@ -152,25 +150,42 @@ def fit_clusters(
     guess: Predict | None = None,
 ) -> Clusters:
     """
-    Group the pixels of a region by k-means, then learn which class each group is from the labels of the cells.
+    Cluster the pixels of a region by k-means, and estimate the class of each cluster from the labels of the cells.
 
-    stack : of the region, labels "modis+savanna"
-    matrix : p(coarse | fine), (8, 9)
-    guess : a network's probabilities, whose mean over each group is the prior of its classes; None: equal shares
-    pseudo_count_cells : how much that prior weighs, in cells
+    The winners of DFC2020 clustered scene by scene; this form is ours. The label of a cell is modelled as drawn from
+    one of its pixels, hence a cluster g, a class k by p(k | g), and a label by the transition matrix.
 
-    The contest's winners clustered scene by scene; this form is ours: the label of a cell is drawn by taking one of
-    its pixels, hence a group g, a class k by p(k | g), and a label by the transition matrix. `name_clusters` finds the
-    p(k | g) under which the labels are likeliest. Raises DataError when no pixel has a label.
+    Parameters
+    ----------
+    stack : PatchStack
+        Of the region, with labels "modis+savanna".
+    matrix : ndarray, shape (8, 9)
+        p(coarse | fine).
+    seed : int
+        Of the sample of pixels and of k-means.
+    n_clusters : int
+        Number of clusters G.
+    pseudo_count_cells : float
+        Weight of the prior of a cluster's classes, in cells.
+    guess : callable, optional
+        Probabilities of a network, whose mean over each cluster is that prior; by default all classes alike.
+
+    Raises
+    ------
+    DataError
+        If no pixel has a label.
     """
     statistics = channel_statistics(stack)
     rng = np.random.default_rng(seed)
-    sample = np.concatenate([_pixels(stack, n, statistics)[_some(rng, stack, n)] for n in range(len(stack))])
+    parts = []
+    for number in range(len(stack)):  # every eighth pixel is enough for k-means
+        pixels = _pixels(stack, number, statistics)
+        parts.append(pixels[rng.choice(len(pixels), max(1, len(pixels) // 8), replace=False)])
     # Only here: see `forest.train_forest`.
     from sklearn.cluster import MiniBatchKMeans
 
     means = MiniBatchKMeans(n_clusters, random_state=int(rng.integers(2**31)), n_init=1, batch_size=4096)
-    centres = means.fit(sample).cluster_centers_.astype(np.float32)
+    centres = means.fit(np.concatenate(parts)).cluster_centers_.astype(np.float32)
     shares, labels, sizes, guesses = [], [], [], np.zeros((n_clusters, N))
     for number in range(len(stack)):
         group = _nearest(_pixels(stack, number, statistics), centres)
@@ -185,11 +200,11 @@ def fit_clusters(
     h, label, size = np.concatenate(shares), np.concatenate(labels), np.concatenate(sizes)
     if not len(h):
         raise DataError("clusters", found="no labelled pixel", expected="at least one", do="Check the labels.")
-    classes = name_clusters(h, label, size / 2146, matrix, prior, pseudo_count_cells)
+    classes = classes_of_clusters(h, label, size / 2146, matrix, prior, pseudo_count_cells)
     return Clusters(centres, classes, statistics)
 
 
-def name_clusters(
+def classes_of_clusters(
     shares: NDArray[np.floating],
     labels: NDArray[np.integer],
     weights: NDArray[np.floating],
@@ -199,10 +214,26 @@ def name_clusters(
     iterations: int = 100,
 ) -> Matrix:
     """
-    p(class | group), (G, 8), from the cells' shares of groups (J, G), labels (J,) and weights (J,), by EM.
+    Return p(class | cluster), (G, 8), the most likely given the labels of the cells, by EM.
 
-    The chance of a cell's label is sum_gk share[g] p(k | g) T[k, label]. *prior* counts as *pseudo_counts* further
-    cells for each group.
+    The likelihood of a cell's label is sum_gk share[g] p(k | g) T[k, label].
+
+    Parameters
+    ----------
+    shares : ndarray, shape (J, G)
+        Shares of the clusters in each cell.
+    labels : ndarray of int, shape (J,)
+        Coarse labels of the cells.
+    weights : ndarray, shape (J,)
+        Weights of the cells.
+    matrix : ndarray, shape (8, 9)
+        The transition matrix T = p(coarse | fine).
+    prior : ndarray, shape (G, 8)
+        Of the classes of each cluster.
+    pseudo_counts : float
+        Weight of the prior, in cells.
+    iterations : int
+        Most EM steps.
     """
     likelihood = matrix[:, labels].T  # (J, 8)
     classes = prior
@@ -217,7 +248,7 @@ def name_clusters(
 
 
 def predict_clusters(clusters: Clusters, images: Images) -> NDArray[np.float32]:
-    """Probabilities, float32 (8, H, W): those of each pixel's group."""
+    """Return probabilities, float32 (8, H, W): those of the nearest cluster of each pixel."""
     s2, s1 = s2_and_s1(images)
     channels = normalise(torch.as_tensor(s2), torch.as_tensor(s1), clusters.statistics)
     group = _nearest(channels.flatten(1).T.numpy(), clusters.centres)
@@ -225,29 +256,23 @@ def predict_clusters(clusters: Clusters, images: Images) -> NDArray[np.float32]:
 
 
 def _pixels(stack: PatchStack, number: int, statistics: Statistics) -> NDArray[np.float32]:
-    """Normalised channels of a patch, a row a pixel."""
+    """Return the normalised channels of a patch, one row per pixel."""
     return normalise(stack.s2[number], stack.s1[number], statistics).flatten(1).T.numpy()
 
 
-def _some(rng: np.random.Generator, stack: PatchStack, number: int, share: int = 8) -> NDArray[np.int64]:
-    """Places of one pixel in *share*, for k-means to look at."""
-    n_pixels = stack.labels[number].numel()
-    return rng.choice(n_pixels, max(1, n_pixels // share), replace=False)
-
-
 def _nearest(pixels: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The nearest centre of each pixel: least |c|^2 / 2 - c x, as |x|^2 is the same for all."""
+    """Return the nearest centre of each pixel: least |c|^2 / 2 - c x, as |x|^2 is the same for all."""
     return ((centres**2).sum(axis=1) / 2 - pixels @ centres.T).argmin(axis=1)
 
 
 def _cells(
     group: NDArray[np.int64], labels: NDArray[np.uint8], cells: NDArray[np.int32], n_groups: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
-    """Of each cell with a label: its shares of groups (J, G), its label (J,) and its size in pixels (J,)."""
+    """Return shares of clusters (J, G), label (J,) and size in pixels (J,) of each labelled cell."""
     known = labels.reshape(-1) < N_COARSE
     key = cells.reshape(-1)[known].astype(np.int64) * N_COARSE + labels.reshape(-1)[known]
-    there, number = np.unique(key, return_inverse=True)
-    counts = np.bincount(number * n_groups + group[known], minlength=len(there) * n_groups)
-    counts = counts.reshape(len(there), n_groups).astype(np.float64)
+    found, number = np.unique(key, return_inverse=True)
+    counts = np.bincount(number * n_groups + group[known], minlength=len(found) * n_groups)
+    counts = counts.reshape(len(found), n_groups).astype(np.float64)
     size = counts.sum(axis=1)
-    return counts / np.maximum(size[:, None], 1), there % N_COARSE, size
+    return counts / np.maximum(size[:, None], 1), found % N_COARSE, size

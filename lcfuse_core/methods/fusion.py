@@ -1,14 +1,15 @@
 """
-Fusion: several members' probabilities, calibrated and averaged, times what the coarse label tells, to one map.
+Fusion: the probabilities of several ensemble members, calibrated, averaged and combined with the coarse label.
 
-    fusion = Fusion({"fcn": member, "forest": other}, FusionPlan(), table)
-    protocol.evaluate_methods({"fusion": fusion.classify}, rows)
+    fusion = Fusion({"fcn": predict_fcn, "forest": predict_forest}, FusionPlan(), posterior)
+    maps = fusion.classify(patch)
 
-A member is anything that gives probabilities (8, H, W) of a patch. What is fitted, temperatures and weights, is fitted
-on coarse labels (of held-out scenes, or of the place to be mapped), through the transition matrix: a member is good
-when its mean over a cell makes the cell's label likely. The fine reference has no part in it.
+A member is any function that gives the probabilities (8, H, W) of a patch. Temperatures and weights are fitted on
+coarse labels (of held-out scenes, or of the target region) through the transition matrix: a member is good if its mean
+over a cell makes the cell's label likely. The reference plays no part in it. Only `reliability_of` and `shared_errors`
+use the reference, for the reader of a map.
 
-Axes: K = 8 fine classes, M = 9 coarse labels.
+Axes: A members, J cells, n pixels, K = 8 fine classes, M = 9 coarse labels.
 """
 
 from __future__ import annotations
@@ -16,39 +17,46 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+from scipy.optimize import minimize_scalar
 
-from lcfuse_core.data.legends import SCORED, index_to_dfc
+from lcfuse_core.data.legends import N_COARSE, SCORED, index_to_dfc
 from lcfuse_core.data.patches import Patch
-from lcfuse_core.data.source import label_index, turn
+from lcfuse_core.data.source import label_index, patch_cells, turn
 from lcfuse_core.errors import DataError, ParameterError
 from lcfuse_core.methods.adapt import Predict
-from lcfuse_core.methods.calibration import best_temperature, gather, member_weights
 from lcfuse_core.models.transition import Matrix
 
 N = len(SCORED)
-SYMMETRIES = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
 class FusionPlan:
     """
-    How members are brought together. Raises ParameterError on a value it does not know.
+    How members are combined. Raises ParameterError on an unknown value.
 
-    rule : "mean" of probabilities, which a member that is unsure leaves to the others, or "product" (the normalised
-        geometric mean), in which any member can say no
-    symmetries : of a patch that each member sees; their answers are turned back and averaged: 1, 2, 4 or 8
-    prior_power : exponent of p(fine | coarse label of the cell): 0 leaves it out, 1 takes it for independent evidence.
-        Members that have learnt from the labels of the place they map know them already
-    prior_blur_px : deviation of a Gaussian that lets the prior of neighbouring cells fade into each other; 0: none
-    prior_doubt : share of equal odds mixed into the prior: a zero in its table would forbid a class, whatever the
-        images show and however small the exponent
-    calibrated : whether `fit` finds a temperature for each member
-    weighted : whether `fit` finds a weight for each member; else all weigh alike
+    Parameters
+    ----------
+    rule : str
+        "mean" of probabilities, in which an uncertain member leaves the decision to the others, or "product" (the
+        normalised geometric mean), in which any member can rule out a class.
+    symmetries : int
+        Of test-time augmentation (TTA): predictions of 1, 2, 4 or 8 flips and rotations are averaged.
+    prior_power : float
+        Exponent of p(fine | coarse label of the cell): 0 leaves it out, 1 treats it as independent evidence. Members
+        that were trained on the labels of the target region contain it already.
+    prior_blur_px : float
+        Standard deviation of a Gaussian that smooths the prior across neighbouring cells, in pixels; 0: none.
+    prior_doubt : float
+        Fraction of the uniform distribution mixed into the prior, so that a zero in its table cannot forbid a class.
+    calibrated, weighted : bool
+        Whether `fit` finds a temperature, and a weight, for each member.
     """
 
     rule: str = "mean"
@@ -62,7 +70,7 @@ class FusionPlan:
     def __post_init__(self) -> None:
         checks = {
             "rule": (self.rule in ("mean", "product"), "mean or product"),
-            "symmetries": (self.symmetries in SYMMETRIES, f"one of {SYMMETRIES}"),
+            "symmetries": (self.symmetries in (1, 2, 4, 8), "1, 2, 4 or 8"),
             "prior_power": (0 <= self.prior_power <= 4, "0 to 4"),
             "prior_blur_px": (0 <= self.prior_blur_px <= 500, "0 to 500"),
             "prior_doubt": (0 <= self.prior_doubt <= 1, "0 to 1"),
@@ -73,7 +81,7 @@ class FusionPlan:
                 raise ParameterError(f"fusion: {name}", found=found, expected=expected, do="Correct the plan.")
 
     def doubted(self, posterior: Matrix) -> Matrix:
-        """p(fine | coarse), (9, 8), with equal odds mixed in by `prior_doubt`."""
+        """Return p(fine | coarse), (9, 8), with the uniform distribution mixed in by `prior_doubt`."""
         return (1 - self.prior_doubt) * posterior + self.prior_doubt / N
 
     @property
@@ -85,9 +93,14 @@ class FusionPlan:
         """
         Return the factor by which the coarse labels multiply the probabilities, float32 (8, H, W).
 
-        labels : uint8 (H, W), coarse labels 0..8, 255 = unknown. A part of a scene gets the factor of the whole scene
-            at all pixels that lie `prior_reach_px` or more inside of it
-        posterior : p(fine | coarse), (9, 8)
+        A part of a scene gets the factor of the whole scene at all pixels that lie `prior_reach_px` or more inside.
+
+        Parameters
+        ----------
+        labels : ndarray of uint8, shape (H, W)
+            Coarse labels 0..8, 255 = unknown.
+        posterior : ndarray, shape (9, 8)
+            p(fine | coarse).
         """
         prior = coarse_prior(labels, self.doubted(posterior), self.prior_blur_px)
         return prior ** np.float32(self.prior_power)
@@ -96,12 +109,18 @@ class FusionPlan:
 @dataclass
 class Fusion:
     """
-    Members, how they are brought together, and what was fitted.
+    Ensemble members, the plan of their combination, and what was fitted.
 
-    members : by name, each giving probabilities (8, H, W) of a patch
-    posterior : p(fine | coarse), (9, 8), as `transition.posterior` gives it; where a label is unknown, the prior says
-        nothing
-    temperatures, weights : by name, 1 and equal until `fit`
+    Parameters
+    ----------
+    members : mapping
+        Functions by name that give the probabilities (8, H, W) of a patch.
+    plan : FusionPlan
+        How they are combined.
+    posterior : ndarray, shape (9, 8), optional
+        p(fine | coarse), as `transition.posterior` returns it; unknown labels have a uniform prior.
+    temperatures, weights : dict
+        By name; 1 and equal until `fit`.
     """
 
     members: Mapping[str, Predict]
@@ -122,11 +141,16 @@ class Fusion:
 
     def fit(self, patches: Iterable[Patch], matrix: Matrix, *, seed: int = 0) -> None:
         """
-        Find temperatures and weights, as the plan asks, on the coarse labels of *patches*.
+        Fit temperatures and weights, if the plan has them, on the coarse labels of patches.
 
-        matrix : p(coarse | fine), (8, 9)
-
-        Patches that the members have learnt from flatter those that learnt them by heart: take held-out scenes.
+        Parameters
+        ----------
+        patches : iterable of Patch
+            Not training patches, on which overfitted members look too good.
+        matrix : ndarray, shape (8, 9)
+            p(coarse | fine).
+        seed : int
+            Of the sample of pixels.
         """
         if not self.plan.calibrated and not self.plan.weighted:
             return
@@ -138,10 +162,10 @@ class Fusion:
             self.weights |= dict(zip(evidence, member_weights(np.stack(likelihoods)).tolist(), strict=True))
 
     def predict(self, patch: Patch) -> NDArray[np.float32]:
-        """Probabilities, float32 (8, H, W), of all members together and the coarse label."""
+        """Return the probabilities, float32 (8, H, W), of all members and the coarse label combined."""
         chosen = {name: member for name, member in self.members.items() if self.weights[name] > 0}
         parts = [
-            temper(turned_mean(member, patch, self.plan.symmetries), self.temperatures[name])
+            temper(tta_mean(member, patch, self.plan.symmetries), self.temperatures[name])
             for name, member in chosen.items()
         ]
         together = combine(parts, [self.weights[name] for name in chosen], self.plan.rule)
@@ -151,12 +175,12 @@ class Fusion:
         return _normalised(together * self.plan.prior_factor(label_index(patch, "modis+savanna"), self.posterior))
 
     def classify(self, patch: Patch) -> NDArray[np.uint8]:
-        """The most probable class at each pixel, uint8 (H, W), as DFC2020 codes: a `protocol.Classify`."""
+        """Return the most probable class of each pixel, uint8 (H, W), as DFC2020 codes."""
         return index_to_dfc(self.predict(patch).argmax(axis=0))
 
 
 def combine(parts: Sequence[NDArray[np.float32]], weights: Sequence[float], rule: str = "mean") -> NDArray[np.float32]:
-    """Weighted mean, or normalised weighted geometric mean ("product"), of probabilities (8, H, W)."""
+    """Return the weighted mean, or normalised weighted geometric mean ("product"), of probabilities (8, H, W)."""
     share = np.asarray(weights, np.float32) / np.float32(sum(weights))
     if rule == "mean":
         return sum((part * w for part, w in zip(parts, share, strict=True)), np.zeros_like(parts[0]))
@@ -166,9 +190,9 @@ def combine(parts: Sequence[NDArray[np.float32]], weights: Sequence[float], rule
 
 def temper(probabilities: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
     """
-    Probabilities (8, H, W) to the power of 1 / *temperature*, and to one again: over 1 makes them humbler.
+    Return probabilities (8, H, W) after temperature scaling; above 1 they become less confident.
 
-    The same as dividing logits by the temperature (Guo et al. 2017, arXiv 1706.04599).
+    The power 1 / *temperature* equals a division of the logits by it (Guo et al. 2017, arXiv 1706.04599).
     """
     if temperature == 1:
         return probabilities
@@ -177,54 +201,241 @@ def temper(probabilities: NDArray[np.float32], temperature: float) -> NDArray[np
 
 def coarse_prior(labels: NDArray[np.uint8], posterior: Matrix, blur_px: float = 0.0) -> NDArray[np.float32]:
     """
-    What the label of the cell that a pixel lies in says of its class, float32 (8, H, W), largest value 1.
+    Return the prior of each pixel's class given the label of its cell, float32 (8, H, W), largest value 1.
 
-    labels : uint8 (H, W), coarse labels 0..8 on the cells' true outlines, 255 = unknown: all classes alike
-    posterior : p(fine | coarse), (9, 8)
+    Parameters
+    ----------
+    labels : ndarray of uint8, shape (H, W)
+        Coarse labels 0..8 on the true outlines of the cells, 255 = unknown: all classes alike.
+    posterior : ndarray, shape (9, 8)
+        p(fine | coarse).
+    blur_px : float
+        Standard deviation of a Gaussian that smooths the prior, in pixels.
     """
     table = np.full((256, N), 1 / N)
     table[: len(posterior)] = posterior
-    field_of: NDArray = table.T.astype(np.float32)[:, labels]
+    prior: NDArray = table.T.astype(np.float32)[:, labels]
     if blur_px:
-        field_of = np.stack([gaussian_filter(one, blur_px, mode="nearest") for one in field_of]).astype(np.float32)
-    prior: NDArray[np.float32] = (field_of / np.maximum(field_of.max(axis=0), 1e-12)).astype(np.float32)
-    return prior
+        prior = np.stack([gaussian_filter(one, blur_px, mode="nearest") for one in prior]).astype(np.float32)
+    return (prior / np.maximum(prior.max(axis=0), 1e-12)).astype(np.float32)
 
 
-def turned_mean(member: Predict, patch: Patch, symmetries: int) -> NDArray[np.float32]:
+def tta_mean(member: Predict, patch: Patch, symmetries: int) -> NDArray[np.float32]:
     """
-    Mean of a member's answers to the first *symmetries* of a patch's eight flips and rotations, turned back.
+    Return the mean prediction of a member over *symmetries* flips and rotations of a patch (test-time augmentation).
 
-    A patch that is not square is flipped and not transposed. What a member reads off the georeference would be wrong
-    of a turned patch, so it is left out; one that needs it gets `symmetries` of 1.
+    A patch that is not square is only flipped. Augmented patches have no georeference; a member that needs it gets
+    `symmetries` of 1.
     """
     if symmetries == 1:
         return member(patch)
     chosen = symmetries_of(symmetries, patch.s2.shape[1] == patch.s2.shape[2])
     total = np.zeros((N, *patch.s2.shape[1:]), np.float32)
     for symmetry in chosen:
-        total += _turn(member(_turned_patch(patch, symmetry)), symmetry, back=True)
+        act = partial(_turn, symmetry=symmetry)
+        lc = None if patch.lc is None else act(patch.lc)
+        total += _turn(member(Patch(patch.name, act(patch.s1), act(patch.s2), lc)), symmetry, back=True)
     return (total / len(chosen)).astype(np.float32)
 
 
 def symmetries_of(symmetries: int, square: bool) -> list[int]:
-    """The first *symmetries* of the eight, flips first; of what is not square, only flips."""
+    """Return the first *symmetries* of the eight, flips first; only flips unless the image is square."""
     return [0, 2, 4, 6, 1, 3, 5, 7][:symmetries] if square else [0, 2, 4, 6][:symmetries]
 
 
-def _turned_patch(patch: Patch, symmetry: int) -> Patch:
-    act = partial(_turn, symmetry=symmetry)
-    lc = None if patch.lc is None else act(patch.lc)
-    return Patch(patch.name, act(patch.s1), act(patch.s2), lc)
-
-
 def _turn(array: NDArray, symmetry: int, *, back: bool = False) -> NDArray:
-    """One of the eight symmetries (`patches.turn`), or its inverse."""
+    """Return an array under one of the eight symmetries (`source.turn`), or under its inverse."""
     tensor = torch.from_numpy(np.ascontiguousarray(array).view(np.int16 if array.dtype == np.uint16 else array.dtype))
     # Transposing comes before the flips; undone, it comes after them.
     turned = turn(turn(tensor, symmetry & 6), symmetry & 1) if back else turn(tensor, symmetry)
     return turned.contiguous().numpy().view(array.dtype)
 
 
+class Evidence(NamedTuple):
+    """
+    The predictions of one member for a sample of pixels, with the coarse labels of their cells.
+
+    log_p : float32 (n, 8), log-probabilities
+    cell : int64 (n,), the cell of each pixel, 0..J-1
+    label : int64 (J,), coarse label 0..8 of each cell
+    """
+
+    log_p: NDArray[np.float32]
+    cell: NDArray[np.int64]
+    label: NDArray[np.int64]
+
+    def likelihood(self, matrix: Matrix, temperature: float = 1.0) -> NDArray[np.float64]:
+        """Return p(label) of each cell, (J,): its pixels' mean of sum_k p(k)^(1/temperature) / Z x T[k, label]."""
+        p = _softmax(self.log_p / temperature)
+        values = (p * matrix[:, self.label[self.cell]].T).sum(axis=1)
+        size = np.bincount(self.cell, minlength=len(self.label))
+        return np.bincount(self.cell, values, len(self.label)) / np.maximum(size, 1)
+
+
+def gather(
+    members: Mapping[str, Predict], patches: Iterable[Patch], *, pixels: int = 2048, seed: int = 0
+) -> dict[str, Evidence]:
+    """
+    Return the predictions of each member for a sample of *pixels* per patch, with the labels of their cells.
+
+    Raises DataError if no patch has a coarse label.
+    """
+    rng = np.random.default_rng(seed)
+    parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in members}
+    cells: list[NDArray] = []
+    labels: list[NDArray] = []
+    n_cells = 0
+    for patch in patches:
+        label = label_index(patch, "modis+savanna").reshape(-1)
+        known = np.flatnonzero(label < N_COARSE)
+        if not len(known):
+            continue
+        chosen = np.sort(rng.choice(known, min(pixels, len(known)), replace=False))
+        key = patch_cells(patch).reshape(-1)[chosen].astype(np.int64) * N_COARSE + label[chosen]
+        found, number = np.unique(key, return_inverse=True)
+        cells.append(number + n_cells)
+        labels.append(found % N_COARSE)
+        n_cells += len(found)
+        for name, member in members.items():
+            probabilities = member(patch).reshape(N, -1)[:, chosen].T
+            parts[name].append(np.log(np.maximum(probabilities, np.float32(1e-7))))
+    if not cells:
+        do = "Check the label layer."
+        raise DataError("calibration", found="no coarse label", expected="labelled patches", do=do)
+    cell, label_of = (np.concatenate(numbers).astype(np.int64) for numbers in (cells, labels))
+    return {name: Evidence(np.concatenate(logs), cell, label_of) for name, logs in parts.items()}
+
+
+def best_temperature(evidence: Evidence, matrix: Matrix) -> float:
+    """Return the temperature, 0.2 to 10, under which a member makes the labels of its cells likeliest."""
+
+    def misfit(log_temperature: float) -> float:
+        likelihood = evidence.likelihood(matrix, float(np.exp(log_temperature)))
+        return -float(np.log(np.maximum(likelihood, 1e-12)).mean())
+
+    found = minimize_scalar(misfit, bounds=(np.log(0.2), np.log(10)), method="bounded", options={"xatol": 0.01})
+    return float(np.exp(found.x))
+
+
+def member_weights(likelihoods: NDArray[np.floating], iterations: int = 500) -> NDArray[np.float64]:
+    """
+    Return the weights of members, (A,), sum 1, under whose mean the labels of the cells are likeliest.
+
+    Maximises sum_j log sum_a w_a L_aj, which has one maximum, by the EM steps of a mixture. A member that adds nothing
+    to the others gets a weight near 0; equal members keep equal weights.
+
+    Parameters
+    ----------
+    likelihoods : ndarray, shape (A, J)
+        p(label of cell j) by member a alone.
+    iterations : int
+        Most EM steps.
+    """
+    likelihood = np.asarray(likelihoods, np.float64)
+    weights = np.full(len(likelihood), 1 / len(likelihood))
+    for _ in range(iterations):
+        joint = weights[:, None] * likelihood
+        before, weights = weights, (joint / np.maximum(joint.sum(axis=0), 1e-300)).mean(axis=1)
+        weights /= weights.sum()
+        if np.abs(weights - before).max() < 1e-7:
+            break
+    return weights
+
+
+def reliability(
+    probabilities: NDArray[np.floating], right: NDArray[np.bool_], bins: int = 10
+) -> dict[str, NDArray[np.float64]]:
+    """
+    Return mean confidence, accuracy and number of pixels by bins of confidence.
+
+    Parameters
+    ----------
+    probabilities : ndarray, shape (n,)
+        Of the predicted class.
+    right : ndarray of bool, shape (n,)
+        Whether the prediction is right.
+    bins : int
+        Number of bins.
+
+    Returns
+    -------
+    dict of ndarray, shape (bins,)
+        Keys confidence, accuracy (NaN for empty bins) and count.
+    """
+    number = np.minimum((np.asarray(probabilities) * bins).astype(np.int64), bins - 1)
+    count = np.bincount(number, minlength=bins).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        confidence = np.bincount(number, probabilities, bins) / count
+        accuracy = np.bincount(number, right, bins) / count
+    return {"confidence": confidence, "accuracy": accuracy, "count": count}
+
+
+def reliability_of(
+    predict: Predict, patches: Iterable[Patch], temperature: float = 1.0, bins: int = 10
+) -> dict[str, NDArray[np.float64]]:
+    """
+    Return the `reliability` of a member, after temperature scaling, over the pixels that have a reference.
+
+    Raises DataError if no pixel has one.
+    """
+    confidence, right = [], []
+    for patch in patches:
+        truth, p = label_index(patch, "fine"), temper(predict(patch), temperature)
+        known = truth < len(SCORED)
+        confidence.append(p.max(axis=0)[known])
+        right.append((p.argmax(axis=0) == truth)[known])
+    if not sum(map(len, confidence)):
+        raise DataError("reliability", found="no pixel with a reference", expected="some", do="Take other patches.")
+    return reliability(np.concatenate(confidence), np.concatenate(right), bins)
+
+
+def calibration_error(curve: Mapping[str, NDArray[np.float64]]) -> float:
+    """
+    Return the expected calibration error, 0..1: the mean distance of accuracy from confidence, weighted by pixels.
+
+    Naeini, Cooper & Hauskrecht 2015 (AAAI 29).
+
+    >>> bins = {"confidence": np.array([0.5, 0.9]), "accuracy": np.array([0.5, 0.7]), "count": np.array([1.0, 3.0])}
+    >>> round(calibration_error(bins), 6)
+    0.15
+    """
+    filled = curve["count"] > 0
+    gap = np.abs(curve["accuracy"][filled] - curve["confidence"][filled])
+    return float((gap * curve["count"][filled]).sum() / curve["count"].sum())
+
+
+def shared_errors(members: Mapping[str, Predict], patches: Iterable[Patch]) -> pd.DataFrame:
+    """
+    Return the errors that pairs of members share, in per cent, one row per pair.
+
+    Columns: *wrong* and *other wrong* (of the known pixels, each member's own), *both* (wrong at once), *by chance*
+    (expected for independent errors) and *alike* (of both: the same wrong class). A mean of members can correct only
+    errors that they do not share.
+    """
+    predictions: dict[str, list[NDArray]] = {name: [] for name in members}
+    truths = []
+    for patch in patches:
+        truth = label_index(patch, "fine")
+        known = truth < len(SCORED)
+        truths.append(truth[known])
+        for name, predict in members.items():
+            predictions[name].append(predict(patch).argmax(axis=0)[known])
+    truth, names, rows = np.concatenate(truths), list(members), {}
+    found = {name: np.concatenate(parts) for name, parts in predictions.items()}
+    for number, one in enumerate(names):
+        for other in names[number + 1 :]:
+            wrong, also = found[one] != truth, found[other] != truth
+            both = wrong & also
+            alike = (found[one] == found[other])[both].mean() if both.any() else np.nan
+            shares = [wrong.mean(), also.mean(), both.mean(), wrong.mean() * also.mean(), alike]
+            rows[f"{one} / {other}"] = [100 * share for share in shares]
+    return pd.DataFrame.from_dict(rows, "index", columns=["wrong", "other wrong", "both", "by chance", "alike"])
+
+
 def _normalised(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return (values / np.maximum(values.sum(axis=0), np.float32(1e-30))).astype(np.float32)
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)

@@ -1,7 +1,7 @@
 """
 Compare methods by their committed ledger lines over several seeds, and new scores with the committed ones.
 
-`shipped/methods.jsonl` has a line per method and seed, as `scripts/methods.py` writes it. A seed stands for a sample
+`shipped/methods.jsonl` has a line per method and seed, as `lcfuse_core compare` writes it. A seed stands for a sample
 world and for separate trainings. Methods are compared seed by seed, on the same data, because a difficult world is
 difficult for all of them.
 
@@ -38,11 +38,11 @@ from lcfuse_core.scoring.scores import N_CODES
 BASELINE, OFFICIAL, SINGLE = "MODIS label", "DeepLabv3+, plain", "FCN, weighted"
 """The label as a map, the recipe of the contest's baseline, and the best of the small networks."""
 
-FUSION, BOUND = "Fusion, at home", "DeepLabv3+, fine labels of other regions"
+FUSION, BOUND = "Fusion, target regions", "DeepLabv3+, supervised, source regions"
 """The default fusion, and an upper bound for coarse labels: a network trained on fine labels of other regions."""
 
-_ADAPTED = "FCN, cell_mean, at home"
-_BOUND_SAME_REGIONS = "DeepLabv3+, fine labels of the same regions"
+_ADAPTED = "FCN, cell_mean, target regions"
+_BOUND_SAME_REGIONS = "DeepLabv3+, supervised, target regions"
 
 
 class Step(NamedTuple):
@@ -60,26 +60,26 @@ ABLATION = (
     Step("Sentinel-1 beside Sentinel-2", SINGLE, "FCN, weighted, S2 alone"),
     Step("the label of the place as a prior", "FCN, weighted, with coarse prior", SINGLE),
     Step("the labels of the place as a teacher", _ADAPTED, SINGLE),
-    Step("asked by cells, not by pixels", _ADAPTED, "FCN, cross_entropy, at home"),
+    Step("asked by cells, not by pixels", _ADAPTED, "FCN, cross_entropy, target regions"),
     Step("a forest that learnt there too", FUSION, _ADAPTED),
 )
 """From the label to the fusion and its members, one change at a time."""
 
 ALTERNATIVES = (
-    Step("members by product", "Fusion by product, at home", FUSION),
-    Step("flips and rotations", "Fusion turned eight ways, at home", FUSION),
-    Step("temperatures", "Fusion calibrated, at home", FUSION),
-    Step("weights of members", "Fusion weighted, at home", "Fusion calibrated, at home"),
-    Step("a prior on top", "Fusion with coarse prior, at home", FUSION),
-    Step("a third member: the FCN of elsewhere", "Fusion and FCN elsewhere, at home", FUSION),
-    Step("a third member: full resolution", "Fusion and Full resolution, at home", FUSION),
-    Step("a third member: an FCN for each region", "Fusion and FCN by region, at home", FUSION),
-    Step("a student of the fusion", "Student of the fusion, at home", FUSION),
-    Step("a network for each region", "FCN, cell_mean, at home by region", _ADAPTED),
-    Step("a larger field (U-Net)", "U-Net, cell_mean, at home", _ADAPTED),
-    Step("all at full resolution", "Full resolution, cell_mean, at home", _ADAPTED),
-    Step("fresh weights, no start from elsewhere", "FCN, cell_mean, fresh at home", _ADAPTED),
-    Step("the labels of the place among all others", "FCN, weighted, everywhere", SINGLE),
+    Step("members by product", "Fusion by product, target regions", FUSION),
+    Step("flips and rotations", "Fusion with TTA, target regions", FUSION),
+    Step("temperatures", "Fusion calibrated, target regions", FUSION),
+    Step("weights of members", "Fusion weighted, target regions", "Fusion calibrated, target regions"),
+    Step("a prior on top", "Fusion with coarse prior, target regions", FUSION),
+    Step("a third member: the FCN of elsewhere", "Fusion and source FCN, target regions", FUSION),
+    Step("a third member: full resolution", "Fusion and Full resolution, target regions", FUSION),
+    Step("a third member: an FCN for each region", "Fusion and FCN per region, target regions", FUSION),
+    Step("a student of the fusion", "Student of the fusion, target regions", FUSION),
+    Step("a network for each region", "FCN, cell_mean, each target region", _ADAPTED),
+    Step("a larger field (U-Net)", "U-Net, cell_mean, target regions", _ADAPTED),
+    Step("all at full resolution", "Full resolution, cell_mean, target regions", _ADAPTED),
+    Step("fresh weights, no start from elsewhere", "FCN, cell_mean, target regions only", _ADAPTED),
+    Step("the labels of the place among all others", "FCN, weighted, source and target regions", SINGLE),
 )
 """What could be added or done otherwise; the default fusion has none of it."""
 
@@ -100,7 +100,7 @@ def recorded_methods(path: str | os.PathLike[str] | None = None) -> pd.DataFrame
     path = path or SHIPPED / "methods.jsonl"
     lines = ledger.read(path)
     if lines.empty:
-        do = "Run scripts/methods.py --out FILE."
+        do = "Run python -m lcfuse_core compare --out FILE."
         raise DataError(path, found="no line", expected="one per method and seed", do=do)
     bounds = protocol.recorded_seeds("fine")
     # One of the bounds is scored on other patches, those of the validation regions.

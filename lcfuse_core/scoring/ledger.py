@@ -264,7 +264,7 @@ def check_fields(lines: pd.DataFrame, *names: str) -> None:
     """Raise DataError unless the table of a ledger has these columns."""
     missing = [name for name in names if name not in lines]
     if missing:
-        do = "Give a ledger of methods, as scripts/methods.py or a chapter writes it."
+        do = "Give a ledger of methods, as `lcfuse_core compare` or a chapter writes it."
         raise DataError("ledger", found=f"lines without {', '.join(missing)}", expected="these fields", do=do)
 
 

@@ -188,7 +188,7 @@ def evaluate_methods(
 
 
 def recorded_seeds(label_regime: str = "coarse only") -> pd.DataFrame:
-    """Return the committed ledger lines of a label regime that `scripts/seeds.py` wrote for several sample worlds."""
+    """Return the committed ledger lines of a label regime that `make seeds` wrote for several sample worlds."""
     lines = ledger.read(SHIPPED / "seeds.jsonl")
     return lines[lines["label_regime"] == label_regime].reset_index(drop=True)
 

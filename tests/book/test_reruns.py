@@ -8,11 +8,13 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from jupyter_client import connect
 
 from lcfuse_core import __main__ as shell
-from lcfuse_core.book import grids, reruns
-from lcfuse_core.errors import LcfuseError, MissingDataError
+from lcfuse_core.book import reruns
+from lcfuse_core.errors import LcfuseError, MissingDataError, ParameterError
 from lcfuse_core.scoring import ledger
 
 PARAMETERS = 'profile = "smoke"\nseed = 0\ndata_root = ""\nplace = 0'
@@ -72,7 +74,7 @@ def test_a_kernel_takes_no_port_that_another_could_have_chosen(book, tmp_path, m
         raise AssertionError("a port was chosen")
 
     monkeypatch.setattr(connect.LocalPortCache, "find_available_port", taken)
-    run = grids.Run("coarse_labels", {"seed": 1}, tmp_path / "out", book)
+    run = reruns.Run("coarse_labels", {"seed": 1}, tmp_path / "out", book)
     monkeypatch.setenv("LCFUSE_LEDGER", str(tmp_path / "ledger.jsonl"))
     assert reruns.execute(run).state == "done"
     assert len(ledger.read(tmp_path / "ledger.jsonl")) == 1
@@ -98,34 +100,35 @@ def test_a_grid_runs_on_a_dask_cluster(book, tmp_path, capsys):
 
 def test_a_run_that_was_killed_is_not_finished(book, tmp_path):
     """Only a record with this key, beside a notebook, counts; half a record does not."""
-    run = grids.Run("coarse_labels", {"seed": 1}, tmp_path / "seed=1", book)
-    assert not reruns.is_finished(run)
+    run = reruns.Run("coarse_labels", {"seed": 1}, tmp_path / "seed=1", book)
+    assert not run.is_finished
     run.folder.mkdir()
     shutil.copy(book / "coarse_labels.ipynb", run.notebook)
     for text in ("", '{"key": "ab', "[]", '{"key": "other"}', "{}"):
         run.record.write_text(text)
-        assert not reruns.is_finished(run), text
-    run.record.write_text(json.dumps({"key": grids.key(run)}))
-    assert reruns.is_finished(run)
+        assert not run.is_finished, text
+    run.record.write_text(json.dumps({"key": reruns.key(run)}))
+    assert run.is_finished
     run.notebook.unlink()
-    assert not reruns.is_finished(run)
+    assert not run.is_finished
 
 
-def test_what_a_failed_attempt_recorded_is_set_aside_and_kept(tmp_path):
+def test_the_ledger_of_a_failed_attempt_is_kept_apart(book, tmp_path, monkeypatch):
     """The ledger of a run has the lines of the attempt that finished; earlier ones are not lost."""
-    file = tmp_path / "ledger.jsonl"
+    monkeypatch.setattr(reruns.sys, "executable", shutil.which("false"))
+    run = reruns.Run("coarse_labels", {"seed": 1}, tmp_path / "out", book)
+    run.folder.mkdir()
     for text in ("first\n", "second\n"):
-        file.write_text(text)
-        reruns._set_aside(file)
-        assert not file.exists()
-    assert (tmp_path / "earlier-ledger.jsonl").read_text() == "first\nsecond\n"
-    reruns._set_aside(file)
+        (run.folder / "ledger.jsonl").write_text(text)
+        assert reruns.execute_apart(run, str(tmp_path)).state == "failed"
+    assert (run.folder / "earlier-ledger.jsonl").read_text() == "first\nsecond\n"
+    assert not (run.folder / "ledger.jsonl").exists()
 
 
 def test_a_process_that_dies_is_reported_with_how(book, tmp_path, monkeypatch):
     """Killed for memory, say: no `error:` line is there to quote."""
     monkeypatch.setattr(reruns.sys, "executable", shutil.which("false"))
-    outcome = reruns.execute_apart(grids.Run("coarse_labels", {"seed": 1}, tmp_path / "out", book), str(tmp_path))
+    outcome = reruns.execute_apart(reruns.Run("coarse_labels", {"seed": 1}, tmp_path / "out", book), str(tmp_path))
     assert (outcome.state, outcome.message) == ("failed", "ended with code 1")
     assert f"{tmp_path / 'out'} (no notebook)" in reruns.report([outcome])
 
@@ -137,7 +140,7 @@ def test_a_cluster_that_does_not_answer_is_one_clear_error(book, tmp_path, monke
         raise OSError("Timed out")
 
     monkeypatch.setattr(distributed, "Client", no_answer)
-    runs = grids.grid("coarse_labels", [("seed", "0,1")], out=tmp_path, book=book)
+    runs = reruns.grid("coarse_labels", [("seed", "0,1")], out=tmp_path, book=book)
     with pytest.raises(LcfuseError, match=r"tcp://nowhere:1: found no answer \(Timed out\).*dask scheduler"):
         reruns.execute_all(runs, cluster="tcp://nowhere:1")
 
@@ -145,3 +148,132 @@ def test_a_cluster_that_does_not_answer_is_one_clear_error(book, tmp_path, monke
 def test_nothing_to_gather_is_said(tmp_path):
     with pytest.raises(MissingDataError, match="no finished run"):
         reruns.gather(tmp_path)
+
+
+# Grids
+
+
+@pytest.fixture(scope="module")
+def empty_book(tmp_path_factory):
+    """A book with an empty notebook for each chapter that is asked for here."""
+    folder = tmp_path_factory.mktemp("book")
+    for name in ("training", "coarse_labels", "evaluation"):
+        nbformat.write(nbformat.v4.new_notebook(), folder / f"{name}.ipynb")
+    return folder
+
+
+def points(empty_book, *given_values, chapter="training", **options):
+    """The parameters of each run that a command line asks for."""
+    runs = reruns.grid(chapter, list(given_values), out=Path("out"), book=empty_book, **options)
+    return [run.parameters for run in runs]
+
+
+def test_a_grid_is_every_value_with_every_other(empty_book):
+    found = points(empty_book, ("seed", "0..4"), ("network", "fcn,unet"))
+    assert len(found) == 10
+    assert found[0] == {"seed": 0, "network": "fcn", "profile": "smoke"}
+    assert {(one["seed"], one["network"]) for one in found} == {(s, n) for s in range(5) for n in ("fcn", "unet")}
+
+
+def test_lists_ranges_and_repeats_add_up_without_doubles(empty_book):
+    assert [one["seed"] for one in points(empty_book, ("seed", "7,0..2,1"), ("seed", "9"))] == [7, 0, 1, 2, 9]
+    assert [one["class_weight_power"] for one in points(empty_book, ("class_weight_power", "0,0.5,1"))] == [
+        0.0,
+        0.5,
+        1.0,
+    ]
+
+
+@given(st.integers(0, 50), st.integers(0, 50))
+def test_a_range_counts_both_ends(first, length):
+    found = reruns.parse("training", [("seed", f"{first}..{first + length}")], "smoke")
+    assert found["seed"] == list(range(first, first + length + 1))
+
+
+@pytest.mark.parametrize("path", ["a,b", "1..3", "../up, over/..", "x y"])
+def test_a_path_is_never_split(empty_book, path):
+    """Commas and dots are its own; two paths are given by two -p."""
+    assert points(empty_book, ("train_root", path)) == [{"train_root": str(Path(path).absolute()), "profile": "smoke"}]
+    assert len(points(empty_book, ("train_root", path), ("train_root", "other"))) == 2
+
+
+def test_one_run_goes_right_into_the_folder_and_many_into_folders_of_their_own(empty_book):
+    [run] = reruns.grid("training", [("seed", "3")], out=Path("out"), book=empty_book)
+    assert run.notebook == Path("out").absolute() / "training.ipynb"
+    many = reruns.grid("training", [("seed", "3,4"), ("steps", "50")], out=Path("out"), book=empty_book)
+    assert [run.name for run in many] == ["seed=3", "seed=4"]
+
+
+def test_folders_tell_any_two_runs_apart(empty_book):
+    """Two paths that end alike, and one with signs that a file system may not take."""
+    given_values = [("data_root", path) for path in ("a/data", "b/data", "c/da ta:1")]
+    runs = reruns.grid("coarse_labels", [*given_values, ("seed", "0,1")], out=Path("out"), book=empty_book)
+    assert len({run.folder for run in runs}) == 6
+    assert all(set(run.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_=,.-") for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-p", "sead", "0..4"], "unknown name sead, expected some of profile, seed, "),
+        (["-p", "network", "fcn,resnet"], "found 'resnet', expected network to train: input should be 'fcn', 'unet'"),
+        (["-p", "seed", "0,one"], "parameter seed: found 'one', expected of the sample world and of training, of type"),
+        (["-p", "seed", "0.5"], "parameter seed: found '0.5'"),
+        (["-p", "seed", "0,-1"], "found -1"),
+        (["-p", "seed", "0..1000000"], "found 1000001 values, expected at most 10000"),
+        (["-p", "seed", "4..0"], "found '4..0', expected the smaller end first. Write 0..4."),
+        (["-p", "steps", "10,0"], "found 0, expected training steps: input should be greater than or equal to 1"),
+        (["-p", "crop", "16..64"], "greater than or equal to 32"),
+        (["-p", "class_weight_power", "0..1"], "found '0..1'"),
+        (["-p", "network", "fcn,"], "found ''"),
+        (["-p", "profile", "smoke,half"], "found 'half', expected"),
+        (["--profile", "half"], "found 'half', expected one of smoke, colab, full"),
+        (["--profile", "colab", "-p", "profile", "smoke,full"], "expected one of the two"),
+    ],
+)
+def test_what_is_wrong_stops_before_anything_runs(empty_book, tmp_path, capsys, arguments, message):
+    """Misspelt, of another type, out of range, unknown: one line that lists what is accepted; no folder is made."""
+    out = tmp_path / "out"
+    assert shell.main(["run", "training", "--book", str(empty_book), "--out", str(out), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_wrong_chapter_or_number_of_jobs_is_refused(empty_book, tmp_path, capsys):
+    with pytest.raises(ParameterError, match="'trainings', expected one of coarse_labels, "):
+        points(empty_book, chapter="trainings")
+    with pytest.raises(MissingDataError, match=r"dfc2020\.ipynb: found no such file"):
+        points(empty_book, chapter="dfc2020")
+    with pytest.raises(SystemExit):
+        shell.main(["run", "training", "--out", str(tmp_path), "--jobs", "0"])
+    assert "1 or more are needed" in capsys.readouterr().err
+
+
+def test_the_key_of_a_run_changes_with_whatever_it_rests_on(empty_book, tmp_path, monkeypatch):
+    """Parameters, the notebook's code and the module; not its text, nor saying a default aloud."""
+
+    def key(source="print(1)", **parameters):
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+        nbformat.write(notebook, tmp_path / "training.ipynb")
+        return reruns.key(reruns.Run("training", parameters, tmp_path / "out", tmp_path))
+
+    first = key(seed=1)
+    assert key(seed=1) == first == key(seed=1, batch=16, profile="smoke")
+    assert len({first, key(seed=2), key(seed=1, steps=7), key("print(2)", seed=1)}) == 4
+    monkeypatch.setattr(reruns._runtime, "code_digest", lambda: "other code")
+    assert key(seed=1) != first
+
+
+def test_given_values_win_also_if_they_equal_a_default(empty_book):
+    """Under another profile: a number, an empty path, one value of several."""
+    asked = [("steps", "400,200"), ("crop", "64"), ("train_root", "")]
+    runs = reruns.grid("training", asked, profile="colab", out=Path("out"), book=empty_book)
+    found = [{name: run.all_parameters[name] for name in ("steps", "crop", "batch", "train_root")} for run in runs]
+    assert found == [{"steps": steps, "crop": 64, "batch": 32, "train_root": ""} for steps in (400, 200)]
+
+
+def test_paths_of_a_profile_are_resolved_where_the_command_is_given(empty_book, tmp_path, monkeypatch):
+    """Not in --out, where the kernel runs: `data fetch` puts the data into the current folder."""
+    monkeypatch.chdir(tmp_path)
+    [run] = reruns.grid("coarse_labels", [], profile="colab", out=tmp_path / "out", book=empty_book)
+    assert run.parameters == {"profile": "colab", "data_root": str(tmp_path / "data" / "dfc2020")}

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import chapters
+from lcfuse_core import _runtime
 from lcfuse_core.book import settings
 from lcfuse_core.errors import ParameterError
 from lcfuse_core.models.losses import LOSSES
@@ -15,7 +16,7 @@ from lcfuse_core.models.losses import LOSSES
 SMOKE = settings.read_profile("smoke")
 
 
-@pytest.mark.parametrize("name", settings.PROFILES)
+@pytest.mark.parametrize("name", _runtime.PROFILES)
 def test_every_profile_holds_every_parameter_and_names_itself(name):
     profile = settings.read_profile(name)
     assert set(profile) == set(settings.Settings.model_fields)
@@ -70,11 +71,67 @@ def test_an_unknown_profile_or_chapter_is_refused_with_those_that_there_are():
         settings.names_of("evaluate")
 
 
-def test_the_profile_fills_in_and_your_own_value_wins(monkeypatch):
-    colab = SMOKE | {"profile": "colab", "steps": 9999, "crop": 128}
-    monkeypatch.setattr(settings, "read_profile", lambda name: {"smoke": SMOKE, "colab": colab}[name])
-    given = {"profile": "colab", "steps": SMOKE["steps"], "crop": 96}
-    assert settings.resolve(given, "training") == {"profile": "colab", "steps": 9999, "crop": 96}
+COLAB = settings.read_profile("colab")
+UNTOUCHED = {name: SMOKE[name] for name in settings.names_of("evaluation")} | {"profile": "colab"}
+
+
+def test_the_profile_fills_in_what_nobody_has_set():
+    found = settings.resolve(UNTOUCHED | {"crop": 96}, "evaluation")
+    assert found == {name: COLAB[name] for name in UNTOUCHED} | {"crop": 96}
+
+
+@pytest.mark.parametrize(("name", "value"), [("steps", 400), ("data_root", ""), ("seed", 0), ("loss", "cross_entropy")])
+def test_a_given_value_wins_also_if_it_equals_the_default(name, value):
+    assert value == SMOKE[name]
+    assert settings.resolve(UNTOUCHED, "evaluation", [name])[name] == value
+
+
+# Notebooks: `In` is IPython's list of the cells that have run, the running one included
+
+CELL = "\n".join(f"{name} = {value!r}  # as it is shipped" for name, value in UNTOUCHED.items())
+SET_UP = 'here = chapter.begin("evaluation", globals())'
+
+
+def given_by(*cells, **values):
+    """What `from_notebook` takes from a kernel in which these cells have run."""
+    return settings.from_notebook({"In": ["", *cells, SET_UP], **UNTOUCHED, **values}, "evaluation")
+
+
+def test_a_notebook_as_shipped_sets_nothing():
+    assert given_by(CELL) == (UNTOUCHED, set())
+    assert given_by("import numpy as np", CELL, steps=7) == (UNTOUCHED | {"steps": 7}, set())
+
+
+@pytest.mark.parametrize(
+    "cell", ["# Parameters\nsteps = 400\ndata_root = ''\n", "steps = 400\ndata_root: str = ''", "# Parameters\n" + CELL]
+)
+def test_a_cell_below_the_parameters_sets_values(cell):
+    """The one that papermill injects, which may hold all names, or one of the reader's."""
+    given = given_by(CELL, "import numpy as np\nnumber = 1", cell)[1]
+    assert {"steps", "data_root"} <= given <= set(UNTOUCHED)
+
+
+def test_only_cells_since_the_parameters_count():
+    """Run all, then run all again: names of later cells are neither refused nor taken for parameters."""
+    first = [CELL, "# Parameters\nsteps = 400", SET_UP, "batch, network = 3, None\nbatch = 4\nstepps = 1"]
+    assert given_by(*first, CELL)[1] == set()
+    assert given_by(*first, CELL, "# Parameters\ncrop = 64")[1] == {"crop"}
+
+
+@pytest.mark.parametrize("cells", [[CELL, "# Parameters\nstepps = 4"], [CELL.replace("steps", "stepps")]])
+def test_a_misspelt_name_is_refused(cells):
+    """Given to papermill, which only warns, or written into the parameters cell."""
+    with pytest.raises(ParameterError, match="parameters of evaluation: found unknown name stepps, expected some of"):
+        given_by(*cells)
+
+
+def test_other_namespaces_than_those_of_ipython():
+    """A script has no list of cells; cells may be no Python, and all may be in one cell."""
+    assert settings.from_notebook({"steps": 3, "other": 1}, "evaluation") == ({"steps": 3}, set())
+    assert settings.from_notebook({"In": 3, "steps": 3}, "evaluation") == ({"steps": 3}, set())
+    assert given_by(CELL, "%magic is no Python")[1] == set()
+    one = f"{CELL}\n{SET_UP}"
+    assert settings.from_notebook({"In": ["", one], **UNTOUCHED}, "evaluation") == (UNTOUCHED, set())
 
 
 @given(st.integers(0, 2**31 - 1))

@@ -4,8 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from toys import toy_patch, toy_stack
 
 from lcfuse_core.data.legends import IGNORE, igbp_to_dfc
@@ -14,12 +12,10 @@ from lcfuse_core.errors import DataError, ParameterError
 from lcfuse_core.methods.adapt import (
     adapted,
     by_region,
+    classes_of_clusters,
     fit_clusters,
-    name_clusters,
     predict_clusters,
     pseudo_labels,
-    reweighted,
-    shifted_prior,
 )
 from lcfuse_core.models import transition
 from lcfuse_core.training import loop
@@ -33,32 +29,6 @@ def strange_patch(seed, size=64):
     """A toy patch in a region where everything looks otherwise: bands and brightness in reverse."""
     patch = toy_patch(seed, size=size)
     return replace(patch, s2=np.ascontiguousarray(9000 - patch.s2[::-1]).astype(np.uint16))
-
-
-@settings(max_examples=15)
-@given(shares=st.lists(st.floats(0.02, 1), min_size=8, max_size=8), seed=st.integers(0, 100))
-def test_planted_shares_are_recovered(shares, seed):
-    """Calibrated posteriors made under equal shares, in a place of other shares."""
-    shares = np.array(shares) / sum(shares)
-    rng = np.random.default_rng(seed)
-    truth = rng.choice(8, 20_000, p=shares)
-    seen = 3 * (3 * np.eye(8)[truth] + rng.normal(0, 1, (20_000, 8)))
-    posterior = np.exp(seen - seen.max(axis=1, keepdims=True))
-    posterior /= posterior.sum(axis=1, keepdims=True)
-    found = shifted_prior(posterior, np.full(8, 1 / 8))
-    np.testing.assert_allclose(found, shares, atol=0.02)
-
-
-def test_shares_that_fit_already_stay():
-    """The mean of the posteriors is the prior: a fixed point."""
-    posterior = np.random.default_rng(0).dirichlet(np.ones(8), 5000)
-    prior = posterior.mean(axis=0)
-    np.testing.assert_allclose(shifted_prior(posterior, prior, iterations=1), prior)
-
-
-def test_reweighting_by_hand():
-    p = np.full((8, 1, 1), 1 / 8, np.float32)
-    np.testing.assert_allclose(reweighted(p, np.array([3, 1, 0, 0, 0, 0, 0, 0]))[:, 0, 0][:3], [0.75, 0.25, 0])
 
 
 def test_regions_part_a_stack():
@@ -122,7 +92,7 @@ def test_groups_get_their_planted_names_from_mixed_cells():
     pixel = (rng.random(2000)[:, None] > shares.cumsum(axis=1)).sum(axis=1)  # one of the cell's pixels
     labels = (rng.random(2000)[:, None] > MATRIX.cumsum(axis=1)[planted[pixel]]).sum(axis=1)
     flat = np.full((6, 8), 1 / 8)
-    found = name_clusters(shares, labels, np.ones(2000), MATRIX, flat, 0.5)
+    found = classes_of_clusters(shares, labels, np.ones(2000), MATRIX, flat, 0.5)
     np.testing.assert_array_equal(found.argmax(axis=1), planted)
     assert found.max(axis=1).min() > 0.8
     np.testing.assert_allclose(found.sum(axis=1), 1)
@@ -135,7 +105,7 @@ def test_naming_groups_never_fits_worse():
     prior = rng.dirichlet(np.ones(8), 5)
     fits = []
     for steps in range(1, 8):
-        found = name_clusters(shares, labels, np.ones(300), MATRIX, prior, 0.0, iterations=steps)
+        found = classes_of_clusters(shares, labels, np.ones(300), MATRIX, prior, 0.0, iterations=steps)
         fits.append(np.log((shares @ found @ MATRIX)[np.arange(300), labels]).sum())
     assert all(np.diff(fits) > -1e-9)
 
@@ -144,7 +114,7 @@ def test_groups_without_evidence_keep_their_prior():
     """A group in no cell is what the network takes it for."""
     shares = np.array([[1.0, 0.0]] * 5)
     prior = np.random.default_rng(2).dirichlet(np.ones(8), 2)
-    found = name_clusters(shares, np.zeros(5, int), np.ones(5), MATRIX, prior, 0.5)
+    found = classes_of_clusters(shares, np.zeros(5, int), np.ones(5), MATRIX, prior, 0.5)
     np.testing.assert_allclose(found[1], prior[1])
     assert found[0].argmax() == 0
 

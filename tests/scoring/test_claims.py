@@ -166,7 +166,7 @@ def test_claims_name_methods_that_there_are():
     """A name that no line will ever have would leave a claim to be run for good."""
     from lcfuse_core.methods.registry import METHODS
 
-    fine = {"DeepLabv3+, fine labels of other regions"}  # a bound: `make seeds`
+    fine = {"DeepLabv3+, supervised, source regions"}  # a bound: `make seeds`
     named = [{**one.where, **one.against}.get("parameters.method") for one in BOOK_CLAIMS]
     assert {name for name in named if name} <= set(METHODS) | fine
     assert all(name for one, name in zip(BOOK_CLAIMS, named, strict=True) if one.relation != "untestable")

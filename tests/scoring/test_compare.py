@@ -111,7 +111,7 @@ def test_without_lines_there_is_an_error_that_says_what_to_run(tmp_path):
     with pytest.raises(MissingDataError):
         compare.recorded_methods(tmp_path / "none.jsonl")
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(DataError, match=r"scripts/methods\.py"):
+    with pytest.raises(DataError, match=r"lcfuse_core compare"):
         compare.recorded_methods(tmp_path / "empty.jsonl")
 
 

@@ -184,7 +184,8 @@ def make_world(root: str | os.PathLike[str], plan: WorldPlan | None = None, *, w
     try:
         jobs = _jobs(plan)
         digest = hashlib.sha256("".join(_write_scenes(unfinished, plan, jobs, workers)).encode()).hexdigest()
-        record = {"synthetic": True, **wanted, "regions": _regions(jobs), "sha256": digest}
+        files = {folder.name: len(list(folder.rglob("*.tif"))) for folder in sorted(unfinished.iterdir())}
+        record = {"synthetic": True, **wanted, "regions": _regions(jobs), "files": files, "sha256": digest}
         (unfinished / "world.json").write_text(json.dumps(record, indent=1) + "\n")
         unfinished.chmod(0o755)  # a temporary folder is closed to others
         # Another process may have made the same world meanwhile, and may be reading it.
@@ -194,6 +195,13 @@ def make_world(root: str | os.PathLike[str], plan: WorldPlan | None = None, *, w
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return root
+
+
+def sample_folder(seed: int) -> Path:
+    """Return the folder of the sample world of a seed in the data folder; make it at first use (half a minute)."""
+    root = _runtime.data_folder() / f"world-{seed}"
+    with _runtime.lock(root.with_suffix(".lock")):  # several runs may need it at once
+        return make_world(root, WorldPlan(seed=seed))
 
 
 def read_world(root: str | os.PathLike[str]) -> dict[str, Any]:

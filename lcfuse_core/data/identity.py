@@ -1,0 +1,88 @@
+"""The identity of data: a digest, a name and a kind, on which trained networks and ledger lines depend."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from lcfuse_core import _runtime
+from lcfuse_core.data import fetched
+from lcfuse_core.data.sample import world
+
+
+def data_digest(root: str | os.PathLike[str]) -> str:
+    """
+    Return the SHA-256 that identifies the data in a folder.
+
+    Folders whose files differ in one byte have different digests. Two copies of the same files have the same one.
+
+    Parameters
+    ----------
+    root : path
+        A folder of patches or of packed scenes. The digests of its files are cached in the data folder by path, size
+        and modification time, so that only the first call reads everything.
+
+    Returns
+    -------
+    str
+        For a sample world that is complete and not younger than its record: the digest of all pixels in that record.
+        For all other data: a digest of the contents of all GeoTIFFs or, if there are none, of all files.
+    """
+    root = Path(root).absolute()
+    files = sorted(root.rglob("*.tif")) or sorted(path for path in root.rglob("*") if path.is_file())
+    if is_sample(root):
+        record, made = world.read_world(root.parent), (root.parent / "world.json").stat().st_mtime_ns
+        whole = record.get("files", {}).get(root.name) == len(files)
+        if whole and all(path.stat().st_mtime_ns <= made for path in files):
+            return str(record["sha256"])
+    cache = _runtime.data_folder() / "digests" / f"{_digest([str(root)])[:16]}.json"
+    try:
+        known = json.loads(cache.read_text())
+    except (OSError, ValueError):
+        known = {}
+
+    def entry(path: Path) -> list[Any]:
+        facts = path.stat()
+        version = [facts.st_size, facts.st_mtime_ns]
+        before = known.get(path.relative_to(root).as_posix(), [])
+        if before[:2] == version:
+            return list(before)
+        with path.open("rb") as file:
+            return [*version, hashlib.file_digest(file, "sha256").hexdigest()]
+
+    with ThreadPoolExecutor(4) as pool:
+        names = [path.relative_to(root).as_posix() for path in files]
+        found = dict(zip(names, pool.map(entry, files), strict=True))
+    if found != known:
+        _runtime.write_atomic(cache, json.dumps(found))
+    return _digest([f"{name} {own[2]}" for name, own in found.items()])
+
+
+def data_name(root: Path) -> str:
+    """Return the name of the data in a folder: the sample world and its seed, or the folder's own name."""
+    if not is_sample(root):
+        return root.name
+    seed = world.read_world(root.parent).get("plan", {}).get("seed", "of unknown seed")
+    return f"sample world {seed}: {root.name}"
+
+
+def data_kind(roots: Iterable[Path]) -> str:
+    """Return the kind of a ledger line: "synthetic" if any folder is, "real" only if all folders were verified."""
+    roots = list(roots)
+    if any(map(is_sample, roots)):
+        return "synthetic"
+    return "real" if all(fetched.vouched_for(root) for root in roots) else "unverified"
+
+
+def is_sample(root: Path) -> bool:
+    """Return whether a folder belongs to a synthetic sample world."""
+    return (root.parent / "world.json").exists()
+
+
+def _digest(parts: list[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -1,0 +1,408 @@
+"""
+An experiment: the data, plans, trained networks and ledger that methods, chapters and commands share.
+
+    experiment = Experiment.from_profile("compare", "smoke", seed=0)
+    run = experiment.network("fcn")
+    experiment.record("FCN, weighted", scores)
+
+Everything is made at first use and kept. Trained networks are stored under a digest of all that they depend on: plan,
+data and training code. Methods may learn from the images and the coarse labels of the target regions (the regions that
+are evaluated); the reference of these regions is not opened here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from lcfuse_core import _runtime
+from lcfuse_core.data import patches, source
+from lcfuse_core.data.identity import data_digest, data_kind, data_name, is_sample
+from lcfuse_core.data.legends import N_COARSE
+from lcfuse_core.data.patches import Patch
+from lcfuse_core.data.sample import world
+from lcfuse_core.methods import adapt
+from lcfuse_core.methods.adapt import Predict
+from lcfuse_core.models import forest, networks, transition
+from lcfuse_core.models.transition import Matrix
+from lcfuse_core.scoring import ledger, protocol
+from lcfuse_core.scoring.scores import Scores
+from lcfuse_core.training import checkpoint, loop
+from lcfuse_core.training.checkpoint import Run, TrainPlan
+
+SHIPPED = _runtime.SHIPPED / "checkpoints"
+"""
+Small networks trained on the sample of seed 0, so that most chapters run without training. The subfolder `adapted`
+holds a network that was fine-tuned on the target regions of that sample; it is not for maps of other regions.
+"""
+
+BOTH = "modis+savanna"
+"""Label kind with nine coarse classes: the eight scored ones, and Savanna as a mixture."""
+
+ALL_REGIONS = "all regions"
+
+Made = TypeVar("Made")
+
+
+@dataclass
+class Experiment:
+    """
+    The data and networks of one set of parameters.
+
+    Parameters
+    ----------
+    name : str
+        What is done, such as the name of a chapter; the `kind` of its ledger lines.
+    parameters : dict
+        Values by parameter name (`settings.Settings`); `profile` and `seed` are needed, an empty or missing
+        `train_root` or `data_root` means the synthetic sample of that seed.
+    progress : bool
+        Whether to show progress bars.
+    """
+
+    name: str
+    parameters: dict[str, Any]
+    progress: bool = False
+    memory: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_profile(cls, name: str, profile: str = "smoke", seed: int = 0, **changes: Any) -> Self:
+        """Return the experiment of a profile with *changes* to its parameters; None leaves a value as it is."""
+        values = _runtime.read_profile(profile) | {"seed": seed}
+        values |= {key: value for key, value in changes.items() if value is not None}
+        roots = ("train_root", "data_root") if values["train_root"] or values["data_root"] else ()
+        return cls(name, {key: values[key] for key in ("profile", "steps", "crop", "batch", "seed", *roots)})
+
+    def once(self, key: Any, make: Callable[[], Made]) -> Made:
+        """Return what *make* returned when it was first called for this key."""
+        if key not in self.memory:
+            self.memory[key] = make()
+        made: Made = self.memory[key]
+        return made
+
+    # Data
+
+    @property
+    def data_folder(self) -> Path:
+        """The folder of samples, downloads and trained networks."""
+        return _runtime.data_folder()
+
+    @cached_property
+    def ledger_path(self) -> Path:
+        """The ledger to write to: LCFUSE_LEDGER, or `ledger.jsonl` in the data folder."""
+        return Path(os.environ.get("LCFUSE_LEDGER", self.data_folder / "ledger.jsonl"))
+
+    @property
+    def sample(self) -> Path:
+        """The folder of the sample world of this seed; made at first use (half a minute)."""
+        return world.sample_folder(self.parameters["seed"])
+
+    @property
+    def train_root(self) -> Path:
+        """The folder of the training patches."""
+        return Path(self.parameters.get("train_root") or self.sample / "sen12ms")
+
+    @property
+    def data_root(self) -> Path:
+        """The folder of the evaluation patches."""
+        return Path(self.parameters.get("data_root") or self.sample / "dfc2020")
+
+    @property
+    def roots(self) -> dict[str, Path]:
+        """The data folders that results depend on, by role: those that are parameters here, or both."""
+        both = {"train": "train_root", "evaluation": "data_root"}
+        chosen = {role: name for role, name in both.items() if name in self.parameters}
+        return {role: getattr(self, name) for role, name in (chosen or both).items()}
+
+    @property
+    def on_sample(self) -> bool:
+        """Whether all data are synthetic."""
+        return not any(self.parameters.get(name) for name in ("data_root", "train_root", "s2_path"))
+
+    @property
+    def origin(self) -> str:
+        """Where the pixels come from, in two words for captions and tables."""
+        return "synthetic sample" if self.on_sample else "your data"
+
+    def training_stack(self, labels: str = "modis") -> source.PatchStack:
+        """Return the training patches with "modis", "modis+savanna" or "fine" labels; report refused patches."""
+        return self._stack(0, labels)
+
+    def held_out_stack(self, labels: str = "modis") -> source.PatchStack:
+        """Return the patches of the scenes that are never trained on; see `protocol.split_scenes`."""
+        return self._stack(1, labels)
+
+    def _stack(self, part: int, labels: str) -> source.PatchStack:
+        table = patches.index(self.train_root)
+        if labels == "fine":  # the sample keeps the reference of its training scenes apart; SEN12MS has none
+            table = patches.with_truth(table, self.train_root.with_name("truth"))
+        table = patches.complete(table, source.LABEL_KINDS[labels])
+        stack, report = source.read_stack(protocol.split_scenes(table)[part], labels)
+        if report.skipped or report.repaired:
+            print(report)
+        return stack
+
+    @cached_property
+    def held_out(self) -> list[Patch]:
+        """The patches of the held-out training scenes."""
+        table = patches.complete(patches.index(self.train_root), source.LABEL_KINDS[BOTH])
+        return patches.read_many(protocol.split_scenes(table)[1], source.LABEL_KINDS[BOTH])[0]
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """Index rows of the patches that are evaluated."""
+        return protocol.evaluation_patches(self.data_root)
+
+    @cached_property
+    def region_of(self) -> dict[str, str]:
+        """The target region of each evaluated patch, by patch name."""
+        names = map(patches.patch_name, self.rows.itertuples())
+        return dict(zip(names, self.rows["scene_id"], strict=True))
+
+    @cached_property
+    def target_stack(self) -> source.PatchStack:
+        """Images, MODIS labels and cells of the evaluated patches, without their reference."""
+        return source.read_stack(self.rows, BOTH)[0]
+
+    @cached_property
+    def target_regions(self) -> dict[str, source.PatchStack]:
+        """The patches of `target_stack` by region."""
+        return adapt.by_region(self.target_stack, [self.region_of[name] for name in self.target_stack.names])
+
+    def target_patches(self) -> Iterator[Patch]:
+        """Yield the evaluated patches in the order of `target_stack`, without their reference."""
+        return patches.iter_patches(self.rows, patches.Report(), source.LABEL_KINDS[BOTH])
+
+    # Networks
+
+    def plan(self, network: str, class_weight_power: float) -> TrainPlan:
+        """Return the training plan for these parameters; what is no parameter here is that of the profile `smoke`."""
+        smoke = _runtime.read_profile("smoke")
+        chosen = {name: self.parameters.get(name, smoke[name]) for name in ("loss", "steps", "crop", "batch", "seed")}
+        report_every = max(1, chosen["steps"] // 8)
+        return TrainPlan(network=network, class_weight_power=class_weight_power, report_every=report_every, **chosen)
+
+    def learned(self, learner: str, class_weight_power: float) -> tuple[protocol.Classify, float]:
+        """
+        Return the classifier that a learner yields on the training patches.
+
+        Parameters
+        ----------
+        learner : str
+            "forest" or the name of a network; see `protocol.NAMES`.
+        class_weight_power : float
+            Classes are weighted by 1 / frequency ** power.
+
+        Returns
+        -------
+        classify : callable
+            Draws the map of a patch.
+        seconds : float
+            Duration of the training.
+        """
+        if learner != "forest":
+            run = self.trained(self.plan(learner, class_weight_power))
+            return partial(loop.classify, run), seconds(run)
+        stack, began = self.training_stack(), time.perf_counter()
+        trees = forest.train_forest(stack, seed=self.parameters["seed"], class_weight_power=class_weight_power)
+        return partial(forest.classify, trees), round(time.perf_counter() - began, 2)
+
+    def network(self, kind: str = "fcn", power: float = protocol.WEIGHTED, **changes: Any) -> Run:
+        """Return a network trained on the training patches, with *changes* to its plan."""
+        plan = replace(self.plan(kind, power), **changes)
+        return self.once(plan, lambda: self.trained(plan))
+
+    def trained(self, plan: TrainPlan) -> Run:
+        """
+        Return the network of a plan, trained on `train_root`: from its checkpoint if there is one, else trained now.
+
+        A checkpoint counts only for the same plan, data and training code, whether it was trained here or comes with
+        the package (`SHIPPED`). Its history has the agreement with the labels of the held-out scenes.
+        """
+
+        def train(folder: Path) -> Run:
+            stack, held_out = self.training_stack(plan.labels), self.held_out_stack(plan.labels)
+            return loop.train(stack, plan, folder, validation=held_out, progress=self.progress)
+
+        return self.kept(self.checkpoint_name(plan), train)
+
+    def adapted_network(
+        self, run: Run, *, fresh: bool = False, each_region: bool = False, **changes: Any
+    ) -> tuple[Predict, float]:
+        """
+        Return a network that was fine-tuned on the target regions: transductive learning.
+
+        Parameters
+        ----------
+        run : Run
+            The network to start from.
+        fresh : bool
+            Whether to start from fresh weights, with only the plan of *run*.
+        each_region : bool
+            Whether to train a copy for each region, with its part of the steps, instead of one for all regions.
+        **changes
+            To the plan; see `adapt.adaptation_plan`.
+
+        Returns
+        -------
+        predict : callable
+            Probabilities of a patch.
+        seconds : float
+            Duration of the fine-tuning.
+        """
+        plan, start = adapt.adaptation_plan(run.plan, **changes), None if fresh else run
+        if each_region:
+            steps = max(1, plan.steps // len(self.target_regions))
+            plan = replace(plan, steps=steps, report_every=steps)
+        stacks = self.target_regions if each_region else {ALL_REGIONS: self.target_stack}
+
+        def train(region: str, folder: Path) -> Run:
+            return adapt.adapted(start, {region: stacks[region]}, plan)[region]
+
+        def load() -> dict[str, Run]:
+            names = {region: self.adapted_name(start.plan if start else None, plan, region) for region in stacks}
+            return {region: self.kept(name, partial(train, region)) for region, name in names.items()}
+
+        runs = self.once((fresh, each_region, run.plan, plan), load)
+        return self.by_region(runs, loop.predict), sum(map(seconds, runs.values()))
+
+    def by_region(self, models: Mapping[str, Any], predict: Callable[[Any, Patch], NDArray[np.float32]]) -> Predict:
+        """Return a function that predicts each patch by the model of its region, or by that of `ALL_REGIONS`."""
+        if ALL_REGIONS in models:
+            return partial(predict, models[ALL_REGIONS])
+        return lambda patch: predict(models[self.region_of[patch.name]], patch)
+
+    def cached(self, key: Any, predict: Predict) -> Predict:
+        """Return *predict* with its probabilities kept by patch name (2 MB per patch), for members of many fusions."""
+        return lambda patch: self.once((key, patch.name), lambda: predict(patch))
+
+    # Stored networks
+
+    def checkpoint_name(self, plan: TrainPlan, *further: str) -> str:
+        """Return the file name of a trained network: a digest of plan, data, training code and *further* inputs."""
+        decided = json.dumps(asdict(plan) | {"held_out": protocol.HELD_OUT}, sort_keys=True)
+        code = _runtime.code_digest(*_runtime.TRAINING_CODE)
+        depends_on = "\n".join([decided, data_digest(self.train_root), code, *further])
+        return f"{plan.network}-{hashlib.sha256(depends_on.encode()).hexdigest()[:16]}.safetensors"
+
+    def adapted_name(self, start: TrainPlan | None, plan: TrainPlan, region: str = ALL_REGIONS) -> str:
+        """Return the file name of the network of *start* (None: fresh weights) after training by *plan* on a region."""
+        return self.checkpoint_name(plan, region, repr(start), data_digest(self.data_root))
+
+    def checkpoint_path(self, name: str) -> Path:
+        """Return where the network of that name is, or would be kept."""
+        shipped = (SHIPPED / name, SHIPPED / "adapted" / name)
+        return next(filter(Path.exists, shipped), self.data_folder / "runs" / name)
+
+    def checkpoint_hash(self, learner: str, class_weight_power: float) -> dict[str, str]:
+        """Return the SHA-256 of the checkpoint of `learned`, as `{"checkpoint": ...}`; empty if there is none."""
+        if learner not in networks.NETWORKS:
+            return {}
+        path = self.checkpoint_path(self.checkpoint_name(self.plan(learner, class_weight_power)))
+        return {"checkpoint": hashlib.sha256(path.read_bytes()).hexdigest()} if path.exists() else {}
+
+    def kept(self, name: str, train: Callable[[Path], Run]) -> Run:
+        """
+        Return the network stored under a name; if there is none, train and store it.
+
+        Parameters
+        ----------
+        name : str
+            File name of the checkpoint.
+        train : callable
+            Gets a folder of its own, from which an interrupted training continues.
+        """
+        path = self.checkpoint_path(name)
+        with _runtime.lock((self.data_folder / "runs" / name).with_suffix(".lock")):  # chapters may run side by side
+            if not path.exists():
+                checkpoint.save_checkpoint(train(path.with_suffix("")), path)
+        # Read back even when it was trained just now: both ways must give the same maps.
+        run = checkpoint.load_checkpoint(path)
+        run.network.to(loop.choose_device(run.plan.device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return run
+
+    # The transition matrix
+
+    @cached_property
+    def matrix(self) -> Matrix:
+        """p(coarse | fine) from one stated accuracy and the class shares of the training labels."""
+        return transition.from_accuracy(self._label_counts)
+
+    @cached_property
+    def posterior(self) -> Matrix:
+        """p(fine | coarse) for the prior of a fusion, from the same."""
+        return transition.posterior(self.matrix, transition.class_prior(self.matrix, self._label_counts))
+
+    @cached_property
+    def _label_counts(self) -> NDArray[np.float64]:
+        return source.class_counts(self.training_stack(BOTH).labels, N_COARSE).double().numpy()
+
+    # The ledger
+
+    def record(
+        self,
+        method: str,
+        scores: Scores,
+        *,
+        label_regime: str = "coarse only",
+        parameters: Mapping[str, Any] | None = None,
+        cost: Mapping[str, float] | None = None,
+        regions: Mapping[str, Scores] | None = None,
+        counts: Mapping[str, NDArray[np.int64]] | None = None,
+        hashes: Mapping[str, str] | None = None,
+        more: Mapping[str, Any] | None = None,
+    ) -> None:
+        """
+        Append a line to the ledger: the scores of a method with the parameters of this experiment.
+
+        Parameters
+        ----------
+        method : str
+            Name of the method.
+        scores : Scores
+            Over all pixels.
+        label_regime : str
+            One of `ledger.LABEL_REGIMES`.
+        parameters : mapping, optional
+            Beside those of the experiment, such as `{"regime": "inductive"}`.
+        cost, regions, counts, hashes, more : mapping, optional
+            Durations; scores and confusion counts by region (intervals need the counts); SHA-256 beside those of the
+            data; further scores by name.
+        """
+        found = {
+            **asdict(scores),
+            "regions": {name: asdict(own) for name, own in (regions or {}).items()},
+            "counts": counts or {},
+            **(more or {}),
+        }
+        entry = ledger.new_entry(
+            self.name,
+            {"method": method, **self.parameters, **(parameters or {})},
+            found,
+            label_regime=label_regime,
+            profile=self.parameters["profile"],
+            seeds={"world": self.parameters["seed"], "training": self.parameters["seed"]},
+            synthetic=any(map(is_sample, self.roots.values())),
+            data_kind=data_kind(self.roots.values()),
+            data={role: data_name(root) for role, root in self.roots.items()},
+            hashes={role: data_digest(root) for role, root in self.roots.items()} | dict(hashes or {}),
+            cost=cost,
+        )
+        ledger.append(self.ledger_path, entry)
+
+
+def seconds(run: Run) -> float:
+    """Return the duration of a training in seconds."""
+    return float(run.history[-1]["seconds"] or 0)

@@ -1,0 +1,95 @@
+"""The identity of data follows their contents."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+from miniatures import write_patch
+
+from lcfuse_core.data import identity
+from lcfuse_core.data.sample import world
+from lcfuse_core.scoring import ledger
+
+
+@pytest.fixture(autouse=True)
+def _data_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("LCFUSE_DATA", str(tmp_path / "data"))
+
+
+def relabelled(folder, copy):
+    """A copy with the same names and sizes, in which one byte of one label differs."""
+    shutil.copytree(folder, copy)
+    path = sorted(copy.rglob("*lc*.tif"))[0]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    return copy
+
+
+def test_copies_share_an_identity_and_relabelled_copies_do_not(tmp_path):
+    folder = tmp_path / "a" / "sen12ms"
+    for number in (1, 2):
+        write_patch(folder, patch=number)
+    same = shutil.copytree(folder, tmp_path / "b" / "sen12ms")
+    other = relabelled(folder, tmp_path / "c" / "sen12ms")
+    sizes = [sorted((p.name, p.stat().st_size) for p in root.rglob("*.tif")) for root in (folder, other)]
+    assert sizes[0] == sizes[1]
+    digests = [identity.data_digest(root) for root in (folder, same, other)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_changed_or_missing_file_is_noticed_and_the_rest_comes_from_the_cache(tmp_path, monkeypatch):
+    folder = tmp_path / "sen12ms"
+    folder.mkdir()
+    for name in ("a.tif", "b.tif"):
+        (folder / name).write_bytes(name.encode())
+    first = identity.data_digest(folder)
+    read = []
+    digest = identity.hashlib.file_digest
+    monkeypatch.setattr(
+        identity.hashlib, "file_digest", lambda file, kind: read.append(file.name) or digest(file, kind)
+    )
+    assert identity.data_digest(folder) == first
+    assert read == []
+    (folder / "a.tif").write_bytes(b"c.tif")  # of the same size
+    os.utime(folder / "a.tif", ns=(0, 1))
+    second = identity.data_digest(folder)
+    assert [os.path.basename(name) for name in read] == ["a.tif"]
+    (folder / "a.tif").unlink()
+    assert len({first, second, identity.data_digest(folder)}) == 3
+    (tmp_path / "data" / "digests" / os.listdir(tmp_path / "data" / "digests")[0]).write_text("{")
+    assert identity.data_digest(folder) not in (first, second)
+
+
+def test_packed_data_have_an_identity_of_their_contents(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "tiles.npy", np.full(4, ord(name)))
+    assert identity.data_digest(tmp_path / "a") != identity.data_digest(tmp_path / "b")
+
+
+def test_the_sample_has_the_recorded_digest_until_a_file_is_changed_or_lost(tmp_path):
+    plan = world.WorldPlan(seed=3, n_train=2, n_validation=1, n_test=1)
+    root = world.make_world(tmp_path / "world-3", plan, workers=1)
+    recorded = world.read_world(root)["sha256"]
+    assert {identity.data_digest(root / name) for name in ("sen12ms", "dfc2020")} == {recorded}
+    assert identity.data_name(root / "sen12ms") == "sample world 3: sen12ms"
+    copy = shutil.copytree(root, tmp_path / "copy")
+    assert identity.data_digest(copy / "sen12ms") == recorded
+    path = sorted((copy / "sen12ms").rglob("*.tif"))[0]
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert identity.data_digest(copy / "sen12ms") != recorded
+    sorted((copy / "dfc2020").rglob("*.tif"))[0].unlink()
+    assert identity.data_digest(copy / "dfc2020") != recorded
+
+
+def test_data_are_real_only_if_all_were_verified(tmp_path, monkeypatch):
+    mine, theirs, sample = (tmp_path / name / "dfc2020" for name in ("mine", "theirs", "sample"))
+    sample.mkdir(parents=True)
+    (sample.parent / "world.json").write_text("{}")
+    monkeypatch.setattr(identity.fetched, "vouched_for", lambda folder: ["an item"] * (folder == theirs))
+    kinds = [identity.data_kind(roots) for roots in ([mine], [theirs], [theirs, mine], [theirs, sample])]
+    assert kinds == ["unverified", "real", "unverified", "synthetic"]
+    assert set(kinds) <= set(ledger.DATA_KINDS)
+    assert identity.data_name(mine) == "dfc2020"

@@ -1,0 +1,29 @@
+"""Tiny data and an experiment on them, for the tests of methods."""
+
+import pytest
+from miniatures import write_patch
+
+from lcfuse_core.methods.experiment import Experiment
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three training scenes, a validation patch and two test patches, of one tiny patch each."""
+    root = tmp_path_factory.mktemp("methods")
+    for scene in "123":
+        write_patch(root / "sen12ms", scene=scene)
+    write_patch(root / "dfc2020", "validation", 1)
+    for number in (1, 2):
+        write_patch(root / "dfc2020", "test", number)
+    return root
+
+
+@pytest.fixture(scope="module")
+def tiny(folder):
+    """An experiment on these data, with plans of two steps."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("LCFUSE_DATA", str(folder / "data"))
+    patch.delenv("LCFUSE_LEDGER", raising=False)
+    roots = {"train_root": str(folder / "sen12ms"), "data_root": str(folder / "dfc2020")}
+    yield Experiment.from_profile("compare", **roots, steps=2, crop=32, batch=2)
+    patch.undo()

@@ -1,0 +1,117 @@
+"""The command `compare`: lines are appended, a stopped call continues, wrong names stop it."""
+
+import os
+
+import pytest
+
+from lcfuse_core import __main__ as shell
+from lcfuse_core.data.sample import world
+from lcfuse_core.methods import commands
+from lcfuse_core.methods.registry import BOUNDS, METHODS
+from lcfuse_core.scoring import ledger, protocol
+
+
+def compare(folder, out, *arguments):
+    sizes = ["--steps", "2", "--crop", "32", "--batch", "2"]
+    roots = ["--train-root", str(folder / "sen12ms"), "--data-root", str(folder / "dfc2020")]
+    return shell.main(["compare", *sizes, *roots, "--out", str(out), *arguments])
+
+
+def test_a_stopped_call_continues(tiny, folder, tmp_path, capsys):
+    """One line per method, at once; what has a line is not run again; other seeds and data are."""
+    out = tmp_path / "lines.jsonl"
+    assert compare(folder, out, "--seeds", "3", "--only", "MODIS label") == 0
+    before = out.read_bytes()
+    assert compare(folder, out, "--seeds", "3", "--only", "MODIS label", "MODIS label, i*") == 0
+    assert out.read_bytes().startswith(before)
+    assert compare(folder, out, "--seeds", "4", "--only", "MODIS label") == 0
+    lines = ledger.read(out)
+    found = list(zip(lines["parameters.method"], lines["seeds.world"], strict=True))
+    assert found == [("MODIS label", 3), ("MODIS label, interpolated", 3), ("MODIS label", 4)]
+    assert set(lines["label_regime"]) == {"coarse only"}
+    assert set(lines["parameters.regime"]) == {"inductive"}
+    assert lines.filter(like="scores.counts.").notna().any(axis=1).all()  # for intervals
+    assert (lines["scores.n_patches"] == 2).all()
+    assert "seed 4: AA" in capsys.readouterr().out
+    assert compare(folder, out, "--seeds", "4", "--only", "MODIS label", "--data-root", str(folder / "copy")) == 2
+
+
+def test_bounds_are_evaluated_on_their_own_patches(tiny, monkeypatch):
+    """The network of the validation patches on every fourth of them; the others on the test split."""
+    rows = tiny.rows
+    monkeypatch.setattr(protocol, "evaluation_patches", lambda root, split="test": rows)
+    learned = BOUNDS["DeepLabv3+, supervised, source regions"].learn(tiny)
+    assert learned.rows is None
+    held_out = BOUNDS["DeepLabv3+, supervised, target regions"].learn(tiny)
+    assert held_out.rows.index.tolist() == []  # of two patches none is the fourth
+
+
+@pytest.mark.slow
+def test_several_seeds_run_in_processes_of_their_own(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LCFUSE_DATA", str(tmp_path / "data"))
+    out = tmp_path / "lines.jsonl"
+    assert compare(folder, out, "--seeds", "1", "2", "--jobs", "2", "--only", "MODIS label") == 0
+    assert sorted(ledger.read(out)["seeds.world"]) == [1, 2]
+    assert "seed 1" in capsys.readouterr().out
+    missing = str(tmp_path / "none")
+    assert compare(folder, out, "--seeds", "1", "2", "--only", "MODIS label", "--data-root", missing) == 1
+    assert "none: found" in capsys.readouterr().err
+
+
+def test_methods_are_chosen_by_name_or_beginning(capsys):
+    assert commands.chosen(None) == list(METHODS)
+    assert commands.chosen(["MODIS*"]) == [name for name in METHODS if name.startswith("MODIS")]
+    assert commands.chosen(["*supervised*"]) == list(BOUNDS)
+    assert shell.main(["compare", "--list"]) == 0
+    assert capsys.readouterr().out.splitlines() == [*METHODS, *BOUNDS]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "x", "--only", "FNC"], "found 'FNC', expected a method of --list"),
+        (["--only", "MODIS label"], "no --out"),
+        (["--out", "x", "--jobs", "0"], "found 0, expected 1 or more"),
+        (["--out", "x", "--profile", "huge"], "expected one of smoke, colab, full"),
+    ],
+)
+def test_wrong_options_stop_it(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert shell.main(["compare", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_paths_of_a_profile_are_those_of_the_current_folder(tmp_path, monkeypatch):
+    """Also for workers of a cluster, which run elsewhere; what is given wins, also if it is empty."""
+    seen = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(commands, "score_seed", lambda experiment, names, out: seen.append(experiment.parameters))
+    arguments = ["compare", "--profile", "colab", "--seeds", "0", "--out", "x", "--steps", "400"]
+    for more in ([], ["--data-root", ""]):
+        assert shell.main(arguments + more) == 0
+    wanted = {"profile": "colab", "steps": 400, "crop": 128, "batch": 32, "seed": 0}
+    wanted |= {"train_root": str(tmp_path / "data/sen12ms"), "data_root": str(tmp_path / "data/dfc2020")}
+    assert seen == [wanted, wanted | {"data_root": ""}]
+
+
+def test_a_small_world_is_made_to_try_a_method(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LCFUSE_DATA", str(tmp_path))
+    out = tmp_path / "lines.jsonl"
+    assert shell.main(["compare", "--small", "--seeds", "4", "--only", "MODIS label", "--out", str(out)]) == 0
+    small = world.read_world(tmp_path / "small" / "world-4")
+    assert ledger.read(out)["hashes.evaluation"].tolist() == [small["sha256"]]
+
+
+def test_the_shipped_ledger_of_the_seeds_is_complete():
+    """Every learner and bound with five seeds, on the same worlds, with the profile smoke of today."""
+    methods = {protocol.method_name(kind, power) for kind in protocol.NAMES for power in (0.0, 0.5)} | {"MODIS label"}
+    lines, bounds = protocol.recorded_seeds(), protocol.recorded("fine")
+    for found, names in ((lines, methods), (bounds, set(BOUNDS))):
+        pairs = list(zip(found["parameters.method"], found["seeds.world"], strict=True))
+        assert sorted(pairs) == sorted((name, seed) for name in names for seed in range(5))
+    assert lines["synthetic"].all()
+    smoke = commands._runtime.read_profile("smoke")
+    assert all(set(lines[f"parameters.{name}"]) == {smoke[name]} for name in ("steps", "crop", "batch"))
+    assert lines.groupby("seeds.world")["hashes.evaluation"].nunique().tolist() == 5 * [1]
+    assert set(bounds["hashes.evaluation"]) == set(lines["hashes.evaluation"])
