@@ -106,7 +106,7 @@ def test_a_small_world_is_made_to_try_a_method(tmp_path, monkeypatch, capsys):
 def test_the_shipped_ledger_of_the_seeds_is_complete():
     """Every learner and bound with five seeds, on the same worlds, with the profile smoke of today."""
     methods = {protocol.method_name(kind, power) for kind in protocol.NAMES for power in (0.0, 0.5)} | {"MODIS label"}
-    lines, bounds = protocol.recorded_seeds(), protocol.recorded("fine")
+    lines, bounds = protocol.recorded_seeds(), protocol.recorded_seeds("fine")
     for found, names in ((lines, methods), (bounds, set(BOUNDS))):
         pairs = list(zip(found["parameters.method"], found["seeds.world"], strict=True))
         assert sorted(pairs) == sorted((name, seed) for name in names for seed in range(5))

@@ -78,7 +78,7 @@ def test_without_a_real_run_nothing_is_claimed_of_real_places():
     assert sorted(", ".join(todo.index).split(", ")) == sorted(one.id for one in BOOK_CLAIMS)
     commands = todo.loc[todo["verdict"] == "not run yet", "command, or why none"]
     assert len(commands)
-    assert commands.str.match(r"python (-m lcfuse_core run \w+|scripts/(methods|seeds)\.py) --profile full ").all()
+    assert commands.str.match(r"python -m lcfuse_core (run \w+|compare) --profile full ").all()
     assert todo["download"].str.contains("SEN12MS|–").all()
     others = table.drop(real.index)
     assert (others["data"] == claims.MARKS["synthetic"]).all()

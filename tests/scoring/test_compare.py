@@ -9,7 +9,7 @@ from ledgers import made, table_of, write
 from lcfuse_core import _runtime
 from lcfuse_core.data.legends import DFC2020, SCORED
 from lcfuse_core.errors import DataError, MissingDataError
-from lcfuse_core.methods.registry import METHODS
+from lcfuse_core.methods.registry import BOUNDS, METHODS
 from lcfuse_core.scoring import compare, intervals, ledger
 from lcfuse_core.scoring.compare import Step
 
@@ -133,10 +133,7 @@ def test_the_shipped_lines_are_synthetic_and_of_known_methods():
     """What the chapter shows: one line a method and seed, each with its regime."""
     lines = compare.recorded_methods()
     assert lines["synthetic"].all()
-    assert set(lines["parameters.method"]) <= {
-        *METHODS,
-        *(name for name in lines["parameters.method"] if "fine labels" in name),
-    }
+    assert set(lines["parameters.method"]) <= {*METHODS, *BOUNDS}
     assert compare._BOUND_SAME_REGIONS not in set(lines["parameters.method"])  # evaluated on other patches
     assert not lines.duplicated(["parameters.method", "seeds.world"]).any()
     assert set(lines["label_regime"]) <= set(ledger.LABEL_REGIMES)
