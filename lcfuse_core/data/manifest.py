@@ -117,10 +117,15 @@ class Kind(_Strict):
     """
     The files in an archive.
 
-    bytes : of each
-    about : the same, rounded, where `bytes` is unknown
-    at_most, ratio : a file of more bytes, or packed tighter than 1 to so many, is refused: a hostile archive would
-        fill memory or disk
+    Parameters
+    ----------
+    bytes
+        Size of each file.
+    about
+        The same, rounded, where `bytes` is unknown.
+    at_most, ratio
+        A file of more bytes, or one that is compressed by more than this ratio, is refused: a hostile archive would
+        fill memory or disk.
     """
 
     bytes: Count

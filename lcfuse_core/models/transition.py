@@ -90,16 +90,26 @@ def estimate(
     tolerance: float = 1e-6,
 ) -> Matrix:
     """
-    The matrix under which *posteriors* explain *labels* best, by expectation maximisation.
-
-    posteriors : (n, 8), p(fine | image) of pixels, or mean posteriors of cells; best from scenes not learnt from
-    labels : (n,), coarse label 0..8 of the same; 255 = unknown
-    start : first guess, and prior: each of its rows counts as *pseudo_counts* further observations; what it calls
-        impossible is tried all the same, at one in a thousand
+    Estimate the matrix under which *posteriors* explain *labels* best, by expectation maximisation.
 
     Label c is drawn from sum_k p(k | image) T[k, c]. The expected pairs under the present T give the next T, which
-    never fits worse (Dempster, Laird & Rubin 1977); the start matters where posteriors are vague, as classes could
-    change their names. It converges when no entry moves by more than *tolerance*.
+    never fits worse; the start matters where posteriors are vague, as classes could change their names.
+
+    Parameters
+    ----------
+    posteriors : array of shape (n, 8)
+        p(fine | image) of pixels, or mean posteriors of cells; best from held-out scenes.
+    labels : array of shape (n,)
+        Coarse labels 0 to 8 of the same; 255 = unknown.
+    start
+        First guess and prior: each of its rows counts as *pseudo_counts* further observations. Entries of zero
+        start at one in a thousand.
+    iterations, tolerance
+        It ends after so many iterations, or when no entry moves by more than *tolerance*.
+
+    References
+    ----------
+    Dempster, Laird and Rubin 1977, Maximum likelihood from incomplete data via the EM algorithm.
     """
     known = np.asarray(labels) != IGNORE
     if not known.any():
