@@ -1,12 +1,13 @@
 """
-Class schemes: the MODIS layers of SEN12MS, the DFC2020 reference, and the way from one to the other.
+Class schemes: the MODIS layers of SEN12MS, the DFC2020 reference, and the mapping from one to the other.
 
-Codes are kept as they stand in the files (`uint8`). Only networks count differently: they know the
-eight scored DFC2020 classes, from zero (`dfc_to_index`), and the ignore value 255.
+Labels keep the codes of the files (`uint8`). Only networks count differently: they have the eight scored DFC2020
+classes, from zero (`dfc_to_index`), and the ignore value 255.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from lcfuse_core.errors import LegendError
 
 IGNORE = 255
-"""Label value that no loss and no score looks at."""
+"""Label value that losses and scores leave out."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Legend:
     """
     A class scheme: codes, names and colours (hex, without `#`), in the order of the legend.
 
-    `unknown` is the code that says "no class here"; it is not one of `codes`.
+    `unknown` is the code for "no class here"; it is not one of `codes`.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Legend:
 
     def name_of(self, code: int) -> str:
         """
-        The name of a class code.
+        Return the name of a class code.
 
         >>> DFC2020.name_of(5)
         'Wetlands'
@@ -48,22 +49,23 @@ class Legend:
         return "none" if code == self.unknown else self.names[self.codes.index(code)]
 
     def rgba(self, code: int) -> tuple[int, int, int, int]:
-        """Colour of a class code, 0-255 each; a code outside the legend is transparent black."""
+        """Return the colour of a class code, 0-255 each; transparent black for a code outside the legend."""
         if code not in self.codes:
             return (0, 0, 0, 0)
         red, green, blue = bytes.fromhex(self.colours[self.codes.index(code)])
         return (red, green, blue, 255)
 
     def check(self, labels: NDArray[np.integer], where: str = "labels") -> None:
-        """Raise LegendError when *labels* hold a code that is neither in the legend nor `unknown`."""
-        strange = sorted(set(np.unique(labels).tolist()) - set(self.codes) - {self.unknown})
-        if strange:
-            raise LegendError(
-                where,
-                found=f"class code {', '.join(map(str, strange))}",
-                expected=f"{self.name} codes {', '.join(map(str, self.codes))} (or {self.unknown}, none)",
-                do="Check that the file is the layer you think it is, or recode it first.",
-            )
+        """Raise LegendError if *labels* hold a code that is neither in the legend nor `unknown`."""
+        expected = f"{self.name} codes {', '.join(map(str, self.codes))} (or {self.unknown}, none)"
+        do = "Check that the file is the expected layer, or recode it first."
+        _check_codes(where, labels, (*self.codes, self.unknown), expected, do)
+
+
+def _check_codes(where: str, labels: NDArray[np.integer], known: Iterable[int], expected: str, do: str) -> None:
+    unknown = sorted(set(np.unique(labels).tolist()) - set(known))
+    if unknown:
+        raise LegendError(where, found=f"class code {', '.join(map(str, unknown))}", expected=expected, do=do)
 
 
 # Codes and names: MCD12Q1 Collection 6 User Guide (Sulla-Menashe & Friedl 2018), tables 3, 8, 9 and 10.
@@ -72,23 +74,10 @@ IGBP = Legend(
     "IGBP",
     tuple(range(1, 18)),
     (
-        "Evergreen needleleaf forest",
-        "Evergreen broadleaf forest",
-        "Deciduous needleleaf forest",
-        "Deciduous broadleaf forest",
-        "Mixed forest",
-        "Closed shrubland",
-        "Open shrubland",
-        "Woody savanna",
-        "Savanna",
-        "Grassland",
-        "Permanent wetland",
-        "Cropland",
-        "Urban and built-up",
-        "Cropland/natural mosaic",
-        "Snow and ice",
-        "Barren",
-        "Water",
+        "Evergreen needleleaf forest", "Evergreen broadleaf forest", "Deciduous needleleaf forest",
+        "Deciduous broadleaf forest", "Mixed forest", "Closed shrubland", "Open shrubland", "Woody savanna", "Savanna",
+        "Grassland", "Permanent wetland", "Cropland", "Urban and built-up", "Cropland/natural mosaic", "Snow and ice",
+        "Barren", "Water",
     ),
     (
         "05450a", "086a10", "54a708", "78d203", "009900", "c6b044", "dcd159", "dade48", "fbff13", "b6ff05",
@@ -101,22 +90,10 @@ LCCS_LAND_COVER = Legend(
     "LCCS land cover",
     (1, 2, 3, 11, 12, 13, 14, 15, 16, 21, 22, 31, 32, 41, 42, 43),
     (
-        "Barren",
-        "Permanent snow and ice",
-        "Water bodies",
-        "Evergreen needleleaf forest",
-        "Evergreen broadleaf forest",
-        "Deciduous needleleaf forest",
-        "Deciduous broadleaf forest",
-        "Mixed broadleaf/needleleaf forest",
-        "Mixed broadleaf evergreen/deciduous forest",
-        "Open forest",
-        "Sparse forest",
-        "Dense herbaceous",
-        "Sparse herbaceous",
-        "Dense shrubland",
-        "Shrubland/grassland mosaic",
-        "Sparse shrubland",
+        "Barren", "Permanent snow and ice", "Water bodies", "Evergreen needleleaf forest", "Evergreen broadleaf forest",
+        "Deciduous needleleaf forest", "Deciduous broadleaf forest", "Mixed broadleaf/needleleaf forest",
+        "Mixed broadleaf evergreen/deciduous forest", "Open forest", "Sparse forest", "Dense herbaceous",
+        "Sparse herbaceous", "Dense shrubland", "Shrubland/grassland mosaic", "Sparse shrubland",
     ),
     (
         "f9ffa4", "69fff8", "1c0dff", "05450a", "086a10", "54a708", "78d203", "005a00", "009900", "52b352",
@@ -129,21 +106,12 @@ LCCS_LAND_USE = Legend(
     "LCCS land use",
     (1, 2, 3, 9, 10, 20, 25, 30, 35, 36, 40),
     (
-        "Barren",
-        "Permanent snow and ice",
-        "Water bodies",
-        "Urban and built-up",
-        "Dense forest",
-        "Open forest",
-        "Forest/cropland mosaic",
-        "Natural herbaceous",
-        "Natural herbaceous/cropland mosaic",
-        "Herbaceous cropland",
+        "Barren", "Permanent snow and ice", "Water bodies", "Urban and built-up", "Dense forest", "Open forest",
+        "Forest/cropland mosaic", "Natural herbaceous", "Natural herbaceous/cropland mosaic", "Herbaceous cropland",
         "Shrubland",
     ),
     (
-        "f9ffa4", "69fff8", "1c0dff", "a5a5a5", "003f00", "006c00", "db9e5b", "b6ff05", "ff6d4c", "c24f44",
-        "c6b044",
+        "f9ffa4", "69fff8", "1c0dff", "a5a5a5", "003f00", "006c00", "db9e5b", "b6ff05", "ff6d4c", "c24f44", "c6b044",
     ),
     unknown=255,
 )  # fmt: skip
@@ -152,52 +120,36 @@ LCCS_HYDROLOGY = Legend(
     "LCCS surface hydrology",
     (1, 2, 3, 10, 20, 27, 30, 40, 50, 51),
     (
-        "Barren",
-        "Permanent snow and ice",
-        "Water bodies",
-        "Dense forest",
-        "Open forest",
-        "Woody wetland",
-        "Grassland",
-        "Shrubland",
-        "Herbaceous wetland",
-        "Tundra",
+        "Barren", "Permanent snow and ice", "Water bodies", "Dense forest", "Open forest", "Woody wetland",
+        "Grassland", "Shrubland", "Herbaceous wetland", "Tundra",
     ),
     ("f9ffa4", "69fff8", "1c0dff", "003f00", "006c00", "1f8a70", "b6ff05", "c6b044", "27ff87", "a3c9a8"),
     unknown=255,
-)
+)  # fmt: skip
 
 DFC2020 = Legend(
     "DFC2020",
     tuple(range(1, 11)),
     (
-        "Forest",
-        "Shrubland",
-        "Savanna",
-        "Grassland",
-        "Wetlands",
-        "Croplands",
-        "Urban/Built-up",
-        "Snow/Ice",
-        "Barren",
+        "Forest", "Shrubland", "Savanna", "Grassland", "Wetlands", "Croplands", "Urban/Built-up", "Snow/Ice", "Barren",
         "Water",
     ),
     ("009900", "c6b044", "fbff13", "b6ff05", "27ff87", "c24f44", "a5a5a5", "69fff8", "f9ffa4", "1c0dff"),
     unknown=0,
-)
+)  # fmt: skip
 """Classes and colours of the IEEE GRSS 2020 Data Fusion Contest (Yokoya et al. 2020)."""
 
 SAVANNA, SNOW = 3, 8
 """DFC2020 codes without a single reference pixel: never scored as reference classes."""
 
 SCORED = (1, 2, 4, 5, 6, 7, 9, 10)
-"""The eight DFC2020 codes that the reference holds, in the order in which networks count them."""
+"""The eight DFC2020 codes of the reference, in the order of the network classes."""
 
 SAVANNA_INDEX = len(SCORED)
-"""Savanna, where labels keep it: a ninth *coarse* class after the network's eight, which no network predicts."""
+"""Savanna, where labels keep it: a ninth *coarse* class after the eight of the network, which predicts none."""
 
 N_COARSE = SAVANNA_INDEX + 1
-"""Coarse classes: the eight that networks know, and Savanna."""
+"""Number of coarse classes: the eight of the network, and Savanna."""
 
 # IGBP code 0..17 -> DFC2020 code (Schmitt et al. 2020); anything else, 255 included, is "none".
 _IGBP_TO_DFC = np.zeros(256, np.uint8)
@@ -206,10 +158,13 @@ _IGBP_TO_DFC[:18] = (0, 1, 1, 1, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 6, 8, 9, 10)
 _DFC_TO_INDEX = np.full(256, IGNORE, np.uint8)
 _DFC_TO_INDEX[list(SCORED)] = range(len(SCORED))
 
+_INDEX_TO_DFC = np.zeros(256, np.uint8)
+_INDEX_TO_DFC[: len(SCORED)] = SCORED
+
 
 def igbp_to_dfc(igbp: NDArray[np.integer]) -> NDArray[np.uint8]:
     """
-    DFC2020 codes (0 = none, 1..10) of IGBP codes; 0 and 255 become 0.
+    Convert IGBP codes to DFC2020 codes (0 = none, 1..10); 0 and 255 become 0.
 
     Raises LegendError on any other code outside 1..17.
 
@@ -223,7 +178,7 @@ def igbp_to_dfc(igbp: NDArray[np.integer]) -> NDArray[np.uint8]:
 
 def dfc_to_index(dfc: NDArray[np.integer]) -> NDArray[np.uint8]:
     """
-    Network class (0..7, or 255 = ignore) of DFC2020 codes; Savanna, Snow/Ice and 0 are ignored.
+    Convert DFC2020 codes to network classes (0..7, or 255 = ignore); Savanna, Snow/Ice and 0 are ignored.
 
     >>> dfc_to_index(np.array([0, 1, 3, 10]))
     array([255,   0, 255,   7], dtype=uint8)
@@ -235,20 +190,12 @@ def dfc_to_index(dfc: NDArray[np.integer]) -> NDArray[np.uint8]:
 
 def index_to_dfc(index: NDArray[np.integer]) -> NDArray[np.uint8]:
     """
-    DFC2020 codes of network classes 0..7; the ignore value becomes 0.
+    Convert network classes 0..7 to DFC2020 codes; the ignore value becomes 0.
 
     >>> index_to_dfc(np.array([0, 7, 255]))
     array([ 1, 10,  0], dtype=uint8)
     """
-    table = np.zeros(256, np.uint8)
-    table[: len(SCORED)] = SCORED
-    index = np.asarray(index)
-    strange = sorted(set(np.unique(index).tolist()) - set(range(len(SCORED))) - {IGNORE})
-    if strange:
-        raise LegendError(
-            "network classes",
-            found=f"class {', '.join(map(str, strange))}",
-            expected=f"0..{len(SCORED) - 1} (or {IGNORE}, ignored)",
-            do="Hand over network classes, not DFC2020 codes.",
-        )
-    return table[index]
+    index, n = np.asarray(index), len(SCORED)
+    expected = f"network classes 0..{n - 1} (or {IGNORE}, ignored)"
+    _check_codes("network classes", index, (*range(n), IGNORE), expected, "Pass network classes, not DFC2020 codes.")
+    return _INDEX_TO_DFC[index]

@@ -157,5 +157,5 @@ def test_igbp_codes_that_do_not_exist_are_refused(code):
 
 def test_network_classes_that_do_not_exist_are_refused():
     """DFC2020 codes handed over as network classes, for instance."""
-    with pytest.raises(LegendError, match=r"class 9, 10.*expected 0\.\.7"):
+    with pytest.raises(LegendError, match=r"class code 9, 10.*expected network classes 0\.\.7"):
         index_to_dfc(np.array([1, 9, 10]))

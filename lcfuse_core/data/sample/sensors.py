@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, special
 
 from lcfuse_core.data.cells import cell_ids
-from lcfuse_core.data.legends import SAVANNA, SCORED
+from lcfuse_core.data.legends import SAVANNA, SCORED, dfc_to_index
 from lcfuse_core.data.sample.landscape import (
     BARREN,
     CROP,
@@ -134,7 +134,7 @@ def draw_region(rng: np.random.Generator, biome: Biome, *, season: float, domain
 def see_sentinel2(rng: np.random.Generator, land: Landscape, region: Region) -> NDArray[np.uint16]:
     """Top-of-atmosphere reflectance x 10000, uint16 (13, H, W), of a landscape."""
     shape = land.truth.shape
-    logits = region.mixture[_class_index(land.truth)]  # H, W, 7
+    logits = region.mixture[dfc_to_index(land.truth)]  # H, W, 7
     logits += _by_object(rng, land, (7,), spread=0.55)
     for material in range(7):
         patchy = 0.3 * random_field(rng, shape, 40) + 0.3 * random_field(rng, shape, 5)
@@ -157,19 +157,13 @@ def see_sentinel1(rng: np.random.Generator, land: Landscape, region: Region) -> 
     in the last digit from one kind of processor to another, and nothing rounds it away here as it is in Sentinel-2.
     """
     shape = land.truth.shape
-    mean_db = region.backscatter_db[_class_index(land.truth)]
+    mean_db = region.backscatter_db[dfc_to_index(land.truth)]
     mean_db += _by_object(rng, land, (2,), spread=1.0)
     mean_db = np.moveaxis(mean_db, -1, 0) + 0.8 * random_field(rng, shape, 40) + 0.7 * random_field(rng, shape, 5)
     power = ndimage.gaussian_filter(special.exp10(mean_db / 10), (0, 0.7, 0.7))
     speckle = rng.gamma(LOOKS, 1 / LOOKS, power.shape)
     in_db = special.xlogy(10 / math.log(10), power * speckle)
     return np.minimum(in_db, 0.0).astype(np.float32).astype(np.float64)
-
-
-def _class_index(truth: NDArray[np.uint8]) -> NDArray[np.intp]:
-    table = np.zeros(256, np.intp)
-    table[list(SCORED)] = range(len(SCORED))
-    return table[truth]
 
 
 def _by_object(
@@ -248,7 +242,7 @@ def _cell_shares(
     rng: np.random.Generator, truth: NDArray[np.uint8], ids: NDArray[np.int32], n_cells: int
 ) -> NDArray[np.float64]:
     """Share of each class in each cell, (n_cells, 8), after MODIS's wide point spread and a geolocation error."""
-    index = _class_index(truth)
+    index = dfc_to_index(truth)
     size = np.bincount(ids.ravel(), minlength=n_cells)
     shift = np.rint(rng.normal(0, 11, 2)).astype(int)  # about a quarter of a cell
     shares = []
