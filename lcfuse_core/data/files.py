@@ -1,9 +1,9 @@
 """
-One GeoTIFF file of a patch: read it, and accept only what its kind promises.
+The GeoTIFF files of a patch: read them, and accept only what their kind promises.
 
 Four kinds: s1 (Sentinel-1, VV and VH in dB), s2 (Sentinel-2, 13 bands of reflectance x 10000), lc (four MODIS
-land-cover layers at 10 m), dfc (the 10 m reference). `patches.read_patch` joins them. `check_s1` and `check_s2` apply
-the rules for units and order of bands to any array.
+land-cover layers at 10 m), dfc (the 10 m reference). `read_files` joins them to a `Patch`. `check_s1` and `check_s2`
+apply the rules for units and order of bands to any array.
 """
 
 from __future__ import annotations
@@ -78,19 +78,29 @@ _AGAIN = "Download or unpack the file again."
 
 
 @dataclass(frozen=True)
-class Layer:
+class Patch:
     """
-    One checked file.
+    One checked patch of H x W pixels of 10 m, rows north to south.
 
-    Attributes
-    ----------
-    data : array, shape (bands, H, W)
-        float32 (s1), uint16 (s2) or uint8 (lc, dfc).
-    crs, transform : CRS and Affine, or None
-        Georeference, if the file has one.
-    repairs : tuple of str
-        Descriptions of what was corrected.
+    s1 is backscatter VV and VH, sigma0 in dB (2, H, W); s2 top-of-atmosphere reflectance x 10000, B1 to B12 with B8A
+    after B8 (13, H, W); lc the MODIS land cover at 10 m: IGBP, LCCS land cover, LCCS land use, LCCS surface hydrology
+    (4, H, W); dfc the DFC2020 codes of the 10 m reference (H, W). crs and transform are None without georeference.
+    `repairs` describes what was corrected while reading.
     """
+
+    name: str
+    s1: NDArray[np.float32]
+    s2: NDArray[np.uint16]
+    lc: NDArray[np.uint8] | None = None
+    dfc: NDArray[np.uint8] | None = None
+    crs: CRS | None = None
+    transform: Affine | None = None
+    repairs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One checked file: float32 (s1), uint16 (s2) or uint8 (lc, dfc) of shape (bands, H, W), and what was corrected."""
 
     data: NDArray[Any]
     crs: CRS | None
@@ -126,6 +136,20 @@ def read_layer(path: str | os.PathLike[str], kind: str) -> Layer:
         # 0 means "no label" in older MODIS collections and in the output of some tools.
         legend.check(data[number][data[number] != 0], f"{path}, band {number + 1} ({legend.name})")
     return Layer(data, crs, transform)
+
+
+def read_files(name: str, paths: dict[str, str]) -> Patch:
+    """
+    Read the files of one patch, by kind, s1 and s2 among them; further errors than those of `read_layer`: GridError.
+
+    The layers must be of one size and, where georeferenced, lie within `GRID_TOLERANCE_PX` of each other.
+    """
+    layers = {kind: read_layer(path, kind) for kind, path in paths.items()}
+    crs, transform = _common_grid(paths, layers)
+    repairs = tuple(repair for layer in layers.values() for repair in layer.repairs)
+    lc = layers["lc"].data if "lc" in layers else None
+    dfc = layers["dfc"].data[0] if "dfc" in layers else None
+    return Patch(name, layers["s1"].data, layers["s2"].data, lc, dfc, crs, transform, repairs)
 
 
 def read_place(path: str | os.PathLike[str], kind: str) -> tuple[CRS | None, Affine | None, tuple[int, int]]:
@@ -193,7 +217,7 @@ def subtract_offset(s2: NDArray[np.uint16], offset: int) -> None:
     s2 -= np.uint16(offset)
 
 
-def common_grid(paths: dict[str, str], layers: dict[str, Layer]) -> tuple[CRS | None, Affine | None]:
+def _common_grid(paths: dict[str, str], layers: dict[str, Layer]) -> tuple[CRS | None, Affine | None]:
     """Return the one georeference of all layers that have any (s1 first); GridError if they lie apart."""
     size = layers["s1"].data.shape[1:]
     placed = next((layer for layer in layers.values() if layer.transform is not None), layers["s1"])

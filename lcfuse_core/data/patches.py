@@ -26,49 +26,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
-from affine import Affine
-from numpy.typing import NDArray
-from rasterio.crs import CRS
 from tqdm import tqdm
 
 from lcfuse_core._runtime import SHIPPED
-from lcfuse_core.data.files import KINDS, common_grid, read_layer
+from lcfuse_core.data.files import KINDS, read_files
+from lcfuse_core.data.files import Patch as Patch  # where a reader looks for it
 from lcfuse_core.errors import DataError, LcfuseError, MissingDataError, ParameterError
 
 _FILE_NAME = re.compile(r"(ROIs\d+_[a-z]+)_(s1|s2|lc|dfc)_(\w+)_p(\d+)\.tif")
 _LISTED_NAME = re.compile(r"(ROIs\d+_[a-z]+)_(?:(?:s1|s2|lc)_)?(\d+)_p(\d+)(?:\.tif)?")
 _TRAINING_KINDS = ("s1", "s2", "lc")
-
-
-@dataclass(frozen=True)
-class Patch:
-    """
-    One checked patch of H x W pixels of 10 m, rows north to south.
-
-    Attributes
-    ----------
-    s1 : float32 array, shape (2, H, W)
-        Backscatter VV and VH, sigma0 in dB.
-    s2 : uint16 array, shape (13, H, W)
-        Top-of-atmosphere reflectance x 10000, B1 to B12 with B8A after B8.
-    lc : uint8 array, shape (4, H, W), or None
-        MODIS land cover at 10 m: IGBP, LCCS land cover, LCCS land use, LCCS surface hydrology.
-    dfc : uint8 array, shape (H, W), or None
-        DFC2020 codes of the 10 m reference.
-    crs, transform : CRS and Affine, or None
-        Georeference, if the files have one.
-    repairs : tuple of str
-        Descriptions of what was corrected while reading.
-    """
-
-    name: str
-    s1: NDArray[np.float32]
-    s2: NDArray[np.uint16]
-    lc: NDArray[np.uint8] | None = None
-    dfc: NDArray[np.uint8] | None = None
-    crs: CRS | None = None
-    transform: Affine | None = None
-    repairs: tuple[str, ...] = ()
 
 
 @dataclass
@@ -257,11 +224,8 @@ def read_patch(row: Any, need: Iterable[str] | None = None) -> Patch:
     Kinds outside *need* are not opened, except s1 and s2; by default all files are read. The +1000 offset of newer
     Sentinel-2 products is removed and noted in `repairs`; any other fault is an error.
 
-    Raises
-    ------
-    MissingDataError, DataError, LegendError, GridError
-        If a file is missing; damaged or of other bands, dtype or unit; holds an unknown class code; or lies on
-        another grid than the others.
+    Raises MissingDataError, DataError (damaged; other bands, dtype or unit), LegendError (unknown class code) or
+    GridError (layers on different grids).
     """
     name = patch_name(row)
     available = {kind: getattr(row, kind) for kind in KINDS if getattr(row, kind) is not None}
@@ -271,13 +235,7 @@ def read_patch(row: Any, need: Iterable[str] | None = None) -> Patch:
         found = f"only {', '.join(available.values())}"
         do = f"Fetch the {missing} file of this patch, or leave it out (patches.complete)."
         raise MissingDataError(name, found=found, expected=f"{missing} beside it", do=do)
-    paths = {kind: available[kind] for kind in KINDS if kind in wanted}
-    layers = {kind: read_layer(path, kind) for kind, path in paths.items()}
-    crs, transform = common_grid(paths, layers)
-    repairs = tuple(repair for layer in layers.values() for repair in layer.repairs)
-    lc = layers["lc"].data if "lc" in layers else None
-    dfc = layers["dfc"].data[0] if "dfc" in layers else None
-    return Patch(name, layers["s1"].data, layers["s2"].data, lc, dfc, crs, transform, repairs)
+    return read_files(name, {kind: available[kind] for kind in KINDS if kind in wanted})
 
 
 def iter_patches(table: pd.DataFrame, report: Report, need: Iterable[str] | None = None) -> Iterator[Patch]:

@@ -32,11 +32,7 @@ N_S2, N_S1 = BANDS["s2"], BANDS["s1"]
 CHANNELS = (*S2_BANDS, "VV", "VH")
 """The input channels of a network that uses both sensors, in order."""
 
-LABEL_KINDS = {
-    "modis": ("s1", "s2", "lc"),
-    "modis+savanna": ("s1", "s2", "lc"),
-    "fine": ("s1", "s2", "dfc"),
-}
+LABEL_KINDS = {"modis": ("s1", "s2", "lc"), "modis+savanna": ("s1", "s2", "lc"), "fine": ("s1", "s2", "dfc")}
 """The kinds of training labels, and the files that each needs."""
 
 Images = Patch | tuple[NDArray[np.uint16], NDArray[np.float32]]
@@ -130,12 +126,9 @@ def _clipped(s2: Tensor, s1: Tensor, inputs: tuple[str, ...]) -> Tensor:
     if not inputs or not set(inputs) <= {"s2", "s1"}:
         raise ParameterError("inputs", found=f"{inputs}", expected="s2, s1 or both", do="Correct the sensors.")
     if s2.ndim not in (3, 4) or s2.shape[-3] != N_S2 or s1.shape != (*s2.shape[:-3], N_S1, *s2.shape[-2:]):
-        raise GridError(
-            "channels",
-            found=f"S2 of shape {tuple(s2.shape)} with S1 of shape {tuple(s1.shape)}",
-            expected=f"({N_S2}, H, W) with ({N_S1}, H, W), or both with N in front",
-            do="Pass both sensors of the same patches, channels first.",
-        )
+        found = f"S2 of shape {tuple(s2.shape)} with S1 of shape {tuple(s1.shape)}"
+        expected = f"({N_S2}, H, W) with ({N_S1}, H, W), or both with N in front"
+        raise GridError("channels", found=found, expected=expected, do="Pass both sensors, channels first.")
     n_s2, n_s1 = N_S2 * ("s2" in inputs), N_S1 * ("s1" in inputs)
     shape = (*s2.shape[:-3], n_s2 + n_s1, *s2.shape[-2:])
     channels = torch.empty(shape, dtype=torch.float32, device=s2.device)
@@ -300,16 +293,9 @@ class PatchStack(PatchSource):
         stack._allocate(n, rows, cols)
         return stack
 
-    def put(
-        self,
-        name: str,
-        s2: NDArray[np.uint16],
-        s1: NDArray[np.float32],
-        labels: NDArray[np.uint8],
-        cells: NDArray[np.int32],
-    ) -> None:
-        """Add one patch of the size that the stack has room for."""
-        for tensor, values in zip((self.s2, self.s1, self.labels, self.cells), (s2, s1, labels, cells), strict=True):
+    def put(self, name: str, *arrays: NDArray) -> None:
+        """Add one patch: s2, s1, labels and cells of the size and dtype that the stack has room for."""
+        for tensor, values in zip((self.s2, self.s1, self.labels, self.cells), arrays, strict=True):
             tensor[len(self)] = torch.from_numpy(values)
         self.names.append(name)
 
