@@ -36,7 +36,6 @@ from lcfuse_core.data.source import (
     Statistics,
     channel_statistics,
     class_counts,
-    label_index,
     normalise,
     patch_cells,
     turn,
@@ -65,22 +64,21 @@ def generator():
     return torch.Generator().manual_seed(20)
 
 
-def test_modis_labels_go_through_the_dfc2020_legend():
-    """IGBP -> DFC2020 -> 0..7; Savanna (8, 9), snow (15) and no label (0, 255) are ignored."""
+def test_labels_are_network_classes():
+    """IGBP -> DFC2020 -> 0..7, Savanna (8, 9) apart; snow (15) and no label (0, 255) are ignored."""
     codes = [1, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 255, 0]
     expected = [0, 0, 1, 1, IGNORE, IGNORE, 2, 3, 4, 5, 4, IGNORE, 6, 7, IGNORE, IGNORE]
     lc = np.zeros((4, 1, len(codes)), np.uint8)
     lc[0] = codes
-    labels = source.label_index(patch(lc=lc), "modis")
-    assert labels.dtype == np.uint8
-    assert labels.tolist() == [expected]
-
-
-def test_fine_labels_are_the_reference():
-    """DFC2020 codes -> 0..7; none, Savanna and snow are ignored."""
+    assert source.label_index(patch(lc=lc), "modis").tolist() == [expected]
+    expected[4:6] = [SAVANNA_INDEX] * 2
+    with_savanna = source.label_index(patch(lc=lc), "modis+savanna")
+    assert with_savanna.tolist() == [expected]
+    assert class_counts(with_savanna, N_COARSE)[SAVANNA_INDEX] == 2
     dfc = np.arange(11, dtype=np.uint8)[None]
-    expected = [IGNORE, 0, 1, IGNORE, 2, 3, 4, 5, IGNORE, 6, 7]
-    assert source.label_index(patch(dfc=dfc), "fine").tolist() == [expected]
+    assert source.label_index(patch(dfc=dfc), "fine").tolist() == [[IGNORE, 0, 1, IGNORE, 2, 3, 4, 5, IGNORE, 6, 7]]
+    with pytest.raises(ParameterError, match=r"'coarse', expected modis or modis\+savanna or fine"):
+        PatchStack([patch()], "coarse")
 
 
 @pytest.mark.parametrize(("labels", "layer"), [("modis", "lc"), ("fine", "dfc")])
@@ -88,12 +86,6 @@ def test_a_patch_without_the_layer_is_named(labels, layer):
     """With the call that leaves such patches out."""
     with pytest.raises(MissingDataError, match=rf"p3: found no {layer} layer.*patches\.complete\(index"):
         PatchStack([patch(3, **{layer: None})], labels)
-
-
-def test_labels_of_another_name_are_refused():
-    """The message lists what there is."""
-    with pytest.raises(ParameterError, match=r"'coarse', expected modis or modis\+savanna or fine"):
-        PatchStack([patch()], "coarse")
 
 
 @pytest.mark.parametrize("labels", ["modis", "fine"])
@@ -109,26 +101,11 @@ def test_stack_holds_the_patches_as_they_are(labels):
             np.testing.assert_array_equal(stack.labels[number].numpy(), source.label_index(one, labels))
 
 
-def test_stack_takes_two_and_a_half_megabytes_a_patch():
-    """35 bytes a pixel: 250 patches of 256 x 256 stay under 600 MB."""
-    stack = PatchStack([patch()])
-    n_bytes = sum(tensor.nbytes for tensor in (stack.s2, stack.s1, stack.labels))
-    assert n_bytes == 35 * ROWS * COLS
-    assert 250 * 35 * 256 * 256 < 600e6
-
-
 def test_patches_of_another_size_are_refused():
     """The message names both."""
     small = patch(1, s2=s2_array()[:, :32, :40], s1=s1_array()[:, :32, :40])
     with pytest.raises(GridError, match=r"p1: found \(32, 40\) pixels, expected \(32, 48\) as in p0"):
         PatchStack([patch(0), small])
-
-
-def test_no_patches_make_no_stack():
-    """Neither from a list nor from a generator."""
-    for none, at_most in (([], None), (iter([]), 3)):
-        with pytest.raises(DataError, match="found none, expected at least one"):
-            PatchStack(none, at_most=at_most)
 
 
 @settings(max_examples=25)
@@ -153,19 +130,6 @@ def test_every_crop_is_a_turned_piece_of_one_patch(size, seed):
         assert (cells[crop] == stack.cells[source][row[crop], col[crop]]).all()
         steps = [[grid.diff(dim=axis).abs().unique().tolist() for axis in (0, 1)] for grid in (row[crop], col[crop])]
         assert size == 1 or steps in ([[[1], [0]], [[0], [1]]], [[[0], [1]], [[1], [0]]])
-
-
-def test_savanna_is_kept_where_it_is_asked_for():
-    """Labels "modis+savanna" are "modis" with one class more, where MODIS says Savanna or Woody savanna."""
-    with_it, without = (label_index(patch(), labels) for labels in ("modis+savanna", "modis"))
-    savanna = np.isin(lc_array()[0], [8, 9])
-    assert savanna.any()
-    assert (with_it[savanna] == SAVANNA_INDEX).all()
-    assert (without[savanna] == IGNORE).all()
-    np.testing.assert_array_equal(with_it[~savanna], without[~savanna])
-    counts = class_counts(with_it, N_COARSE)
-    assert counts[SAVANNA_INDEX] == savanna.sum()
-    assert torch.equal(counts[:8], class_counts(without))
 
 
 def test_cells_are_those_of_the_georeference():
@@ -214,6 +178,13 @@ def test_crops_come_from_everywhere_in_every_symmetry(generator):
     assert (row.max(), col.max()) == (ROWS - 1, COLS - 1)
 
 
+def test_nothing_makes_no_stack_and_no_statistics():
+    """Neither from a list nor from a generator."""
+    for make in (PatchStack, lambda none: PatchStack(iter(none), at_most=3), channel_statistics):
+        with pytest.raises(DataError, match="found none, expected at least one"):
+            make([])
+
+
 @pytest.mark.parametrize("size", [0, -3, ROWS + 1])
 def test_crops_that_do_not_fit_are_refused(size, generator):
     """The message says how large they may be."""
@@ -242,16 +213,6 @@ def test_statistics_are_those_of_numpy():
         # VH is below -41 dB all over: clipped to one value, so it is left unscaled.
         assert statistics.std[:14] == pytest.approx(channels.std((0, 2, 3))[:14], rel=1e-4)
         assert (statistics.mean[14], statistics.std[14]) == (-30, 1)
-
-
-def test_normalised_channels_have_mean_0_and_deviation_1():
-    """Over the patches that the statistics come from."""
-    stack = PatchStack([patch(number) for number in range(3)])
-    channels = normalise(stack.s2, stack.s1, channel_statistics(stack))
-    assert channels.dtype == torch.float32
-    assert channels.shape == (3, 15, ROWS, COLS)
-    assert channels.mean((0, 2, 3)).tolist() == pytest.approx([0] * 15, abs=1e-4)
-    assert channels.std((0, 2, 3)).tolist() == pytest.approx([1] * 14 + [0], abs=1e-3)
 
 
 def test_normalise_by_hand():
@@ -286,13 +247,9 @@ def test_one_sensor_is_a_part_of_both():
     assert torch.equal(normalise(stack.s2, stack.s1, statistics, ("s2",)), both[:, :13])
     assert torch.equal(normalise(stack.s2, stack.s1, statistics, ("s1",)), both[:, 13:])
     assert torch.equal(normalise(stack.s2[1], stack.s1[1], statistics), both[1])
-
-
-@pytest.mark.parametrize("inputs", [(), ("s3",), ("s2", "dem")])
-def test_unknown_sensors_are_refused(inputs):
-    """There are two."""
-    with pytest.raises(ParameterError, match="expected s2, s1 or both"):
-        normalise(s2_array(), s1_array(), FLAT, inputs)
+    for inputs in ((), ("s3",), ("s2", "dem")):
+        with pytest.raises(ParameterError, match="expected s2, s1 or both"):
+            normalise(stack.s2, stack.s1, statistics, inputs)
 
 
 @pytest.mark.parametrize(
@@ -327,12 +284,6 @@ def test_statistics_that_would_spoil_every_batch_are_refused(mean, std):
         Statistics(mean, std)
 
 
-def test_statistics_of_nothing_are_refused():
-    """An empty list has no mean."""
-    with pytest.raises(DataError, match="found none"):
-        channel_statistics([])
-
-
 def test_class_counts_by_hand():
     """Ignored pixels do not count, absent classes count 0; arrays and tensors alike."""
     labels = np.array([[[0, 0, 7], [IGNORE, 3, 0]]], np.uint8)
@@ -341,12 +292,6 @@ def test_class_counts_by_hand():
         assert counts.dtype == torch.int64
         assert counts.tolist() == [3, 0, 0, 1, 0, 0, 0, 1]
     assert class_counts(np.zeros(0, np.uint8)).tolist() == [0] * 8
-
-
-def test_counts_of_a_stack_add_up_to_its_known_pixels():
-    """10 of the 11 codes of the miniature are classes, 8 of them scored."""
-    stack = PatchStack([patch()], "fine")
-    assert class_counts(stack.labels).sum() == (stack.labels != IGNORE).sum() > 0
 
 
 def test_reading_a_stack_is_reading_and_then_stacking(tmp_path):
@@ -431,12 +376,6 @@ def test_windows_cover_every_pixel_once(any_source):
     assert window.s1.shape == (2, *window.labels.shape)
     pairs = [(window.s2.numpy(), window.s1.numpy()) for window in any_source.windows()]
     assert channel_statistics(pairs) == channel_statistics(any_source) == any_source.statistics()
-
-
-@pytest.mark.parametrize("size", [0, 4096])
-def test_crops_that_no_source_holds_are_refused(any_source, size):
-    with pytest.raises(ParameterError, match="crop size"):
-        any_source.places(1, size, torch.Generator())
 
 
 def test_a_digest_tells_one_data_set_from_another(packed, stack):
