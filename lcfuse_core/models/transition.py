@@ -101,7 +101,7 @@ def estimate(
         p(fine | image) of pixels, or mean posteriors of cells; best from held-out scenes.
     labels : array of shape (n,)
         Coarse labels 0 to 8 of the same; 255 = unknown.
-    start
+    start, pseudo_counts
         First guess and prior: each of its rows counts as *pseudo_counts* further observations. Entries of zero
         start at one in a thousand.
     iterations, tolerance
