@@ -56,7 +56,7 @@ def main() -> None:
     patch = here.example_patch()
     predict, _ = here.adapted_network(here.network())
     figure = images.show_maps_side_by_side({"Network": registry.mapped(predict)(patch)}, patch)
-    figure.savefig(OUT, dpi=150, metadata={"Software": None})
+    figure.savefig(OUT, dpi=150, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
     print(OUT)
     draw_card()

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from lcfuse_core import __version__, _runtime
-from lcfuse_core.book import settings, style
+from lcfuse_core.book import images, settings
 from lcfuse_core.data import patches
 from lcfuse_core.data.identity import data_digest
 from lcfuse_core.errors import MissingDataError, ParameterError
@@ -48,9 +48,10 @@ def begin(name: str, namespace: MutableMapping[str, Any]) -> Chapter:
     values, given = settings.from_notebook(namespace, name)
     values = settings.resolve(values, name, given)
     namespace.update(values)
-    style.use_book_style()
     torch.manual_seed(values.get("seed", 0))
-    return Chapter(name, values, progress=_is_attended())
+    chapter = Chapter(name, values, progress=_is_attended())
+    images.use_book_style(chapter.origin if chapter.on_sample else "")
+    return chapter
 
 
 def _is_attended() -> bool:

@@ -1,8 +1,7 @@
 """
-Pictures of numbers: confusion, scores, spectra, histograms, learning curves.
+Charts of numbers: scores, confusion, spectra, learning curves, gradients and class fractions.
 
-Every function takes a table or arrays, returns the figure and never shows it. Pictures of patches and maps
-are in `figures`, the look of both in `style`.
+Every function takes a table or arrays, returns the figure and never shows it.
 """
 
 from __future__ import annotations
@@ -16,303 +15,171 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from lcfuse_core.book.images import S1_BANDS, S2_BANDS, band
-from lcfuse_core.book.style import COLOURS, LINES, MARKERS, WIDTH_IN, Swatch, add_legend, line_colour
-from lcfuse_core.data.legends import DFC2020
-from lcfuse_core.data.patches import Patch
-from lcfuse_core.errors import DataError, ParameterError
+from lcfuse_core.book.images import (
+    COLOURS,
+    MARKERS,
+    S2_BANDS,
+    WIDTH_IN,
+    add_legend,
+    ink_on,
+    line_colour,
+    show_cell_borders,
+)
+from lcfuse_core.data.legends import DFC2020, SAVANNA, SCORED
+from lcfuse_core.errors import DataError
 from lcfuse_core.scoring.scores import N_CODES
 
 S2_WAVELENGTHS_NM = (443, 492, 560, 665, 704, 741, 783, 833, 865, 945, 1374, 1614, 2202)
 """Band centres of Sentinel-2A in file order (ESA, Sentinel-2 Spectral Response Functions, rounded)."""
 
+_DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)))
+_SPREAD: dict[str, Any] = {"color": "0.85", "lw": 7}
+_TICK: dict[str, Any] = {"color": "0.25", "ms": 11, "mew": 1.3}
+_ZERO: dict[str, Any] = {"color": "0.3", "lw": 1.2, "ls": "--"}
+_ROW_IN = 0.34
 
-def show_confusion(counts: NDArray[np.integer], ax: Axes | None = None, *, title: str = "") -> Figure:
+
+def _look(number: int) -> dict[str, Any]:
+    """Return colour and marker of the series with that number."""
+    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+
+
+def _rows(names: Iterable[object], extra_in: float, grid: str = "x") -> tuple[Figure, Axes]:
+    """Return axes with a row for each name, from the top; class names get their code number."""
+    code = {DFC2020.name_of(code): code for code in DFC2020.codes}
+    labels = [f"{name}  {code[str(name)]}" if name in code else str(name) for name in names]
+    fig, ax = plt.subplots(figsize=(WIDTH_IN, extra_in + _ROW_IN * len(labels)), layout="constrained")
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set_ylim(len(labels) - 0.5, -0.5)
+    ax.grid(axis=cast(Any, grid))
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    return fig, ax
+
+
+def _heat(
+    ax: Axes, values: NDArray[Any], rows: Sequence[str], columns: Sequence[str], top: float, *, numbers: bool = False
+) -> None:
+    """Draw a matrix in blue, white 0, with its rows from the top and, if asked, its numbers; a dash is NaN."""
+    ax.pcolormesh(values, cmap="Blues", vmin=0, vmax=top, edgecolors="white", linewidth=1.5 if numbers else 0.7)
+    for (row, col), value in np.ndenumerate(values) if numbers else ():
+        text = "–" if np.isnan(value) else f"{value:.0f}" if value >= 0.5 else "·"
+        look: dict[str, Any] = {"weight": "bold" if rows[row].split()[-1] == columns[col] else "normal"}
+        look["color"] = "white" if value > 78 else "black"
+        ax.text(col + 0.5, row + 0.5, text, ha="center", va="center", fontsize=10, **look)
+    ax.set_yticks(np.arange(len(rows)) + 0.5, rows)
+    ax.set_xticks(np.arange(len(columns)) + 0.5, columns)
+    ax.set_ylim(len(rows), 0)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+
+
+# Scores ------------------------------------------------------------------------------------------
+
+
+def show_confusion(counts: NDArray[np.integer], *, title: str = "") -> Figure:
     """
-    A confusion matrix, int (11, 11) of DFC2020 codes, as shares of each reference class in per cent.
+    Draw a confusion matrix as per cent of each reference class; the diagonal is the producer's accuracy (recall).
 
-    Rows: reference classes present; columns: classes predicted (by code). The diagonal is the recall.
-    Raises DataError when the counts are all zero.
+    *counts*, int (11, 11), are pixels by reference (row) and predicted (column) DFC2020 code; classes that do not
+    occur are left out. Raises DataError when all counts are zero.
     """
     rows = [code for code in range(1, N_CODES) if counts[code].any()]
     if not rows:
         raise DataError("counts", found="no pixel", expected="at least one", do="Count a patch with a reference.")
     columns = sorted({*rows, *(code for code in range(N_CODES) if counts[:, code].any())})
-    share = 100 * counts[np.ix_(rows, columns)] / counts[rows].sum(1, keepdims=True)
-    if ax is None:
-        size = (WIDTH_IN, 1.1 + 0.42 * len(rows))
-        _, ax = plt.subplots(figsize=size, layout="constrained")
-    ax.pcolormesh(share, cmap="Blues", vmin=0, vmax=110, edgecolors="white", linewidth=1.5)
-    for (row, col), value in np.ndenumerate(share):
-        ink = "white" if value > 78 else "black"
-        weight = "bold" if rows[row] == columns[col] else "normal"
-        text = f"{value:.0f}" if value >= 0.5 else "·"
-        ax.text(col + 0.5, row + 0.5, text, ha="center", va="center", color=ink, weight=weight, fontsize=10)
-    ax.set_yticks(np.arange(len(rows)) + 0.5, [f"{DFC2020.name_of(code)}  {code}" for code in rows])
-    ax.set_xticks(np.arange(len(columns)) + 0.5, [str(code) if code else "none" for code in columns])
-    ax.invert_yaxis()
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
+    percent = 100 * counts[np.ix_(rows, columns)] / counts[rows].sum(1, keepdims=True)
+    fig, ax = plt.subplots(figsize=(WIDTH_IN, 1.1 + 0.42 * len(rows)), layout="constrained")
+    names = [f"{DFC2020.name_of(code)}  {code}" for code in rows]
+    _heat(ax, percent, names, [str(code) if code else "none" for code in columns], 110, numbers=True)
     ax.set(xlabel="predicted class (by number)", ylabel="reference class", title=title)
-    return cast(Figure, ax.figure)
+    return fig
 
 
 def show_scores(table: pd.DataFrame) -> Figure:
     """
-    Overall scores by method, a dot each: a table of `score_table`, or several (of seeds) one under the other.
+    Draw scores in per cent, one row per name and one kind of dot per column; NaN is left out.
 
-    Draws the columns that end in `%`; rows of one name share a line.
+    Parameters
+    ----------
+    table : DataFrame
+        Of `score_table` (its columns that end in `%` are drawn) or `class_table` (all columns). Rows of one name, as
+        of several seeds, share a line.
     """
-    columns = [name for name in table.columns if str(name).endswith("%")]
-    return _dots(table[columns], [str(name) for name in table.index])
-
-
-def show_recall(table: pd.DataFrame) -> Figure:
-    """Recall (or precision, IoU) by class, a dot each method: a table of `class_table`; NaN is left out."""
-    code = {DFC2020.name_of(code): code for code in DFC2020.codes}
-    return _dots(table, [f"{name}  {code[name]}" if name in code else str(name) for name in table.index])
-
-
-def _dots(table: pd.DataFrame, names: Sequence[str]) -> Figure:
-    """One line for each different name, from the top, one kind of dot for each column; per cent."""
-    lines = list(dict.fromkeys(names))
-    ncols = 4 if max(len(str(name)) for name in table.columns) <= 12 else 3  # long names need the room
-    height_in = 0.9 + 0.34 * len(lines) + 0.25 * -(-table.shape[1] // ncols)
-    fig, ax = plt.subplots(figsize=(WIDTH_IN, height_in), layout="constrained")
-    rows = np.array([lines.index(name) for name in names])
-    for number, column in enumerate(table.columns):
-        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-        # A little above each other, so that equal values do not hide.
-        shift = 0.09 * (number - (table.shape[1] - 1) / 2)
-        ax.plot(
-            table[column], rows + shift, marker, color=colour, ms=7, mec="white", mew=0.7, label=column, clip_on=False
-        )
-    ax.set_yticks(range(len(lines)), lines)
-    ax.set_ylim(len(lines) - 0.5, -0.5)
-    ax.set_xlim(min(0.0, float(np.nanmin(table.to_numpy()))), 100)
-    ax.grid(True)
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
+    percent = [name for name in table.columns if str(name).endswith("%")] or list(table.columns)
+    table, names = table[percent], list(dict.fromkeys(map(str, table.index)))
+    ncols = 4 if max(len(str(name)) for name in percent) <= 12 else 3  # long names need the room
+    fig, ax = _rows(names, 0.9 + 0.25 * -(-len(percent) // ncols), "both")
+    rows = np.array([names.index(str(name)) for name in table.index])
+    for number, column in enumerate(percent):
+        shift = 0.09 * (number - (len(percent) - 1) / 2)  # so that equal values do not hide each other
+        look = _look(number) | {"ls": "", "ms": 7, "mec": "white", "mew": 0.7, "clip_on": False}
+        ax.plot(table[column], rows + shift, label=column, **look)
+    ax.set_xlim(min(0.0, float(np.nanmin(table.to_numpy(float)))), 100)
     ax.set_xlabel("per cent")
     fig.legend(loc="outside upper left", ncols=ncols, handletextpad=0.1, columnspacing=1.2)
     return fig
 
 
-def class_spectra(patches: Iterable[Patch]) -> pd.DataFrame:
-    """
-    Mean reflectance by class of the 10 m reference: one row a DFC2020 code, one column a Sentinel-2 band.
-
-    Patches without a reference are left out; raises DataError when none has one.
-    """
-    sums = np.zeros((N_CODES, len(S2_BANDS)))
-    n_pixels = np.zeros(N_CODES, np.int64)
-    for patch in patches:
-        if patch.dfc is None:
-            continue
-        codes = patch.dfc.reshape(-1)
-        n_pixels += np.bincount(codes, minlength=N_CODES)
-        for number, name in enumerate(S2_BANDS):
-            sums[:, number] += np.bincount(codes, band(patch, name).reshape(-1), N_CODES)
-    present = [code for code in range(1, N_CODES) if n_pixels[code]]
-    if not present:
-        raise DataError("class_spectra", found="no reference", expected="DFC2020 labels", do="Use other patches.")
-    means = sums[present] / n_pixels[present, None]
-    return pd.DataFrame(means, index=pd.Index(present, name="class"), columns=list(S2_BANDS))
-
-
-def show_spectra(spectra: pd.DataFrame) -> Figure:
-    """Mean reflectance over the 13 bands, a curve a class with its code on it; a table of `class_spectra`."""
-    fig, ax = plt.subplots(figsize=(WIDTH_IN, 4.6), layout="constrained")
-    places = np.arange(len(S2_BANDS))
-    codes = [int(code) for code in spectra.index]
-    for number, (code, values) in enumerate(zip(codes, spectra.to_numpy(), strict=True)):
-        colour = line_colour(code)
-        ax.plot(places, values, color=colour)
-        for place in places[number % 3 :: 3]:  # by turns, so that close curves do not cover each other's numbers
-            text = ax.text(place, values[place], str(code), color=colour, fontsize=10, weight="bold")
-            text.set(ha="center", va="center", path_effects=[withStroke(linewidth=3, foreground="white")])
-    names = [f"{name}\n{nm}" for name, nm in zip(S2_BANDS, S2_WAVELENGTHS_NM, strict=True)]
-    ax.set_xticks(places, names, fontsize=9.5)
-    ax.set_ylim(0, None)
-    ax.grid(axis="y")
-    ax.set(ylabel="reflectance", xlabel="band, centre in nm")
-    add_legend(fig, [Swatch(code) for code in codes], loc="outside upper left", ncols=3)
-    return fig
-
-
-def show_histograms(
-    groups: Mapping[str, Sequence[Patch]], bands: Sequence[str] = ("B4", "B8", "VV", "VH"), *, bins: int = 80
-) -> Figure:
-    """
-    How the values of some bands are spread in each of several groups of patches (by name).
-
-    bands : of S2_BANDS (reflectance) and S1_BANDS (dB); the axis spans what 99.8 % of all pixels hold
-    """
-    if not groups or not all(groups.values()):
-        raise ParameterError("groups", found="an empty group", expected="patches in each", do="Leave it out.")
-    columns = min(2, len(bands))
-    rows = -(-len(bands) // columns)
-    fig, grid = plt.subplots(rows, columns, figsize=(WIDTH_IN, 0.5 + 1.9 * rows), squeeze=False, layout="constrained")
-    for ax in grid.flat[len(bands) :]:
-        ax.set_axis_off()
-    for ax, name in zip(grid.flat, bands, strict=False):
-        values = {group: _values(patches, name) for group, patches in groups.items()}
-        span = np.percentile(np.concatenate(list(values.values())), (0.1, 99.9))
-        for number, (group, one) in enumerate(values.items()):
-            n_pixels, edges = np.histogram(one, bins, span)
-            colour = COLOURS[number % len(COLOURS)]
-            ax.stairs(n_pixels / one.size, edges, label=group, color=colour, ls=LINES[number % len(LINES)])
-            ax.stairs(n_pixels / one.size, edges, fill=True, color=colour, alpha=0.12)
-        ax.set(title=name, xlabel="dB" if name in S1_BANDS else "reflectance", yticks=[])
-        ax.spines["left"].set_visible(False)
-    if len(groups) > 1:
-        fig.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
-    return fig
-
-
-def _values(patches: Iterable[Patch], name: str) -> NDArray[np.float32]:
-    return np.concatenate([band(patch, name).reshape(-1) for patch in patches])
+def show_intervals(table: pd.DataFrame, *, label: str = "per cent", zero: bool = False) -> Figure:
+    """Draw columns `value`, `low` and `high` as a dot and a bar per row; *zero* draws a line at 0, for differences."""
+    _, ax = _rows(table.index, 0.8)
+    ax.hlines(range(len(table)), table["low"], table["high"], color=COLOURS[0], lw=2.2)
+    ax.plot(table["value"], range(len(table)), "o", color=COLOURS[0], ms=7, mec="white")
+    if zero:
+        ax.axvline(0, **_ZERO)
+    ax.set_xlabel(label)
+    return cast(Figure, ax.figure)
 
 
 def show_reliability(curves: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> Figure:
     """
-    Share of pixels that are right against how sure a map was of them, a curve a map by name; the diagonal is honest.
+    Draw reliability diagrams: accuracy against predicted probability, a curve per map by name, and the diagonal.
 
-    curves : of each, `calibration.reliability`; bins under a thousandth of its pixels are left out
+    A curve has arrays `confidence`, `accuracy` and `count` of bins; bins under a thousandth of the pixels are left out.
     """
     fig, ax = plt.subplots(figsize=(0.72 * WIDTH_IN, 0.72 * WIDTH_IN), layout="constrained")
-    ax.plot([0, 100], [0, 100], ls="--", color="0.4", lw=1.2, label="as sure as right")
+    ax.plot([0, 100], [0, 100], label="calibrated", **_ZERO | {"color": "0.4"})
     for number, (name, curve) in enumerate(curves.items()):
         filled = curve["count"] > curve["count"].sum() / 1000
-        look: dict[str, Any] = {
-            "color": COLOURS[number % len(COLOURS)],
-            "marker": MARKERS[number % len(MARKERS)],
-            "ms": 6,
-        }
-        ax.plot(100 * curve["confidence"][filled], 100 * curve["accuracy"][filled], label=name, **look)
-    ax.set(xlim=(0, 100), ylim=(0, 100), xlabel="probability given, per cent", ylabel="right, per cent", aspect="equal")
+        x, y = 100 * curve["confidence"][filled], 100 * curve["accuracy"][filled]
+        ax.plot(x, y, label=name, ms=6, **_look(number))
+    ax.set(xlim=(0, 100), ylim=(0, 100), xlabel="predicted probability, per cent", ylabel="accuracy, per cent")
+    ax.set_aspect("equal")
     ax.grid(True)
     fig.legend(loc="outside upper left", ncols=2)
     return fig
 
 
-def show_history(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """
-    Learning curves of one or more runs (by name): the loss and, where it was taken, AA with the labels.
-
-    histories : of each run the lines with `step`, `loss` and `aa` (0..1, or None) that training reports
-    """
-    tables = {name: pd.DataFrame(list(history)) for name, history in histories.items()}
-    scored = {name: table.dropna(subset="aa") for name, table in tables.items() if "aa" in table}
-    panels = 2 if any(len(table) for table in scored.values()) else 1
-    fig, grid = plt.subplots(
-        panels, 1, figsize=(WIDTH_IN, 0.4 + 2.1 * panels), squeeze=False, sharex=True, layout="constrained"
-    )
-    for number, (name, table) in enumerate(tables.items()):
-        look: dict[str, Any] = {
-            "color": COLOURS[number % len(COLOURS)],
-            "marker": MARKERS[number % len(MARKERS)],
-            "ms": 5,
-        }
-        grid[0, 0].plot(table["step"], table["loss"], label=name, **look)
-        if panels == 2 and name in scored:
-            grid[1, 0].plot(scored[name]["step"], 100 * scored[name]["aa"].astype(float), **look)
-    grid[0, 0].set_ylabel("loss")
-    grid[-1, 0].set_xlabel("step")
-    if panels == 2:
-        grid[1, 0].set_ylabel("AA, per cent")
-    for ax in grid.flat:
-        ax.grid(axis="y")
-    if len(tables) > 1:
-        fig.legend(loc="outside upper left", ncols=3)
-    return fig
+# Methods over seeds ------------------------------------------------------------------------------
 
 
-MISSED, HELD = COLOURS[1], COLOURS[0]
+def _marks(ax: Axes, values: pd.Series, groups: pd.Series) -> None:
+    """Draw the value of each row, with a colour and a marker per group."""
+    for number, group in enumerate(dict.fromkeys(groups)):
+        rows = np.flatnonzero(groups == group)
+        ax.plot(values.iloc[rows], rows, ls="", ms=8, mec="white", label=str(group), **_look(number))
 
 
-def show_examples(table: pd.DataFrame) -> Figure:
-    """One panel a kind of interval, one bar a data set, the truth as a line: a table of `coverage.examples`."""
-    truth, kinds = table.attrs["truth"], list(dict.fromkeys(table["interval"]))
-    fig, panels = plt.subplots(
-        len(kinds), 1, figsize=(WIDTH_IN, 0.6 + 1.7 * len(kinds)), sharex=True, sharey=True, layout="constrained"
-    )
-    for ax, kind in zip(np.atleast_1d(panels), kinds, strict=True):
-        rows = table[table["interval"] == kind]
-        held = (rows["low"] <= truth) & (truth <= rows["high"])
-        for name, part, colour, marker in (("holds it", held, HELD, "o"), ("misses it", ~held, MISSED, "x")):
-            one = rows[part]
-            ax.vlines(one["data_set"], one["low"], one["high"], color=colour, lw=2.2)
-            ax.plot(one["data_set"], one["value"], marker, color=colour, ms=5, label=name)
-        ax.axhline(truth, color="0.3", lw=1.2, ls="--", label="true AA")
-        ax.set(title=f"over {kind}", ylabel="AA, per cent")
-        ax.grid(axis="y")
-    np.atleast_1d(panels)[-1].set(xlabel="data set", xticks=[])
-    handles = {text: handle for ax in fig.axes for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
-    fig.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=3)
-    return fig
-
-
-def show_coverage(table: pd.DataFrame) -> Figure:
-    """How often each kind of interval holds the truth, by number of scenes: a table of `coverage.coverage`."""
-    fig, ax = plt.subplots(figsize=(WIDTH_IN, 3.4), layout="constrained")
-    ax.axhspan(92, 98, color="0.9", lw=0)
-    ax.axhline(95, color="0.3", lw=1.2, ls="--")
-    numbers = sorted(set(table["scenes"]))
-    for number, (kind, rows) in enumerate(table.groupby("interval", sort=False)):
-        places = [numbers.index(n) + 0.04 * number for n in rows["scenes"]]  # so that none hides another
-        look: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-        ax.plot(places, rows["covered"], label=str(kind), ms=7, mec="white", **look)
-    ax.set_xticks(range(len(numbers)), [str(n) for n in numbers])
-    ax.set(xlabel="scenes in a data set", ylabel="truth held, per cent", ylim=(0, 100))
-    ax.margins(x=0.08)
-    fig.legend(loc="outside upper left", ncols=2)
-    return fig
-
-
-def show_intervals(table: pd.DataFrame, *, label: str = "per cent", zero: bool = False) -> Figure:
-    """
-    A dot and a bar a row: columns value, low and high, as of `intervals.interval_table`; NaN bars are left out.
-
-    zero : draw a line at 0, for differences
-    """
-    fig, ax = plt.subplots(figsize=(WIDTH_IN, 0.8 + 0.34 * len(table)), layout="constrained")
-    rows = np.arange(len(table))
-    ax.hlines(rows, table["low"], table["high"], color=HELD, lw=2.2)
-    ax.plot(table["value"], rows, "o", color=HELD, ms=7, mec="white")
-    if zero:
-        ax.axvline(0, color="0.3", lw=1.2, ls="--")
-    ax.set_yticks(rows, [str(name) for name in table.index])
-    ax.set_ylim(len(table) - 0.5, -0.5)
-    ax.grid(axis="x")
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    ax.set_xlabel(label)
-    return fig
-
-
-ROW_IN = 0.34
+def _seeds(ax: Axes, table: pd.DataFrame) -> None:
+    """Draw a tick for each seed (column) in each row."""
+    for row, (_, values) in enumerate(table.iterrows()):
+        ax.plot(values.dropna(), np.full(values.count(), row), "|", **_TICK)
+    ax.plot([], [], "|", label="a seed", **_TICK)
 
 
 def show_overview(table: pd.DataFrame, seeds: pd.DataFrame) -> Figure:
     """
-    AA of each method: its mean, a tick for each seed, and a pale bar for the interval over regions.
+    Draw the AA of each method: the mean, a tick per seed, and a pale bar for the interval over regions.
 
-    table : rows of `compare.overview`; a kind of mark and a colour for each label regime
-    seeds : `compare.by_seed`; methods that *table* has not are left out
+    *table* holds rows of `compare.overview`, *seeds* is `compare.by_seed`; each label regime has its own mark.
     """
-    fig, ax = _lines(len(table), [str(name) for name in table.index])
-    ax.hlines(range(len(table)), table["low"], table["high"], color="0.85", lw=7, label="95 % over regions")
-    for row, method in enumerate(table.index):
-        values = seeds.loc[method].dropna()
-        ax.plot(values, np.full(len(values), row), "|", color="0.25", ms=11, mew=1.3)
-    for number, regime in enumerate(dict.fromkeys(table["labels"])):
-        rows = np.flatnonzero(table["labels"] == regime)
-        look: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-        ax.plot(table["AA"].iloc[rows], rows, ls="", ms=8, mec="white", label=f"mean, {regime}", **look)
-    ax.plot([], [], "|", color="0.25", ms=11, mew=1.3, label="a seed")
+    fig, ax = _rows(table.index, 1.3)
+    ax.hlines(range(len(table)), table["low"], table["high"], label="95 % over regions", **_SPREAD)
+    _seeds(ax, seeds.loc[table.index])
+    _marks(ax, table["AA"], "mean, " + table["labels"])
     ax.set_xlim(0, None)
     ax.set_xlabel("AA, per cent")
     fig.legend(loc="outside upper left", ncols=2)
@@ -320,49 +187,147 @@ def show_overview(table: pd.DataFrame, seeds: pd.DataFrame) -> Figure:
 
 
 def show_gains(table: pd.DataFrame) -> Figure:
-    """What each step adds to AA: a table of `compare.gains`; a tick a seed, the mean, the interval over regions."""
-    fig, ax = _lines(len(table), [str(name) for name in table.index])
-    ax.axvline(0, color="0.3", lw=1.2, ls="--")
-    ax.hlines(range(len(table)), table["low"], table["high"], color="0.85", lw=7, label="95 % over regions, first seed")
-    seeds = table.filter(like="seed ")
-    for row in range(len(table)):
-        values = seeds.iloc[row].dropna()
-        ax.plot(values, np.full(len(values), row), "|", color="0.25", ms=11, mew=1.3)
-    for earns, colour, marker, text in (
-        (True, COLOURS[0], "o", "earns its place"),
-        (False, COLOURS[1], "X", "does not"),
-    ):
-        rows = np.flatnonzero(table["earns"].astype(bool) == earns)
-        ax.plot(table["mean"].iloc[rows], rows, ls="", marker=marker, color=colour, ms=8, mec="white", label=text)
-    ax.plot([], [], "|", color="0.25", ms=11, mew=1.3, label="a seed")
+    """Draw what each step adds to AA, rows of `compare.gains`: the mean, a tick per seed, the interval over regions."""
+    fig, ax = _rows(table.index, 1.3)
+    ax.axvline(0, **_ZERO)
+    ax.hlines(range(len(table)), table["low"], table["high"], label="95 % over regions, first seed", **_SPREAD)
+    _seeds(ax, table.filter(like="seed "))
+    _marks(ax, table["mean"], table["earns"].map({True: "mean, earns its place", False: "mean, does not"}))
     ax.set_xlabel("AA, points gained")
     fig.legend(loc="outside upper left", ncols=2)
     return fig
 
 
 def show_recalls(table: pd.DataFrame) -> Figure:
-    """Recall in per cent, rows methods, columns classes by name: a table of `compare.recalls`; dark is high."""
-    fig, ax = _lines(len(table), [str(name) for name in table.index])
-    ax.grid(False)
-    values = table.to_numpy(float)
-    edges = np.arange(values.shape[0] + 1) - 0.5
-    ax.pcolormesh(np.arange(values.shape[1] + 1), edges, values, cmap="Blues", vmin=0, vmax=110, edgecolors="white")
-    for (row, col), value in np.ndenumerate(values):
-        text, ink = ("–", "black") if np.isnan(value) else (f"{value:.0f}", "white" if value > 78 else "black")
-        ax.text(col + 0.5, row, text, ha="center", va="center", color=ink, fontsize=9.5)
+    """Draw the recall in per cent of each class (columns, by name) and method (rows); dark is high, a dash is NaN."""
     code = {DFC2020.name_of(code): str(code) for code in DFC2020.codes}
-    ax.set_xticks(np.arange(values.shape[1]) + 0.5, [code.get(str(name), str(name)) for name in table.columns])
+    columns = [code.get(str(name), str(name)) for name in table.columns]
+    fig, ax = plt.subplots(figsize=(WIDTH_IN, 1.3 + _ROW_IN * len(table)), layout="constrained")
+    _heat(ax, table.to_numpy(float), list(map(str, table.index)), columns, 110, numbers=True)
     ax.xaxis.tick_top()
+    ax.tick_params(length=0)
     ax.set_xlabel("recall of class, per cent")
     return fig
 
 
-def _lines(n: int, names: list[str]) -> tuple[Figure, Axes]:
-    """Axes with a line for each name, from the top."""
-    fig, ax = plt.subplots(figsize=(WIDTH_IN, 1.3 + ROW_IN * n), layout="constrained")
-    ax.set_yticks(range(n), names)
-    ax.set_ylim(n - 0.5, -0.5)
-    ax.grid(axis="x")
+# Spectra and training ----------------------------------------------------------------------------
+
+
+def show_spectra(spectra: pd.DataFrame) -> Figure:
+    """Draw the mean reflectance over the 13 bands, a curve per class with its code on it; table of `class_spectra`."""
+    fig, ax = plt.subplots(figsize=(WIDTH_IN, 4.6), layout="constrained")
+    places, codes = np.arange(len(S2_BANDS)), [int(code) for code in spectra.index]
+    for number, (code, values) in enumerate(zip(codes, spectra.to_numpy(), strict=True)):
+        ax.plot(places, values, color=line_colour(code))
+        for place in places[number % 3 :: 3]:  # in turns, so that close curves do not cover each other's numbers
+            text = ax.text(place, values[place], str(code), color=line_colour(code), fontsize=10, weight="bold")
+            text.set(ha="center", va="center", path_effects=[withStroke(linewidth=3, foreground="white")])
+    names = [f"{name}\n{nm}" for name, nm in zip(S2_BANDS, S2_WAVELENGTHS_NM, strict=True)]
+    ax.set_xticks(places, names, fontsize=9.5)
+    ax.set_ylim(0, None)
+    ax.grid(axis="y")
+    ax.set(ylabel="reflectance", xlabel="band, centre in nm")
+    add_legend(fig, codes, loc="outside upper left")
+    return fig
+
+
+def show_history(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """
+    Draw learning curves of runs by name: the loss and, where it was computed, the AA.
+
+    A history is the sequence of lines with `step`, `loss` and `aa` (0..1 or None) that training reports.
+    """
+    tables = {name: pd.DataFrame(list(history)) for name, history in histories.items()}
+    scored = {name: table.dropna(subset="aa") for name, table in tables.items() if "aa" in table}
+    panels = 2 if any(len(table) for table in scored.values()) else 1
+    size = (WIDTH_IN, 0.4 + 2.1 * panels)
+    fig, grid = plt.subplots(panels, 1, figsize=size, squeeze=False, sharex=True, layout="constrained")
+    for number, (name, table) in enumerate(tables.items()):
+        grid[0, 0].plot(table["step"], table["loss"], label=name, ms=5, **_look(number))
+        if panels == 2 and name in scored:
+            grid[1, 0].plot(scored[name]["step"], 100 * scored[name]["aa"].astype(float), ms=5, **_look(number))
+    for ax, label in zip(grid.flat, ("loss", "AA, per cent"), strict=False):
+        ax.set_ylabel(label)
+        ax.grid(axis="y")
+    grid[-1, 0].set_xlabel("step")
+    if len(tables) > 1:
+        fig.legend(loc="outside upper left", ncols=3)
+    return fig
+
+
+# Losses on one coarse cell -----------------------------------------------------------------------
+
+
+def show_curves(table: pd.DataFrame, *, xlabel: str, ylabel: str, top: float | None = None) -> Figure:
+    """Draw a formula, such as a loss: a line per column over the table's index, up to *top*; it rests on no data."""
+    with plt.rc_context({"figure.hooks": []}):  # so the figure carries no origin
+        fig, ax = plt.subplots(figsize=(WIDTH_IN, 3.2), layout="constrained")
+    for number, name in enumerate(table.columns):
+        look = {"color": COLOURS[number % len(COLOURS)], "ls": _DASHES[number % len(_DASHES)]}
+        ax.plot(table.index, table[name], label=name, **look)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    if top is not None:
+        least = float(table.to_numpy().min())
+        ax.set_ylim(least - 0.05 * (top - least), top)
+    ax.grid(True)
+    if len(table.columns) > 1:
+        fig.legend(loc="outside upper left", ncols=3)
+    return fig
+
+
+def show_gradients(
+    gradients: Mapping[str, NDArray[np.floating]], inside: NDArray[np.bool_], columns: int = 3
+) -> Figure:
+    """
+    Draw the gradients of several losses towards the label of one coarse cell, float (H, W) by name, on one scale.
+
+    Dark is a strong gradient; red, where there is one, points away from the label; NaN is outside the cell. The title
+    has the mean. *inside*, bool (H, W), is the cell, whose border is drawn.
+    """
+    rows = -(-len(gradients) // columns)
+    size = (WIDTH_IN, rows * (WIDTH_IN / columns * inside.shape[0] / inside.shape[1] + 0.3) + 0.6)
+    fig, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for ax in grid.flat[len(gradients) :]:
+        ax.set_axis_off()
+    top = max(float(np.nanpercentile(np.abs(field), 99)) for field in gradients.values())
+    away = min(float(np.nanmin(field)) for field in gradients.values()) < -0.05 * top
+    scale: dict[str, Any] = {"cmap": "RdBu", "vmin": -top} if away else {"cmap": "Blues", "vmin": 0.0}
+    for ax, (name, field) in zip(grid.flat, gradients.items(), strict=False):
+        mesh = ax.imshow(field, **scale, vmax=top, interpolation="nearest")
+        ax.set(xticks=[], yticks=[], title=f"{name}: {np.nanmean(field):.2f}")
+        ax.spines[:].set_visible(False)
+        show_cell_borders(ax, inside)
+    axes = list(grid.flat)
+    fig.colorbar(mesh, ax=axes, location="bottom", shrink=0.5, label="gradient towards the label", aspect=30)
+    return fig
+
+
+def show_fractions(rows: Mapping[str, ArrayLike]) -> Figure:
+    """Draw class fractions (8,), a bar per name in the classes' colours; parts of 6 per cent or more have a number."""
+    values = 100 * np.stack([np.asarray(row) for row in rows.values()])
+    fig, ax = plt.subplots(figsize=(WIDTH_IN, 1.3 + _ROW_IN * len(rows)), layout="constrained")
+    for (place, k), part in np.ndenumerate(values):
+        rgba, left = DFC2020.rgba(SCORED[k]), values[place, :k].sum()
+        ax.barh(place, part, left=left, color=np.array(rgba) / 255, edgecolor="white", linewidth=0.7)
+        if part >= 6:
+            text = ax.text(left + part / 2, place, str(SCORED[k]), color=ink_on(rgba), fontsize=9)
+            text.set(ha="center", va="center")
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.set(xlim=(0, 100), xlabel="per cent of the cell")
+    ax.invert_yaxis()
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    return fig, ax
+    add_legend(fig, np.array(SCORED)[values.max(axis=0) >= 1], loc="outside upper left")
+    return fig
+
+
+def show_matrices(matrices: Mapping[str, NDArray[np.floating]]) -> Figure:
+    """Draw p(coarse | fine), (8, 9) each, by name: rows fine classes, columns labels by number, Savanna last."""
+    n, labels = len(matrices), [*map(str, SCORED), str(SAVANNA)]
+    size = (WIDTH_IN, 0.9 + WIDTH_IN / n * 0.85)
+    fig, grid = plt.subplots(1, n, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for ax, (name, matrix) in zip(grid.flat, matrices.items(), strict=True):
+        _heat(ax, matrix, labels[: len(SCORED)], labels, 1)
+        ax.set(title=name, xlabel="MODIS label", aspect="equal")
+    grid[0, 0].set_ylabel("fine class")
+    return fig

@@ -1,64 +1,146 @@
 """
-Pictures of patches and maps, as they stand in the book: quiet, on white, readable on a phone.
+Images of patches and scenes, label maps and figures of both, in the style of the book.
 
 `show_...` functions that make a figure return it and never show it; those that take axes draw on them.
-Pictures of numbers (scores, spectra, learning curves) are in `charts`, the look of both in `style`.
+Colour alone does not separate classes for every reader: each class also carries its code number, in the legend and
+on the maps. Charts of scores and curves are in `charts`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from lcfuse_core.book.style import WIDTH_IN, Swatch, add_legend, ink_on, legend_handles
-from lcfuse_core.data.cells import cell_ids
 from lcfuse_core.data.legends import DFC2020, Legend, igbp_to_dfc
 from lcfuse_core.data.patches import Patch
+from lcfuse_core.data.source import CHANNELS
 from lcfuse_core.errors import GridError, ParameterError
 
-S2_BANDS = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12")
-"""Order of the bands in SEN12MS and DFC2020 files."""
+# Style -------------------------------------------------------------------------------------------
 
-S1_BANDS = ("VV", "VH")
-PIXEL_M = 10.0
-MODIS, REFERENCE = "MODIS, 500 m", "Reference, 10 m"
+WIDTH_IN = 6.4
+"""Width of a figure: with letters of 12 points it stays readable on a screen of 375 pixels."""
 
-HALO = [withStroke(linewidth=2.5, foreground="black")]
-FIELD_COLOURS = ("#ff4f9a", "#ffb000", "#4ee0ff", "#b9a2ff")
-"""Of receptive fields, on an image."""
+COLOURS = ("#33658a", "#d1495b", "#b7791f", "#4f9d69", "#7b6d8d", "#5c5c5c")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+"""For methods, scores and groups: each colour goes with one marker."""
+
+_STYLE = {
+    # White is set, not left transparent: the pages have a dark mode.
+    "figure.facecolor": "white", "savefig.facecolor": "white", "figure.dpi": 120, "savefig.dpi": 120,
+    "figure.figsize": (WIDTH_IN, 4.0), "figure.constrained_layout.use": True,
+    "font.size": 12, "axes.titlesize": 12, "axes.titlelocation": "left", "axes.labelsize": 12,
+    "xtick.labelsize": 11, "ytick.labelsize": 11, "legend.fontsize": 11.5, "legend.frameon": False,
+    "axes.prop_cycle": cycler(color=COLOURS), "axes.spines.top": False, "axes.spines.right": False,
+    "axes.edgecolor": "0.45", "axes.axisbelow": True, "grid.color": "0.9", "xtick.color": "0.3", "ytick.color": "0.3",
+    "lines.linewidth": 1.6, "svg.hashsalt": "lcfuse", "svg.fonttype": "path",  # the same figure gives the same file
+    "figure.hooks": [f"{__name__}:label_origin"],
+}  # fmt: skip
+
+_origin = {"text": ""}
+
+
+def use_book_style(origin: str = "") -> None:
+    """
+    Give every figure from now on the style of the book (matplotlib's rcParams).
+
+    *origin*, such as "synthetic sample", is written below every figure, so that a copied picture still carries it.
+    """
+    _origin["text"] = origin
+    plt.style.use(_STYLE)
+
+
+def origin() -> str:
+    """Return the text that `use_book_style` was given for figures."""
+    return _origin["text"]
+
+
+def label_origin(fig: Figure) -> None:
+    """Write the origin of the data below a new figure; matplotlib calls this through its setting `figure.hooks`."""
+    if origin():
+        # Below the figure's edge: it takes no room from the layout, and notebooks save the tight box around all.
+        fig.text(1.0, 0.0, origin(), ha="right", va="top", fontsize=9, color="0.4")
+
+
+def _luminance(rgba: Sequence[float]) -> float:
+    """Return the luminance 0..1 of a colour of 0..255 (weights of ITU-R BT.709); transparent is white."""
+    return (0.2126 * rgba[0] + 0.7152 * rgba[1] + 0.0722 * rgba[2]) / 255 if rgba[3] else 1.0
+
+
+def ink_on(rgba: Sequence[float]) -> str:
+    """Return black or white, whichever reads better on a colour of 0..255."""
+    return "black" if _luminance(rgba) > 0.43 else "white"
+
+
+def line_colour(code: int, legend: Legend = DFC2020) -> tuple[float, float, float]:
+    """Return red, green, blue (0..1) of a class, darkened where a thin line would be lost on white."""
+    rgba = legend.rgba(code)
+    factor = min(1.0, 0.55 / max(_luminance(rgba), 1e-9)) / 255
+    return (rgba[0] * factor, rgba[1] * factor, rgba[2] * factor)
+
+
+_LEGEND = {"handlelength": 1.4, "handleheight": 1.1, "labelspacing": 0.55, "borderaxespad": 0.0}
+_LEGEND_COLUMNS, _LEGEND_ROW_IN = 3, 0.25
+
+
+def _present(maps: Iterable[ArrayLike], legend: Legend = DFC2020) -> list[int]:
+    """Return the codes that occur in any of the *maps*, in the order of the legend, no class last."""
+    found = {int(code) for codes in maps for code in np.unique(codes)}
+    return [code for code in (*legend.codes, legend.unknown) if code in found]
+
+
+def add_legend(where: Axes | Figure, maps: Iterable[ArrayLike], legend: Legend = DFC2020, **options: Any) -> None:
+    """
+    Draw a legend of the classes in several maps of codes: colour, code number and name.
+
+    On a figure it stands below all axes in three columns; *options* are those of matplotlib's `legend`.
+    """
+    look: dict[str, Any] = _LEGEND | (
+        {"loc": "outside lower left", "ncols": _LEGEND_COLUMNS} if isinstance(where, Figure) else {}
+    )
+    handles = []
+    for code in _present(maps, legend):
+        name = f"{code}  {legend.name_of(code)}" if code != legend.unknown else legend.name_of(code)
+        handles.append(Rectangle((0, 0), 1, 1, fc=np.array(legend.rgba(code)) / 255, ec="0.5", lw=0.5, label=name))
+    where.legend(handles=handles, **(look | options))
+
+
+# Pixels ------------------------------------------------------------------------------------------
+
+S2_BANDS = CHANNELS[:13]
+"""Names of the Sentinel-2 bands in the order of SEN12MS and DFC2020 files."""
 
 
 def band(patch: Patch, name: str) -> NDArray[np.float32]:
     """
-    One band by name, float32 (H, W): Sentinel-2 (`B1`..`B12`) as reflectance, Sentinel-1 (`VV`, `VH`) in dB.
+    Return one band by name, float32 (H, W): reflectance of `B1` ... `B12`, or sigma0 in dB of `VV`, `VH`.
 
     Raises ParameterError on another name.
     """
+    if name not in CHANNELS:
+        raise ParameterError("band", found=repr(name), expected=", ".join(CHANNELS), do="Choose one of them.")
     if name in S2_BANDS:
         return patch.s2[S2_BANDS.index(name)].astype(np.float32) / 10_000
-    if name in S1_BANDS:
-        return patch.s1[S1_BANDS.index(name)].astype(np.float32)
-    known = ", ".join((*S2_BANDS, *S1_BANDS))
-    raise ParameterError("band", found=repr(name), expected=known, do="Choose one of them.")
+    return patch.s1[CHANNELS.index(name) - len(S2_BANDS)].astype(np.float32)
 
 
 def rgb(patch: Patch, bands: Sequence[str] = ("B4", "B3", "B2"), percent: float = 2.0) -> NDArray[np.float32]:
     """
-    A colour image of three Sentinel-2 bands, float32 (H, W, 3) in 0..1, for imshow.
+    Return a colour image of three Sentinel-2 bands for `imshow`, float32 (H, W, 3) in 0..1.
 
-    From each band its dark value (the *percent* percentile: mostly haze, in blue the most) is taken off; then
-    one scale for all three maps the brightest percents to 1, so that hues stay what they are, and a gamma of
-    0.65 lifts the shadows.
+    The *percent* percentile of each band (mostly haze) is subtracted. Then one scale for all three maps the brightest
+    percents to 1, so that hues are kept, and a gamma of 0.65 brightens the shadows.
     """
     image = np.stack([band(patch, name) for name in bands])
     image -= np.percentile(image, percent, axis=(1, 2), keepdims=True)
@@ -69,7 +151,7 @@ def rgb(patch: Patch, bands: Sequence[str] = ("B4", "B3", "B2"), percent: float 
 
 def radar_rgb(patch: Patch) -> NDArray[np.float32]:
     """
-    Sentinel-1 in colour, float32 (H, W, 3) in 0..1.
+    Return Sentinel-1 in colour, float32 (H, W, 3) in 0..1.
 
     VV is red (-22..0 dB), VH green (-28..-6 dB), their difference blue (0..20 dB).
     """
@@ -78,11 +160,26 @@ def radar_rgb(patch: Patch) -> NDArray[np.float32]:
     return np.clip(np.stack(channels, axis=-1), 0, 1).astype(np.float32)
 
 
+def scene_rgb(s2: NDArray[np.uint16], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return a natural-colour image (H, W, 3) in 0..1 of a scene (13, H, W); pixels that are not *valid* are white."""
+    filler = np.median(s2.reshape(13, -1)[:, valid.ravel()], axis=1).astype(np.uint16)
+    filled = np.where(valid, s2, filler[:, None, None])  # invalid pixels must not change the stretch
+    image = rgb(Patch("scene", np.zeros((2, *valid.shape), np.float32), filled))
+    image[~valid] = 1
+    return image
+
+
 def label_image(codes: NDArray[np.integer], legend: Legend = DFC2020) -> NDArray[np.uint8]:
-    """Colours, uint8 RGBA (H, W, 4), of class codes (H, W); pixels without a class are transparent."""
+    """Return the colours, uint8 RGBA (H, W, 4), of class codes (H, W); pixels without a class are transparent."""
     legend.check(codes, "label_image")
     palette = np.array([legend.rgba(code) for code in range(256)], np.uint8)
     return np.take(palette, codes, axis=0)
+
+
+# Drawing on axes ---------------------------------------------------------------------------------
+
+_MIN_RADIUS_IN = 0.07
+"""Half the size of a class number on a map: it is left out where the class is narrower."""
 
 
 def show_image(ax: Axes, image: NDArray[Any], title: str = "") -> None:
@@ -94,36 +191,35 @@ def show_image(ax: Axes, image: NDArray[Any], title: str = "") -> None:
     ax.spines[:].set(linewidth=0.6, color="0.6")
 
 
-def show_labels(
-    ax: Axes, codes: NDArray[np.integer], legend: Legend = DFC2020, *, title: str = "", numbers: bool = True
-) -> None:
+def show_labels(ax: Axes, codes: NDArray[np.integer], legend: Legend = DFC2020, *, title: str = "") -> None:
     """
-    Draw a map of class codes (H, W) in the colours of *legend*; *numbers* puts each code where it is widest.
+    Draw a map of class codes (H, W) in the colours of *legend*, with each code where its class is widest.
 
     Raises LegendError on a code that is not in the legend.
     """
     show_image(ax, label_image(codes, legend), title)
     panel_in = ax.get_window_extent().width / cast(Figure, ax.figure).dpi
-    for code in np.unique(codes) if numbers else ():
-        row, col, radius_px = _widest(codes == code)
-        if code != legend.unknown and radius_px > max(0.02, NUMBER_IN / panel_in) * max(codes.shape):
+    least_px = max(0.02, _MIN_RADIUS_IN / panel_in) * max(codes.shape)
+    for code in np.unique(codes[codes != legend.unknown]):
+        # The largest circle inside the class; the rim of the map ends it, too.
+        distance = ndimage.distance_transform_edt(np.pad(codes == code, 1))[1:-1, 1:-1]
+        row, col = np.unravel_index(int(distance.argmax()), codes.shape)
+        if distance.max() > least_px:
             ink = ink_on(legend.rgba(int(code)))
-            ax.text(col, row, str(code), color=ink, ha="center", va="center", fontsize=9)
+            ax.text(int(col), int(row), str(code), color=ink, ha="center", va="center", fontsize=9)
 
 
-NUMBER_IN = 0.07
-"""Half the size of a class's number on a map: where it has less room, it is left out."""
+def show_cell_borders(ax: Axes, ids: NDArray[Any], *, color: str = "black", linewidth: float = 0.8) -> None:
+    """Draw the borders of coarse cells: a line between neighbouring pixels of different *ids*, int or bool (H, W)."""
+    row, col = np.nonzero(ids[:, 1:] != ids[:, :-1])
+    upright = np.stack([np.stack([col + 0.5, row - 0.5], 1), np.stack([col + 0.5, row + 0.5], 1)], 1)
+    row, col = np.nonzero(ids[1:] != ids[:-1])
+    level = np.stack([np.stack([col - 0.5, row + 0.5], 1), np.stack([col + 0.5, row + 0.5], 1)], 1)
+    ax.add_collection(LineCollection([*upright, *level], colors=color, linewidths=linewidth), autolim=False)
 
 
-def _widest(mask: NDArray[np.bool_]) -> tuple[int, int, float]:
-    """Row, column and radius of the largest circle inside *mask*."""
-    distance = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-    row, col = np.unravel_index(int(distance.argmax()), mask.shape)
-    return int(row), int(col), float(distance.max())
-
-
-def scale_bar(ax: Axes, pixel_m: float = PIXEL_M) -> None:
-    """Draw a bar of a round length, at most a third of the image wide, in its lower left corner."""
+def scale_bar(ax: Axes, pixel_m: float = 10.0) -> None:
+    """Draw a bar of a round length, at most a third of the image wide, in the lower left corner."""
     left, right = ax.get_xlim()
     bottom, top = ax.get_ylim()
     width_m, height_px = (right - left) * pixel_m, abs(top - bottom)
@@ -132,149 +228,134 @@ def scale_bar(ax: Axes, pixel_m: float = PIXEL_M) -> None:
     line = ax.plot([start, start + length_m / pixel_m], [row, row], color="white", lw=2.5, solid_capstyle="butt")
     line[0].set_path_effects([withStroke(linewidth=4.5, foreground="black")])
     text = f"{length_m} m" if length_m < 1000 else f"{length_m // 1000} km"
-    middle = start + length_m / pixel_m / 2
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
-    ax.text(middle, row - 0.04 * height_px, text, color="black", ha="center", fontsize=9, bbox=box)
+    ax.text(start + length_m / pixel_m / 2, row - 0.04 * height_px, text, ha="center", fontsize=9, bbox=box)
 
 
-def show_cells(
-    ax: Axes, ids: NDArray[np.integer] | NDArray[np.bool_], *, color: str = "black", linewidth: float = 0.8
-) -> None:
-    """Draw the borders of coarse cells: a line between neighbouring pixels of different *ids*, int (H, W)."""
-    row, col = np.nonzero(ids[:, 1:] != ids[:, :-1])
-    upright = np.stack([np.stack([col + 0.5, row - 0.5], 1), np.stack([col + 0.5, row + 0.5], 1)], 1)
-    row, col = np.nonzero(ids[1:] != ids[:-1])
-    level = np.stack([np.stack([col - 0.5, row + 0.5], 1), np.stack([col + 0.5, row + 0.5], 1)], 1)
-    ax.add_collection(LineCollection([*upright, *level], colors=color, linewidths=linewidth), autolim=False)
+# Figures -----------------------------------------------------------------------------------------
 
 
-def _panels(n: int, shape: tuple[int, int], columns: int = 0) -> tuple[Figure, list[Axes]]:
-    """A grid of *n* panels for images of one shape; the axes left over are switched off and come last."""
+def show_panels(pictures: Mapping[str, NDArray[Any]], *, columns: int = 0, cells: NDArray[Any] | None = None) -> Figure:
+    """
+    Draw pictures of one place in panels, with a scale bar in the first and one legend of all classes.
+
+    Parameters
+    ----------
+    pictures : mapping of str to ndarray
+        By title: images (H, W, 3) or (H, W, 4), and maps of DFC2020 codes (H, W), with pixels of 10 m.
+    columns : int
+        0: up to three, and two for four pictures.
+    cells : ndarray of int or bool, shape (H, W)
+        Coarse cell of each pixel; the borders are drawn on every picture.
+
+    Raises
+    ------
+    GridError
+        When the pictures differ in size.
+    """
+    n, (first, *_), shape = len(pictures), pictures, next(iter(pictures.values())).shape[:2]
+    for title, picture in pictures.items():
+        if picture.shape[:2] != shape:
+            found, expected = f"shape {picture.shape}", f"{shape}, that of {first}"
+            raise GridError(title, found=found, expected=expected, do="Draw a map with the patch it was made from.")
     columns = columns or (n if n < 3 else 2 if n == 4 else 3)
     rows = -(-n // columns)
-    height_in = rows * (WIDTH_IN / columns * shape[0] / shape[1] + 0.27)
-    fig, grid = plt.subplots(rows, columns, figsize=(WIDTH_IN, height_in), squeeze=False, layout="constrained")
+    panel_in = WIDTH_IN / columns * shape[0] / shape[1] + 0.27
+    fig, grid = plt.subplots(rows, columns, figsize=(WIDTH_IN, rows * panel_in), squeeze=False, layout="constrained")
     for ax in grid.flat[n:]:
         ax.set_axis_off()
-    return fig, list(grid.flat)
-
-
-LEGEND_ROW_IN = 0.25
-
-
-def _finish(fig: Figure, axes: list[Axes], n: int, handles: list[Swatch]) -> Figure:
-    """Scale bar in the first panel; legend in a cell left over where it has room, else below the panels."""
-    scale_bar(axes[0])
-    grid = axes[0].get_gridspec()
-    panel_in = fig.get_figheight() / (grid.nrows if grid else 1)
-    if len(axes) > n and len(handles) * LEGEND_ROW_IN <= panel_in:
-        add_legend(axes[n], handles, loc="center left").set_in_layout(False)
-    elif handles:
-        fig.set_figheight(fig.get_figheight() + LEGEND_ROW_IN * -(-len(handles) // 3) + 0.1)
-        add_legend(fig, handles, loc="outside lower left", ncols=3)
+    for ax, (title, picture) in zip(grid.flat, pictures.items(), strict=False):
+        is_image = picture.ndim == 3
+        (show_image if is_image else show_labels)(ax, picture, title=title)
+        if cells is not None:
+            show_cell_borders(ax, cells, color="white" if is_image else "black", linewidth=0.6)
+    scale_bar(grid[0, 0])
+    present = _present(picture for picture in pictures.values() if picture.ndim == 2)
+    if grid.size > n and len(present) * _LEGEND_ROW_IN <= panel_in:  # it has room in a panel that is left over
+        ax = grid.flat[n]
+        add_legend(ax, present, loc="center left")
+        ax.get_legend().set_in_layout(False)
+    elif present:
+        fig.set_figheight(fig.get_figheight() + _LEGEND_ROW_IN * -(-len(present) // _LEGEND_COLUMNS) + 0.1)
+        add_legend(fig, present)
     return fig
 
 
-def show_patch(patch: Patch) -> Figure:
-    """
-    All that a patch holds: two views of Sentinel-2, Sentinel-1, the MODIS label and the 10 m reference.
+def _own_maps(patch: Patch) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    """Return the MODIS label and the reference of a patch, in DFC2020 codes by title; empty where it has none."""
+    modis = {} if patch.lc is None else {"MODIS, 500 m": igbp_to_dfc(patch.lc[0])}
+    return modis, {} if patch.dfc is None else {"Reference, 10 m": patch.dfc}
 
-    Both label maps are in DFC2020 classes and share one legend; what the patch has not is left out.
-    """
-    images: dict[str, NDArray[Any]] = {
-        "Natural colour": rgb(patch),
-        "Near infrared": rgb(patch, ("B8", "B4", "B3")),
-        "Radar": radar_rgb(patch),
-    }
-    return _show_all(images, _own_maps(patch))
+
+def show_patch(patch: Patch) -> Figure:
+    """Draw all layers of a patch: Sentinel-2 twice, Sentinel-1, MODIS label and reference, as far as it has them."""
+    modis, reference = _own_maps(patch)
+    images = {"Natural colour": rgb(patch), "Near infrared": rgb(patch, ("B8", "B4", "B3")), "Radar": radar_rgb(patch)}
+    return show_panels(images | modis | reference)
 
 
 def show_maps_side_by_side(maps: Mapping[str, NDArray[np.integer]], patch: Patch) -> Figure:
     """
-    The image, the MODIS label, the *maps* (by name: DFC2020 codes (H, W)) and the reference, with one legend.
+    Draw the image, the MODIS label, the *maps* (by title: DFC2020 codes (H, W)) and the reference.
 
-    Raises GridError when a map has not the size of the patch.
+    Raises GridError when a map does not have the size of the patch.
     """
-    _check_shapes(maps, patch)
-    own = _own_maps(patch)
-    reference = {name: own.pop(name) for name in list(own) if name == REFERENCE}
-    return _show_all({"Sentinel-2": rgb(patch)}, own | dict(maps) | reference)
+    modis, reference = _own_maps(patch)
+    return show_panels({"Sentinel-2": rgb(patch), **modis, **maps, **reference})
 
 
-def show_so_far(
-    pictures: Mapping[str, NDArray[Any]],
-    patch: Patch,
-    *,
-    reference: bool = True,
-    cells: NDArray[np.integer] | None = None,
+def show_example_patch(
+    pictures: Mapping[str, NDArray[Any]], patch: Patch, *, reference: bool = True, cells: NDArray[Any] | None = None
 ) -> Figure:
     """
-    A place as far as a chapter has come: small pictures in a row, from its MODIS label to its reference.
+    Draw *pictures* of the example patch, as for `show_panels`, between its MODIS label and its reference.
 
-    pictures : what the chapter adds, by name: images (H, W, 3) in 0..1 or maps of DFC2020 codes (H, W)
-    reference : whether the row ends in it, where the patch has one
-    cells : number of the coarse cell of each pixel, int (H, W), to be outlined on all of them
-
-    Raises GridError when a picture has not the size of the patch.
+    The reference is left out when *reference* is false, or when the patch has none. Raises GridError when a picture
+    does not have the size of the patch.
     """
-    _check_shapes(pictures, patch)
-    own = _own_maps(patch)
-    last = {name: own.pop(name) for name in list(own) if name == REFERENCE}
-    row: dict[str, NDArray[Any]] = own | dict(pictures) | (last if reference else {})
-    n = len(row)
-    fig, axes = _panels(n, patch.s2.shape[1:], columns=4 if n == 4 or n > 6 else 3)
-    for ax, (title, picture) in zip(axes, row.items(), strict=False):
-        is_image = picture.ndim == 3
-        (show_image if is_image else show_labels)(ax, picture, title=title)
-        if cells is not None:
-            show_cells(ax, cells, color="white" if is_image else "black", linewidth=0.6)
-    return _finish(fig, axes, n, legend_handles(picture for picture in row.values() if picture.ndim == 2))
+    modis, last = _own_maps(patch)
+    row: dict[str, NDArray[Any]] = {**modis, **pictures, **(last if reference else {})}
+    return show_panels(row, columns=4 if len(row) == 4 or len(row) > 6 else 3, cells=cells)
 
 
-def _check_shapes(pictures: Mapping[str, NDArray[Any]], patch: Patch) -> None:
-    for name, picture in pictures.items():
-        if picture.shape[:2] != patch.s2.shape[1:]:
-            found, expected = f"shape {picture.shape}", f"{patch.s2.shape[1:]}, that of the patch"
-            raise GridError(name, found=found, expected=expected, do="Draw a map with the patch it was made from.")
+# Scenes ------------------------------------------------------------------------------------------
+
+_INSET_COLOURS = ("#ff6b81", "#ffffff", "#ffd166")
 
 
-def _own_maps(patch: Patch) -> dict[str, NDArray[np.integer]]:
-    maps: dict[str, NDArray[np.integer]] = {}
-    if patch.lc is not None:
-        maps[MODIS] = igbp_to_dfc(patch.lc[0])
-    if patch.dfc is not None:
-        maps[REFERENCE] = patch.dfc
-    return maps
+def varied_squares(codes: NDArray[np.integer], size: int, n: int) -> list[tuple[int, int]]:
+    """Return the corners (row, col) of *n* separate squares of a map: most classes first, then most class borders."""
+    found = []
+    for row in range(0, codes.shape[0] - size + 1, size):
+        for col in range(0, codes.shape[1] - size + 1, size):
+            part = codes[row : row + size, col : col + size]
+            borders = (part[1:] != part[:-1]).mean() + (part[:, 1:] != part[:, :-1]).mean()
+            found.append(((part == 0).mean(), -len(np.unique(part)), -borders, row, col))
+    return [(row, col) for *_, row, col in sorted(found)[:n]]
 
 
-def _show_all(images: Mapping[str, NDArray[Any]], maps: Mapping[str, NDArray[np.integer]]) -> Figure:
-    n = len(images) + len(maps)
-    shape = next(iter(images.values())).shape[:2]
-    fig, axes = _panels(n, shape)
-    for ax, (title, image) in zip(axes, images.items(), strict=False):
-        show_image(ax, image, title)
-    for ax, (title, codes) in zip(axes[len(images) :], maps.items(), strict=False):
-        show_labels(ax, codes, title=title)
-    return _finish(fig, axes, n, legend_handles(maps.values()))
-
-
-def show_receptive_field(fields_px: Mapping[str, int], patch: Patch) -> Figure:
-    """
-    What each network sees around one pixel: squares of *fields_px* pixels on image and coarse cells.
-
-    The cells are drawn where the patch is georeferenced. A field larger than the patch is only named.
-    """
-    height, width = patch.s2.shape[1:]
-    size_in = 5.0
-    fig, ax = plt.subplots(figsize=(size_in, size_in * height / width + 0.25 * len(fields_px) + 0.1))
-    show_image(ax, rgb(patch))
-    if patch.crs is not None and patch.transform is not None:
-        show_cells(ax, cell_ids(patch.transform, patch.crs, (height, width))[0], color="white", linewidth=0.7)
-    for number, (name, size) in enumerate(sorted(fields_px.items(), key=lambda item: item[1])):
-        corner = (width // 2 - size / 2, height // 2 - size / 2)
-        square = Rectangle(corner, size, size, fill=False, ec=FIELD_COLOURS[number % 4], lw=2.2)
-        square.set_label(f"{name}: {size} px = {PIXEL_M * size:.0f} m")
-        ax.add_patch(square)
-    scale_bar(ax)
-    fig.legend(loc="outside lower left")
+def show_insets(
+    image: NDArray[np.floating],
+    maps: Mapping[str, NDArray[np.integer]],
+    corners: Sequence[tuple[int, int]],
+    size: int = 120,
+) -> Figure:
+    """Enlarge squares of *size* pixels of an image and its maps, a row per corner (row, col), below an overview."""
+    columns = 1 + len(maps)
+    height_in = WIDTH_IN / columns * len(corners) + WIDTH_IN / 2.6 + 1.0
+    fig = plt.figure(figsize=(WIDTH_IN, height_in))
+    grid = fig.add_gridspec(1 + len(corners), columns, height_ratios=[columns / 2.6, *[1.0] * len(corners)])
+    whole = fig.add_subplot(grid[0, :])
+    show_image(whole, image, "Where")
+    scale_bar(whole)
+    for number, (row, col) in enumerate(corners):
+        colour, letter = _INSET_COLOURS[number % len(_INSET_COLOURS)], chr(ord("a") + number)
+        whole.add_patch(Rectangle((col, row), size, size, fill=False, ec=colour, lw=2))
+        halo = [withStroke(linewidth=2.5, foreground="black")]
+        whole.text(col + size + 6, row, letter, color=colour, va="top", fontweight="bold", path_effects=halo)
+        part = np.s_[row : row + size, col : col + size]
+        show_image(fig.add_subplot(grid[1 + number, 0]), image[part], letter + "  Sentinel-2" * (number == 0))
+        for place, (title, codes) in enumerate(maps.items(), start=1):
+            show_labels(fig.add_subplot(grid[1 + number, place]), codes[part], title=title * (number == 0))
+    add_legend(fig, maps.values())
     return fig

@@ -1,4 +1,4 @@
-"""Pictures of numbers: each dot, bar and figure is the number it stands for."""
+"""Charts: each dot, bar and number is the value it stands for."""
 
 import math
 
@@ -8,11 +8,10 @@ import pandas as pd
 import pytest
 from ledgers import made, table_of
 
-from lcfuse_core.book import charts, style
+from lcfuse_core.book import charts, images
 from lcfuse_core.book.images import S2_BANDS
 from lcfuse_core.data.legends import SCORED
-from lcfuse_core.data.patches import Patch
-from lcfuse_core.errors import DataError, ParameterError
+from lcfuse_core.errors import DataError
 from lcfuse_core.scoring import compare
 from lcfuse_core.scoring.compare import Step
 from lcfuse_core.scoring.scores import class_table, confusion, score_table, summarise
@@ -25,20 +24,13 @@ def _book_style():
     """Every test draws as the book does and leaves nothing open."""
     with plt.rc_context():
         plt.switch_backend("agg")
-        style.use_book_style()
+        images.use_book_style()
         yield
         plt.close("all")
 
 
 REFERENCE = np.array([1] * 8 + [6] * 4 + [10] * 4 + [0] * 3)
 PREDICTED = np.array([1] * 6 + [3] * 2 + [6] * 4 + [10] * 3 + [0] + [1] * 3)
-
-
-def patch_of(dfc, reflectance, backscatter_db=-10.0):
-    """A patch of 4 x 4 pixels with one class and one value in all bands of a sensor."""
-    s2 = np.full((13, 4, 4), round(10_000 * reflectance), np.uint16)
-    s1 = np.full((2, 4, 4), backscatter_db, np.float32)
-    return Patch("made", s1, s2, dfc=None if dfc is None else np.full((4, 4), dfc, np.uint8))
 
 
 def dots(ax):
@@ -66,14 +58,6 @@ def test_confusion_shows_shares_of_the_reference():
     assert [text.get_text() for text in ax.get_xticklabels()] == ["none", "1", "3", "6", "10"]
     assert [text.get_text() for text in ax.get_yticklabels()] == ["Forest  1", "Croplands  6", "Water  10"]
     assert ax.yaxis_inverted()
-
-
-def test_confusion_on_given_axes_and_of_nothing():
-    """Two matrices side by side; an empty one is refused."""
-    fig, axes = plt.subplots(1, 2)
-    assert charts.show_confusion(confusion(REFERENCE, PREDICTED), axes[1]) is fig
-    assert len(axes[1].texts) == 15
-    assert not axes[0].texts
     with pytest.raises(DataError, match="no pixel"):
         charts.show_confusion(np.zeros((11, 11), int))
 
@@ -98,7 +82,7 @@ def test_recall_by_class_names_every_class():
         "MODIS": summarise(confusion(REFERENCE, PREDICTED)),
         "all right": summarise(np.diag([0] + [9] * 10)),
     }
-    ax = charts.show_recall(class_table(scores)).axes[0]
+    ax = charts.show_scores(class_table(scores)).axes[0]
     assert [text.get_text() for text in ax.get_yticklabels()][4:6] == ["Croplands  6", "Urban/Built-up  7"]
     drawn = dots(ax)
     assert [x for x, _ in drawn["all right"]] == [100] * len(SCORED)
@@ -107,23 +91,9 @@ def test_recall_by_class_names_every_class():
     assert len(set(markers)) == 2  # a second cue beside colour
 
 
-def test_class_spectra_are_means_over_pixels():
-    """Patches of equal size weigh alike; those without a reference are passed over, as are such pixels."""
-    patches = [patch_of(1, 0.1), patch_of(1, 0.3), patch_of(10, 0.05), patch_of(None, 0.9), patch_of(0, 0.9)]
-    patches[2].s2[7] = 100
-    spectra = charts.class_spectra(patches)
-    assert spectra.index.tolist() == [1, 10]
-    assert spectra.columns.tolist() == list(S2_BANDS)
-    np.testing.assert_allclose(spectra.loc[1], 0.2, rtol=1e-6)
-    assert spectra.loc[10, "B8"] == pytest.approx(0.01)
-    assert spectra.loc[10, "B8A"] == pytest.approx(0.05)
-    with pytest.raises(DataError, match="no reference"):
-        charts.class_spectra([patch_of(None, 0.1)])
-
-
 def test_spectra_are_drawn_with_their_numbers():
     """A curve a class through its means; its code stands on its own curve; bands and nm below."""
-    spectra = charts.class_spectra([patch_of(4, 0.2), patch_of(10, 0.05)])
+    spectra = pd.DataFrame([np.linspace(0.1, 0.3, 13), np.full(13, 0.05)], [4, 10], S2_BANDS)
     fig = charts.show_spectra(spectra)
     ax = fig.axes[0]
     np.testing.assert_allclose([line.get_ydata() for line in ax.lines], spectra.to_numpy())
@@ -132,29 +102,7 @@ def test_spectra_are_drawn_with_their_numbers():
         assert value == spectra.loc[int(text.get_text())].iloc[int(place)]
     assert {text.get_text() for text in ax.texts} == {"4", "10"}
     assert ax.get_xticklabels()[8].get_text() == "B8A\n865"
-    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["Grassland", "Water"]
-
-
-def test_histograms_hold_all_pixels():
-    """The shares of each group add up to 1 within the span, at the value of its pixels."""
-    rng = np.random.default_rng(0)
-    groups = {"here": [patch_of(1, 0.1), patch_of(1, 0.3)], "there": [patch_of(1, 0.3, -20.0)]}
-    for one in groups["here"]:
-        one.s1[:] = rng.normal(-8, 1, one.s1.shape)
-    fig = charts.show_histograms(groups, ("B4", "VV", "VH"), bins=50)
-    assert [ax.get_title(loc="left") for ax in fig.axes if ax.axison] == ["B4", "VV", "VH"]
-    outlines = [patch for patch in fig.axes[0].patches if not patch.get_fill()]
-    here, there = (outline.get_data() for outline in outlines)
-    assert here.values.sum() == pytest.approx(1)
-    assert there.values.sum() == pytest.approx(1)
-    assert here.values.nonzero()[0].tolist() == [0, 49]
-    assert there.values.nonzero()[0].tolist() == [49]
-    assert (here.edges[0], here.edges[-1]) == (pytest.approx(0.1), pytest.approx(0.3))
-    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["here", "there"]
-    assert fig.axes[1].get_xlabel() == "dB"
-    assert fig.axes[0].get_xlabel() == "reflectance"
-    with pytest.raises(ParameterError, match="empty group"):
-        charts.show_histograms({"nobody": []})
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["4  Grassland", "10  Water"]
 
 
 def test_learning_curves():
@@ -193,12 +141,6 @@ def lines():
     return table_of(coarse + made({"b": (0.5, 0.6, 0.7)}, regime="fine"))
 
 
-@pytest.fixture(autouse=True)
-def close():
-    yield
-    plt.close("all")
-
-
 def names(ax):
     return [text.get_text() for text in ax.get_yticklabels()]
 
@@ -222,8 +164,8 @@ def test_gains_are_marked_by_whether_they_earn_their_place(lines):
     table = compare.gains(lines, [Step("up", "b", "a"), Step("down", "a", "b")])
     ax = charts.show_gains(table).axes[0]
     by_label = {line.get_label(): line for line in ax.lines}
-    assert by_label["earns its place"].get_ydata().tolist() == [0]
-    assert by_label["does not"].get_xdata().tolist() == [table.loc["down", "mean"]]
+    assert by_label["mean, earns its place"].get_ydata().tolist() == [0]
+    assert by_label["mean, does not"].get_xdata().tolist() == [table.loc["down", "mean"]]
     assert names(ax) == ["up", "down"]
 
 
@@ -234,3 +176,57 @@ def test_recalls_are_written_into_their_squares():
     assert [text.get_text() for text in ax.texts] == ["81", "7", "–", "100"]
     assert [text.get_text() for text in ax.get_xticklabels()] == ["1", "10"]
     assert names(ax) == ["a", "b"]
+
+
+def test_intervals_are_bars_around_their_values():
+    table = pd.DataFrame({"value": [1.0, -2.0], "low": [0.5, -3.0], "high": [2.0, -1.0]}, index=["Water", "b"])
+    ax = charts.show_intervals(table, label="points", zero=True).axes[0]
+    assert [line[:, 0].tolist() for line in ax.collections[0].get_segments()] == [[0.5, 2], [-3, -1]]
+    assert ax.lines[0].get_xdata().tolist() == [1, -2]
+    assert ax.lines[1].get_xdata() == [0, 0]
+    assert names(ax) == ["Water  10", "b"]
+
+
+def test_gradients_share_one_scale():
+    """The limits are those of the strongest; the mean stands in the title; a negative gradient has the other colour."""
+    inside = np.zeros((20, 30), bool)
+    inside[5:15, 8:20] = True
+    fields = {"weak": np.where(inside, 0.1, np.nan), "strong": np.where(inside, 0.8, np.nan)}
+    fig = charts.show_gradients(fields, inside, columns=3)
+    assert [ax.images[0].get_clim() for ax in fig.axes[:2]] == [(0, 0.8)] * 2
+    assert fig.axes[0].get_title(loc="left") == "weak: 0.10"
+    assert not fig.axes[2].axison
+    away = charts.show_gradients({"away": -fields["strong"], "strong": fields["strong"]}, inside, columns=2)
+    assert away.axes[0].images[0].get_clim() == (-0.8, 0.8)
+
+
+def test_fractions_are_bars_that_fill_the_line():
+    """Each bar adds up to 100; small parts have no number; absent classes are not in the legend."""
+    fig = charts.show_fractions({"label": np.eye(8)[4], "prediction": [0.5, 0, 0, 0, 0.46, 0, 0, 0.04]})
+    ax = fig.axes[0]
+    widths = np.array([bar.get_width() for bar in ax.patches]).reshape(2, 8)
+    np.testing.assert_allclose(widths.sum(axis=1), 100)
+    assert [text.get_text() for text in ax.texts] == ["6", "1", "6"]
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["1  Forest", "6  Croplands", "10  Water"]
+
+
+def test_curves_differ_in_more_than_colour_and_carry_no_origin():
+    """A formula is not data."""
+    images.use_book_style("synthetic sample")
+    table = pd.DataFrame({name: [1.0, 2.0] for name in "abcdef"}, index=[0, 1])
+    fig = charts.show_curves(table, xlabel="x", ylabel="y", top=3)
+    images.use_book_style()
+    ax = fig.axes[0]
+    assert [line.get_label() for line in ax.lines] == list("abcdef")
+    assert len({(line._dash_pattern[0], str(line._dash_pattern[1])) for line in ax.lines}) == 6
+    assert ax.get_ylim()[1] == 3
+    assert not fig.texts
+
+
+def test_matrices_have_savanna_last():
+    """Eight rows from the top, nine columns by number."""
+    fig = charts.show_matrices({"one": np.eye(8, 9), "two": np.full((8, 9), 1 / 9)})
+    first = fig.axes[0]
+    assert [text.get_text() for text in first.get_xticklabels()] == ["1", "2", "4", "5", "6", "7", "9", "10", "3"]
+    assert first.yaxis_inverted()
+    np.testing.assert_array_equal(first.collections[0].get_array().reshape(8, 9), np.eye(8, 9))
