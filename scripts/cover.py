@@ -16,7 +16,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.patches import Rectangle
 
-from lcfuse_core.book import images, style
+from lcfuse_core.book import images
 from lcfuse_core.book.chapter import Chapter
 from lcfuse_core.methods import registry
 
@@ -51,7 +51,7 @@ def main() -> None:
     if given.card:
         draw_card()
         return
-    style.use_book_style()
+    images.use_book_style("synthetic sample")
     here = Chapter.from_profile("cover")
     patch = here.example_patch()
     predict, _ = here.adapted_network(here.network())
