@@ -97,7 +97,7 @@ class Chapter(Experiment):
 
     def glue(self, name: str, value: float | str, form: str = "") -> None:
         """
-        Keep a value under a name for the text: `` {glue:text}`name ``.
+        Keep a value under a name for the text: the role ``glue:text``.
 
         This is what MyST-NB's `glue` does, without MyST-NB. The value is kept in quotes: the page would read a bare
         "+6.0" or "1,000" as Python, and show 6.0 or (1, 0).
