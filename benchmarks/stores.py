@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import rasterio
 import zarr
 from numpy.typing import NDArray
@@ -66,36 +65,6 @@ def planes(folder: Path, layers: Layers) -> Open:
     return reopen
 
 
-def compressed_tiles(folder: Path, layers: Layers, *, codec: str, shuffled: bool) -> Open:
-    """Each tile compressed, its bytes sorted by significance first if *shuffled*."""
-    squeeze, index, start = pa.Codec(codec), {}, 0
-    with (folder / "tiles").open("wb") as file:
-        for i, j in _grid(layers):
-            for kind, layer in layers.items():
-                tile = np.ascontiguousarray(_tile(layer, i, j))
-                if shuffled:
-                    tile = np.ascontiguousarray(tile.view(np.uint8).reshape(-1, tile.itemsize).T)
-                data = squeeze.compress(tile.tobytes(), asbytes=True)
-                file.write(data)
-                index[kind, i, j] = start, start + len(data)
-                start += len(data)
-
-    def reopen() -> Read:
-        mapped = np.asarray(np.memmap(folder / "tiles", np.uint8, "r"))
-
-        def tile_of(kind: str, i: int, j: int) -> NDArray[Any]:
-            layer, (begin, end) = layers[kind], index[kind, i, j]
-            shape, dtype = (layer.shape[0], TILE, TILE), layer.dtype
-            raw = np.frombuffer(squeeze.decompress(mapped[begin:end], int(np.prod(shape)) * dtype.itemsize), np.uint8)
-            if shuffled:
-                raw = np.ascontiguousarray(raw.reshape(dtype.itemsize, -1).T)
-            return raw.view(dtype).reshape(shape)
-
-        return lambda kind, row, col, size: _join(tile_of, layers[kind], kind, row, col, size)
-
-    return reopen
-
-
 def geotiff(folder: Path, layers: Layers, **options: Any) -> Open:
     """One tiled GeoTIFF a layer, kept open."""
     for kind, layer in layers.items():
@@ -141,25 +110,9 @@ def _tile(layer: NDArray[Any], i: int, j: int) -> NDArray[Any]:
     return layer[:, i * TILE : (i + 1) * TILE, j * TILE : (j + 1) * TILE]
 
 
-def _join(tile_of: Any, layer: NDArray[Any], kind: str, row: int, col: int, size: int) -> NDArray[Any]:
-    """A window out of its tiles."""
-    out = np.empty((layer.shape[0], size, size), layer.dtype)
-    for i in range(row // TILE, (row + size - 1) // TILE + 1):
-        top, bottom = max(row, i * TILE), min(row + size, (i + 1) * TILE)
-        for j in range(col // TILE, (col + size - 1) // TILE + 1):
-            left, right = max(col, j * TILE), min(col + size, (j + 1) * TILE)
-            part = tile_of(kind, i, j)[:, top - i * TILE : bottom - i * TILE, left - j * TILE : right - j * TILE]
-            out[:, top - row : bottom - row, left - col : right - col] = part
-    return out
-
-
 STORES: dict[str, Callable[[Path, Layers], Open]] = {
     "tiles (chosen)": ours,
     "npy planes": planes,
-    "tiles, lz4": partial(compressed_tiles, codec="lz4", shuffled=False),
-    "tiles, shuffle + lz4": partial(compressed_tiles, codec="lz4", shuffled=True),
-    "tiles, zstd": partial(compressed_tiles, codec="zstd", shuffled=False),
-    "tiles, shuffle + zstd": partial(compressed_tiles, codec="zstd", shuffled=True),
     "GeoTIFF": geotiff,
     "GeoTIFF, deflate": partial(geotiff, compress="deflate"),
     "GeoTIFF, lzw": partial(geotiff, compress="lzw"),
