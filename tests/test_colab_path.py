@@ -13,9 +13,9 @@ from worlds import make_zip, md5, tar_gz
 from lcfuse_core import __main__ as shell
 from lcfuse_core.data import commands, manifest, patches, source
 from lcfuse_core.data import packed as packs
-from lcfuse_core.data.fetch import Fetcher
+from lcfuse_core.data.download import Fetcher
 from lcfuse_core.data.sample import world
-from lcfuse_core.data.transfer import Patience
+from lcfuse_core.data.transfer import Retry
 from lcfuse_core.scoring import protocol
 from lcfuse_core.training import checkpoint, loop
 
@@ -88,8 +88,8 @@ def data(*arguments):
 @pytest.mark.slow
 def test_the_whole_colab_path(small_world, servers, tmp_path, monkeypatch, capsys):
     """Fetch over cuts and refusals, verify, unpack, index, train a step, evaluate: the pixels are those packed."""
-    patience = Patience(stall_s=10, pause_s=0)
-    monkeypatch.setattr(commands, "Fetcher", partial(Fetcher, patience=patience))
+    retry = Retry(stall_s=10, pause_s=0)
+    monkeypatch.setattr(commands, "Fetcher", partial(Fetcher, retry=retry))
     root, file = tmp_path / "data", tmp_path / "manifest.yaml"
     file.write_text(yaml.safe_dump(local_manifest(small_world, *servers), sort_keys=False, allow_unicode=True))
     options = ["--profile", "colab", "--root", root, "--manifest", file]

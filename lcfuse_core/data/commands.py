@@ -23,7 +23,7 @@ from typing import Any
 import pandas as pd
 
 from lcfuse_core.data import manifest, patches
-from lcfuse_core.data.fetch import Fetcher
+from lcfuse_core.data.download import Fetcher
 from lcfuse_core.data.fetched import Store
 from lcfuse_core.data.manifest import ByHand, Choice, Ftp, Https, Item, Manifest, disk_size, download_size
 from lcfuse_core.errors import LcfuseError, MissingDataError, ParameterError

@@ -76,7 +76,7 @@ def data_kind(roots: Iterable[Path]) -> str:
     roots = list(roots)
     if any(map(is_sample, roots)):
         return "synthetic"
-    return "real" if all(fetched.vouched_for(root) for root in roots) else "unverified"
+    return "real" if all(fetched.verified_items(root) for root in roots) else "unverified"
 
 
 def is_sample(root: Path) -> bool:

@@ -1,103 +1,164 @@
-"""
-One connection to one source: the bytes of a file from a given place on, or a reason why not.
-
-Over HTTPS by a `Range` request, over FTP by `REST`. What is done about a failure (again, from where, the next source)
-is decided in `fetch`; here it is only told apart: worth another try, or not.
-"""
+"""Resumable transfer of one file over HTTP or FTP, with the standard library: `get`."""
 
 from __future__ import annotations
 
 import ftplib
-import hashlib
 import ssl
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from http.client import HTTPException, HTTPResponse
-from typing import Any
+from dataclasses import dataclass
+from http.client import HTTPException
+from typing import Any, NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
 
 from lcfuse_core import __version__
-from lcfuse_core.data.manifest import Ftp, Item, Remote
+from lcfuse_core.data.manifest import Ftp, Remote
 
-BLOCK = 1 << 18
-"""Bytes asked for at a time."""
+_BLOCK = 1 << 18
+_LEAST = 1024
+"""A source that sends fewer bytes than this within the time of a stall counts as stalled."""
 
-LEAST = 1024
-"""A source that sends fewer bytes in the time of a stall is as good as dead."""
-
-BUSY = {408, 425, 429, 500, 502, 503, 504}
-"""Answers after which a server may do better."""
+_BUSY = {408, 425, 429, 500, 502, 503, 504}
+_OPENING_ERRORS = (OSError, HTTPException, ValueError, EOFError, ftplib.Error)
 
 
-class TransferError(Exception):
-    """The bytes do not come; `str` says why."""
-
-
-class Interrupted(TransferError):
-    """Worth another try at the same source. wait_s : what the server asked for, if it did."""
+class _Interrupted(Exception):
+    """Another attempt at the same source may succeed, after *wait_s* seconds if the server named a time."""
 
     def __init__(self, why: str, wait_s: float = 0.0) -> None:
         super().__init__(why)
         self.wait_s = wait_s
 
 
-class Refused(TransferError):
-    """Not from this source: the next may have it."""
+class Refused(Exception):
+    """The source does not have the file; another one may."""
 
 
-class Changed(TransferError):
-    """What comes does not fit what came before: worth another try from byte 0."""
+class Changed(Exception):
+    """The bytes do not continue those received before; an attempt from byte 0 may succeed."""
 
 
-@dataclass
-class Body:
-    """start : where the bytes begin; total : of the whole file, None if not told; tag : of this version of it."""
+@dataclass(frozen=True)
+class Retry:
+    """Seconds without a byte after which a connection counts as lost, attempts in a row, and pauses between them."""
 
-    start: int
-    total: int | None
-    tag: str = ""
-    chunks: Iterator[bytes] = field(default_factory=lambda: iter(()))
-    close: Callable[[], object] = lambda: None
+    stall_s: float = 30.0
+    tries: int = 6
+    pause_s: float = 1.0
+    longest_s: float = 60.0
 
 
-@contextmanager
-def connect(source: Remote, at: int, *, stall_s: float) -> Iterator[Body]:
+PATIENT = Retry()
+
+OnOpen = Callable[[int | None, str], object]
+"""Receives the total size (or None) and the version tag of a connection."""
+
+
+class _Body(NamedTuple):
+    start: int  # the first byte
+    total: int | None  # bytes of the whole file, if stated
+    tag: str = ""  # of this version of the file
+    chunks: Iterator[bytes] = iter(())
+
+
+def get(
+    source: Remote,
+    start: int = 0,
+    size: int | None = None,
+    *,
+    retry: Retry = PATIENT,
+    sleep: Callable[[float], object] = time.sleep,
+    on_open: OnOpen = lambda total, tag: None,
+) -> Iterator[bytes]:
     """
-    Ask *source* for its file from byte *at* on; it may begin earlier where the server cannot do better.
+    Yield the bytes of a file from *start* on, over as many connections as necessary.
 
-    Raises Interrupted, Refused or Changed, here or while the chunks are read; never hangs for longer than *stall_s*
-    without a byte.
+    Parameters
+    ----------
+    source : Ftp or Https
+        Address; HTTP by `Range` requests, FTP by `REST`.
+    start : int
+        First byte.
+    size : int, optional
+        Bytes of the whole file, if known.
+    retry, sleep
+        When to give up, and how to pause.
+    on_open : callable
+        Receives the total size (or None) and the version tag of each connection; may raise.
+
+    Raises
+    ------
+    Refused
+        If the source does not or cannot send the file.
     """
-    body = _ask_ftp(source, at, stall_s) if isinstance(source, Ftp) else _ask_http(source.url, at, stall_s)
-    try:
-        body.chunks = _steady(body.chunks, stall_s)
-        yield body
-    finally:
-        body.close()
+    best, fails, at, total, tag = start, 0, start, size, ""
+    while True:
+        try:
+            with _connection(source, at, retry.stall_s) as body:
+                if size is not None and body.total not in (None, size):
+                    raise Refused(f"{body.total} bytes instead of {size}")
+                if (total is not None and body.total not in (None, total)) or (tag and body.tag not in ("", tag)):
+                    raise Changed("another version of the file than a moment ago")
+                total, tag = (total if body.total is None else body.total), tag or body.tag
+                on_open(body.total, body.tag)
+                skip = at - body.start  # a server that cannot begin in the middle
+                for chunk in _steady(body.chunks, retry.stall_s):
+                    fresh, skip = chunk[skip:], max(0, skip - len(chunk))
+                    at += len(fresh)
+                    if total is not None and at > total:
+                        raise Refused(f"more bytes than the {total} of the file")
+                    if fresh:
+                        yield fresh
+            if total is None or at == total:
+                return
+            raise _Interrupted(f"ended at byte {at} of {total}")
+        except _Interrupted as error:
+            fails = 0 if at >= best + _LEAST else fails + 1
+            best = max(best, at)
+            if fails >= retry.tries:
+                raise Refused(f"{error}; {fails} times in a row") from None
+            sleep(min(max(retry.pause_s * 2 ** max(fails - 1, 0), error.wait_s), retry.longest_s))
 
 
 def _steady(chunks: Iterator[bytes], stall_s: float) -> Iterator[bytes]:
-    """The same chunks, until they come by the drop."""
+    """The same chunks, unless hardly any bytes arrive."""
     began, got = time.monotonic(), 0
     for chunk in chunks:
         got += len(chunk)
         yield chunk
         now = time.monotonic()
         if now - began > stall_s:
-            if got < LEAST:
-                raise Interrupted(f"only {got} bytes in {now - began:.0f} s")
+            if got < _LEAST:
+                raise _Interrupted(f"only {got} bytes in {now - began:.0f} s")
             began, got = now, 0
 
 
-# HTTP --------------------------------------------------------------------------------------------
+@contextmanager
+def _connection(source: Remote, at: int, stall_s: float) -> Iterator[_Body]:
+    with ExitStack() as stack:
+        try:
+            body = (
+                _ftp(stack, source, at, stall_s) if isinstance(source, Ftp) else _http(stack, source.url, at, stall_s)
+            )
+        except ftplib.error_perm as error:
+            raise Refused(f"FTP {error}") from None
+        except _OPENING_ERRORS as error:
+            raise _Interrupted(f"no connection ({error or type(error).__name__})") from None
+        yield body._replace(chunks=_whole_or_interrupted(body.chunks))
+
+
+def _whole_or_interrupted(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    try:
+        yield from chunks
+    except _OPENING_ERRORS as error:
+        raise _Interrupted(f"connection lost ({error or type(error).__name__})") from None
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follow only to places as safe as the one asked."""
+    """Follow redirects of the same scheme only: not from https to http."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if urlsplit(req.full_url).scheme != urlsplit(newurl).scheme:
@@ -105,11 +166,9 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _ask_http(url: str, at: int, stall_s: float) -> Body:
+def _http(stack: ExitStack, url: str, at: int, stall_s: float) -> _Body:
     headers = {"User-Agent": f"lcfuse-core/{__version__}", "Accept-Encoding": "identity"}
-    if at:
-        headers["Range"] = f"bytes={at}-"
-    request = urllib.request.Request(url, headers=headers)
+    request = urllib.request.Request(url, headers=headers | ({"Range": f"bytes={at}-"} if at else {}))
     try:
         response = urllib.request.build_opener(_Redirects).open(request, timeout=stall_s)
     except HTTPError as error:
@@ -118,232 +177,66 @@ def _ask_http(url: str, at: int, stall_s: float) -> Body:
     except URLError as error:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
             raise Refused(f"its certificate is not trusted ({error.reason})") from None
-        raise Interrupted(f"no connection ({error.reason})") from None
-    except (OSError, HTTPException, ValueError) as error:  # ValueError: a length that is no number
-        raise Interrupted(f"no answer ({error or type(error).__name__})") from None
-    try:
-        return _http_body(response, at)
-    except TransferError:
-        response.close()
-        raise
-
-
-def _http_body(response: HTTPResponse, at: int) -> Body:
+        raise _Interrupted(f"no connection ({error.reason})") from None
+    stack.callback(response.close)
     kind = response.headers.get_content_type()
     if kind in ("text/html", "application/xhtml+xml"):
         raise Refused(f"a web page instead of the file ({kind})")
     if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise Refused(f"a packed answer ({response.headers['Content-Encoding']}) that was not asked for")
+        raise Refused(f"a compressed answer ({response.headers['Content-Encoding']}) that was not requested")
     start, total = 0, response.length
     if response.status == 206:
-        start, total = _content_range(response.headers.get("Content-Range", ""))
+        text = response.headers.get("Content-Range", "")
+        try:
+            span, size = text.removeprefix("bytes").strip().split("/")
+            start, total = int(span.split("-")[0]), None if size == "*" else int(size)
+        except ValueError:
+            raise Changed(f"a part without its place (Content-Range {text!r})") from None
         if start > at:
             raise Changed(f"bytes from {start} on instead of {at}")
     tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-    return Body(start, total, tag, _http_chunks(response), response.close)
+    return _Body(start, total, tag, iter(lambda: response.read1(_BLOCK), b""))
 
 
-def _content_range(text: str) -> tuple[int, int | None]:
-    """
-    First byte and total of a `Content-Range`.
-
-    >>> _content_range("bytes 10-19/100"), _content_range("bytes 10-19/*")
-    ((10, 100), (10, None))
-    """
-    try:
-        span, total = text.removeprefix("bytes").strip().split("/")
-        return int(span.split("-")[0]), None if total == "*" else int(total)
-    except ValueError:
-        raise Changed(f"a part without its place (Content-Range {text!r})") from None
-
-
-def _http_refusal(error: HTTPError, at: int) -> Body:
-    said = f"HTTP {error.code} {error.reason}"
-    if error.code == 416:  # nothing lies behind byte `at`
-        total = error.headers.get("Content-Range", "").rpartition("/")[2]
-        if total == str(at):
-            return Body(at, at)
-        raise Changed(f"{said}: the file ends before byte {at}")
-    if error.code in BUSY:
+def _http_refusal(error: HTTPError, at: int) -> _Body:
+    text = f"HTTP {error.code} {error.reason}"
+    if error.code == 416:  # there is nothing behind byte `at`
+        if error.headers.get("Content-Range", "").rpartition("/")[2] == str(at):
+            return _Body(at, at)
+        raise Changed(f"{text}: the file ends before byte {at}")
+    if error.code in _BUSY:
         wait = error.headers.get("Retry-After", "")
-        raise Interrupted(said, float(wait) if wait.isdecimal() else 0.0)
-    raise Refused(said)
+        raise _Interrupted(text, float(wait) if wait.isdecimal() else 0.0)
+    raise Refused(text)
 
 
-def _http_chunks(response: HTTPResponse) -> Iterator[bytes]:
-    try:
-        while chunk := response.read1(BLOCK):
-            yield chunk
-    except (OSError, HTTPException, ValueError) as error:
-        raise Interrupted(f"connection lost ({error or type(error).__name__})") from None
-
-
-# FTP ---------------------------------------------------------------------------------------------
-
-
-def _ask_ftp(source: Ftp, at: int, stall_s: float) -> Body:
-    ftp = ftplib.FTP(timeout=stall_s)
-    try:
-        return _ftp_body(ftp, source, at)
-    except ftplib.error_perm as error:
-        why: TransferError = Refused(f"FTP {error}")
-    except (ftplib.Error, EOFError, OSError) as error:
-        why = Interrupted(f"FTP connection lost ({error or type(error).__name__})")
-    except TransferError as error:
-        why = error
-    ftp.close()
-    raise why
-
-
-def _ftp_body(ftp: ftplib.FTP, source: Ftp, at: int) -> Body:
-    place = urlsplit(source.url)
-    path = unquote(place.path)
+def _ftp(stack: ExitStack, source: Ftp, at: int, stall_s: float) -> _Body:
+    ftp, place = ftplib.FTP(timeout=stall_s), urlsplit(source.url)
+    stack.callback(ftp.close)
     ftp.connect(place.hostname or "", place.port or ftplib.FTP_PORT)
     ftp.login(source.user, source.password)
     ftp.voidcmd("TYPE I")
-    total = _ftp_size(ftp, path)
+    path, start = unquote(place.path), at
+    try:
+        total = ftp.size(path)
+    except ftplib.error_perm:
+        total = None  # not every server supports SIZE; RETR fails if there is no such file
     if total is not None and at > total:
         raise Changed(f"the file ends at {total}, before byte {at}")
     if at and at == total:
-        return Body(at, total, close=ftp.close)
-    start, data = _ftp_retrieve(ftp, path, at)
-    both = ExitStack()
-    both.callback(ftp.close)
-    both.callback(data.close)
-    return Body(start, total, "", _ftp_chunks(ftp, data, total is None), both.close)
-
-
-def _ftp_size(ftp: ftplib.FTP, path: str) -> int | None:
+        return _Body(at, total)
     try:
-        return ftp.size(path)
-    except ftplib.error_perm:
-        return None  # not every server knows SIZE; whether the file is there, RETR will tell
-
-
-def _ftp_retrieve(ftp: ftplib.FTP, path: str, at: int) -> tuple[int, Any]:
-    try:
-        return at, ftp.transfercmd(f"RETR {path}", at or None)
+        data = ftp.transfercmd(f"RETR {path}", at or None)
     except ftplib.error_perm as error:
         if not at or not str(error).startswith("50"):
             raise
-        return 0, ftp.transfercmd(f"RETR {path}")  # 501, 502: this server knows no REST
+        start, data = 0, ftp.transfercmd(f"RETR {path}")  # 501, 502: this server does not support REST
+    stack.callback(data.close)
 
-
-def _ftp_chunks(ftp: ftplib.FTP, data: Any, ask: bool) -> Iterator[bytes]:
-    try:
-        while chunk := data.recv(BLOCK):
-            yield chunk
+    def chunks() -> Iterator[bytes]:
+        yield from iter(lambda: data.recv(_BLOCK), b"")
         data.close()
-        if ask:
-            ftp.voidresp()  # where no size was told, only the server's last word says that this was all
-    except (ftplib.Error, EOFError, OSError) as error:
-        raise Interrupted(f"FTP connection lost ({error or type(error).__name__})") from None
+        if total is None:
+            ftp.voidresp()  # without a size only this reply shows that the file is complete
 
-
-HEADS = {"zip": (b"PK",), "tar.gz": (b"\x1f\x8b",)}
-"""How the bytes of an archive begin."""
-
-
-@dataclass(frozen=True)
-class Patience:
-    """
-    How long to bear with a source.
-
-    stall_s : without a byte, the connection counts as lost
-    tries : so many losses in a row without progress, and the source is left
-    pause_s : before the second try; it doubles up to longest_s
-    """
-
-    stall_s: float = 30.0
-    tries: int = 6
-    pause_s: float = 1.0
-    longest_s: float = 60.0
-    sleep: Callable[[float], object] = time.sleep
-
-    def wait(self, fails: int, asked_s: float = 0.0) -> None:
-        """Pause after that many losses in a row, or as long as the server asked, within reason."""
-        self.sleep(min(max(self.pause_s * 2 ** max(fails - 1, 0), asked_s), self.longest_s))
-
-
-def flow(
-    source: Remote, at: int, size: int | None, patience: Patience, on_open: Callable[[Body], object]
-) -> Iterator[bytes]:
-    """
-    The bytes of a file from *at* on, over as many connections as it takes.
-
-    size : of the whole file, if known; on_open : is shown each connection, and may raise
-
-    Raises Refused when the source will not or cannot, Changed when its file is not the one that was begun.
-    """
-    best, fails, total, tag = at, 0, size, ""
-    while True:
-        try:
-            with connect(source, at, stall_s=patience.stall_s) as body:
-                total, tag = _same_file(body, total, tag, size)
-                on_open(body)
-                for chunk in _skip(body.chunks, at - body.start):
-                    at += len(chunk)
-                    if total is not None and at > total:
-                        raise Refused(f"more bytes than the {total} of the file")
-                    yield chunk
-            if total is None or at == total:
-                return
-            raise Interrupted(f"ended at byte {at} of {total}")
-        except Interrupted as error:
-            fails = 0 if at >= best + LEAST else fails + 1
-            best = max(best, at)
-            if fails >= patience.tries:
-                raise Refused(f"{error}; {fails} times in a row") from None
-            patience.wait(fails, error.wait_s)
-
-
-def _same_file(body: Body, total: int | None, tag: str, size: int | None) -> tuple[int | None, str]:
-    if size is not None and body.total not in (None, size):
-        raise Refused(f"{body.total} bytes instead of {size}")
-    if total is not None and body.total not in (None, total):
-        raise Changed(f"{body.total} bytes instead of {total}")
-    if tag and body.tag and body.tag != tag:
-        raise Changed("another version of the file than a moment ago")
-    return (total if body.total is None else body.total), tag or body.tag
-
-
-def _skip(chunks: Iterator[bytes], count: int) -> Iterator[bytes]:
-    """Without the first bytes: where a server begins earlier than it was asked to."""
-    for chunk in chunks:
-        if count < len(chunk):
-            yield chunk[count:]
-        count = max(0, count - len(chunk))
-
-
-class Reader:
-    """A flow as a file that is read from front to back; hashes what goes by."""
-
-    def __init__(self, chunks: Iterator[bytes], see: Callable[[bytes], object]) -> None:
-        self.chunks, self.see, self.left, self.size = chunks, see, b"", 0
-        self.sums = {"md5": hashlib.md5(usedforsecurity=False), "sha256": hashlib.sha256()}
-
-    def read(self, size: int) -> bytes:
-        """At most *size* bytes, none at the end."""
-        if not self.left:
-            self.left = next(self.chunks, b"")
-            self.size += len(self.left)
-            self.see(self.left)
-            for total in self.sums.values():
-                total.update(self.left)
-        taken, self.left = self.left[:size], self.left[size:]
-        return taken
-
-    def checksums(self) -> dict[str, str]:
-        """Of all bytes, once the rest has been read."""
-        while self.read(1 << 18):
-            pass
-        return {name: total.hexdigest() for name, total in self.sums.items()}
-
-
-def check_head(item: Item, chunk: bytes) -> None:
-    """Raise Refused when the first bytes cannot be those of the item: better now than after an hour."""
-    begins = chunk.lstrip()[:14].lower()
-    if begins.startswith((b"<!doctype html", b"<html")):
-        raise Refused("a web page instead of the file")
-    if item.form in HEADS and len(chunk) > 1 and not chunk.startswith(HEADS[item.form]):
-        raise Refused(f"bytes that begin with {chunk[:8]!r}, which is no {item.form}")
+    return _Body(start, total, "", chunks())

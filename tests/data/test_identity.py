@@ -88,7 +88,7 @@ def test_data_are_real_only_if_all_were_verified(tmp_path, monkeypatch):
     mine, theirs, sample = (tmp_path / name / "dfc2020" for name in ("mine", "theirs", "sample"))
     sample.mkdir(parents=True)
     (sample.parent / "world.json").write_text("{}")
-    monkeypatch.setattr(identity.fetched, "vouched_for", lambda folder: ["an item"] * (folder == theirs))
+    monkeypatch.setattr(identity.fetched, "verified_items", lambda folder: ["an item"] * (folder == theirs))
     kinds = [identity.data_kind(roots) for roots in ([mine], [theirs], [theirs, mine], [theirs, sample])]
     assert kinds == ["unverified", "real", "unverified", "synthetic"]
     assert set(kinds) <= set(ledger.DATA_KINDS)

@@ -12,10 +12,11 @@ import pytest
 from servers import FAULTS, FTP_FAULTS, FTPServer, HTTPServer
 from worlds import item, manifest, md5, pack, toy_files
 
-from lcfuse_core.data import fetch, fetched, transfer
+from lcfuse_core import _runtime
+from lcfuse_core.data import download, fetched, transfer
 from lcfuse_core.errors import FetchError
 
-QUICK = transfer.Patience(stall_s=0.25, tries=4, pause_s=0, sleep=lambda seconds: None)
+QUICK = transfer.Retry(stall_s=0.25, tries=4, pause_s=0)
 N_SCHEDULES = 200
 logging.getLogger("pyftpdlib").setLevel(logging.CRITICAL)
 
@@ -38,7 +39,7 @@ def root(tmp_path):
 
 
 def fetcher(book, root, **more):
-    return fetch.Fetcher(book, fetched.Store(root), patience=QUICK, progress=False, **more)
+    return download.Fetcher(book, fetched.Store(root), retry=QUICK, progress=False, **more)
 
 
 def run(book, root, **more):
@@ -172,7 +173,7 @@ def test_a_bar_tells_how_much_of_how_much(http, root, monkeypatch):
     """It begins where the part ends; rate and time left follow from that."""
     bars = []
 
-    class Bar(fetch.tqdm):
+    class Bar(download.tqdm):
         def __init__(self, **options):
             super().__init__(**options | {"disable": False, "file": io.StringIO()})
 
@@ -180,13 +181,13 @@ def test_a_bar_tells_how_much_of_how_much(http, root, monkeypatch):
             bars.append((self.initial, self.n, self.total))
             super().close()
 
-    monkeypatch.setattr(fetch, "tqdm", Bar)
+    monkeypatch.setattr(download, "tqdm", Bar)
     content = pack(toy_files(), "zip")
     http.script.serve("/bar.zip", content)
     (root / "downloads").mkdir(parents=True)
     (root / "downloads/toys.zip.part").write_bytes(content[:5000])
     book = manifest(item("zip", [http.source("bar.zip")], md5(content)))
-    fetch.Fetcher(book, fetched.Store(root), patience=QUICK).fetch(book.subset("colab").items)
+    download.Fetcher(book, fetched.Store(root), retry=QUICK).fetch(book.subset("colab").items)
     assert set(bars) == {(5000, len(content), len(content))}
 
 
@@ -261,10 +262,9 @@ def test_a_busy_server_is_asked_again_after_a_growing_pause(http, root):
     """The pauses double; what the server asks for counts, up to a limit."""
     content, pauses = pack(toy_files(), "zip"), []
     http.script.serve("/busy.zip", content, ["busy"] * 4)
-    patience = transfer.Patience(stall_s=0.3, tries=6, pause_s=0.25, longest_s=1.5, sleep=pauses.append)
-    book = manifest(item("zip", [http.source("busy.zip")], md5(content)))
-    fetch.Fetcher(book, fetched.Store(root), patience=patience, progress=False).fetch(book.subset("colab").items)
-    assert unpacked(root) == toy_files()
+    retry = transfer.Retry(stall_s=0.3, tries=6, pause_s=0.25, longest_s=1.5)
+    [source] = manifest(item("zip", [http.source("busy.zip")])).items[0].sources
+    assert b"".join(transfer.get(source, retry=retry, sleep=pauses.append)) == content
     assert len(pauses) == 4
     assert all(pause >= least for pause, least in zip(pauses, [0.25, 0.5, 1.0, 1.5], strict=True))
     assert max(pauses) <= 1.5
@@ -276,7 +276,7 @@ def test_drops_that_come_forever_count_as_a_stall():
     drops = transfer._steady((b"x" for _ in range(1000)), 30)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transfer.time, "monotonic", lambda: next(clock))
-        with pytest.raises(transfer.Interrupted, match="only"):
+        with pytest.raises(transfer._Interrupted, match="only"):
             list(drops)
 
 
@@ -381,7 +381,7 @@ def test_a_full_disk_is_an_error_and_not_a_cut_connection(http, root, monkeypatc
     """No source is left, and nothing fetched again, because of our own disk."""
     content = pack(toy_files(), "zip")
     http.script.serve("/full.zip", content)
-    monkeypatch.setattr(fetch.os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(download.os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     outcome = run(manifest(item("zip", [http.source("full.zip")], md5(content))), root)[0]
     assert outcome.state == "failed"
     assert "No space left on device" in outcome.said
@@ -389,8 +389,8 @@ def test_a_full_disk_is_an_error_and_not_a_cut_connection(http, root, monkeypatc
 
 
 def test_two_runs_do_not_fetch_into_one_folder(root):
-    with fetch.only_one(root), pytest.raises(FetchError, match="another run"), fetch.only_one(root):
-        pass
+    with _runtime.lock(root / ".fetching"), pytest.raises(FetchError, match="another run"):
+        run(manifest(item()), root)
 
 
 def test_what_fails_keeps_nothing_else_from_coming(http, root):
@@ -406,14 +406,14 @@ def test_no_host_is_asked_by_more_connections_than_it_allows(root, monkeypatch):
     """Whatever the number of items."""
     at_once, most = [], []
 
-    def one(self, item, source):
+    def one(self, choice, item, source):
         at_once.append(item)
         most.append(len(at_once))
         time.sleep(0.02)  # let others in
         at_once.pop()
         raise transfer.Refused("never")
 
-    monkeypatch.setattr(fetch.Fetcher, "_download", one)
+    monkeypatch.setattr(download.Fetcher, "_download", one)
     source = {"kind": "https", "url": "https://example.org/x.zip", "connections": 2}
     run(manifest(*(item("zip", [source], name=f"n{n}") for n in range(12))), root)
     assert len(most) == 12
@@ -440,9 +440,13 @@ def fetched_toys(http, root):
     return book.item("toys"), fetched.Store(root)
 
 
+def damaged(store, toys):
+    return [f"{path}: {why}" for path, why in store.faults(toys)]
+
+
 def test_what_was_fetched_is_whole(fetched_toys):
     toys, store = fetched_toys
-    assert store.damaged(toys) == []
+    assert damaged(store, toys) == []
     assert store.state(toys) == "unpacked, 6 files"
 
 
@@ -453,7 +457,7 @@ def test_a_flipped_bit_a_lost_and_a_cut_file_are_found_by_name(fetched_toys):
     flipped.write_bytes(bytes([flipped.read_bytes()[0] ^ 1]) + flipped.read_bytes()[1:])
     lost.unlink()
     cut.write_bytes(cut.read_bytes()[:-1])
-    found = store.damaged(toys)
+    found = damaged(store, toys)
     assert [line.split(": ")[1] for line in found] == ["damaged", "missing", "5999 bytes instead of 6000"]
     assert str(flipped) in found[0]
     assert store.state(toys) == "unpacked, 6 files, 2 of them missing or cut"
@@ -462,12 +466,12 @@ def test_a_flipped_bit_a_lost_and_a_cut_file_are_found_by_name(fetched_toys):
 def test_a_changed_archive_is_found(fetched_toys):
     toys, store = fetched_toys
     store.file(toys).write_bytes(b"PK other")
-    assert "other content" in store.damaged(toys)[0]
+    assert "other content" in damaged(store, toys)[0]
 
 
 def test_a_damaged_record_means_verifying_again_not_believing(fetched_toys):
     toys, store = fetched_toys
-    store._path(toys, "json").write_text("{not json")
+    (store.root / "fetched" / "toys.json").write_text("{not json")
     assert store.record(toys) is None
     assert not store.is_verified(toys)
 
@@ -476,8 +480,8 @@ def test_a_folder_is_vouched_for_once_its_archive_was_verified_and_unpacked(fetc
     """By name of the folder and of the record; a folder of the same name elsewhere is nobody's."""
     toys, store = fetched_toys
     book = manifest(toys.model_dump(mode="json", by_alias=True))
-    assert fetched.vouched_for(store.into(toys), book) == ["toys"]
-    assert fetched.vouched_for(root / "another" / "toys", book) == []
-    assert fetched.vouched_for(store.into(toys)) == []  # the package's manifest has no toys
-    store._path(toys, "json").write_text("{not json")
-    assert fetched.vouched_for(store.into(toys), book) == []
+    assert fetched.verified_items(store.into(toys), book) == ["toys"]
+    assert fetched.verified_items(root / "another" / "toys", book) == []
+    assert fetched.verified_items(store.into(toys)) == []  # the package's manifest has no toys
+    (store.root / "fetched" / "toys.json").write_text("{not json")
+    assert fetched.verified_items(store.into(toys), book) == []
