@@ -1,10 +1,9 @@
 """
-What mapping a scene costs, and what it keeps: speed, memory, seams, and maps that were killed on the way.
+What mapping a scene costs: speed, memory, seams.
 
     python benchmarks/mapping.py scale [--rows 10980] [--cols 10980]   time and memory against the bare networks
     python benchmarks/mapping.py area  [--rows 2745]                   twice the area, twice the time
     python benchmarks/mapping.py seams                                 windows shifted by half; naive tiles beside it
-    python benchmarks/mapping.py kills [--kills 20]                    killed at random moments
 
 The scene is synthetic: a scene of the sample world, mirrored to the size asked for. Networks are those that come with
 the package unless `--model` names others. Each prints JSON; `--out FILE` keeps it, too.
@@ -15,13 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import resource
 import shutil
-import signal
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -32,8 +27,7 @@ import torch
 from affine import Affine
 
 from lcfuse_core.data.sample import world
-from lcfuse_core.mapping import members
-from lcfuse_core.mapping import predict as mapping
+from lcfuse_core.mapping import predict
 from lcfuse_core.mapping import scene as rasters
 from lcfuse_core.mapping.make import Inputs, MapOptions, make_map
 from lcfuse_core.mapping.windows import Tiling
@@ -73,12 +67,12 @@ def big_scene(folder: Path, rows: int, cols: int, seed: int = 0) -> Inputs:
     return Inputs((out[0],), (out[1],))
 
 
-def chosen(paths: list[Path]) -> list[members.Member]:
+def chosen(paths: list[Path]) -> list[predict.Member]:
     """The networks of the command line, or those of the package."""
-    return [members.load_member(path) for path in paths] or members.default_members()
+    return [predict.load_member(path) for path in paths] or predict.default_members()
 
 
-def bare_seconds(member: members.Member, tiling: Tiling, n: int) -> tuple[float, float]:
+def bare_seconds(member: predict.Member, tiling: Tiling, n: int) -> tuple[float, float]:
     """Wall and processor seconds of *n* forward passes on a window of this tiling, and nothing else."""
     size = min(tiling.window, *tiling.shape)
     image = torch.randn(1, member.run.plan.in_channels, size, size).contiguous(memory_format=torch.channels_last)
@@ -92,30 +86,32 @@ def bare_seconds(member: members.Member, tiling: Tiling, n: int) -> tuple[float,
 def scale(options: argparse.Namespace) -> dict[str, Any]:
     """A scene mapped from files to files, between two halves of the bare forward passes on as many windows."""
     inputs = big_scene(options.data, options.rows, options.cols)
-    [member, *_] = members.choose(chosen(options.model), has_s1=True)
+    [member, *_] = predict.choose(chosen(options.model), has_s1=True)
     tiling = Tiling((options.rows, options.cols), options.window)
+    n_windows = len(tiling.rows) * len(tiling.cols)
     bare_seconds(member, tiling, 2)  # warm up
     out = options.data / "map"
     shutil.rmtree(out, ignore_errors=True)
-    before = bare_seconds(member, tiling, tiling.n_windows // 2)
+    before = bare_seconds(member, tiling, n_windows // 2)
     wall, cpu = time.perf_counter(), time.process_time()
     made = make_map(inputs, [member], out, MapOptions(window=options.window), progress=options.progress)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    after = bare_seconds(member, tiling, tiling.n_windows - tiling.n_windows // 2)
+    after = bare_seconds(member, tiling, n_windows - n_windows // 2)
     return {
-        "rows": options.rows, "cols": options.cols, "windows": tiling.n_windows, "window": options.window,
+        "rows": options.rows, "cols": options.cols, "windows": n_windows, "window": options.window,
         "network": f"{member.run.plan.network}, {member.run.plan.in_channels} channels, {member.name}",
         "map_s": round(wall, 1), "map_cpu_s": round(cpu, 1), "bare_cpu_s": round(before[1] + after[1], 1),
         "bare_s": round(before[0] + after[0], 1), "bare_halves_s": [round(before[0], 1), round(after[0], 1)],
-        "ratio": round(wall / (before[0] + after[0]), 3), "peak_memory_mb": round(peak_mb), "seen": made.seen,
+        "ratio": round(wall / (before[0] + after[0]), 3), "peak_memory_mb": round(peak_mb),
+        "valid_fraction": made.record["valid_fraction"],
     }  # fmt: skip
 
 
 def area(options: argparse.Namespace) -> dict[str, Any]:
     """Half a scene and the whole of it, in turns."""
     halves, wholes = [], []
-    [member, *_] = members.choose(chosen(options.model), has_s1=True)
+    [member, *_] = predict.choose(chosen(options.model), has_s1=True)
     for number in range(options.rounds):
         order = [(options.rows, halves), (2 * options.rows, wholes)]
         for rows, seconds in order if number % 2 == 0 else reversed(order):
@@ -137,25 +133,25 @@ def seams(options: argparse.Namespace) -> dict[str, Any]:
     """Pixels away from class borders that change when the windows are shifted by half."""
     place = world.make_sample_scene(options.data / "place-0", 0, weather=False)
     found = {}
-    for member in members.choose(chosen(options.model), has_s1=True):
+    for member in predict.choose(chosen(options.model), has_s1=True):
         with rasters.open_scene(place.s2, place.s1) as scene:
             rows, cols = scene.grid.shape
             seen = scene.read(slice(0, rows), slice(0, cols))
 
         assert seen.s1 is not None
         for name, overlap, margin in (("blended", 64, 16), ("naive", 0, 0)):
-            maps = [shifted_map(member.ask, seen.s2, seen.s1, 256, overlap, margin, shift) for shift in (0, 128)]
+            maps = [shifted_map(member.predict, seen.s2, seen.s1, 256, overlap, margin, shift) for shift in (0, 128)]
             found[f"{member.name}, {name}"] = differing(*maps)
     return found
 
 
-def shifted_map(predict: Any, s2: Any, s1: Any, window: int, overlap: int, margin: int, shift: int) -> Any:
+def shifted_map(probabilities: Any, s2: Any, s1: Any, window: int, overlap: int, margin: int, shift: int) -> Any:
     """The map of the part of a scene from *shift* on, put back to its place; 0 before it."""
-    part = mapping.map_scene(
-        predict, s2[:, shift:, shift:], s1[:, shift:, shift:], window=window, overlap=overlap, margin=margin
+    part = predict.map_scene(
+        probabilities, s2[:, shift:, shift:], s1[:, shift:, shift:], window=window, overlap=overlap, margin=margin
     )
     whole = np.zeros(s2.shape[1:], np.uint8)
-    whole[shift:, shift:] = mapping.most_likely(part)
+    whole[shift:, shift:] = predict.most_likely(part)
     return whole
 
 
@@ -173,56 +169,14 @@ def differing(one: Any, other: Any) -> dict[str, float]:
     }
 
 
-def kills(options: argparse.Namespace) -> dict[str, Any]:
-    """The same map, made in one go and by a process that is killed again and again at random moments."""
-    place = world.make_sample_scene(options.data / "place-0", 0, weather=False)
-    shell = [sys.executable, "-m", "lcfuse_core", "map", "--s2", str(place.s2), "--s1", str(place.s1)]
-    shell += ["--coarse", str(place.coarse), "--window", "128", "--overlap", "32", "--probabilities", "--quiet"]
-    shell += [word for path in options.model for word in ("--model", str(path))]
-    for name in ("whole", "killed"):
-        shutil.rmtree(options.data / name, ignore_errors=True)
-    began = time.perf_counter()
-    subprocess.run([*shell, "--out", str(options.data / "whole")], check=True, capture_output=True)
-    whole_s = time.perf_counter() - began
-    rng, times, parts = random.Random(options.seed), [], []
-    journal = options.data / "killed" / ".work" / "journal.jsonl"
-    while len(times) < options.kills:
-        running = subprocess.Popen([*shell, "--out", str(options.data / "killed")], stdout=subprocess.DEVNULL)
-        seconds = rng.uniform(0.05, 0.9) * whole_s
-        try:
-            running.wait(seconds)
-        except subprocess.TimeoutExpired:
-            os.kill(running.pid, signal.SIGKILL)
-            running.wait()
-            times.append(round(seconds, 2))
-            parts.append(len(journal.read_text().splitlines()) - 1 if journal.exists() else 0)
-            continue
-        shutil.rmtree(options.data / "killed")  # it was finished: begin again
-    subprocess.run([*shell, "--out", str(options.data / "killed")], check=True, capture_output=True)
-    names = ("landcover.tif", "confidence.tif", "probabilities.tif")
-    same = {
-        name: (options.data / "whole" / name).read_bytes() == (options.data / "killed" / name).read_bytes()
-        for name in names
-    }
-    return {
-        "kills": len(times),
-        "seconds": times,
-        "parts_before_each_kill": parts,
-        "whole_s": round(whole_s, 1),
-        "same_bytes": same,
-    }
-
-
 def main() -> None:
     """Run one of the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=["scale", "area", "seams", "kills"])
+    parser.add_argument("what", choices=["scale", "area", "seams"])
     parser.add_argument("--rows", type=int, default=0, help=f"default: {SIDE_PX}, for area a quarter of it")
     parser.add_argument("--cols", type=int, default=SIDE_PX)
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", type=Path, action="append", default=[], help="checkpoint; default: the package's")
     parser.add_argument("--data", type=Path, default=Path("_data/mapping"), help="where the big scene is kept")
     parser.add_argument("--progress", action="store_true")
@@ -231,7 +185,7 @@ def main() -> None:
     options.rows = options.rows or (SIDE_PX // 4 if options.what == "area" else SIDE_PX)
     options.data.mkdir(parents=True, exist_ok=True)
     before = os.getloadavg()[0]
-    figures = {"scale": scale, "area": area, "seams": seams, "kills": kills}[options.what](options)
+    figures = {"scale": scale, "area": area, "seams": seams}[options.what](options)
     figures |= {"load_average": [round(before, 1), round(os.getloadavg()[0], 1)], "threads": torch.get_num_threads()}
     print(json.dumps({options.what: figures}, indent=1))
     if options.out:

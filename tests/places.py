@@ -47,6 +47,6 @@ def network(path, inputs=("s2", "s1"), seed=0, kind="fcn", width=4):
 
 def member(path, **more):
     """The same as a member."""
-    from lcfuse_core.mapping.members import load_member
+    from lcfuse_core.mapping.predict import load_member
 
     return load_member(network(path, **more))

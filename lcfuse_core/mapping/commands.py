@@ -66,13 +66,13 @@ def _run(options: argparse.Namespace) -> int:
 def _map_one(options: argparse.Namespace) -> int:
     """Map one scene; print where the map is and the areas of its classes."""
     # torch is imported only here, so that `--help` and the other commands are quick.
-    from lcfuse_core.mapping import make, members
+    from lcfuse_core.mapping import make, predict
 
-    networks = [members.load_member(path) for path in options.model] or members.default_members()
+    networks = [predict.load_member(path) for path in options.model] or predict.default_members()
     if not options.model:
-        print(members.SYNTHETIC)
+        print(predict.SYNTHETIC)
     changes = {} if options.prior_power is None else {"prior_power": options.prior_power}
-    plan = members.plan_for(options.coarse is not None, at_home=options.learn, symmetries=options.symmetries, **changes)
+    plan = predict.plan_for(options.coarse is not None, adapted=options.learn, symmetries=options.symmetries, **changes)
     margin = min(make.MapOptions.margin, options.overlap // 4)
     made = make.make_map(
         make.Inputs(tuple(options.s2), tuple(options.s1), options.coarse, options.legend, options.clouds, options.scl),
@@ -82,10 +82,11 @@ def _map_one(options: argparse.Namespace) -> int:
             plan, options.window, options.overlap, margin, probabilities=options.probabilities, learn=options.learn
         ),
         progress=not options.quiet,
-        tell=print,
+        report=print,
     )
-    print(f"{made.classes}{' (found)' if made.found else ''}: {100 * made.seen:.1f} % of the scene has a class")
-    for name, pixels in made.areas.items():
+    valid, found = made.record["valid_fraction"], " (found)" if made.found else ""
+    print(f"{made.path()}{found}: {100 * valid:.1f} % of the scene has a class")
+    for name, pixels in made.record["pixels"].items():
         print(f"  {name:<15} {pixels / 100:12,.1f} ha")
     return 0
 

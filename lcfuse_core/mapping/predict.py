@@ -1,47 +1,136 @@
 """
-From a network's probabilities to a map, in memory: a patch or a small scene in overlapping windows, as a GeoTIFF.
+Predict a scene in overlapping windows: an array in memory, or files of any height in constant memory.
 
-A map is uint8 (H, W) in DFC2020 codes, 0 = no class. Scene and probabilities are held in memory (about 70 bytes a
-pixel: 36 MB for 700 x 700). For a whole tile, from files to files in constant memory, see `scene_map`.
+    windows -> logits -> class probabilities -> blended strips -> coarse prior -> classes and confidence
+
+For files, each step before the blending works ahead in its own thread (`ahead`), so that reading costs next to no time
+while the network computes. The order of computation is fixed: the same inputs give the same map, bit for bit.
 """
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import hashlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-import rasterio
-from affine import Affine
+import torch
 from numpy.typing import NDArray
-from rasterio.crs import CRS
-from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
-from rasterio.io import MemoryFile
+from torch import Tensor
+from tqdm import tqdm
 
-from lcfuse_core.data.legends import DFC2020, SCORED, index_to_dfc
+from lcfuse_core import _runtime
+from lcfuse_core.data.legends import SCORED, index_to_dfc
+from lcfuse_core.data.source import N_S1, normalise, turn
 from lcfuse_core.errors import DataError, GridError, MissingDataError
-from lcfuse_core.mapping.windows import Tiling
-from lcfuse_core.mapping.write import category_names, legend_tags, write_whole
+from lcfuse_core.mapping.coarse import CoarseMap
+from lcfuse_core.mapping.scene import B1_TO_B4, Scene, ScenePart, Source
+from lcfuse_core.mapping.windows import Predicted, Tiling, blend
+from lcfuse_core.mapping.write import LAYERS, STEPS
+from lcfuse_core.methods.fusion import FusionPlan, combine, symmetries_of, temper
+from lcfuse_core.models.transition import Matrix
+from lcfuse_core.training import checkpoint, loop
+from lcfuse_core.training.feed import ahead
 
-Predict = Callable[[NDArray[np.uint16], NDArray[np.float32]], NDArray[np.float32]]
-"""Probabilities (8, h, w) of one window of S2 (13, h, w) and S1 (2, h, w)."""
+N = len(SCORED)
+
+SHIPPED = _runtime.SHIPPED / "checkpoints"
+"""Small networks that come with the package, one per file."""
+
+SYNTHETIC = (
+    "The networks that come with the package are trained on synthetic scenes: their maps are for trying out only."
+)
+
+PRIOR_POWER = 0.6
+"""
+Exponent of the coarse prior for networks trained in other regions, chosen on sample worlds of seeds 100 and 101.
+Networks adapted to the labels of the scene already contain them, and lose by a prior (chapter *fusion*).
+"""
+
+_BLOCK_PX = 512
+"""Columns of a strip that are finished at a time."""
 
 
 @dataclass(frozen=True)
-class LandCoverMap:
-    """A map as read: classes uint8 (H, W), CRS and transform (both None without georeference), tags."""
+class Member:
+    """An ensemble member: a trained network with its name, weight and temperature."""
 
-    classes: NDArray[np.uint8]
-    crs: CRS | None = None
-    transform: Affine | None = None
-    tags: dict[str, str] = field(default_factory=dict)
+    name: str
+    run: checkpoint.Run
+    weight: float = 1.0
+    temperature: float = 1.0
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the weights, the plan and the statistics."""
+        parts = (checkpoint.network_digest(self.run.network), self.run.plan, self.run.statistics)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def predict(self, s2: NDArray[np.uint16], s1: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the probabilities (8, h, w) of one window for `map_scene`; pixels of 0 in B1 to B4 have no data."""
+        part = ScenePart(s2, s1, np.asarray((s2[B1_TO_B4] > 0).all(axis=0)))
+        return _mean_softmax(_logits(self.run, _channels(self.run, part), 1))
+
+
+def load_member(path: Source) -> Member:
+    """
+    Return the network in a checkpoint, or in the folder of a run, on the device that its plan names.
+
+    Raises MissingDataError or CheckpointError.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / loop.CHECKPOINT
+    run = checkpoint.load_checkpoint(path)
+    network: Any = run.network.to(loop.choose_device(run.plan.device))
+    network.to(memory_format=torch.channels_last)
+    return Member(path.stem, run)
+
+
+def default_members() -> list[Member]:
+    """Return the networks that come with the package, by name (see `SYNTHETIC`); MissingDataError without any."""
+    files = sorted(SHIPPED.glob("*.safetensors"))
+    if not files:
+        do = "Give a network that you have trained: --model CHECKPOINT."
+        raise MissingDataError(SHIPPED, found="no checkpoint", expected="at least one", do=do)
+    return [load_member(file) for file in files]
+
+
+def choose(members: Sequence[Member], has_s1: bool) -> list[Member]:
+    """
+    Return the members that fit the sensors of a scene.
+
+    With Sentinel-1 these are the members that use it, or all if none does; without, those that do not use it. Raises
+    DataError if none is left.
+    """
+    with_s1 = [member for member in members if "s1" in member.run.plan.inputs]
+    chosen = with_s1 if has_s1 and with_s1 else [member for member in members if "s1" not in member.run.plan.inputs]
+    if not chosen:
+        found = f"no Sentinel-1, which {', '.join(member.name for member in members)} uses"
+        do = "Give its file (--s1), or a network that uses Sentinel-2 alone (--model)."
+        raise DataError("members", found=found, expected="every sensor of a network", do=do)
+    return chosen
+
+
+def plan_for(coarse: bool, *, adapted: bool = False, **changes: Any) -> FusionPlan:
+    """Return the default fusion with or without a coarse map, for networks adapted to the scene or not."""
+    return FusionPlan(**({"prior_power": PRIOR_POWER if coarse and not adapted else 0.0} | changes))
+
+
+def most_likely(probabilities: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """
+    Return the DFC2020 codes (H, W) of the most probable classes of probabilities (8, H, W); of equals, the first.
+
+    >>> most_likely(np.eye(8)[:, None, :]).tolist()
+    [[1, 2, 4, 5, 6, 7, 9, 10]]
+    """
+    return index_to_dfc(probabilities.argmax(0).astype(np.uint8))
 
 
 def map_scene(
-    predict: Predict,
+    predict: Callable[[NDArray[np.uint16], NDArray[np.float32]], NDArray[np.float32]],
     s2: NDArray[np.uint16],
     s1: NDArray[np.float32],
     *,
@@ -50,138 +139,203 @@ def map_scene(
     margin: int = 0,
 ) -> NDArray[np.float32]:
     """
-    Probabilities of a whole scene, float32 (8, H, W), predicted in windows and blended where they overlap.
+    Return the probabilities of a scene in memory, float32 (8, H, W), predicted in windows and blended.
 
-    predict : called with S2 (13, h, w) and S1 (2, h, w) of one window; returns (8, h, w)
-    window, overlap, margin : pixels; see `windows`. All windows have one size (that of the scene where it is smaller):
-        the last of a row or column is moved back, not cut. In an overlap the weight of a window falls linearly to
-        its edge, where a network sees least around it
+    Parameters
+    ----------
+    predict : callable
+        Called with S2 (13, h, w) and S1 (2, h, w) of one window; returns probabilities (8, h, w).
+    s2, s1 : ndarray
+        (13, H, W), reflectance x 10000, and (2, H, W), dB.
+    window, overlap, margin : int
+        Pixels; see `windows`.
 
-    Raises GridError when S1 and S2 differ in size or *predict* returns another size, ParameterError on a
-    window or overlap that cannot be, DataError on probabilities that are not finite.
+    Raises
+    ------
+    GridError, ParameterError, DataError
+        If sizes differ, the windows are impossible, or probabilities are not finite.
     """
-    tiling = _check_scene(s2, s1, window, overlap, margin)
-    total = np.zeros((len(SCORED), *tiling.shape), np.float32)
-    for rows, row_weight in zip(tiling.rows, tiling.row_weights, strict=True):
-        for cols, col_weight in zip(tiling.cols, tiling.col_weights, strict=True):
-            probabilities = predict(s2[:, rows, cols], s1[:, rows, cols])
-            weight = np.outer(row_weight, col_weight)
-            _check_window(probabilities, (len(SCORED), *weight.shape))
-            total[:, rows, cols] += probabilities * weight
-    return total
-
-
-def _check_scene(s2: NDArray[np.uint16], s1: NDArray[np.float32], window: int, overlap: int, margin: int) -> Tiling:
     if s2.ndim != 3 or s1.ndim != 3 or s2.shape[1:] != s1.shape[1:]:
-        raise GridError(
-            "map_scene",
-            found=f"S2 {s2.shape}, S1 {s1.shape}",
-            expected="(13, H, W) and (2, H, W)",
-            do="Hand over both layers of one patch or scene.",
-        )
-    return Tiling((s2.shape[1], s2.shape[2]), window, overlap, margin)
+        do = "Hand over both layers of one patch or scene."
+        raise GridError("map_scene", found=f"S2 {s2.shape}, S1 {s1.shape}", expected="(13, H, W) and (2, H, W)", do=do)
+    tiling = Tiling((s2.shape[1], s2.shape[2]), window, overlap, margin)
+
+    def predictions() -> Iterator[Predicted]:
+        for i, rows in enumerate(tiling.rows):
+            for j, cols in enumerate(tiling.cols):
+                part = predict(s2[:, rows, cols], s1[:, rows, cols])
+                shape = (N, rows.stop - rows.start, cols.stop - cols.start)
+                if part.shape != shape:
+                    do = "The function must return probabilities at the size of its window."
+                    raise GridError("predict", found=f"shape {part.shape}", expected=f"{shape}", do=do)
+                if not np.isfinite(part).all():
+                    do = "Check the patch for NaN and that the network was trained to the end."
+                    raise DataError("predict", found="NaN or infinite probabilities", expected="finite ones", do=do)
+                yield Predicted(i, j, np.ones(shape[1:], bool), part)
+
+    result = np.empty((N, *tiling.shape), np.float32)
+    for rows, probabilities, _ in blend(predictions(), tiling, N):
+        result[:, rows] = probabilities
+    return result
 
 
-def _check_window(probabilities: NDArray[np.float32], expected: tuple[int, ...]) -> None:
-    if probabilities.shape != expected:
-        raise GridError(
-            "predict",
-            found=f"shape {probabilities.shape}",
-            expected=f"{expected}",
-            do="The function must return probabilities at the size of its window.",
-        )
-    if not np.isfinite(probabilities).all():
-        raise DataError(
-            "predict",
-            found="NaN or infinite probabilities",
-            expected="finite ones",
-            do="Check the patch for NaN and that the network was trained to the end.",
-        )
+Strip = tuple[slice, dict[str, NDArray[np.uint8]]]
+"""Rows of a map, and their pixels (bands, h, W) in each of `write.LAYERS`."""
 
 
-def most_likely(probabilities: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """
-    DFC2020 codes (H, W) of the likeliest class of probabilities (8, H, W); of equals, the first.
-
-    >>> most_likely(np.eye(8)[:, None, :]).tolist()
-    [[1, 2, 4, 5, 6, 7, 9, 10]]
-    """
-    return index_to_dfc(probabilities.argmax(0).astype(np.uint8))
-
-
-def write_map(
-    path: str | os.PathLike[str],
-    classes: NDArray[np.uint8],
+def strips(
+    scene: Scene,
+    members: Sequence[Member],
+    tiling: Tiling,
+    plan: FusionPlan,
     *,
-    crs: CRS | str | None,
-    transform: Affine | None,
-    tags: Mapping[str, str] | None = None,
-) -> Path:
+    coarse: CoarseMap | None = None,
+    layers: Iterable[str] = LAYERS,
+    progress: bool = False,
+) -> Generator[Strip]:
     """
-    Write a map, uint8 (H, W) in DFC2020 codes, as a GeoTIFF that shows the legend's colours and names.
+    Yield *layers* of the map of a scene in strips from north to south.
 
-    crs, transform : georeference, or None and None for a patch that has none (the DFC2020 phase archives)
-    tags : what else to keep with it, such as the run that made it
-
-    Nodata is 0; tiled, deflated. The names stand in tags (`CLASS_1=Forest`) and, for QGIS and GDAL, in a
-    small file beside the map, `<name>.aux.xml`: a GeoTIFF has no place for them. The map appears whole or not
-    at all.
-    Raises GridError or LegendError on what is no map, DiskError when it cannot be written.
+    Threads read from *scene* until this generator has ended or is closed: close it before the scene.
     """
-    path = Path(path)
-    _check_map(path, classes, crs, transform)
-    profile = {
-        "driver": "GTiff",
-        "dtype": "uint8",
-        "count": 1,
-        "height": classes.shape[0],
-        "width": classes.shape[1],
-    }
-    profile |= {"nodata": DFC2020.unknown, "tiled": True, "blockxsize": 256, "blockysize": 256}
-    profile |= {"compress": "deflate", "crs": crs} | ({} if transform is None else {"transform": transform})
-    with warnings.catch_warnings(), MemoryFile() as memory:
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with memory.open(**profile) as raster:
-            raster.write(classes.astype(np.uint8), 1)
-            raster.write_colormap(1, {code: DFC2020.rgba(code) for code in range(256)})
-            raster.update_tags(**legend_tags(), **(tags or {}))
-            raster.set_band_description(1, "land cover")
-        content = memory.read()
-    write_whole(Path(f"{path}.aux.xml"), category_names())
-    write_whole(path, content)
-    return path
+    posterior = coarse.posterior() if coarse is not None and plan.prior_power else None
+    with (
+        ahead(_windows(scene, members, tiling), 2) as windows,
+        ahead(_window_logits(windows, members, plan), 1) as logits,
+        ahead(_fused(logits, members, plan), 1) as predictions,
+    ):
+        n = len(tiling.rows) * len(tiling.cols)
+        for rows, total, valid in blend(tqdm(predictions, total=n, unit="window", disable=not progress), tiling, N):
+            strip = {
+                name: np.full((len(LAYERS[name].bands), *valid.shape), LAYERS[name].nodata, np.uint8) for name in layers
+            }
+            for start in range(0, valid.shape[1], _BLOCK_PX):
+                cols = slice(start, min(start + _BLOCK_PX, valid.shape[1]))
+                prior = None if posterior is None or coarse is None else _prior(coarse, rows, cols, plan, posterior)
+                block = {name: pixels[..., cols] for name, pixels in strip.items()}
+                _finish(block, total[..., cols], valid[:, cols], prior)
+            yield rows, strip
 
 
-def _check_map(path: Path, classes: NDArray[np.uint8], crs: CRS | str | None, transform: Affine | None) -> None:
-    if classes.ndim != 2 or not np.issubdtype(classes.dtype, np.integer):
-        found = f"{classes.dtype} {classes.shape}"
-        raise GridError(path, found=found, expected="integer codes (H, W)", do="Use most_likely() first.")
-    if (crs is None) != (transform is None):
-        found = "only a transform" if crs is None else "only a CRS"
-        raise GridError(path, found=found, expected="both or neither", do="Take both from the same patch.")
-    DFC2020.check(classes, str(path))
+class _Window(NamedTuple):
+    row: int
+    col: int
+    valid: NDArray[np.bool_]
+    tensors: list[Any]  # of each member: channels, then a list of logits; empty where no pixel has data
 
 
-def read_map(path: str | os.PathLike[str]) -> LandCoverMap:
-    """
-    Read a map that `write_map` (or anyone) wrote in DFC2020 codes.
+def _windows(scene: Scene, members: Sequence[Member], tiling: Tiling) -> Iterator[_Window]:
+    """Yield every window, row by row, with the channels of each member; every pixel is read once."""
+    above: list[ScenePart | None] = [None] * len(tiling.cols)
+    top = 0
+    for i, rows in enumerate(tiling.rows):
+        kept = tiling.finished(i).stop - rows.start  # the rows from here on belong to the next windows, too
+        part, left, start = None, 0, 0
+        for j, cols in enumerate(tiling.cols):
+            new = scene.read(slice(top, rows.stop), slice(left, cols.stop))
+            column = _joined(above[j], new, axis=-2)
+            above[j] = _cut(column, np.s_[..., kept:, :])
+            part = _joined(part and _cut(part, np.s_[..., cols.start - start :]), column, axis=-1)
+            left, start = cols.stop, cols.start
+            yield _Window(i, j, part.valid, [_channels(m.run, part) for m in members] if part.valid.any() else [])
+        top = rows.stop
 
-    Raises MissingDataError, DataError on a file that is no one-band uint8 raster, LegendError on other codes.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise MissingDataError(path, found="no such file", expected="a map", do="Write it with write_map() first.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path) as raster:
-                found = f"{raster.count} bands of {raster.dtypes[0]}"
-                plain = (raster.count, raster.dtypes[0]) == (1, "uint8")
-                classes, tags = raster.read(1), raster.tags()
-                crs, transform = raster.crs, raster.transform
-    except RasterioIOError as error:
-        raise DataError(path, found=str(error), expected="a readable raster", do="Write the map again.") from error
-    if not plain:
-        raise DataError(path, found=found, expected="1 band of uint8", do="Is this a map of classes?")
-    DFC2020.check(classes, str(path))
-    return LandCoverMap(classes, crs, None if crs is None else transform, tags)
+
+def _cut(part: ScenePart, where: tuple[Any, ...]) -> ScenePart:
+    """Return a copy of a part, which does not keep the whole in memory."""
+    return ScenePart(*(None if layer is None else layer[where].copy() for layer in part))  # type: ignore[arg-type]
+
+
+def _joined(first: ScenePart | None, second: ScenePart, axis: int) -> ScenePart:
+    """Return two parts side by side."""
+    if first is None:
+        return second
+    pairs = zip(first, second, strict=True)
+    return ScenePart(*(None if a is None else np.concatenate([a, b], axis=axis) for a, b in pairs))  # type: ignore[arg-type]
+
+
+def _channels(run: checkpoint.Run, part: ScenePart) -> Tensor:
+    """Return the channels (1, C, h, w) of a window, mean 0 and standard deviation 1; 0 where there is no data."""
+    s1 = np.zeros((N_S1, *part.valid.shape), np.float32) if part.s1 is None else part.s1
+    channels = normalise(torch.from_numpy(part.s2), torch.from_numpy(s1), run.statistics, run.plan.inputs)
+    if not part.valid.all():
+        channels *= torch.from_numpy(part.valid)
+    return channels[None].contiguous(memory_format=torch.channels_last)
+
+
+def _logits(run: checkpoint.Run, channels: Tensor, symmetries: int) -> list[Tensor]:
+    """Return the logits of a window for each of *symmetries* flips and rotations, turned back."""
+    device = next(run.network.parameters()).device
+    logits = []
+    with torch.inference_mode(), loop.precision(run.plan.precision, device):
+        image = channels.to(device)
+        for symmetry in symmetries_of(symmetries, channels.shape[-2] == channels.shape[-1]):
+            turned = turn(image, symmetry).contiguous(memory_format=torch.channels_last)
+            logits.append(turn(turn(run.network(turned)[0], symmetry & 6), symmetry & 1))
+    return logits
+
+
+def _mean_softmax(logits: Sequence[Tensor]) -> NDArray[np.float32]:
+    """Return the mean probabilities, float32 (8, h, w)."""
+    with torch.inference_mode():
+        total = logits[0].float().softmax(dim=0)
+        for other in logits[1:]:
+            total += other.float().softmax(dim=0)
+        return (total / len(logits)).cpu().numpy() if len(logits) > 1 else total.cpu().numpy()
+
+
+def _window_logits(windows: Iterable[_Window], members: Sequence[Member], plan: FusionPlan) -> Iterator[_Window]:
+    """Apply the networks, and do nothing else: this thread is the slowest."""
+    for window in windows:
+        pairs = zip(members, window.tensors, strict=False)
+        yield window._replace(tensors=[_logits(member.run, channels, plan.symmetries) for member, channels in pairs])
+
+
+def _fused(windows: Iterable[_Window], members: Sequence[Member], plan: FusionPlan) -> Iterator[Predicted]:
+    """Combine the members' probabilities of each window as `fusion.Fusion` does."""
+    for row, col, valid, logits in windows:
+        parts = [temper(_mean_softmax(one), member.temperature) for one, member in zip(logits, members, strict=False)]
+        if len(parts) > 1:
+            parts = [combine(parts, [member.weight for member in members], plan.rule)]
+        yield Predicted(row, col, valid, parts[0] if parts else None)
+
+
+def _finish(
+    block: dict[str, NDArray[np.uint8]],
+    probabilities: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+    prior: NDArray[np.float32] | None,
+) -> None:
+    """Fill *block* where there are data: apply the prior, choose the most probable class, round the probabilities."""
+    if prior is not None:
+        probabilities = probabilities * prior
+        probabilities /= np.maximum(probabilities.sum(axis=0), np.float32(1e-30))
+    # Four times as fast as max and argmax; of equals, the first.
+    highest, index = probabilities[0].copy(), np.zeros(valid.shape, np.uint8)
+    for number, values in enumerate(probabilities[1:], start=1):
+        np.copyto(index, np.uint8(number), where=values > highest)
+        np.maximum(highest, values, out=highest)
+    if not np.isfinite(highest).all():
+        do = "Train the network again: it gives NaN for this scene."
+        raise DataError("map", found="NaN or infinite probabilities", expected="0 to 1", do=do)
+    np.copyto(block["landcover"][0], np.array(SCORED, np.uint8)[index], where=valid)
+    np.copyto(block["confidence"][0], _steps(highest), where=valid)
+    if "probabilities" in block:
+        np.copyto(block["probabilities"], _steps(probabilities), where=valid)
+
+
+def _prior(coarse: CoarseMap, rows: slice, cols: slice, plan: FusionPlan, posterior: Matrix) -> NDArray[np.float32]:
+    """Return `FusionPlan.prior_factor` of a part of the scene."""
+    reach = plan.prior_reach_px
+    wide = [
+        slice(max(0, part.start - reach), min(size, part.stop + reach))
+        for part, size in zip((rows, cols), coarse.grid.shape, strict=True)
+    ]
+    factor = plan.prior_factor(coarse.labels(*wide), posterior)
+    row, col = rows.start - wide[0].start, cols.start - wide[1].start
+    return factor[:, row : row + rows.stop - rows.start, col : col + cols.stop - cols.start]
+
+
+def _steps(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return probabilities 0..1 as whole numbers 0..STEPS."""
+    return (probabilities * np.float32(STEPS) + np.float32(0.5)).astype(np.uint8)

@@ -1,18 +1,17 @@
 """
-Overlapping windows over a scene: where they lie, how they are blended, and which rows each row of them finishes.
+Tile a scene into overlapping windows, and blend them.
 
-Weights are a product of one for rows and one for columns, and sum to one at every pixel. Towards an edge that is not
-the scene's, a weight is 0 for `margin` pixels, where a network sees the padding instead of the scene, and then rises
-in a line over the rest of the overlap. A network whose receptive field reaches no further than the margin so gives the
-same map whatever the windows; one that sees further gives a map without steps.
+The weight of a pixel is the product of a row weight and a column weight; the weights of all windows sum to one at
+every pixel. Towards an edge that is not an edge of the scene, a weight is 0 for `margin` pixels, where a network sees
+padding instead of the scene, and then rises linearly over the rest of the overlap. A network whose receptive field
+reaches no further than the margin gives the same map for any window size; others give a map without steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +22,7 @@ from lcfuse_core.errors import ParameterError
 
 def window_slices(length: int, window: int, overlap: int) -> list[slice]:
     """
-    Equal windows that cover `length` pixels, each overlapping the next by at least `overlap`.
+    Return equal windows that cover `length` pixels, each overlapping the next by at least `overlap`.
 
     >>> window_slices(100, 40, 10)
     [slice(0, 40, None), slice(30, 70, None), slice(60, 100, None)]
@@ -37,7 +36,7 @@ def window_slices(length: int, window: int, overlap: int) -> list[slice]:
 
 def side_weights(slices: list[slice], overlap: int, margin: int = 0) -> list[NDArray[np.float32]]:
     """
-    Weight of each window along one side, float32 (window,) each; at every pixel they sum to one.
+    Return the weight of each window along one side, float32 (window,) each; at every pixel they sum to one.
 
     >>> [weights.tolist() for weights in side_weights([slice(0, 4), slice(1, 5)], overlap=3)]
     [[1.0, 0.75, 0.5, 0.25], [0.25, 0.5, 0.75, 1.0]]
@@ -56,43 +55,26 @@ def side_weights(slices: list[slice], overlap: int, margin: int = 0) -> list[NDA
     return [(weight / total[pixels]).astype(np.float32) for weight, pixels in zip(raw, slices, strict=True)]
 
 
-class Unit(NamedTuple):
-    """
-    What is finished at once: the rows that one row of windows completes, in the columns of one panel.
-
-    number : from 0, in the order of work
-    first, last : rows of windows that it needs
-    """
-
-    number: int
-    panel: int
-    first: int
-    last: int
-    rows: slice
-    cols: slice
-
-
 @dataclass(frozen=True)
 class Tiling:
     """
-    Windows over a scene of *shape*, (H, W) in pixels. Raises ParameterError on sizes that cannot be.
+    Windows over a scene of *shape*, (H, W) in pixels; see the head of this file.
 
-    window, overlap, margin : pixels; see the head of this file
-    panel : widest part that is worked on at once. Memory grows with it, and with nothing else
+    All windows have one size, that of the scene where it is smaller. Raises ParameterError if the overlap exceeds half
+    the window, or the margin half the overlap.
     """
 
     shape: tuple[int, int]
     window: int = 512
     overlap: int = 64
     margin: int = 16
-    panel: int = 11264
 
     def __post_init__(self) -> None:
         good = self.window >= 1 and 0 <= self.overlap <= self.window // 2
-        if not good or not 0 <= 2 * self.margin <= self.overlap or self.panel < 1:
-            found = f"window={self.window}, overlap={self.overlap}, margin={self.margin}, panel={self.panel}"
+        if not good or not 0 <= 2 * self.margin <= self.overlap:
+            found = f"window={self.window}, overlap={self.overlap}, margin={self.margin}"
             expected = "an overlap of at most half the window, a margin of at most half the overlap"
-            raise ParameterError("windows", found=found, expected=expected, do="512, 64 and 16 do for most.")
+            raise ParameterError("windows", found=found, expected=expected, do="512, 64 and 16 suit most networks.")
 
     @cached_property
     def rows(self) -> list[slice]:
@@ -105,38 +87,46 @@ class Tiling:
         return window_slices(self.shape[1], self.window, self.overlap)
 
     @cached_property
-    def row_weights(self) -> list[NDArray[np.float32]]:
-        """See `side_weights`."""
-        return side_weights(self.rows, self.overlap, self.margin)
+    def weights(self) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+        """Weights of the rows of windows and of the columns of windows; see `side_weights`."""
+        return tuple(side_weights(side, self.overlap, self.margin) for side in (self.rows, self.cols))  # type: ignore[return-value]
 
-    @cached_property
-    def col_weights(self) -> list[NDArray[np.float32]]:
-        """See `side_weights`."""
-        return side_weights(self.cols, self.overlap, self.margin)
+    def finished(self, i: int) -> slice:
+        """Return the rows of the scene that row *i* of windows completes."""
+        rows = self.rows[i]
+        return slice(rows.start, self.rows[i + 1].start if i + 1 < len(self.rows) else rows.stop)
 
-    @cached_property
-    def panels(self) -> list[slice]:
-        """Columns of the panels: side by side, of nearly one width."""
-        n = -(-self.shape[1] // self.panel)
-        edges = np.linspace(0, self.shape[1], n + 1).astype(int).tolist()
-        return [slice(left, right) for left, right in pairwise(edges)]
 
-    def columns_of(self, panel: int) -> list[int]:
-        """Numbers of the columns of windows that a panel needs."""
-        cols = self.panels[panel]
-        return [j for j, part in enumerate(self.cols) if part.start < cols.stop and part.stop > cols.start]
+class Predicted(NamedTuple):
+    """A window by its row and column of windows: pixels with data (h, w), and probabilities (8, h, w) if any."""
 
-    def units(self) -> Iterator[Unit]:
-        """The parts of the scene in the order of work; together they are the scene, once."""
-        number, starts = 0, [part.start for part in self.rows]
-        for panel, cols in enumerate(self.panels):
-            for i, start in enumerate(starts):
-                stop = starts[i + 1] if i + 1 < len(starts) else self.shape[0]
-                first = next(k for k, part in enumerate(self.rows) if part.stop > start)
-                yield Unit(number, panel, first, i, slice(start, stop), cols)
-                number += 1
+    row: int
+    col: int
+    valid: NDArray[np.bool_]
+    probabilities: NDArray[np.float32] | None
 
-    @property
-    def n_windows(self) -> int:
-        """Windows that are looked at; those that two panels share count twice."""
-        return len(self.rows) * sum(len(self.columns_of(panel)) for panel in range(len(self.panels)))
+
+def blend(
+    predictions: Iterable[Predicted], tiling: Tiling, n_classes: int
+) -> Iterator[tuple[slice, NDArray[np.float32], NDArray[np.bool_]]]:
+    """
+    Add up the weighted predictions of all windows, row by row, and yield rows of the scene when they are complete.
+
+    Yields rows, their probabilities (n_classes, h, W) and valid pixels (h, W); the arrays are reused, so copy what you
+    keep. Memory grows with the width of the scene, not with its height.
+    """
+    height, width = tiling.rows[0].stop, tiling.shape[1]
+    total, valid = np.zeros((n_classes, height, width), np.float32), np.zeros((height, width), bool)
+    row_weights, col_weights = tiling.weights
+    for window in predictions:
+        cols = tiling.cols[window.col]
+        valid[:, cols] |= window.valid
+        if window.probabilities is not None:
+            total[..., cols] += window.probabilities * np.outer(row_weights[window.row], col_weights[window.col])
+        if window.col == len(tiling.cols) - 1:
+            rows = tiling.finished(window.row)
+            n = rows.stop - rows.start
+            yield rows, total[:, :n], valid[:n]
+            for array in (total, valid):
+                array[..., : height - n, :] = array[..., n:, :].copy()
+                array[..., height - n :, :] = 0

@@ -1,235 +1,210 @@
 """
-What a finished map is handed over as: Cloud-Optimised GeoTIFFs, a STAC item beside them, a style for QGIS.
+Write maps as GeoTIFFs with the legend's colours, names and tags, and read them again.
 
-Each file appears whole or not at all.
+Every file appears whole or not at all: it is written beside its place, reopened, compared, and then renamed.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import uuid
-from collections.abc import Mapping, Sequence
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape, quoteattr
+from xml.sax.saxutils import escape
 
+import numpy as np
 import rasterio
 import rasterio.shutil
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
-from rasterio.errors import RasterioError
-from rasterio.warp import transform_geom
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window
 
+from lcfuse_core import _runtime
 from lcfuse_core.data.legends import DFC2020, SCORED
-from lcfuse_core.errors import DiskError
-from lcfuse_core.mapping.scene import Grid, place_of
+from lcfuse_core.errors import DataError, DiskError, GridError, LcfuseError
+from lcfuse_core.mapping.scene import Grid, Source, open_raster
 
-NAME = "landcover"
-"""Of the class map; QGIS looks for a style of the same name."""
-
-STAC_VERSION = "1.0.0"
-
-EXTENSIONS = (
-    "https://stac-extensions.github.io/projection/v1.1.0/schema.json",
-    "https://stac-extensions.github.io/raster/v1.1.0/schema.json",
-    "https://stac-extensions.github.io/classification/v1.1.0/schema.json",
-    "https://stac-extensions.github.io/file/v2.1.0/schema.json",
-)
+STEPS, NODATA = 250, 255
+"""Probabilities and confidence are stored as whole numbers 0..250, in steps of 0.004; 255 where there is no class."""
 
 
 @dataclass(frozen=True)
 class Layer:
     """
-    One raster of a map: raw uint8 (bands, H, W) in *source*, and how it is to be understood.
+    A raster of a map, uint8 (bands, H, W).
 
-    scale : what a step is worth; 1 for codes
-    resampling : of the overviews
+    scale : value of a step; 1 for codes
+    palette : whether the values are codes of the legend DFC2020
     """
 
-    name: str
-    source: Path
     bands: Sequence[str]
     nodata: int
     scale: float = 1.0
-    resampling: str = "AVERAGE"
     palette: bool = False
-    tags: Mapping[str, str] = field(default_factory=dict)
 
 
-def write_cog(layer: Layer, grid: Grid, folder: Path) -> Path:
+LAYERS = {
+    "landcover": Layer(["land cover"], DFC2020.unknown, palette=True),
+    "confidence": Layer(["highest probability"], NODATA, 1 / STEPS),
+    "probabilities": Layer([DFC2020.name_of(code) for code in SCORED], NODATA, 1 / STEPS),
+}
+"""The rasters of a map, by the name of the file."""
+
+
+@dataclass(frozen=True)
+class LandCoverMap:
+    """A map as read: classes uint8 (H, W), CRS and transform (both None without georeference), tags."""
+
+    classes: NDArray[np.uint8]
+    crs: CRS | None = None
+    transform: Affine | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def write_map(
+    path: Source,
+    classes: NDArray[np.uint8],
+    *,
+    crs: CRS | str | None,
+    transform: Affine | None,
+    tags: Mapping[str, str] | None = None,
+) -> Path:
     """
-    Write a layer as a Cloud-Optimised GeoTIFF (512 px tiles, deflated, overviews) and return its path.
+    Write a map as a tiled, deflated GeoTIFF.
 
-    Legend: colour table and `CLASS_1=Forest` tags in the file; names for GDAL and QGIS in `<name>.tif.aux.xml`.
-    Raises DiskError when it cannot be written.
+    Class names are stored in tags (`CLASS_1=Forest`) and, for QGIS and GDAL, in `<name>.aux.xml`: a GeoTIFF has no
+    field for them.
+
+    Parameters
+    ----------
+    path : path
+        File to write; folders are made.
+    classes : ndarray of uint8, shape (H, W)
+        DFC2020 codes, 0 = no class (nodata).
+    crs, transform : CRS or str, Affine
+        Georeference, or None and None for a patch that has none (the DFC2020 phase archives).
+    tags : mapping, optional
+        Further tags, such as the run that made the map.
+
+    Raises
+    ------
+    GridError, LegendError, DiskError
+        If *classes* is not a map, or the file cannot be written; an earlier file at *path* then stays as it was.
     """
-    path = folder / f"{layer.name}.tif"
-    part = folder / f".{layer.name}.{uuid.uuid4().hex[:8]}.part.tif"
-    described = part.with_suffix(".vrt")
+    path = Path(path)
+    if classes.ndim != 2 or not np.issubdtype(classes.dtype, np.integer):
+        found = f"{classes.dtype} {classes.shape}"
+        raise GridError(path, found=found, expected="integer codes (H, W)", do="Use most_likely() first.")
+    if (crs is None) != (transform is None):
+        found = "only a transform" if crs is None else "only a CRS"
+        raise GridError(path, found=found, expected="both or neither", do="Take both from the same patch.")
+    DFC2020.check(classes, str(path))
+    grid = Grid(crs if crs is None else CRS.from_user_input(crs), transform, classes.shape)
+    options = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
+    with disk_errors(path), _runtime.atomic_path(path) as part:
+        with create(part, LAYERS["landcover"], grid, tags, **options) as raster:
+            raster.write(classes.astype(np.uint8), 1)
+        _compare(part, [slice(0, len(classes))], zlib.crc32(classes.astype(np.uint8).tobytes()))
+        _runtime.write_atomic(f"{path}.aux.xml", _category_names())
+    return path
+
+
+def read_map(path: Source) -> LandCoverMap:
+    """
+    Read a map in DFC2020 codes, such as `write_map` and `make_map` write.
+
+    Raises MissingDataError, DataError unless the file has one band of uint8, LegendError on other codes.
+    """
+    path = Path(path)
+    with open_raster(path) as raster:
+        if (raster.count, raster.dtypes[0]) != (1, "uint8"):
+            found = f"{raster.count} bands of {raster.dtypes[0]}"
+            raise DataError(path, found=found, expected="1 band of uint8", do="Is this a map of classes?")
+        try:
+            classes, tags = raster.read(1), raster.tags()
+        except RasterioError as error:
+            raise DataError(path, found=f"{error}", expected="a whole raster", do="Write the map again.") from None
+        crs, transform = raster.crs, raster.transform
+    DFC2020.check(classes, str(path))
+    return LandCoverMap(classes, crs, None if crs is None else transform, tags)
+
+
+def create(path: Path, layer: Layer, grid: Grid, tags: Mapping[str, str] | None = None, **options: Any) -> Any:
+    """Open a new GeoTIFF for writing, with the names, colours, nodata value and tags of *layer*."""
+    rows, cols = grid.shape
+    profile = {"driver": "GTiff", "dtype": "uint8", "count": len(layer.bands), "height": rows, "width": cols}
+    profile |= {"nodata": layer.nodata, "crs": grid.crs, "BIGTIFF": "IF_SAFER"} | options
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        raster = rasterio.open(
+            path, "w", **profile, **({} if grid.transform is None else {"transform": grid.transform})
+        )
+    raster.descriptions = tuple(layer.bands)
+    if layer.palette:
+        raster.write_colormap(1, {code: DFC2020.rgba(code) for code in range(256)})
+        names = {f"CLASS_{code}": DFC2020.name_of(code) for code in DFC2020.codes}
+        raster.update_tags(LEGEND=DFC2020.name, **names)
+    else:
+        raster.colorinterp = [ColorInterp.gray] * len(layer.bands)
+        raster.scales = [layer.scale] * len(layer.bands)
+    raster.update_tags(**(tags or {}))
+    return raster
+
+
+def write_cog(source: Path, path: Path, layer: Layer, strips: Sequence[slice], crc: int) -> None:
+    """
+    Copy a GeoTIFF of `create` to a Cloud-Optimised GeoTIFF: tiles of 512 px, deflated, with overviews.
+
+    strips, crc : rows in the order in which they were written, and the CRC-32 of their pixels; the file is renamed to
+        *path* only if its pixels have it
+    """
     options = {
         "COMPRESS": "DEFLATE",
         "LEVEL": "6" if layer.palette else "1",  # probabilities are noise: more effort gains nothing
         "BLOCKSIZE": "512",
-        "OVERVIEW_RESAMPLING": layer.resampling,
+        "OVERVIEW_RESAMPLING": "MODE" if layer.palette else "AVERAGE",
         "BIGTIFF": "IF_SAFER",
         "NUM_THREADS": "2",
     }
-    try:
-        described.write_text(_vrt(layer, grid))
-        # A raw file has a header of its own kind; GDAL looks for it beside the file.
-        layer.source.with_suffix(".hdr").write_text(_envi(layer, grid))
-        with rasterio.Env(GDAL_PAM_ENABLED="NO", GDAL_DISABLE_READDIR_ON_OPEN="FALSE"):
-            rasterio.shutil.copy(str(described), str(part), driver="COG", **options)
-        if layer.palette:
-            write_whole(Path(f"{path}.aux.xml"), category_names())
-        os.replace(part, path)
-    except (RasterioError, OSError) as error:
-        do = "Free space and run the same command again: the map is kept."
-        raise DiskError(path, found=str(error), expected="to write the map", do=do) from None
-    finally:
-        part.unlink(missing_ok=True)
-        described.unlink(missing_ok=True)
-    return path
-
-
-def _envi(layer: Layer, grid: Grid) -> str:
-    rows, cols = grid.shape
-    return (
-        f"ENVI\nsamples = {cols}\nlines = {rows}\nbands = {len(layer.bands)}\nheader offset = 0\n"
-        "file type = ENVI Standard\ndata type = 1\ninterleave = bsq\nbyte order = 0\n"
-    )
-
-
-def _vrt(layer: Layer, grid: Grid) -> str:
-    """A raw file with its georeference, tags, colours and nodata, in GDAL's own language."""
-    rows, cols = grid.shape
-    place = ""
-    if grid.crs is not None:
-        t = grid.place
-        place = f"<SRS>{escape(grid.crs.to_wkt())}</SRS>"
-        place += f"<GeoTransform>{t.c!r}, {t.a!r}, {t.b!r}, {t.f!r}, {t.d!r}, {t.e!r}</GeoTransform>"
-    tags = "".join(f"<MDI key={quoteattr(key)}>{escape(value)}</MDI>" for key, value in layer.tags.items())
-    colours = ""
+    with _runtime.atomic_path(path) as part, rasterio.Env(GDAL_PAM_ENABLED="NO"):
+        rasterio.shutil.copy(str(source), str(part), driver="COG", **options)
+        _compare(part, strips, crc)
     if layer.palette:
-        entries = "".join('<Entry c1="{}" c2="{}" c3="{}" c4="{}"/>'.format(*DFC2020.rgba(code)) for code in range(256))
-        colours = f"<ColorTable>{entries}</ColorTable>"
-    bands = ""
-    for number, name in enumerate(layer.bands, start=1):
-        scale = "" if layer.scale == 1 else f"<Scale>{layer.scale}</Scale>"
-        kind = ColorInterp.palette if layer.palette else ColorInterp.gray
-        bands += (
-            f'<VRTRasterBand dataType="Byte" band="{number}"><Description>{escape(name)}</Description>'
-            f"<NoDataValue>{layer.nodata}</NoDataValue>{scale}"
-            f"<ColorInterp>{kind.name.title()}</ColorInterp>{colours}"
-            f'<SimpleSource><SourceFilename relativeToVRT="0">{escape(str(layer.source.absolute()))}</SourceFilename>'
-            f"<SourceBand>{number}</SourceBand></SimpleSource></VRTRasterBand>"
-        )
-    head = f'<VRTDataset rasterXSize="{cols}" rasterYSize="{rows}">'
-    return f"{head}{place}<Metadata>{tags}</Metadata>{bands}</VRTDataset>"
+        _runtime.write_atomic(f"{path}.aux.xml", _category_names())
 
 
-def category_names() -> bytes:
-    """GDAL's side file (PAM) with one name a code from 0: a GeoTIFF has no place for them."""
+def _compare(path: Path, strips: Sequence[slice], crc: int) -> None:
+    """Raise OSError unless the pixels of a file are those that were written."""
+    found = 0
+    with open_raster(path) as raster:
+        for rows in strips:
+            found = zlib.crc32(raster.read(window=Window.from_slices(rows, (0, raster.width))), found)
+    if found != crc:
+        raise OSError("the pixels read back differ from those written")
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn an error of the disk or of GDAL into a DiskError."""
+    try:
+        yield
+    except LcfuseError:
+        raise
+    except (RasterioError, OSError) as error:
+        found = getattr(error, "strerror", None) or str(error)
+        do = "Free space or choose another folder, and run it again; an earlier map is untouched."
+        raise DiskError(path, found=found, expected="to write the map", do=do) from error
+
+
+def _category_names() -> str:
+    """Return GDAL's side-car file (PAM) with the name of each code from 0."""
     names = [DFC2020.name_of(code) for code in range(max(DFC2020.codes) + 1)]
     rows = "".join(f"      <Category>{escape(name)}</Category>\n" for name in names)
     band = f'  <PAMRasterBand band="1">\n    <CategoryNames>\n{rows}    </CategoryNames>\n  </PAMRasterBand>\n'
-    return f"<PAMDataset>\n{band}</PAMDataset>\n".encode()
-
-
-def legend_tags() -> dict[str, str]:
-    """The legend as tags of a file: `LEGEND=DFC2020`, `CLASS_1=Forest` ..."""
-    return {"LEGEND": DFC2020.name} | {f"CLASS_{code}": DFC2020.name_of(code) for code in DFC2020.codes}
-
-
-def qml(codes: Sequence[int] = SCORED) -> str:
-    """A style for QGIS 3: *codes* of DFC2020 with their colours and names."""
-    entries = "".join(
-        f'        <paletteEntry value="{code}" color="#{DFC2020.colours[DFC2020.codes.index(code)]}" alpha="255" '
-        f"label={quoteattr(DFC2020.name_of(code))}/>\n"
-        for code in codes
-    )
-    return (
-        "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
-        '<qgis version="3.28" styleCategories="AllStyleCategories">\n  <pipe>\n'
-        '    <rasterrenderer type="paletted" band="1" opacity="1" alphaBand="-1" nodataColor="">\n'
-        f"      <rasterTransparency/>\n      <colorPalette>\n{entries}      </colorPalette>\n"
-        "    </rasterrenderer>\n  </pipe>\n  <blendMode>0</blendMode>\n</qgis>\n"
-    )
-
-
-def stac_item(
-    name: str, grid: Grid, assets: Mapping[str, Path], properties: Mapping[str, Any], digests: Mapping[str, str]
-) -> dict[str, Any]:
-    """
-    A STAC item of a map: footprint in degrees (null without georeference), *properties*, its files.
-
-    digests : SHA-256 of each asset, by its name in *assets*
-    """
-    geometry, bbox = _footprint(grid)
-    classes = [
-        {"value": code, "name": DFC2020.name_of(code).lower(), "color_hint": DFC2020.colours[k].upper()}
-        for k, code in enumerate(DFC2020.codes)
-        if code in SCORED
-    ]
-    place: dict[str, Any] = {"proj:shape": list(grid.shape)}
-    if grid.crs is not None:
-        place |= {"proj:epsg": grid.crs.to_epsg(), "proj:transform": list(grid.place)[:6]}
-        if grid.crs.to_epsg() is None:
-            place["proj:wkt2"] = grid.crs.to_wkt()
-    described: dict[str, dict[str, Any]] = {}
-    for key, path in assets.items():
-        tif = path.suffix == ".tif"
-        described[key] = {
-            "href": f"./{path.name}",
-            "type": "image/tiff; application=geotiff; profile=cloud-optimized" if tif else "application/xml",
-            "roles": ["data"] if tif else ["metadata"],
-            "file:size": path.stat().st_size,
-            "file:checksum": f"1220{digests[key]}",  # a multihash: 12 says SHA-256, 20 its length
-        }
-    described[NAME] |= {"classification:classes": classes}
-    item = {
-        "type": "Feature",
-        "stac_version": STAC_VERSION,
-        "stac_extensions": list(EXTENSIONS),
-        "id": name,
-        "geometry": geometry,
-        "properties": place | dict(properties),
-        "links": [],
-        "assets": described,
-    }
-    return item if bbox is None else item | {"bbox": bbox}
-
-
-def _footprint(grid: Grid) -> tuple[dict[str, Any] | None, list[float] | None]:
-    """Outline and box of the grid in longitude and latitude, or None and None."""
-    if grid.crs is None:
-        return None, None
-    rows, cols = grid.shape
-    corners = [(0, 0), (0, rows), (cols, rows), (cols, 0), (0, 0)]
-    outline = {"type": "Polygon", "coordinates": [[place_of(grid.place, *corner) for corner in corners]]}
-    geometry = transform_geom(grid.crs, "EPSG:4326", outline, precision=7)
-    longitude, latitude = zip(*geometry["coordinates"][0], strict=True)
-    return geometry, [min(longitude), min(latitude), max(longitude), max(latitude)]
-
-
-def write_whole(path: Path, content: bytes | str) -> Path:
-    """Write beside *path*, then take its place. Raises DiskError; what stood there before then still does."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        do = "Free space or choose another folder; a map that stood there before is untouched."
-        raise DiskError(path, found=f"{error.strerror}", expected="to write it", do=do) from error
-    return path
-
-
-def as_json(item: Mapping[str, Any]) -> str:
-    """Text of a STAC item."""
-    return json.dumps(item, indent=1) + "\n"
+    return f"<PAMDataset>\n{band}</PAMDataset>\n"

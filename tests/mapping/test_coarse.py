@@ -36,9 +36,9 @@ def in_sinusoidal(path, label):
 def test_every_pixel_has_the_label_of_its_cell(label, tmp_path):
     """From the sinusoidal grid itself; all but the few pixels within centimetres of an outline."""
     with coarse.open_coarse(in_sinusoidal(tmp_path / "c.tif", label), GRID) as found:
-        got = found.codes_at(GRID, ROWS, COLS)
-        part = found.codes_at(GRID, slice(101, 222), slice(65, 300))
-        labels = found.labels(GRID, ROWS, COLS)
+        got = found.codes_at(ROWS, COLS)
+        part = found.codes_at(slice(101, 222), slice(65, 300))
+        labels = found.labels(ROWS, COLS)
     assert (got == label).mean() > 0.9999
     np.testing.assert_array_equal(part, got[101:222, 65:300])
     np.testing.assert_array_equal(labels == SAVANNA_INDEX, got == 8)
@@ -49,7 +49,7 @@ def test_outlines_survive_a_raster_in_degrees(label, tmp_path):
     """A product handed on in degrees has lost them; they are found again. Read pixel by pixel it would be worse."""
     path = in_sinusoidal(tmp_path / "c.tif", label)
     with coarse.open_coarse(path, GRID) as found:
-        codes, place = found.codes, found.file.transform
+        codes, place = found.codes, found._file.transform
     at, cols, rows = calculate_default_transform(
         SINUSOIDAL, "EPSG:4326", *codes.shape[::-1],
         *(place.c, place.f + place.e * codes.shape[0], place.c + place.a * codes.shape[1], place.f),
@@ -62,9 +62,9 @@ def test_outlines_survive_a_raster_in_degrees(label, tmp_path):
     plain = json.dumps({code: "none" if code == 15 else "Forest" for code in (1, 5, 8, 10, 12, 13, 15, 17)})
     (tmp_path / "own.json").write_text(plain)
     with coarse.open_coarse(tmp_path / "d.tif", GRID) as found:
-        cells = found.codes_at(GRID, ROWS, COLS)
+        cells = found.codes_at(ROWS, COLS)
     with coarse.open_coarse(tmp_path / "d.tif", GRID, tmp_path / "own.json") as found:
-        pixels = found.codes_at(GRID, ROWS, COLS)
+        pixels = found.codes_at(ROWS, COLS)
     share = (cells == label).mean()
     assert share > 0.9
     assert share > (pixels == label).mean() + 0.05
@@ -77,18 +77,18 @@ def test_any_legend_maps_codes_to_classes(tmp_path):
     legend = tmp_path / "legend.yaml"
     legend.write_text("10: Forest\n20: 2\n40: croplands\n80: none\n")
     with coarse.open_coarse(tmp_path / "c.tif", GRID, legend) as found:
-        labels = found.labels(GRID, ROWS, COLS)
+        labels = found.labels(ROWS, COLS)
         assert labels[0, 0] == 0
         assert labels[0, -1] == 1
         assert labels[-1, 0] == 4
         assert labels[-1, -1] == IGNORE
-        assert found.dfc2020(GRID, ROWS, COLS)[-1, 0] == 6
-        posterior = found.posterior(GRID)
+        assert found.dfc2020(ROWS, COLS)[-1, 0] == 6
+        posterior = found.posterior()
     np.testing.assert_allclose(posterior.sum(axis=1), 1)
     assert posterior[0].argmax() == 0
     with pytest.raises(LegendError, match="found class code 20, 40, 80"), coarse.open_coarse(tmp_path / "c.tif", GRID):
         pass
-    for text, said in (("10: Trees\n", "found 10: Trees"), ("[1]", "found list"), ("a: {", "no YAML or JSON")):
+    for text, said in (("10: Trees\n", "found 10: Trees"), ("[1]", "found list"), ("a: {", "neither YAML nor JSON")):
         legend.write_text(text)
         with pytest.raises(LegendError, match=said), coarse.open_coarse(tmp_path / "c.tif", GRID, legend):
             pass
@@ -102,16 +102,16 @@ def test_what_is_no_coarse_map_of_the_scene_is_refused(label, tmp_path):
     (tmp_path / "MCD12Q1.hdf").write_bytes(b"\x0e\x03\x13\x01 no more than the head of an HDF4 file")
     silent = write(tmp_path / "silent.tif", np.full((1, 260, 330), 255, np.uint8))
     for where, grid, error, said in (
-        (away, GRID, GridError, "found a map of another place"),
+        (away, GRID, GridError, "found a map of another area"),
         (floats, GRID, DataError, "found 1 bands of float32"),
         (tmp_path / "none.tif", GRID, MissingDataError, "no such file"),
-        (tmp_path / "MCD12Q1.hdf", GRID, DataError, "LC_Type1 into a GeoTIFF"),
+        (tmp_path / "MCD12Q1.hdf", GRID, DataError, "LC_Type1 to a GeoTIFF"),
         (path, Grid(None, None, (9, 9)), GridError, "a scene without georeference"),
     ):
         with pytest.raises(error, match=said), coarse.open_coarse(where, grid):
             pass
     with pytest.raises(DataError, match="no label in the scene"), coarse.open_coarse(silent, GRID) as found:
-        found.posterior(GRID)
+        found.posterior()
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the folder shared/data/mcd12q1 is not here")
@@ -119,8 +119,8 @@ def test_a_real_product_in_degrees_is_read_on_its_cells():
     """MCD12Q1 of Bangladesh: cells of one label each, and most of the labels that the file has there."""
     grid = Grid("EPSG:32646", Affine(10, 0, 250_003, 0, -10, 2_650_007), (800, 700))
     with coarse.open_coarse(REAL / "bangladesh_2020_igbp.tif", grid) as found:
-        codes = found.codes_at(grid, slice(0, 800), slice(0, 700))
-        posterior = found.posterior(grid)
+        codes = found.codes_at(slice(0, 800), slice(0, 700))
+        posterior = found.posterior()
     row, col = modis_cells(grid.transform, grid.crs, grid.shape)
     cell = (row - row.min()) * 1000 + col - col.min()
     same = [len(np.unique(codes[cell == one])) for one in np.unique(cell)[::7]]

@@ -11,7 +11,7 @@ import rasterio
 from places import network, scene_arrays, write
 
 from lcfuse_core import __main__ as shell
-from lcfuse_core.mapping import members
+from lcfuse_core.mapping import predict
 
 SMALL = ["--window", "32", "--overlap", "8"]
 
@@ -34,12 +34,12 @@ def test_map_one_scene_prints_areas_and_finds_it_again(scenes, capsys, monkeypat
     assert "100.0 % of the scene has a class" in printed
     assert "Forest" in printed
     assert "synthetic" not in printed
-    monkeypatch.setattr(members, "SHIPPED", scenes)
+    monkeypatch.setattr(predict, "SHIPPED", scenes)
     assert shell.main(command) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith(members.SYNTHETIC)
+    assert printed.startswith(predict.SYNTHETIC)
     assert "(found)" in printed
-    monkeypatch.setattr(members, "SHIPPED", scenes / "nothing")
+    monkeypatch.setattr(predict, "SHIPPED", scenes / "nothing")
     assert shell.main(command) == 2
     assert "--model CHECKPOINT" in capsys.readouterr().err
 

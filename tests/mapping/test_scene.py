@@ -7,8 +7,9 @@ from affine import Affine
 from places import AT, UTM, scene_arrays, write
 from rasterio.warp import Resampling, reproject
 
+from lcfuse_core.data.files import S2_BANDS
 from lcfuse_core.errors import DataError, GridError, MissingDataError
-from lcfuse_core.mapping.scene import S2_BANDS, open_scene
+from lcfuse_core.mapping.scene import open_scene
 
 ALL = slice(0, 150), slice(0, 200)
 
@@ -132,7 +133,7 @@ def bend(s2, s1, how):
     return {
         "12 bands": (s2[:12], s1, {}, {}, "s2.tif: found 12 bands.*L2A"),
         "floats": (s2 / np.float32(1e4), s1, {}, {}, "s2.tif: found dtype float32, expected uint16 or int16"),
-        "dark": (s2 // 40, s1, {}, {}, "s2.tif: found values up to .*not all below 256"),
+        "dark": (s2 // 40, s1, {}, {}, "s2.tif: found values from .*not all below 256"),
         "order": (s2[[10, *range(10), 0, 12]], s1, {}, {}, "band 11 brighter than band 1"),
         "one band of radar": (s2, s1[:1], {}, {}, "s1.tif: found 1 bands, expected 2: VV and VH in dB"),
         "power": (s2, 10 ** (s1 / 10), {}, {}, r"s1.tif: found VV from 0\.0.*10 log10"),
@@ -161,7 +162,7 @@ def test_a_scene_that_is_none_is_refused_by_name(how, files):
         pass
 
 
-def test_damaged_and_missing_files_are_told(files, tmp_path):
+def test_damaged_and_missing_files_are_named(files, tmp_path):
     """Cut in the middle, cut in the head, no raster, not there."""
     s2_path, s1_path, _, _ = files
     half = tmp_path / "half.tif"
