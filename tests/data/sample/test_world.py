@@ -300,3 +300,15 @@ def test_lccs_layers_hold_codes_of_their_legends():
     ):
         legend.check(layer)
         assert legend.unknown not in layer
+
+
+def test_sample_scene_has_weather_and_is_found_again(tmp_path):
+    """The same files again; weather hides a corner and a hole."""
+    made = world.make_sample_scene(tmp_path / "p", 0, side=96)
+    times = [path.stat().st_mtime_ns for path in (made.s2, made.coarse)]
+    assert world.make_sample_scene(tmp_path / "p", 0, side=96) == made
+    assert [path.stat().st_mtime_ns for path in (made.s2, made.coarse)] == times
+    s2, clouds, truth = (rasterio.open(path).read() for path in (made.s2, made.clouds, made.truth))
+    assert 0.01 < (s2 == 0).all(axis=0).mean() < 0.3
+    assert 0.005 < clouds.mean() < 0.2
+    assert set(np.unique(truth)) <= set(legends.SCORED)
