@@ -1,10 +1,10 @@
 """
-The ground of the sample world: synthetic land cover at 10 m, known to the pixel.
+The ground of the sample world: synthetic land cover at 10 m, known for every pixel.
 
 Stands in for: the mix, size and shape of real land cover around towns, farms, rivers and coasts. Natural classes
 compete as the largest of weighted Gaussian random fields; fields are warped, rotated strips; wetlands fringe
 the water; roads join the towns.
-Breaks down: no relief, no geology, no history. Rivers do not run downhill, towns do not sit on rivers, and the
+Limits: no relief, no geology, no history. Rivers do not run downhill, towns do not sit on rivers, and the
 eight classes are crisp: no pixel is half shrub, though many real ones are.
 """
 
@@ -12,13 +12,18 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-FOREST, SHRUB, GRASS, WETLAND, CROP, URBAN, BARREN, WATER = 1, 2, 4, 5, 6, 7, 9, 10
-"""DFC2020 codes of the classes that the world holds."""
+
+class Cover(IntEnum):
+    """DFC2020 codes of the classes of the sample world."""
+
+    FOREST, SHRUB, GRASS, WETLAND, CROP, URBAN, BARREN, WATER = 1, 2, 4, 5, 6, 7, 9, 10
+
 
 ROAD_OBJECT = -1
 
@@ -26,9 +31,9 @@ ROAD_OBJECT = -1
 @dataclass(frozen=True)
 class Biome:
     """
-    What grows, flows and is built in one kind of region.
+    The land cover of one kind of region.
 
-    latitude, longitude : degrees, of a real place of that kind
+    latitude, longitude : degrees, of a real region of that kind
     forest, shrub, grass, barren : weight of each natural class (standard deviations of its field)
     crops, lakes, wetlands : share of the area that may become so, 0-1
     water : any of "river", "coast"
@@ -56,7 +61,7 @@ class Biome:
 
 @dataclass(frozen=True)
 class Landscape:
-    """Truth (uint8 DFC2020 codes) and objects (int32: pixels of one field or town share a number), both (H, W)."""
+    """Land cover (uint8 DFC2020 codes) and objects (int32: one number per field or town), both (H, W)."""
 
     truth: NDArray[np.uint8]
     objects: NDArray[np.int32]
@@ -64,7 +69,7 @@ class Landscape:
 
 def random_field(rng: np.random.Generator, shape: tuple[int, int], scale_px: float) -> NDArray[np.float64]:
     """
-    A smooth Gaussian random field, shape (H, W), mean 0, variance 1, correlated over about `scale_px`.
+    Draw a smooth Gaussian random field, shape (H, W), mean 0, variance 1, correlated over about `scale_px`.
 
     White noise on a coarse grid, smoothed, then drawn out by cubic B-splines: cheap for any scale, and without
     a library call whose last digit depends on the processor.
@@ -83,7 +88,7 @@ _AT_KNOT = (1 / 6, 4 / 6, 1 / 6)
 
 
 def _spline(knots: NDArray[np.float64], places: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Uniform cubic B-spline along axis 0, with *knots* (K, M) as its coefficients, at *places* in 0..K-4."""
+    """Evaluate a uniform cubic B-spline along axis 0, with coefficients *knots* (K, M), at *places* in 0..K-4."""
     first = places.astype(int)
     t = (places - first)[:, None]
     cubed, squared, rest = t * t * t, t * t, 1 - t  # products, as the last digit of a power depends on the processor
@@ -96,8 +101,8 @@ def make_landscape(rng: np.random.Generator, biome: Biome, shape: tuple[int, int
     truth, objects = _nature(rng, biome, shape)
     _farm(rng, biome, truth, objects)
     water = _water(rng, biome, shape)
-    truth[water] = WATER
-    truth[_fringe(rng, biome, water) & (truth != WATER)] = WETLAND
+    truth[water] = Cover.WATER
+    truth[_fringe(rng, biome, water) & (truth != Cover.WATER)] = Cover.WETLAND
     _build(rng, biome, truth, objects)
     return Landscape(truth, objects)
 
@@ -105,8 +110,8 @@ def make_landscape(rng: np.random.Generator, biome: Biome, shape: tuple[int, int
 def _nature(
     rng: np.random.Generator, biome: Biome, shape: tuple[int, int]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """Natural classes: at each pixel the largest of four weighted fields of a coarse and a fine scale."""
-    codes = np.array((FOREST, SHRUB, GRASS, BARREN), np.uint8)
+    """Draw natural classes: at each pixel the largest of four weighted fields of a coarse and a fine scale."""
+    codes = np.array((Cover.FOREST, Cover.SHRUB, Cover.GRASS, Cover.BARREN), np.uint8)
     weights = (biome.forest, biome.shrub, biome.grass, biome.barren)
     coarse_px = rng.uniform(110, 240)
     strength = [
@@ -130,19 +135,21 @@ def _farm(rng: np.random.Generator, biome: Biome, truth: NDArray[np.uint8], obje
     block = np.searchsorted(_cuts(rng, along, 26.0), along)
     field = (1 + strip * 1000 + block).astype(np.int32)
     # Whole fields are cropped, left as pasture or kept as copses.
-    use = rng.choice(np.array((CROP, GRASS, FOREST), np.uint8), size=field.max() + 1, p=(0.92, 0.056, 0.024))
+    use = rng.choice(
+        np.array((Cover.CROP, Cover.GRASS, Cover.FOREST), np.uint8), size=field.max() + 1, p=(0.92, 0.056, 0.024)
+    )
     truth[farmland] = use[field[farmland]]
     objects[farmland] = field[farmland]
 
 
 def _cuts(rng: np.random.Generator, values: NDArray[np.float64], typical_px: float) -> NDArray[np.float64]:
-    """Boundaries of strips of log-normal width over the range of *values*."""
+    """Draw boundaries of strips of log-normal width over the range of *values*."""
     widths = np.clip(rng.lognormal(np.log(typical_px), 0.4, 400), 8, 40)
     return values.min() + np.cumsum(widths)
 
 
 def _water(rng: np.random.Generator, biome: Biome, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Lakes in the lows of a field; a meandering river of 1-7 px; a coast as a noisy half-plane."""
+    """Draw lakes in the lows of a field, a meandering river of 1-7 px, a coast as a noisy half-plane."""
     low = random_field(rng, shape, 80) + 0.12 * random_field(rng, shape, 10)
     water = low < np.quantile(low, biome.lakes)
     if "river" in biome.water:
@@ -160,7 +167,7 @@ def _water(rng: np.random.Generator, biome: Biome, shape: tuple[int, int]) -> ND
 
 
 def _fringe(rng: np.random.Generator, biome: Biome, water: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Wetland: within a few hundred metres of water, or in damp hollows, where a field is high."""
+    """Draw wetland: within a few hundred metres of water, or in damp hollows, where a field is high."""
     near_px = ndimage.distance_transform_edt(~water) if water.any() else np.full(water.shape, 1e3)
     damp = random_field(rng, water.shape, 80) + 0.12 * random_field(rng, water.shape, 9)
     damp += 1.5 * np.exp(-near_px / 15)
@@ -168,7 +175,7 @@ def _fringe(rng: np.random.Generator, biome: Biome, water: NDArray[np.bool_]) ->
 
 
 def _build(rng: np.random.Generator, biome: Biome, truth: NDArray[np.uint8], objects: NDArray[np.int32]) -> None:
-    """Towns as noisy discs with parks, and roads of one pixel between them; not on water."""
+    """Draw towns as noisy discs with parks, and roads of one pixel between them; not on water."""
     rows, cols = np.mgrid[: truth.shape[0], : truth.shape[1]]
     n_towns = rng.poisson(biome.towns * truth.size / 500**2)
     centres = rng.uniform(0, 1, (n_towns, 2)) * truth.shape
@@ -176,11 +183,11 @@ def _build(rng: np.random.Generator, biome: Biome, truth: NDArray[np.uint8], obj
     for number, (row, col) in enumerate(centres):
         radius_px = biome.town_radius_m / 10 * rng.lognormal(0, 0.4)
         inside = np.hypot(rows - row, cols - col) < radius_px * (1 + 0.35 * edge)
-        town = inside & (parks < 1.3) & (truth != WATER)
-        truth[town], objects[town] = URBAN, 10_000_000 + number
+        town = inside & (parks < 1.3) & (truth != Cover.WATER)
+        truth[town], objects[town] = Cover.URBAN, 10_000_000 + number
     for start, end in itertools.pairwise(centres):
         steps = np.linspace(0, 1, int(2 * np.abs(end - start).max()) + 2)[:, None]
         bend = np.sin(np.pi * steps) * rng.normal(0, 20, 2)
         row, col = np.clip(start + (end - start) * steps + bend, 0, np.array(truth.shape) - 1).astype(int).T
-        row, col = row[truth[row, col] != WATER], col[truth[row, col] != WATER]
-        truth[row, col], objects[row, col] = URBAN, ROAD_OBJECT
+        row, col = row[truth[row, col] != Cover.WATER], col[truth[row, col] != Cover.WATER]
+        truth[row, col], objects[row, col] = Cover.URBAN, ROAD_OBJECT

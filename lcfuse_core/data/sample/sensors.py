@@ -1,10 +1,10 @@
 """
-What three satellites make of the sample world: Sentinel-2, Sentinel-1 and the MODIS land-cover label.
+What the satellites measure of the sample world: Sentinel-2, Sentinel-1 and the MODIS land-cover label.
 
 Stands in for: Sentinel-2 L1C by linear mixing of seven materials, blurred by a point spread and resampled to the
 bands' own resolutions; Sentinel-1 backscatter with speckle; the yearly MODIS label of a 463.3 m cell, chosen by a
 classifier that sees blurred class fractions and confuses classes as MCD12Q1 does.
-Breaks down: no clouds, shadows of terrain, tides, bidirectional effects, layover, or dates that differ between the
+Limits: no clouds, shadows of terrain, tides, bidirectional effects, layover, or dates that differ between the
 sensors. Mixing is linear; speckle and noise are independent from pixel to pixel, also within the repeated pixels of
 the coarser bands. The errors of the label are coherent in a scene and random between cells; real ones also follow
 land forms. Figures measured here say how methods compare, not how well they map the Earth.
@@ -22,24 +22,11 @@ from scipy import ndimage, special
 
 from lcfuse_core.data.cells import cell_ids
 from lcfuse_core.data.legends import SAVANNA, SCORED, dfc_to_index
-from lcfuse_core.data.sample.landscape import (
-    BARREN,
-    CROP,
-    FOREST,
-    GRASS,
-    ROAD_OBJECT,
-    SHRUB,
-    URBAN,
-    WATER,
-    WETLAND,
-    Biome,
-    Landscape,
-    random_field,
-)
+from lcfuse_core.data.sample.landscape import ROAD_OBJECT, Biome, Cover, Landscape, random_field
 
 # Surface reflectance x 10000 of seven materials in B1..B8, B8A, B9, B10, B11, B12: round figures in the shape of
 # published spectra (leaf pigments in the red, cell structure in the near infrared, water at 1.6 and 2.2 micrometres).
-MATERIALS = ("green leaves", "needles", "dry plants", "soil", "built", "water", "shade")
+_MATERIALS = ("green leaves", "needles", "dry plants", "soil", "built", "water", "shade")
 _REFLECTANCE = np.array(
     [
         [250, 300, 620, 350, 950, 2500, 3250, 3450, 3650, 3500, 0, 1900, 850],
@@ -85,13 +72,13 @@ _BACKSCATTER_DB = np.array(
         [-19.5, -27.0],
     ]
 )
-LOOKS = 4.4
+_LOOKS = 4.4
 """Equivalent number of looks of Sentinel-1 GRD in interferometric wide swath mode."""
 
 
 @dataclass(frozen=True)
 class Region:
-    """How one region looks to the sensors: what differs from place to place and from season to season."""
+    """The signatures of one region, which differ between regions and seasons."""
 
     biome: Biome
     materials: NDArray[np.float64]  # (7, 13) reflectance x 10000
@@ -111,14 +98,14 @@ def draw_region(rng: np.random.Generator, biome: Biome, *, season: float, domain
     vigour = 1.2 * season - 1.1 * biome.aridity
     leaves, needles, dry, soil = 0, 1, 2, 3
     mixture = _MIXTURE + domain_shift * rng.standard_normal(_MIXTURE.shape)
-    planted = [SCORED.index(code) for code in (FOREST, SHRUB, GRASS, WETLAND, CROP)]
+    planted = [SCORED.index(code) for code in (Cover.FOREST, Cover.SHRUB, Cover.GRASS, Cover.WETLAND, Cover.CROP)]
     mixture[planted, leaves] += vigour
     mixture[planted, dry] += 0.6 * biome.aridity - 0.4 * season
     mixture[planted, soil] += 0.8 * biome.aridity
-    forest = SCORED.index(FOREST)
+    forest = SCORED.index(Cover.FOREST)
     mixture[forest, needles] += 3.0 * (biome.conifers - 0.4)
     mixture[forest, leaves] -= 1.2 * (biome.conifers - 0.4)
-    tone = np.exp(rng.normal(0, 0.12, (len(MATERIALS), 1)) + rng.normal(0, 0.05, _REFLECTANCE.shape))
+    tone = np.exp(rng.normal(0, 0.12, (len(_MATERIALS), 1)) + rng.normal(0, 0.05, _REFLECTANCE.shape))
     tone[5] *= np.exp(rng.normal(0.2, 0.5))  # turbid or clear water
     wet_db = rng.normal(0, 0.6) + domain_shift * rng.normal(0, 1.0, (len(SCORED), 2))
     return Region(
@@ -127,12 +114,12 @@ def draw_region(rng: np.random.Generator, biome: Biome, *, season: float, domain
         mixture=mixture,
         backscatter_db=_BACKSCATTER_DB + wet_db,
         haze=rng.lognormal(0, 0.15),
-        confusion=draw_confusion(rng),
+        confusion=_draw_confusion(rng),
     )
 
 
 def see_sentinel2(rng: np.random.Generator, land: Landscape, region: Region) -> NDArray[np.uint16]:
-    """Top-of-atmosphere reflectance x 10000, uint16 (13, H, W), of a landscape."""
+    """Simulate top-of-atmosphere reflectance x 10000 of a landscape, uint16 (13, H, W)."""
     shape = land.truth.shape
     logits = region.mixture[dfc_to_index(land.truth)]  # H, W, 7
     logits += _by_object(rng, land, (7,), spread=0.55)
@@ -151,17 +138,17 @@ def see_sentinel2(rng: np.random.Generator, land: Landscape, region: Region) -> 
 
 def see_sentinel1(rng: np.random.Generator, land: Landscape, region: Region) -> NDArray[np.float64]:
     """
-    Backscatter sigma0 in dB (VV, VH), float64 (2, H, W): class, object and texture, then speckle; at most 0 dB.
+    Simulate backscatter sigma0 in dB (VV, VH), float64 (2, H, W): class, object, texture, speckle; at most 0 dB.
 
-    In single precision, as every reader takes it, and by functions that use no vector instructions: numpy's own differ
-    in the last digit from one kind of processor to another, and nothing rounds it away here as it is in Sentinel-2.
+    In single precision, and by functions without vector instructions: those of numpy differ in the last digit between
+    kinds of processors, and nothing rounds that away here as it is in Sentinel-2.
     """
     shape = land.truth.shape
     mean_db = region.backscatter_db[dfc_to_index(land.truth)]
     mean_db += _by_object(rng, land, (2,), spread=1.0)
     mean_db = np.moveaxis(mean_db, -1, 0) + 0.8 * random_field(rng, shape, 40) + 0.7 * random_field(rng, shape, 5)
     power = ndimage.gaussian_filter(special.exp10(mean_db / 10), (0, 0.7, 0.7))
-    speckle = rng.gamma(LOOKS, 1 / LOOKS, power.shape)
+    speckle = rng.gamma(_LOOKS, 1 / _LOOKS, power.shape)
     in_db = special.xlogy(10 / math.log(10), power * speckle)
     return np.minimum(in_db, 0.0).astype(np.float32).astype(np.float64)
 
@@ -169,16 +156,16 @@ def see_sentinel1(rng: np.random.Generator, land: Landscape, region: Region) -> 
 def _by_object(
     rng: np.random.Generator, land: Landscape, size: tuple[int, ...], *, spread: float
 ) -> NDArray[np.float64]:
-    """One draw for each field or town, shared by its pixels; crops, which stand at all stages, vary more."""
+    """Draw one value per field or town, shared by its pixels; crops, which are at all stages of growth, vary more."""
     numbers, place = np.unique(land.objects, return_inverse=True)
     draw = rng.normal(0, spread, (len(numbers), *size))
     draw[(numbers == 0) | (numbers == ROAD_OBJECT)] = 0
     shift = draw[place.reshape(land.objects.shape)]
-    return np.where((land.truth == CROP)[..., None], 1.5 * shift, shift)
+    return np.where((land.truth == Cover.CROP)[..., None], 1.5 * shift, shift)
 
 
 def _resolve(band: NDArray[np.float64], resolution_m: int) -> NDArray[np.float64]:
-    """Point spread of about one pixel of the band, then the mean over its pixels, repeated at 10 m."""
+    """Apply a point spread of about one pixel of the band, then average over its pixels and repeat them at 10 m."""
     factor = resolution_m // 10
     band = ndimage.gaussian_filter(band, 0.45 * factor + 0.2)
     if factor == 1:
@@ -192,7 +179,7 @@ def _resolve(band: NDArray[np.float64], resolution_m: int) -> NDArray[np.float64
 # p(MODIS class | class that dominates the cell), rows and columns in the order of SCORED, then Savanna: round
 # figures after the confusions reported for MCD12Q1 Collection 6 (Sulla-Menashe et al. 2019): cropland, grassland,
 # shrubland and savanna are taken for one another, wetlands are mostly missed, water and towns mostly found.
-MEAN_CONFUSION = np.array(
+_MEAN_CONFUSION = np.array(
     [
         # forest shrub grass wetl  crop  urban barren water savanna
         [0.51, 0.01, 0.03, 0.02, 0.03, 0.01, 0.00, 0.00, 0.39],
@@ -208,19 +195,19 @@ MEAN_CONFUSION = np.array(
 _CONFUSION_CONCENTRATION = 20.0
 
 
-def draw_confusion(rng: np.random.Generator) -> NDArray[np.float64]:
-    """One region's confusion matrix: each row a Dirichlet draw around MEAN_CONFUSION."""
-    return np.stack([rng.dirichlet(_CONFUSION_CONCENTRATION * row + 0.02) for row in MEAN_CONFUSION])
+def _draw_confusion(rng: np.random.Generator) -> NDArray[np.float64]:
+    """Draw the confusion matrix of a region: each row from a Dirichlet distribution around _MEAN_CONFUSION."""
+    return np.stack([rng.dirichlet(_CONFUSION_CONCENTRATION * row + 0.02) for row in _MEAN_CONFUSION])
 
 
 def see_modis(
     rng: np.random.Generator, truth: NDArray[np.uint8], transform: Affine, crs: str, region: Region
 ) -> NDArray[np.uint8]:
     """
-    The yearly IGBP label of the coarse cells, nearest neighbour at 10 m: uint8 (H, W).
+    Simulate the yearly IGBP label of the coarse cells, nearest neighbour at 10 m: uint8 (H, W).
 
     truth : uint8 (H, W) DFC2020 codes at 10 m, georeferenced by *transform* and *crs*; cells cut by its edge
-        are judged by the part inside
+        are classified by the part inside
     """
     ids, keys = cell_ids(transform, crs, truth.shape)
     share = _cell_shares(rng, truth, ids, len(keys))
@@ -241,7 +228,7 @@ _DETECTION = np.array([1.0, 0.9, 1.0, 0.6, 1.0, 0.7, 1.0, 1.0])
 def _cell_shares(
     rng: np.random.Generator, truth: NDArray[np.uint8], ids: NDArray[np.int32], n_cells: int
 ) -> NDArray[np.float64]:
-    """Share of each class in each cell, (n_cells, 8), after MODIS's wide point spread and a geolocation error."""
+    """Return class shares of the cells, (n_cells, 8), after the wide point spread of MODIS and a geolocation error."""
     index = dfc_to_index(truth)
     size = np.bincount(ids.ravel(), minlength=n_cells)
     shift = np.rint(rng.normal(0, 11, 2)).astype(int)  # about a quarter of a cell
@@ -253,22 +240,30 @@ def _cell_shares(
 
 
 def _igbp(code: NDArray[np.uint8], share: NDArray[np.float64], biome: Biome) -> NDArray[np.uint8]:
-    """IGBP code of a DFC2020 code, the finer split by what the cell and the biome hold."""
+    """Return the IGBP code of a DFC2020 code, chosen by the content of the cell and the biome."""
     table = np.zeros(11, np.uint8)
-    table[[SHRUB, GRASS, WETLAND, CROP, URBAN, BARREN, WATER]] = (7, 10, 11, 12, 13, 16, 17)
+    table[[Cover.SHRUB, Cover.GRASS, Cover.WETLAND, Cover.CROP, Cover.URBAN, Cover.BARREN, Cover.WATER]] = (
+        7,
+        10,
+        11,
+        12,
+        13,
+        16,
+        17,
+    )
     warm = abs(biome.latitude) < 23.5
-    table[FOREST] = 1 if biome.conifers > 0.7 else 5 if biome.conifers > 0.3 else 2 if warm else 4
-    table[SHRUB] = 7 if biome.aridity > 0.5 else 6
+    table[Cover.FOREST] = 1 if biome.conifers > 0.7 else 5 if biome.conifers > 0.3 else 2 if warm else 4
+    table[Cover.SHRUB] = 7 if biome.aridity > 0.5 else 6
     igbp = table[code]
     woody, natural = share[:, 0], share[:, :3].sum(axis=1)
-    igbp[(code == CROP) & (natural > 0.4)] = 14
+    igbp[(code == Cover.CROP) & (natural > 0.4)] = 14
     igbp[code == SAVANNA] = np.where(woody > 0.3, 8, 9)[code == SAVANNA]
     return igbp
 
 
 def lccs_layers(igbp: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """
-    The three LCCS layers that go with an IGBP map: land cover, land use, surface hydrology, uint8 (3, H, W).
+    Return the three LCCS layers of an IGBP map: land cover, land use, surface hydrology, uint8 (3, H, W).
 
     A plain table: in the real product they are classified on their own and may contradict IGBP.
     """

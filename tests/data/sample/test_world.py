@@ -212,10 +212,10 @@ def test_the_biome_decides_what_grows():
         maps = [landscape.make_landscape(np.random.default_rng(k), biome, (256, 256)).truth for k in range(6)]
         return np.mean(np.array(maps) == code)
 
-    assert share(landscape.CROP, crops=0.6) > 2 * share(landscape.CROP, crops=0.15)
-    assert share(landscape.WATER, lakes=0.3) > 2 * share(landscape.WATER, lakes=0.05)
-    assert share(landscape.URBAN, town_radius_m=700.0) > 2 * share(landscape.URBAN, town_radius_m=200.0)
-    assert share(landscape.FOREST, forest=1.0) > share(landscape.FOREST, forest=-1.0)
+    assert share(landscape.Cover.CROP, crops=0.6) > 2 * share(landscape.Cover.CROP, crops=0.15)
+    assert share(landscape.Cover.WATER, lakes=0.3) > 2 * share(landscape.Cover.WATER, lakes=0.05)
+    assert share(landscape.Cover.URBAN, town_radius_m=700.0) > 2 * share(landscape.Cover.URBAN, town_radius_m=200.0)
+    assert share(landscape.Cover.FOREST, forest=1.0) > share(landscape.Cover.FOREST, forest=-1.0)
 
 
 def test_roads_are_drawn_and_never_on_water():
@@ -223,7 +223,7 @@ def test_roads_are_drawn_and_never_on_water():
     land = landscape.make_landscape(np.random.default_rng(3), biome, (512, 512))
     road = land.objects == landscape.ROAD_OBJECT
     assert road.sum() > 30
-    assert set(np.unique(land.truth[road])) == {landscape.URBAN}
+    assert set(np.unique(land.truth[road])) == {landscape.Cover.URBAN}
 
 
 # What the sensors make of it -------------------------------------------------------------------------------------
@@ -245,9 +245,9 @@ def test_classes_have_the_spectra_of_their_materials(scene):
     seen, _ = scene
     s2, truth = seen.s2.astype(float), seen.truth
     red, infrared, swir, cirrus = s2[3], s2[7], s2[11], s2[10]
-    assert mean_of(infrared, truth, landscape.FOREST) > 2 * mean_of(red, truth, landscape.FOREST)
-    assert mean_of(infrared, truth, landscape.WATER) < 0.5 * mean_of(infrared, truth, landscape.FOREST)
-    assert mean_of(swir, truth, landscape.BARREN) > 1.3 * mean_of(swir, truth, landscape.FOREST)
+    assert mean_of(infrared, truth, landscape.Cover.FOREST) > 2 * mean_of(red, truth, landscape.Cover.FOREST)
+    assert mean_of(infrared, truth, landscape.Cover.WATER) < 0.5 * mean_of(infrared, truth, landscape.Cover.FOREST)
+    assert mean_of(swir, truth, landscape.Cover.BARREN) > 1.3 * mean_of(swir, truth, landscape.Cover.FOREST)
     assert cirrus.max() < 100
 
 
@@ -255,14 +255,16 @@ def test_backscatter_orders_the_classes_and_carries_the_promised_speckle(scene):
     """Towns are bright, water is dark; the speckle of still water has the looks of Sentinel-1."""
     seen, _ = scene
     vv, truth = seen.s1[0], seen.truth
-    means = [mean_of(vv, truth, code) for code in (landscape.URBAN, landscape.FOREST, landscape.WATER)]
+    means = [
+        mean_of(vv, truth, code) for code in (landscape.Cover.URBAN, landscape.Cover.FOREST, landscape.Cover.WATER)
+    ]
     assert means[0] > means[1] > means[2] + 4
     assert vv.max() <= 0
     rng = np.random.default_rng(5)
     lake = landscape.Landscape(np.full((256, 256), 10, np.uint8), np.zeros((256, 256), np.int32))
     power = 10 ** (sensors.see_sentinel1(rng, lake, scene[1])[0] / 10)
     looks = power.mean() ** 2 / power.var()
-    assert 3.0 < looks < sensors.LOOKS * 1.05  # texture takes some looks away, never adds any
+    assert 3.0 < looks < sensors._LOOKS * 1.05  # texture takes some looks away, never adds any
 
 
 def test_sixty_metre_bands_repeat_and_ten_metre_bands_do_not(scene):
@@ -287,10 +289,10 @@ def test_a_pure_cell_without_confusion_keeps_its_class(scene):
 
 
 def test_confusion_rows_are_probabilities_around_the_mean():
-    np.testing.assert_allclose(sensors.MEAN_CONFUSION.sum(axis=1), 1)
-    draws = np.mean([sensors.draw_confusion(np.random.default_rng(k)) for k in range(400)], axis=0)
+    np.testing.assert_allclose(sensors._MEAN_CONFUSION.sum(axis=1), 1)
+    draws = np.mean([sensors._draw_confusion(np.random.default_rng(k)) for k in range(400)], axis=0)
     np.testing.assert_allclose(draws.sum(axis=1), 1)
-    np.testing.assert_allclose(draws, sensors.MEAN_CONFUSION, atol=0.03)
+    np.testing.assert_allclose(draws, sensors._MEAN_CONFUSION, atol=0.03)
 
 
 def test_lccs_layers_hold_codes_of_their_legends():
