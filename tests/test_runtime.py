@@ -107,3 +107,42 @@ def half(number):
 def test_parallel_results_come_with_their_items_and_errors_stop_nothing():
     results = {item: repr(result) for item, result in _runtime.map_parallel(half, [0, 1, 2, 4], jobs=2)}
     assert results == {0: "0", 1: "ValueError('1 is odd')", 2: "1", 4: "2"}
+
+
+def test_the_commit_is_that_of_the_checkout_only_if_it_is_ours(tmp_path, monkeypatch):
+    """A module tracked by git has its commit, marked when changed; in a foreign checkout it has none."""
+    names = {
+        "GIT_AUTHOR_NAME": "a",
+        "GIT_AUTHOR_EMAIL": "a@b",
+        "GIT_COMMITTER_NAME": "a",
+        "GIT_COMMITTER_EMAIL": "a@b",
+    }
+
+    def git(*arguments):
+        done = subprocess.run(
+            ["git", "-C", tmp_path, *arguments],
+            env=os.environ | names,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return done.stdout.strip()
+
+    module = tmp_path / "_runtime.py"
+    module.write_text("1")
+    git("init", "-q")
+    monkeypatch.setattr(_runtime, "__file__", str(module))
+    monkeypatch.setattr(_runtime, "_installed_commit", lambda: None)
+    git("-c", "commit.gpgsign=false", "commit", "-q", "--allow-empty", "--no-verify", "-m", "foreign")
+    assert _runtime.commit() is None
+    git("add", "_runtime.py")
+    git("-c", "commit.gpgsign=false", "commit", "-q", "--no-verify", "-m", "ours")
+    assert _runtime.commit() == git("rev-parse", "HEAD")
+    module.write_text("2")
+    assert _runtime.commit() == git("rev-parse", "HEAD") + "+changes"
+
+
+def test_without_git_there_is_no_commit(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(_runtime, "_installed_commit", lambda: None)
+    assert _runtime.commit() is None

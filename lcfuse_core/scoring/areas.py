@@ -10,8 +10,8 @@ of the reference.
 
 References
 ----------
-Olofsson, Foody, Herold, Stehman, Woodcock and Wulder (2014), Good practices for estimating area and assessing accuracy
-of land change, Remote Sensing of Environment 148, 42-57: equations 1 to 11 and section 5.
+Olofsson, Foody, Herold, Stehman, Woodcock and Wulder (2014), Good practices for estimating area and assessing
+accuracy of land change, Remote Sensing of Environment 148, 42-57: equations 1 to 11 and section 5.
 """
 
 from __future__ import annotations
@@ -31,20 +31,10 @@ _Z_95 = 1.959964  # quantile of the normal distribution for an interval of 95 pe
 @dataclass(frozen=True)
 class AreaEstimate:
     """
-    Areas and accuracies by class, ndarrays of float64; all but `mapped` come from the sample.
+    Areas by class, as mapped and error-adjusted, in the unit of the strata; accuracies; and standard errors (`_se`).
 
-    Attributes
-    ----------
-    mapped : ndarray
-        Area by the pixels of the map, in the unit of the strata.
-    area, area_se : ndarray
-        Error-adjusted area and its standard error, in the same unit.
-    users, users_se : ndarray
-        User's accuracy (1 - commission error); NaN for a class that was not mapped.
-    producers, producers_se : ndarray
-        Producer's accuracy (1 - omission error); NaN for a class without reference.
-    overall, overall_se : float
-        Overall accuracy.
+    User's accuracy (1 - commission error) is NaN for a class that was not mapped, producer's accuracy (1 - omission
+    error) for a class without reference.
     """
 
     mapped: NDArray[np.float64]
@@ -68,10 +58,6 @@ def adjusted(sample: NDArray[np.integer], mapped: NDArray[np.floating | np.integ
         Sampled pixels by (map class, reference class).
     mapped : ndarray, shape (n,)
         Area of each map class in any unit; the sum is the area of the region.
-
-    Returns
-    -------
-    AreaEstimate
 
     Raises
     ------
@@ -126,25 +112,16 @@ def stratified_sample(
     classes: NDArray[np.integer], per_class: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """
-    Draw a random sample of pixels of each class of a map; the reference has no part in it.
+    Draw the rows and columns of a random sample of pixels of each class of a map, without use of the reference.
 
     Parameters
     ----------
     classes : ndarray of int, shape (H, W)
         DFC2020 codes; 0, no class, is not sampled.
     per_class : int
-        Pixels of each class; all, where a class has fewer.
+        Pixels of each class, 2 or more; all, where a class has fewer.
     rng : numpy.random.Generator
         Advanced by the draw.
-
-    Returns
-    -------
-    rows, cols : ndarray of int
-
-    Raises
-    ------
-    ParameterError
-        If *per_class* is below 2.
     """
     if per_class < 2:
         raise ParameterError("per_class", found=f"{per_class}", expected="2 or more", do="Take 50.")
@@ -174,10 +151,6 @@ def from_confusion(counts: NDArray[np.integer], mapped: dict[str, int]) -> pd.Da
     mapped : dict of str to int
         Pixels of 10 m of each class of the whole map, by name, as `pixels_of` returns them.
 
-    Returns
-    -------
-    pandas.DataFrame
-        One row per scored class, with user's and producer's accuracy.
     """
     codes, names = list(SCORED), [DFC2020.name_of(code) for code in SCORED]
     sample = np.asarray(counts)[np.ix_(codes, codes)].T

@@ -77,11 +77,6 @@ class Claim(BaseModel):
             raise ValueError(f"`{self.relation}` needs {', '.join(missing)}")
         return self
 
-    @property
-    def reported_text(self) -> str:
-        """Return the value that the source reports, or that it reports none."""
-        return "not reported" if self.reported is None else f"{self.reported:g} %"
-
 
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -93,28 +88,13 @@ class _File(BaseModel):
 
 @dataclass(frozen=True)
 class Finding:
-    """
-    The result for a claim by the lines of one kind of data, in per cent and points; only the interval is 0..1.
-
-    Attributes
-    ----------
-    ours : float
-        Mean over seeds.
-    interval : Interval or None
-        Over regions, of the first seed whose lines have counts; None if there is none.
-    seeds : dict of int to float
-        Score of each seed, the spread that an interval over regions does not show.
-    difference : float
-        To the reported value, or to the method that the claim compares with.
-    lines : list
-        The ledger lines.
-    """
+    """The result for a claim by the lines of one kind of data, in per cent and points; only the interval is 0..1."""
 
     data_kind: str
-    ours: float
-    interval: Interval | None
-    seeds: dict[int, float]
-    difference: float
+    ours: float  # mean over seeds
+    interval: Interval | None  # over regions, of the first seed whose lines have counts
+    seeds: dict[int, float]  # score of each seed, a spread that the interval does not contain
+    difference: float  # to the reported value, or to the method that the claim compares with
     lines: list[_Entry]
 
 
@@ -145,7 +125,6 @@ def evidence(own: str | os.PathLike[str] | None = None) -> list[_Entry]:
     """
     Read the ledger lines that verdicts rest on: the committed ones and, of the ledger *own*, those not synthetic.
 
-    A reader's run on real data therefore counts at once, while the synthetic results stay those that were committed.
     Each line has `data_kind`, also an old one.
     """
     lines: list[dict[str, Any]] = []
@@ -178,12 +157,14 @@ def examine(claim: Claim, entries: Iterable[_Entry]) -> dict[str, Finding]:
 
 
 def _newest_by_seed(lines: Iterable[_Entry], where: _Entry, kind: str, score: str) -> dict[int, _Entry]:
-    fitting = {}
-    for line in lines:
-        fits = all(line.get(name) == value for name, value in where.items()) and _kind_of(line) == kind
-        if fits and line.get(score) is not None:
-            fitting[int(line.get("seeds.training") or 0)] = line
-    return dict(sorted(fitting.items()))
+    fitting = (
+        line
+        for line in lines
+        if _kind_of(line) == kind
+        and line.get(score) is not None
+        and all(line.get(name) == value for name, value in where.items())
+    )
+    return dict(sorted({int(line.get("seeds.training") or 0): line for line in fitting}.items()))
 
 
 def _find(claim: Claim, kind: str, ours: dict[int, _Entry], theirs: dict[int, _Entry]) -> Finding:
@@ -246,20 +227,20 @@ def _compare(claim: Claim, finding: Finding) -> str:
 
 
 def table(claims: Iterable[Claim], entries: Iterable[_Entry]) -> pd.DataFrame:
-    """
-    Return one row per claim and kind of data: id, data, verdict, ours, reported, difference, interval, seeds, source.
-
-    A claim without a line on the data that it needs has a row with that verdict (see `outstanding`).
-    """
+    """Return one row per claim and kind of data, that which the claim needs always among them (see `outstanding`)."""
     lines, rows = list(entries), []
     for claim in claims:
         found = examine(claim, lines)
-        head = {"claim": claim.id, "source": claim.source, "reported": claim.reported_text}
+        head = {"claim": claim.id, "source": claim.source, "reported": _reported(claim)}
         rows += [head | {"data": MARKS[kind]} | _shown(claim, one, found) for kind, one in found.items()]
         if claim.needs not in found:
             rows.append(head | {"data": MARKS[claim.needs], "verdict": verdict(claim, found)})
     columns = ["claim", "data", "verdict", "ours", "reported", "difference", "interval", "seeds", "source"]
     return pd.DataFrame(rows, columns=columns, dtype=object).fillna(_NONE)
+
+
+def _reported(claim: Claim) -> str:
+    return "not reported" if claim.reported is None else f"{claim.reported:g} %"
 
 
 def _shown(claim: Claim, finding: Finding, findings: Mapping[str, Finding]) -> dict[str, str]:
@@ -276,38 +257,29 @@ def _shown(claim: Claim, finding: Finding, findings: Mapping[str, Finding]) -> d
 
 
 def outstanding(claims: Iterable[Claim], entries: Iterable[_Entry]) -> pd.DataFrame:
-    """
-    Return what it takes to have verdicts: one row for the claims that the same run would decide.
-
-    Columns: verdict so far; command, download and hours of a run that would give one, or why there is none. Index: ids.
-    """
+    """Return what it takes to have verdicts, or why there is none: one row for the claims that the same run decides."""
     lines, rows = list(entries), dict[tuple[str, ...], list[str]]()
     for claim in claims:
         so_far = verdict(claim, examine(claim, lines))
-        if so_far == _NOT_RUN:
-            row = (so_far, claim.command, claim.download or "none", str(claim.hours))
+        row = (so_far, claim.command, claim.download or "none", str(claim.hours))
+        row = (so_far, claim.means, _NONE, _NONE) if so_far == _UNTESTABLE else row
+        if so_far in (_NOT_RUN, _UNTESTABLE):
             rows.setdefault(row, []).append(claim.id)
-        elif so_far == _UNTESTABLE:
-            rows.setdefault((so_far, claim.means, _NONE, _NONE), []).append(claim.id)
     index = pd.Index([", ".join(ids) for ids in rows.values()], name="claims", dtype=object)
     return pd.DataFrame(list(rows), index, ["verdict", "command, or why none", "download", "hours"], dtype=object)
 
 
 def summary(claims: Iterable[Claim], entries: Iterable[_Entry]) -> pd.DataFrame:
     """Return how many claims have each verdict, and which: one row per verdict, in the order of `VERDICTS`."""
-    lines, found = list(entries), dict[str, list[str]]()
-    for claim in claims:
-        found.setdefault(verdict(claim, examine(claim, lines)), []).append(claim.id)
-    rows = {name: {"claims": len(found[name]), "which": ", ".join(found[name])} for name in VERDICTS if name in found}
+    lines = list(entries)
+    found = {claim.id: verdict(claim, examine(claim, lines)) for claim in claims}
+    which = {name: [claim for claim, result in found.items() if result == name] for name in VERDICTS}
+    rows = {name: {"claims": len(ids), "which": ", ".join(ids)} for name, ids in which.items() if ids}
     return pd.DataFrame.from_dict(rows, "index").rename_axis("verdict")
 
 
 def report(claim: Claim, entries: Iterable[_Entry]) -> pd.DataFrame:
-    """
-    Report on one claim in full: one row per field, one column per kind of data that has lines.
-
-    The kind that the claim needs always has a column; without lines, it gives what a verdict would take.
-    """
+    """Report on one claim in full: one row per field, one column per kind of data that has lines or that it needs."""
     lines = [ledger.flatten(dict(entry)) for entry in entries]
     found, columns = examine(claim, lines), {}
     for kind in [kind for kind in MARKS if kind in found or kind == claim.needs]:
@@ -315,7 +287,7 @@ def report(claim: Claim, entries: Iterable[_Entry]) -> pd.DataFrame:
             "claim": claim.sentence,
             "made by": f"{claim.source}, {claim.at}",
             "tested as": claim.means,
-            "reported": claim.reported_text,
+            "reported": _reported(claim),
             "margin, fixed before": _NONE if claim.margin is None else f"{claim.margin:g} points",
         }
         if kind in found:

@@ -9,8 +9,7 @@ difficult for all of them.
 
 checks for drift. NEW is the ledger of a run of the chapters, as `make test` writes it. Each score is compared with the
 line of the same method, seed and training in the committed ledger, within the tolerance that `shipped/tolerances.yaml`
-declares for it, with the reason. The exit code is 1, after a table of what has moved, if a score is further away or
-missing, and 2 if nothing can be compared.
+declares. The exit code is 1 if a score is further away or missing, and 2 if nothing can be compared.
 """
 
 from __future__ import annotations
@@ -92,11 +91,7 @@ more than one small network has to exceed it with every seed.
 
 
 def recorded_methods(path: str | os.PathLike[str] | None = None) -> pd.DataFrame:
-    """
-    Read the newest line of each method and seed, of *path* or of the package, and the bounds on the same worlds.
-
-    Raises MissingDataError if there is no such file, DataError if it holds no line.
-    """
+    """Read the newest line of each method and seed, of *path* or of the package, and the bounds on the same worlds."""
     path = path or SHIPPED / "methods.jsonl"
     lines = ledger.read(path)
     if lines.empty:
@@ -173,8 +168,7 @@ def gains(lines: pd.DataFrame, steps: Iterable[Step] = ABLATION, digits: int = 1
         pairs = sorted(int(seed) for seed in data.columns[np.asarray((one == other) & one.notna(), bool)])
         if not pairs:
             continue
-        with_it, without = aa.loc[[step.method, step.over], pairs].to_numpy(float)
-        gain = pd.Series(with_it - without, index=pairs)
+        gain = aa.loc[step.method, pairs].astype(float) - aa.loc[step.over, pairs].astype(float)
         counts, others = (_region_counts(lines, method, pairs[0]) for method in (step.method, step.over))
         interval = _UNKNOWN
         if counts is not None and others is not None and counts.shape == others.shape:
@@ -203,12 +197,7 @@ def _rounded(table: pd.DataFrame, digits: int) -> pd.DataFrame:
 def verdicts(
     lines: pd.DataFrame, requirements: Iterable[tuple[Any, ...]] = REQUIREMENTS, method: str = FUSION
 ) -> pd.DataFrame:
-    """
-    Return whether *method* meets each requirement (see `REQUIREMENTS`): a row each, with the points required and found.
-
-    The verdict is "met" if the mean gain exceeds the required one and no seed is below what is required of each, and
-    "not recorded" if no seed has both lines.
-    """
+    """Return whether *method* meets each requirement (see `REQUIREMENTS`); "not recorded" if no seed has both lines."""
     rows = {}
     for against, mean, *each in requirements:
         found = gains(lines, [Step("", method, against)], digits=6)
@@ -227,12 +216,7 @@ _UNKNOWN = Interval(float("nan"), float("nan"), float("nan"), 0)
 
 
 def _region_counts(lines: pd.DataFrame, method: str, seed: int | None = None) -> NDArray[np.int64] | None:
-    """
-    Return the counts of each region, int (n, 11, 11) by name, of a method's first seed or of *seed*; None if unknown.
-
-    A line without counts has the recall of each class in each region. With the pixels of that class, which any line of
-    the same data gives, this is what AA takes; the class that a wrong pixel was mapped to is unknown (code 0).
-    """
+    """Return the counts of each region, int (n, 11, 11) by name, of a method's first seed or of *seed*, if known."""
     own = lines[lines["parameters.method"] == method].sort_values("seeds.world")
     own = own if seed is None else own[own["seeds.world"] == seed]
     if own.empty:
@@ -249,6 +233,11 @@ def _counts(line: Mapping[Any, Any] | pd.Series) -> dict[str, NDArray[np.int64]]
 
 
 def _counts_from_recalls(line: pd.Series, lines: pd.DataFrame) -> dict[str, NDArray[np.int64]]:
+    """
+    Return what AA takes for a line without counts: its recalls times the pixels that another line of the data has.
+
+    The class that a wrong pixel was mapped to is unknown, code 0.
+    """
     for source in (lines, _committed_seeds()):
         same = source["hashes.evaluation"] == line["hashes.evaluation"]
         with_counts = source.loc[same, source.columns.str.startswith("scores.counts.")].dropna(how="all")
@@ -275,19 +264,10 @@ def _committed_seeds() -> pd.DataFrame:
 
 def drift(new: Path, committed: Path = SHIPPED / "seeds.jsonl") -> pd.DataFrame:
     """
-    Compare the scores of a new ledger with the committed ones.
+    Compare the scores of a new ledger with the committed ones: one row per method and score, in per cent.
 
-    Returns
-    -------
-    pandas.DataFrame
-        One row per method and score: committed, new and their difference in per cent, the tolerance, and `ok`. A method
-        without a new line, or without a committed one of the same seed and training, has the difference NaN and is not
-        ok. Of several new lines of a method the last counts.
-
-    Raises
-    ------
-    MissingDataError
-        If the new ledger has no line of the kind that is compared.
+    A method without a new line, or without a committed one of the same seed and training, is not `ok`. Of several new
+    lines of a method the last counts. Raises MissingDataError if the new ledger has no line of the kind compared.
     """
     declared = yaml.safe_load((SHIPPED / "tolerances.yaml").read_text(encoding="utf-8"))
     lines, before = ledger.read(new), ledger.read(committed)

@@ -35,6 +35,7 @@ from lcfuse_core.scoring.scores import N_CODES, compute_score
 
 METHODS = ("bootstrap", "jackknife", "percentile")
 
+_LEVEL = 0.95  # nominal coverage
 _DRAWN_BYTES = 1 << 23  # drawn groups that are scored at once: 8 MB, and as much again while one is left out
 
 _Score = Callable[[NDArray[np.number]], NDArray[np.float64]]  # from stacked counts to one number each, or NaN
@@ -57,16 +58,10 @@ class Interval:
 
 
 def interval(
-    groups: NDArray[np.integer],
-    score: str = "aa",
-    *,
-    level: float = 0.95,
-    method: str = "bootstrap",
-    draws: int = 999,
-    seed: int = 0,
+    groups: NDArray[np.integer], score: str = "aa", *, method: str = "bootstrap", draws: int = 999, seed: int = 0
 ) -> Interval:
     """
-    Compute a score of all groups together, with an interval that covers the true score in *level* of all samples.
+    Compute a score of all groups together, with its 95 % confidence interval.
 
     Parameters
     ----------
@@ -74,26 +69,19 @@ def interval(
         Confusion counts of each scene (or region). Groups in which the score is undefined are left out.
     score : str
         A name that `scores.compute_score` takes, such as "aa" or "recall.Water".
-    level : float
-        Nominal coverage, between 0 and 1.
     method : str
         One of `METHODS`.
     draws, seed : int
         Of the bootstrap.
-
-    Returns
-    -------
-    Interval
 
     Raises
     ------
     GridError
         If the counts have another shape.
     ParameterError
-        If the method or score is unknown, or the level is out of range.
+        If the method or score is unknown.
     """
-    counts = _checked(groups, method, level)
-    return _interval(counts, partial(compute_score, name=score), 0.0, level, method, draws, seed)
+    return _interval(_checked(groups), partial(compute_score, name=score), 0.0, method, draws, seed)
 
 
 def difference(
@@ -101,7 +89,6 @@ def difference(
     others: NDArray[np.integer],
     score: str = "aa",
     *,
-    level: float = 0.95,
     method: str = "bootstrap",
     draws: int = 999,
     seed: int = 0,
@@ -109,53 +96,43 @@ def difference(
     """
     Compute by how much one map scores higher than another, paired: both maps are resampled by the same scenes.
 
-    The interval is far narrower than two separate ones suggest, because a difficult scene is difficult for both maps.
+    The interval, in -1..1, is far narrower than those of the two scores suggest, because a difficult scene is difficult
+    for both maps.
 
     Parameters
     ----------
     groups, others : ndarray of int, shape (n, 11, 11)
         Counts of the two maps in the *same* scenes in the same order.
-    score, level, method, draws, seed
+    score, method, draws, seed
         As for `interval`.
-
-    Returns
-    -------
-    Interval
-        In -1..1.
 
     Raises
     ------
-    GridError
-        If the counts have another shape, or their reference pixels differ.
-    ParameterError
-        As for `interval`.
+    GridError, ParameterError
+        As `interval`, and if the reference pixels of the two maps differ.
     """
-    pair = [_checked(counts, method, level) for counts in (groups, others)]
-    if pair[0].shape != pair[1].shape or (pair[0].sum(-1) != pair[1].sum(-1)).any():
+    one, other = _checked(groups), _checked(others)
+    if one.shape != other.shape or (one.sum(-1) != other.sum(-1)).any():
         expected, do = "the same reference pixels in each scene", "Evaluate both maps on the same patches."
         raise GridError("difference", found="different ones", expected=expected, do=do)
 
     def gain(pairs: NDArray[np.number]) -> NDArray[np.float64]:
         return compute_score(pairs[..., 0, :, :], score) - compute_score(pairs[..., 1, :, :], score)
 
-    return _interval(np.stack(pair, axis=1), gain, -1.0, level, method, draws, seed)
+    return _interval(np.stack([one, other], axis=1), gain, -1.0, method, draws, seed)
 
 
-def _checked(groups: NDArray[np.integer], method: str, level: float) -> NDArray[np.int64]:
+def _checked(groups: NDArray[np.integer]) -> NDArray[np.int64]:
     groups = np.asarray(groups)
     if groups.ndim != 3 or groups.shape[1:] != (N_CODES, N_CODES):
         raise GridError("groups", found=f"shape {groups.shape}", expected="(n, 11, 11)", do="Stack the counts.")
-    if method not in METHODS:
-        raise ParameterError("method", found=repr(method), expected=", ".join(METHODS), do="Choose one of them.")
-    if not 0 < level < 1:
-        raise ParameterError("level", found=f"{level}", expected="between 0 and 1", do="Give 0.95 for 95 %.")
     return groups.astype(np.int64)
 
 
-def _interval(
-    groups: NDArray[np.int64], score: _Score, least: float, level: float, method: str, draws: int, seed: int
-) -> Interval:
+def _interval(groups: NDArray[np.int64], score: _Score, least: float, method: str, draws: int, seed: int) -> Interval:
     """Compute the interval of a score that lies in least..1, over the groups that have it."""
+    if method not in METHODS:
+        raise ParameterError("method", found=repr(method), expected=", ".join(METHODS), do="Choose one of them.")
     groups = groups[~np.isnan(score(groups))]
     n = len(groups)
     value = float(score(groups.sum(0))) if n else float("nan")
@@ -163,14 +140,14 @@ def _interval(
         return Interval(value, float("nan"), float("nan"), n)
     if method == "percentile":
         values = np.concatenate([score(drawn.sum(1)) for drawn in _draw(groups, draws, seed)])
-        low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+        low, high = np.nanquantile(values, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
         return Interval(value, float(low), float(high), n)
     error = float(_jackknife(groups[None], score)[0])
     if method == "jackknife":
-        n_errors = float(special.stdtrit(n - 1, (1 + level) / 2))
+        n_errors = float(special.stdtrit(n - 1, (1 + _LEVEL) / 2))
     else:
         studentised = [_studentise(drawn, score, value) for drawn in _draw(groups, draws, seed)]
-        n_errors = float(np.nanquantile(np.concatenate(studentised), level, method="higher"))
+        n_errors = float(np.nanquantile(np.concatenate(studentised), _LEVEL, method="higher"))
     half = n_errors * error if error else 0.0
     return Interval(value, max(least, value - half), min(1.0, value + half), n)
 
@@ -193,11 +170,7 @@ def _studentise(drawn: NDArray[np.int64], score: _Score, value: float) -> NDArra
 
 
 def _jackknife(drawn: NDArray[np.int64], score: _Score) -> NDArray[np.float64]:
-    """
-    Compute the standard error of each of many scores, from leaving each group out once.
-
-    *drawn* is int (scores, n groups, ...). Efron and Tibshirani, equation 11.5.
-    """
+    """Compute the standard error of scores by leaving each group out once; Efron and Tibshirani, equation 11.5."""
     without = score(drawn.sum(1, keepdims=True) - drawn)
     n = without.shape[1]
     n_defined = np.maximum((~np.isnan(without)).sum(1, keepdims=True), 1)
@@ -205,7 +178,7 @@ def _jackknife(drawn: NDArray[np.int64], score: _Score) -> NDArray[np.float64]:
     return np.sqrt((n - 1) / n * np.nansum((without - mean) ** 2, 1))
 
 
-def over_pixels(counts: NDArray[np.integer], level: float = 0.95) -> Interval:
+def over_pixels(counts: NDArray[np.integer]) -> Interval:
     """
     Compute the interval of AA that *would* hold if every pixel were drawn independently, to show that it is wrong.
 
@@ -216,17 +189,13 @@ def over_pixels(counts: NDArray[np.integer], level: float = 0.95) -> Interval:
     present = in_reference > 0
     recall = counts[codes, codes][present] / in_reference[present]
     error = np.sqrt((recall * (1 - recall) / in_reference[present]).sum()) / present.sum()
-    half = float(special.ndtri((1 + level) / 2) * error)
+    half = float(special.ndtri((1 + _LEVEL) / 2) * error)
     value = float(recall.mean())
     return Interval(value, value - half, value + half, int(in_reference.sum()))
 
 
 def interval_table(groups: NDArray[np.integer], *, method: str = "bootstrap") -> pd.DataFrame:
-    """
-    Return AA and the recall of each scored class, with their intervals in per cent and the groups that have the class.
-
-    For *groups* and *method* see `interval`.
-    """
+    """Return AA and the recall of each scored class with their intervals (see `interval`), in per cent."""
     names = {"AA": "aa"} | {DFC2020.name_of(code): f"recall.{DFC2020.name_of(code)}" for code in SCORED}
     found = {row: interval(groups, score, method=method) for row, score in names.items()}
     rows = {row: [100 * one.value, 100 * one.low, 100 * one.high, one.n_groups] for row, one in found.items()}

@@ -51,13 +51,6 @@ DATA_KINDS = ("synthetic", "semi-real", "unverified", "real")
 
 _PROFILES = ("smoke", "colab", "full")
 
-_LISTED = {
-    "kind": "chapter", "parameters.method": "method", "label_regime": "labels", "synthetic": "synthetic",
-    "seeds.world": "seed", "scores.aa": "AA", "scores.miou_8": "mIoU-8", "scores.oa": "OA",
-}  # fmt: skip
-
-_INCIDENTAL = ("time", "cost.", "machine.")  # fields that differ between any two runs
-
 
 def new_entry(
     kind: str,
@@ -81,24 +74,18 @@ def new_entry(
     kind : str
         What was done, such as "evaluation", the name of a chapter.
     parameters, scores : mapping or dataclass
-        Such as a `TrainPlan` and `Scores`; *scores* may be None.
+        Such as a `TrainPlan` and `Scores`.
     label_regime, profile, data_kind : str
         One of `LABEL_REGIMES`, of smoke, colab and full, and of `DATA_KINDS` ("synthetic" or "real" by default).
     seeds, data, hashes, cost : mapping
-        Seeds by purpose; names of the data by role, such as `{"evaluation": "DFC2020 test"}`; SHA-256 of data by role
-        and of the checkpoint; costs such as `{"train_s": 71.3}`, which replace measured ones of the same name.
+        By purpose or role; given costs replace measured ones of the same name.
     synthetic : bool
         Whether any of the data come from the sample world.
-
-    Returns
-    -------
-    dict
-        Plain values as JSON has them; NaN becomes None.
 
     Raises
     ------
     ParameterError
-        If the regime, profile or kind of data is unknown, or JSON cannot hold a value.
+        If the regime, profile or kind of data is unknown, or JSON cannot hold a value; NaN becomes None.
     """
     data_kind = data_kind or ("synthetic" if synthetic else "real")
     for name, value, known in (
@@ -152,8 +139,8 @@ def append(path: str | os.PathLike[str], entry: Mapping[str, Any]) -> None:
     """
     Add one line, whole or not at all; it is on the disk when this returns.
 
-    Any number of processes of one machine may append at once, and of several machines where the file system keeps
-    locks (NFS does, on Linux). Raises LcfuseError if the disk is full; the lines before stay as they are.
+    Processes of several machines may append where the file system keeps locks (NFS does, on Linux). Raises LcfuseError
+    if the disk is full; the lines before stay as they are.
     """
     line = json.dumps(_plain(entry, "entry"), ensure_ascii=False, allow_nan=False).encode() + b"\n"
     try:
@@ -193,7 +180,7 @@ def read(path: str | os.PathLike[str]) -> pd.DataFrame:
     Read all lines as a table in the order of the file; nested names are joined by dots, as in `scores.aa`.
 
     A line that is not JSON (its process was killed) is left out with a warning and named in `table.attrs["damaged"]`;
-    `table.attrs["lines"]` has the line number of each row. Raises as `read_entries`.
+    `table.attrs["lines"]` has the line number of each row.
     """
     entries, damaged = read_entries(path)
     if damaged:
@@ -204,11 +191,7 @@ def read(path: str | os.PathLike[str]) -> pd.DataFrame:
 
 
 def read_entries(path: str | os.PathLike[str]) -> tuple[dict[int, dict[str, Any]], list[str]]:
-    """
-    Read the lines by their number, from 1, and the names of damaged ones.
-
-    Raises MissingDataError if there is no file, DataError if a line has a newer schema.
-    """
+    """Read the lines by their number, from 1, and the names of damaged ones; DataError if a line has a newer schema."""
     path = Path(path)
     if not path.exists():
         raise MissingDataError(path, found="no such file", expected="a ledger", do="Run a chapter that records.")
@@ -250,11 +233,7 @@ def flatten(entry: dict[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def by_seed(lines: pd.DataFrame, column: str) -> pd.DataFrame:
-    """
-    Arrange one column of a ledger: a row per method, a column per seed; of two lines of a run, the newer counts.
-
-    Raises DataError if the lines lack the column, a method or a seed.
-    """
+    """Arrange one column of a ledger: a row per method, a column per seed; of two lines of a run, the newer counts."""
     method, seed = "parameters.method", "seeds.world"
     check_fields(lines, method, seed, column)
     return lines.drop_duplicates([method, seed], keep="last").pivot(index=method, columns=seed, values=column)
@@ -291,7 +270,11 @@ def add_parser(commands: Any) -> None:
 
 def _list(options: argparse.Namespace) -> int:
     table = read(options.file)
-    shown = table.reindex(columns=list(_LISTED)).rename(columns=_LISTED)
+    titles = {
+        "kind": "chapter", "parameters.method": "method", "label_regime": "labels", "synthetic": "synthetic",
+        "seeds.world": "seed", "scores.aa": "AA", "scores.miou_8": "mIoU-8", "scores.oa": "OA",
+    }  # fmt: skip
+    shown = table.reindex(columns=list(titles)).rename(columns=titles)
     shown.insert(0, "line", table.attrs["lines"])
     with pd.option_context("display.width", 160, "display.max_rows", None, "display.precision", 3):
         print(shown.to_string(index=False))
@@ -307,7 +290,7 @@ def _diff(options: argparse.Namespace) -> int:
     one, other = (flatten(_entry(options.file, number)) for number in options.lines)
     names = [name for name in dict.fromkeys([*one, *other]) if one.get(name) != other.get(name)]
     if not options.all:
-        names = [name for name in names if not name.startswith(_INCIDENTAL)]
+        names = [name for name in names if not name.startswith(("time", "cost.", "machine."))]
     width = max(map(len, names), default=0)
     for name in names:
         values = [json.dumps(flat[name], ensure_ascii=False) if name in flat else "(missing)" for flat in (one, other)]

@@ -76,9 +76,7 @@ class Result:
 
 def method_name(learner: str, class_weight_power: float, loss: str = "cross_entropy") -> str:
     """
-    Return the name of a method in tables and in the ledger.
-
-    *learner* is a key of `NAMES`; *loss* is named unless it is cross-entropy, and a forest has none.
+    Return the name of a method in tables and in the ledger; *learner* is a key of `NAMES`.
 
     Examples
     --------
@@ -91,30 +89,17 @@ def method_name(learner: str, class_weight_power: float, loss: str = "cross_entr
 
 
 def split_scenes(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """
-    Split an index into training patches and those of held-out scenes: the same scenes whatever the seed.
-
-    Raises ParameterError if there are fewer than two scenes.
-    """
+    """Split an index into training patches and those of held-out scenes, the same whatever the seed."""
     return split_by_scene(table, HELD_OUT, seed=0)
 
 
 def evaluation_patches(root: str | os.PathLike[str], split: str = "test") -> pd.DataFrame:
     """
-    Return the index rows of the patches of *root* that have images, MODIS label and reference, of one split.
+    Return the index rows of the patches under *root* that have images, MODIS label and reference.
 
-    Parameters
-    ----------
-    root : path
-        A folder of DFC2020.
-    split : {"test", "validation"}
-        "test" gives all patches where there are no splits. "validation" gives the patches whose reference the regime
-        *coarse + fine validation* may learn from, and never others.
-
-    Raises
-    ------
-    MissingDataError
-        If there is no such patch.
+    *split* is "test", which gives all patches where there are no splits, or "validation", which gives the patches whose
+    reference the regime *coarse + fine validation* may learn from, and never others. Raises MissingDataError if there
+    are none.
     """
     whole = complete(index(root), NEED)
     if whole.empty:
@@ -128,11 +113,7 @@ def evaluation_patches(root: str | os.PathLike[str], split: str = "test") -> pd.
 
 
 def by_variety(table: pd.DataFrame, first: int = 100) -> pd.DataFrame:
-    """
-    Sort the *first* rows of an index by the number of classes in the MODIS label, most first.
-
-    The order shows which patches are worth a figure without opening the reference. Unreadable patches are left out.
-    """
+    """Sort the *first* rows of an index by the number of classes in the MODIS label, without unreadable patches."""
     readable = iter_patches(table.head(first), Report(), ("s1", "s2", "lc"))
     n_classes = {patch.name: len(np.unique(modis_label_map(patch))) for patch in readable}
     names = pd.Series(list(map(patch_name, table.itertuples())), index=table.index)
@@ -159,16 +140,14 @@ def evaluate_methods(
     table : pandas.DataFrame
         Index rows of the patches, as `evaluation_patches` returns them.
     count : callable
-        From reference and map to int64 (11, 11): `confusion` for all pixels, `spatial.confusion_near_borders` for those
-        near borders.
+        `confusion` for all pixels, `spatial.confusion_near_borders` for those near borders.
     progress : bool
         Whether to show a progress bar.
 
     Returns
     -------
-    results : dict of str to Result
-    report : Report
-        Patches that are refused are skipped for all methods alike, counted and named here.
+    tuple of dict and Report
+        A `Result` per method. Patches that are refused are skipped for all methods alike and named in the report.
 
     Raises
     ------
@@ -200,11 +179,7 @@ def published() -> dict[str, Any]:
 
 
 def over_seeds(lines: pd.DataFrame, score: str = "aa", digits: int = 1) -> pd.DataFrame:
-    """
-    Return one row per method, the best mean first: its *score* in per cent with each seed, and their mean and range.
-
-    *lines* is a ledger, as `recorded_seeds` returns it.
-    """
+    """Return one row per method, the best mean first: its *score* in per cent with each seed, their mean and range."""
     wide = 100 * ledger.by_seed(lines, f"scores.{score}")
     summary = pd.DataFrame({"mean": wide.mean(axis=1), "min": wide.min(axis=1), "max": wide.max(axis=1)})
     table = wide.rename(columns=lambda seed: f"seed {seed}").join(summary).round(digits)

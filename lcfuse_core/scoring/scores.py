@@ -38,6 +38,9 @@ class Scores:
     """
     The scores of one map, all 0..1 but kappa (-1..1); none of the overall scores is ever NaN.
 
+    By class name (`recall` or producer's accuracy, `precision` or user's accuracy, `f1`, `iou`), NaN is an undefined
+    score: precision of a class that is not mapped, the others of a class that is absent from the reference.
+
     Attributes
     ----------
     aa, oa : float
@@ -51,9 +54,6 @@ class Scores:
         Quantity disagreement [2]_: half the sum of the absolute differences between area shares of map and reference.
     n_pixels, n_present : int
         Evaluated pixels; scored classes in the reference.
-    recall, precision, f1, iou : dict of str to float
-        By class name. Recall is also called producer's accuracy, and precision user's accuracy. NaN where undefined:
-        precision of a class that is not mapped, the others of a class that is absent from the reference.
 
     References
     ----------
@@ -97,10 +97,8 @@ def confusion(reference: NDArray[np.integer], predicted: NDArray[np.integer]) ->
 
     Raises
     ------
-    GridError
-        If the shapes differ.
-    LegendError
-        If a code is not one of DFC2020.
+    GridError, LegendError
+        If the shapes differ; if a code is not one of DFC2020.
     """
     reference, predicted = np.asarray(reference), np.asarray(predicted)
     check_grids("confusion", reference=reference, predicted=predicted)
@@ -152,10 +150,6 @@ def compute_score(counts: NDArray[np.number], name: str) -> NDArray[np.float64]:
     ndarray of float64, shape (...)
         NaN where the score is undefined, as that of a matrix without a pixel to evaluate.
 
-    Raises
-    ------
-    ParameterError
-        If the name is unknown.
     """
     if name == "oa":
         return _ratio(counts[..., _CODES, _CODES].sum(-1), counts[..., _CODES, :].sum((-2, -1)))
@@ -187,19 +181,9 @@ def _ratio(part: NDArray[np.number], whole: NDArray[np.number], otherwise: float
 
 def summarise(counts: NDArray[np.integer]) -> Scores:
     """
-    Compute all scores of one confusion matrix.
+    Compute all scores of one confusion matrix, int (11, 11) as `confusion` returns it.
 
-    Parameters
-    ----------
-    counts : ndarray of int, shape (11, 11)
-        As `confusion` returns it.
-
-    Raises
-    ------
-    GridError
-        If the shape is another.
-    DataError
-        If the counts hold no pixel of a scored class.
+    Raises DataError if the counts hold no pixel of a scored class, GridError if they have another shape.
 
     Examples
     --------
@@ -256,11 +240,7 @@ def score_table(entries: Mapping[str, Scores], digits: int = 1) -> pd.DataFrame:
 
 
 def class_table(entries: Mapping[str, Scores], score: str = "recall", digits: int = 1) -> pd.DataFrame:
-    """
-    Return one row per scored class, one column per map: *score* in per cent, NaN where it is undefined.
-
-    Raises ParameterError unless *score* is "recall", "precision", "f1" or "iou".
-    """
+    """Return one row per scored class, one column per map: recall, precision, f1 or iou in per cent."""
     if score not in ("recall", "precision", "f1", "iou"):
         expected = "recall, precision, f1 or iou"
         raise ParameterError("score", found=repr(score), expected=expected, do="Choose one of them.")

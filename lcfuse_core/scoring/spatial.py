@@ -23,7 +23,8 @@ def confusion_near_borders(
     """
     Count, as `confusion` does, only the pixels that have another known class within *radius_px* in the reference.
 
-    Maps from coarse labels are wrong first near borders. `confusion` minus this is the interior.
+    Maps from coarse labels are wrong first near borders. `confusion` minus this is the interior. The band is the
+    *trimap* of Kohli, Ladický and Torr (2009), Int. J. Comput. Vis. 82, around borders between any two classes.
 
     Parameters
     ----------
@@ -33,24 +34,10 @@ def confusion_near_borders(
         In rows or columns, whichever is more. Three pixels of 10 m are half a field road, and more than the shift
         between the two satellites.
 
-    Returns
-    -------
-    ndarray of int64, shape (11, 11)
-
     Raises
     ------
     GridError
         If the shapes differ or are not two-dimensional.
-
-    References
-    ----------
-    Kohli, Ladický and Torr (2009), Int. J. Comput. Vis. 82: the *trimap*, here with a border between any two known
-    classes.
-
-    Examples
-    --------
-    >>> confusion_near_borders(np.array([[1, 1, 1, 6, 6]]), np.array([[1, 1, 6, 6, 6]]), 1)[[1, 6], 6]
-    array([1, 1])
     """
     check_grids("borders", reference=reference, predicted=predicted)
     if reference.ndim != 2:
@@ -72,25 +59,16 @@ def cell_confusion(
 
     Parameters
     ----------
-    coarse : ndarray of int, shape (H, W)
-        MODIS label as DFC2020 codes. The class of a cell is that of most of its pixels, because a label that was
-        resampled to 10 m can be off by one pixel at the rim of a cell; of equally frequent classes the lower code
-        counts.
-    predicted : ndarray of int, shape (H, W)
-        A map, DFC2020 codes.
+    coarse, predicted : ndarray of int, shape (H, W)
+        MODIS label and map, DFC2020 codes. The class of a cell is that of most of its pixels, also in the label, which
+        can be off by one pixel at the rim of a cell; of equally frequent classes the lower code counts.
     ids : ndarray of int32, shape (H, W)
         Cell of each pixel, as `cells.cell_ids` returns it. Only cells that lie whole in the patch are counted.
 
     Returns
     -------
     ndarray of int64, shape (11, 11)
-        `scores.summarise` makes scores of it: OA is the fraction of cells that agree, among those whose MODIS class is
-        scored.
-
-    Raises
-    ------
-    GridError
-        If the shapes differ.
+        For `scores.summarise`: OA is the fraction of cells that agree, among those whose MODIS class is scored.
     """
     check_grids("cell_confusion", label=coarse, predicted=predicted, cells=ids, do="Use the cells of this patch.")
     n_cells = int(ids.max()) + 1 if ids.size else 0

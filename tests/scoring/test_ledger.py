@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
 import time
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcfuse_core import __main__ as shell
-from lcfuse_core import __version__, _runtime
+from lcfuse_core import __version__
 from lcfuse_core.errors import DataError, LcfuseError, MissingDataError, ParameterError
 from lcfuse_core.scoring import ledger
 from lcfuse_core.scoring.scores import confusion, summarise
@@ -109,47 +108,6 @@ def test_an_entry_says_where_it_comes_from():
     assert os.uname().nodename not in text
 
 
-def test_the_commit_is_that_of_the_checkout_only_if_it_is_ours(tmp_path, monkeypatch):
-    """A module tracked by git has its commit, marked when changed; in a foreign checkout it has none."""
-    names = {
-        "GIT_AUTHOR_NAME": "a",
-        "GIT_AUTHOR_EMAIL": "a@b",
-        "GIT_COMMITTER_NAME": "a",
-        "GIT_COMMITTER_EMAIL": "a@b",
-    }
-
-    def git(*arguments):
-        done = subprocess.run(
-            ["git", "-C", tmp_path, *arguments],
-            env=os.environ | names,
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        return done.stdout.strip()
-
-    module = tmp_path / "machines.py"
-    module.write_text("1")
-    git("init", "-q")
-    monkeypatch.setattr(_runtime, "__file__", str(module))
-    monkeypatch.setattr(_runtime, "_installed_commit", lambda: None)
-    git("-c", "commit.gpgsign=false", "commit", "-q", "--allow-empty", "--no-verify", "-m", "foreign")
-    assert _runtime.commit() is None
-    git("add", "machines.py")
-    git("-c", "commit.gpgsign=false", "commit", "-q", "--no-verify", "-m", "ours")
-    assert _runtime.commit() == git("rev-parse", "HEAD")
-    module.write_text("2")
-    assert _runtime.commit() == git("rev-parse", "HEAD") + "+changes"
-
-
-def test_without_git_there_is_no_commit(monkeypatch):
-    """A machine without git still records."""
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(_runtime, "_installed_commit", lambda: None)
-    assert _runtime.commit() is None
-    assert entry()["code"]["commit"] is None
-
-
 def test_what_is_unknown_is_refused():
     """Regime, profile and values are checked before anything is written."""
     with pytest.raises(ParameterError, match="label_regime: found 'coarse', expected coarse only, "):
@@ -158,27 +116,6 @@ def test_what_is_unknown_is_refused():
         entry(profile="quick")
     with pytest.raises(ParameterError, match=r"entry\.parameters\.f: found a value of type function"):
         entry(parameters={"f": lambda: 1})
-
-
-def _append_many(path, writer):
-    for number in range(40):
-        ledger.append(path, {"writer": writer, "number": number, "padding": "x" * 3000})
-
-
-@pytest.mark.filterwarnings("error")
-def test_writers_at_the_same_time_lose_nothing(tmp_path):
-    """Four processes, forty long lines each: all there, each whole, each writer's in order."""
-    path = tmp_path / "l"
-    context = multiprocessing.get_context("fork")
-    writers = [context.Process(target=_append_many, args=(path, writer)) for writer in range(4)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    table = ledger.read(path)
-    assert len(table) == 160
-    for _, lines in table.groupby("writer"):
-        assert lines["number"].tolist() == list(range(40))
 
 
 @pytest.mark.parametrize("cut", [1, 5, 20])

@@ -75,15 +75,6 @@ def test_scores_are_those_of_scikit_learn(pair):
     assert (ours.n_pixels, ours.n_present) == (reference.size, len(present))
 
 
-@settings(max_examples=50)
-@given(label_pairs(), st.integers(0, 2**32 - 1))
-def test_shuffling_pixels_changes_nothing(pair, seed):
-    """Where a pixel lies does not matter."""
-    reference, predicted = pair
-    order = np.random.default_rng(seed).permutation(reference.size)
-    np.testing.assert_array_equal(confusion(reference[order], predicted[order]), confusion(reference, predicted))
-
-
 @given(label_pairs(reference=scored, predicted=scored), st.permutations(SCORED))
 def test_permuting_classes_permutes_the_scores(pair, permuted):
     """Renaming the classes in both maps moves the class scores and leaves the overall ones."""
