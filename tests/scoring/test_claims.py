@@ -159,6 +159,7 @@ def test_a_score_near_borders_is_tested_by_its_own_counts():
     assert found.difference == pytest.approx(-10)
     assert found.interval.value == pytest.approx(-0.1)
     assert verdict(claim(score="near_borders.aa"), *lines) == "not reproduced"
+    assert verdict(claim(score="near_borders.aa"), line("ours", EASIER), line("MODIS label", HARD)) == "not run yet"
 
 
 def test_claims_name_methods_that_there_are():
@@ -178,13 +179,6 @@ def test_claims_about_the_test_set_need_all_of_it():
             assert (one.where | one.protocol)["scores.n_patches"] == 5128
 
 
-def test_unverified_files_give_no_verdict():
-    lines = [line("ours", EASIER, data_kind="unverified"), line("MODIS label", HARD, data_kind="unverified")]
-    table = claims.table([claim()], lines)
-    assert table["data"].tolist() == ["◌ unverified", "● real"]
-    assert verdict(claim(), *lines) == "not run yet"
-
-
 def test_the_ledger_of_methods_is_read_after_that_of_the_seeds(tmp_path, monkeypatch):
     """Where both have a method and seed, the newer line counts; where there is only one file, that is enough."""
     monkeypatch.setattr(claims, "SHIPPED", tmp_path)
@@ -196,16 +190,17 @@ def test_the_ledger_of_methods_is_read_after_that_of_the_seeds(tmp_path, monkeyp
     assert found.interval is not None
 
 
+@pytest.mark.parametrize("kind", ["semi-real", "unverified"])
+def test_other_data_give_no_verdict_and_have_their_own_row(kind):
+    lines = [line("ours", EASIER, data_kind=kind), line("MODIS label", HARD, data_kind=kind)]
+    table = claims.table([claim()], lines)
+    assert table["data"].tolist() == [claims.MARKS[kind], "● real"]
+    assert table["verdict"].tolist() == ["no verdict: other data", "not run yet"]
+
+
 def test_only_maps_of_the_same_data_are_compared():
     assert verdict(claim(), line("ours", EASIER, data="other"), line("MODIS label", HARD)) == "not run yet"
     assert verdict(claim(), line("ours", EASIER), line("MODIS label", HARD, seed=1)) == "not run yet"
-
-
-def test_semi_real_data_give_no_verdict_and_have_their_own_row():
-    lines = [line("ours", EASIER, data_kind="semi-real"), line("MODIS label", HARD, data_kind="semi-real")]
-    table = claims.table([claim()], lines)
-    assert table["data"].tolist() == ["◐ semi-real", "● real"]
-    assert table["verdict"].str.startswith("not run yet").tolist() == [False, True]
 
 
 def test_another_protocol_is_named():
@@ -277,11 +272,6 @@ def test_lines_of_the_first_schema_are_synthetic_or_unknown():
     assert set(claims.examine(figure(), [old | {"synthetic": True}])) == {"synthetic"}
 
 
-def test_a_score_that_no_line_has_leaves_a_claim_to_be_run():
-    lines = [line("ours", EASIER), line("MODIS label", HARD)]
-    assert verdict(claim(score="near_borders.aa"), *lines) == "not run yet"
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -297,12 +287,9 @@ def test_a_claim_that_is_not_whole_is_refused_by_name(changes, message):
     text = yaml.safe_dump({"version": 1, "fixed": "2026-11-22", "claims": [BASE | changes]})
     with pytest.raises(DataError, match=message):
         claims.read_claims(text.replace("'2026-11-22'", "2026-11-22"))
-
-
-def test_an_id_stands_for_one_claim():
-    text = yaml.safe_dump({"version": 1, "claims": [BASE, BASE]}) + "fixed: 2026-11-22\n"
+    twice = yaml.safe_dump({"version": 1, "claims": [BASE, BASE]}) + "fixed: 2026-11-22\n"
     with pytest.raises(DataError, match="an id twice"):
-        claims.read_claims(text)
+        claims.read_claims(twice)
 
 
 FIELDS = {
