@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import date
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -275,7 +275,7 @@ def read(path: Path | None = None) -> Manifest:
     """
     The manifest: the package's own, or that of *path*.
 
-    Raises MissingDataError without a file, DataError that names the line and the field of the first mistake.
+    Raises MissingDataError without a file, DataError that names the field of the first mistake.
     """
     if path is None:
         with resources.as_file(resources.files("lcfuse_core") / SHIPPED) as shipped:
@@ -286,13 +286,66 @@ def read(path: Path | None = None) -> Manifest:
     return parse(path.read_text(encoding="utf-8"), path.name)
 
 
+Location = tuple[str | int, ...]
+"""The way to a field: ("items", 3, "checksums")."""
+
+
 def parse(text: str, where: str = "manifest") -> Manifest:
-    """A manifest from its text; *where* names it in errors. Raises DataError that names line and field."""
-    document = Document(text, where)
-    manifest = document.validate(Manifest)
+    """
+    Return a manifest from its text; *where* names it in errors.
+
+    Raises DataError that names the field of the first mistake, or the line of what is not YAML. What YAML allows and a
+    person would trip over is refused: a key given twice (the later would win), an anchor or alias.
+    """
+    try:
+        values = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-40
+        mark = getattr(error, "problem_mark", None)
+        found = str(getattr(error, "problem", None) or error).splitlines()[0]
+        line = f"{where} line {mark.line + 1 if mark else 1}"
+        raise DataError(line, found=found, expected="YAML that can be read", do="Correct the line.") from None
+    try:
+        manifest = Manifest.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        found = "nothing" if first["type"] == "missing" else repr(first["input"])[:120]
+        raise _mistake(where, values, first["loc"], found, first["msg"].removeprefix("Value error, ")) from None
     for loc, found, expected in _contradictions(manifest):
-        raise document.mistake(loc, found, expected)
+        raise _mistake(where, values, loc, found, expected)
     return manifest
+
+
+class _Loader(yaml.SafeLoader):
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        if getattr(event, "anchor", None):
+            raise yaml.MarkedYAMLError(problem="an anchor or alias", problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} a second time", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _mistake(where: str, values: Any, loc: Location, found: str, expected: str) -> DataError:
+    """An error that names the field as a person would write it, and the id of its item."""
+    path: list[str] = []
+    at: Any = values
+    name = ""
+    for part in loc:  # pydantic puts names of types in between
+        if (isinstance(at, dict) and part in at) or (isinstance(at, list) and isinstance(part, int)):
+            path.append(str(part))
+            at = at[part]  # type: ignore[index]
+            name = at["id"] if isinstance(at, dict) and isinstance(at.get("id"), str) else name
+        elif part == loc[-1] and isinstance(at, dict):
+            path.append(str(part))  # a field that is missing
+    field = (".".join(path) or "the file") + (f" (item {name})" if name else "")
+    expected = expected[:1].lower() + expected[1:]
+    return DataError(f"{where}: {field}", found=found, expected=expected, do="Correct the field.")
 
 
 def _contradictions(manifest: Manifest) -> Iterator[tuple[Location, str, str]]:
@@ -321,85 +374,6 @@ def _contradictions(manifest: Manifest) -> Iterator[tuple[Location, str, str]]:
         for n, choice in enumerate(subset.items):
             if choice.item not in ids:
                 yield ("subsets", name, "items", n, "item"), repr(choice.item), "the id of an item"
-
-
-Model = TypeVar("Model", bound=BaseModel)
-Location = tuple[str | int, ...]
-"""The way to a field: ("items", 3, "checksums")."""
-
-
-class Document:
-    """
-    A YAML text, its values, and the line of each.
-
-    where : the name of the file, for errors
-
-    Raises DataError on what is no YAML, and on what YAML allows and a person would trip over: a key given twice (the
-    later would silently win), an alias (a file that refers to itself has no end).
-    """
-
-    def __init__(self, text: str, where: str) -> None:
-        self.where = where
-        try:
-            _refuse_aliases(text)
-            self.lines: dict[Location, int] = dict(_lines(yaml.compose(text, yaml.SafeLoader), ()))
-            self.values: Any = yaml.safe_load(text)
-        except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise self._error(line, "the file", str(error.problem), "YAML that can be read") from None
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-40
-            raise self._error(1, "the file", str(error).splitlines()[0], "YAML that can be read") from None
-
-    def validate(self, model: type[Model]) -> Model:
-        """The document as *model*. Raises DataError for the first mistake."""
-        try:
-            return model.model_validate(self.values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            found = "nothing" if first["type"] == "missing" else repr(first["input"])[:120]
-            raise self.mistake(first["loc"], found, first["msg"].removeprefix("Value error, ")) from None
-
-    def mistake(self, loc: Location, found: str, expected: str) -> DataError:
-        """An error that names the line and the field at *loc*."""
-        field, line = self._locate(loc)
-        return self._error(line, field, found, expected[:1].lower() + expected[1:])
-
-    def _locate(self, loc: Location) -> tuple[str, int]:
-        """The field as a person would write it, and its line, or that of the nearest thing around it."""
-        at: Location = ()
-        for part in loc:  # pydantic puts names of types in between
-            if (*at, part) in self.lines:
-                at = (*at, part)
-        missing = () if not loc or (at and at[-1] == loc[-1]) else loc[-1:]
-        return ".".join(map(str, (*at, *missing))) or "the file", self.lines.get(at, 1)
-
-    def _error(self, line: int, field: str, found: str, expected: str) -> DataError:
-        return DataError(f"{self.where} line {line}: {field}", found=found, expected=expected, do="Correct the line.")
-
-
-def _refuse_aliases(text: str) -> None:
-    for event in yaml.parse(text, yaml.SafeLoader):
-        if getattr(event, "anchor", None):
-            mark: Any = event.start_mark
-            raise yaml.MarkedYAMLError(problem="an anchor or alias", problem_mark=mark)
-
-
-def _lines(node: yaml.Node | None, loc: Location) -> Iterator[tuple[Location, int]]:
-    """The line, from 1, of every field."""
-    if node is None:
-        return
-    yield loc, node.start_mark.line + 1
-    if isinstance(node, yaml.SequenceNode):
-        for number, child in enumerate(node.value):
-            yield from _lines(child, (*loc, number))
-    elif isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, child in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key.value!r} a second time", problem_mark=key.start_mark)
-            seen.add(key.value)
-            yield from _lines(child, (*loc, key.value))
-            yield (*loc, key.value), key.start_mark.line + 1
 
 
 def in_words(size: int) -> str:
