@@ -62,14 +62,13 @@ S1_RANGE_DB = (-100.0, 60.0)
 S2_MAX = 32767
 """Reflectance x 10000 above this is a fill value, or a negative number read as unsigned."""
 
-S2_OFFSET = 1000
-"""Offset of Sentinel-2 products since processing baseline 04.00; SEN12MS and DFC2020 are older."""
+_S2_OFFSET = 1000  # of products since processing baseline 04.00; SEN12MS and DFC2020 are older
 
-OFFSET_REMOVED = f"s2: offset of +{S2_OFFSET} taken off all bands"
+OFFSET_REMOVED = f"s2: offset of +{_S2_OFFSET} taken off all bands"
 """Description of the repair."""
 
-S2_DARKEST = 256  # the brightest value lies above: scattering by the air alone gives about 1000 in B1
-SWAPPED_DB = 3.0  # VH lies some 7 dB below VV on average; this far above it, the two are swapped
+_S2_DARKEST = 256  # the brightest value lies above: scattering by the air alone gives about 1000 in B1
+_SWAPPED_DB = 3.0  # VH lies some 7 dB below VV on average; this far above it, the two are swapped
 
 GRID_TOLERANCE_PX = 0.1
 """Layers of one patch may lie this far apart."""
@@ -152,7 +151,7 @@ def read_files(name: str, paths: dict[str, str]) -> Patch:
     return Patch(name, layers["s1"].data, layers["s2"].data, lc, dfc, crs, transform, repairs)
 
 
-def read_place(path: str | os.PathLike[str], kind: str) -> tuple[CRS | None, Affine | None, tuple[int, int]]:
+def read_georeference(path: str | os.PathLike[str], kind: str) -> tuple[CRS | None, Affine | None, tuple[int, int]]:
     """Read CRS, transform and size (H, W) of a file from its header; raises as `read_layer` does."""
     with _opened(path, kind) as file:
         return *_georeference(file), file.shape
@@ -184,7 +183,7 @@ def check_s1(where: str | os.PathLike[str], s1: NDArray[np.floating]) -> None:
             do = "If the file holds linear power, convert it: 10 log10(value)."
             raise DataError(where, found=found, expected=expected, do=do)
     vv, vh = s1.reshape(2, -1).mean(axis=1)
-    if vh > vv + SWAPPED_DB:
+    if vh > vv + _SWAPPED_DB:
         found, do = f"VH {vh - vv:.1f} dB above VV on average", "Write the bands in the order VV, VH."
         raise DataError(where, found=found, expected="VV first, and VH below it", do=do)
 
@@ -193,14 +192,14 @@ def check_s2(where: str | os.PathLike[str], s2: NDArray[np.integer], *, noisy: b
     """
     Raise DataError unless an array (13, ...) plausibly holds reflectance x 10000 of all bands in file order.
 
-    Returns the offset to subtract from all bands: `S2_OFFSET` for products since baseline 04.00, else 0. It shows in
+    Returns the offset to subtract from all bands: 1000 for products since baseline 04.00, else 0. It shows in
     B10, which is else nearly black; under clouds B10 is bright too, but not everywhere. In large scenes (*noisy*) 1 %
     of the pixels may be dark nevertheless.
     """
     smallest, largest = int(s2.min()), int(s2.max())
-    if smallest < 0 or largest > S2_MAX or largest < S2_DARKEST:
+    if smallest < 0 or largest > S2_MAX or largest < _S2_DARKEST:
         found = f"values from {smallest} to {largest}"
-        expected = f"reflectance x 10000, within 0..{S2_MAX} and not all below {S2_DARKEST}"
+        expected = f"reflectance x 10000, within 0..{S2_MAX} and not all below {_S2_DARKEST}"
         do = f"Convert it if it has another scale; leave it out if it is no-data. {_AGAIN}"
         raise DataError(where, found=found, expected=expected, do=do)
     # The light of the cirrus band hardly reaches the ground; B1 is bright by the air alone.
@@ -208,7 +207,7 @@ def check_s2(where: str | os.PathLike[str], s2: NDArray[np.integer], *, noisy: b
         found, expected = "band 11 brighter than band 1 on the whole", f"{UNITS['s2']}: B10 (cirrus) is nearly black"
         raise DataError(where, found=found, expected=expected, do="Bring the bands into file order.")
     darkest = np.percentile(s2[B10], 1) / 0.9 if noisy else s2[B10].min()
-    return S2_OFFSET if darkest >= S2_OFFSET else 0
+    return _S2_OFFSET if darkest >= _S2_OFFSET else 0
 
 
 def subtract_offset(s2: NDArray[np.uint16], offset: int) -> None:

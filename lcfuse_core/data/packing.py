@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from lcfuse_core._runtime import atomic_path, lock, write_atomic
 from lcfuse_core.data.cells import modis_cells
-from lcfuse_core.data.files import GRID_TOLERANCE_PX, KINDS, part_transform, read_place
+from lcfuse_core.data.files import GRID_TOLERANCE_PX, KINDS, part_transform, read_georeference
 from lcfuse_core.data.packed import FORMAT, PackedScene, digest_of, tile_type
 from lcfuse_core.data.patches import Patch, Report, iter_patches, patch_name
 from lcfuse_core.errors import DataError, DiskError, GridError, LcfuseError, disk_error
@@ -144,7 +144,7 @@ def _layout(rows: pd.DataFrame, report: Report) -> _Layout:
     for number, path in enumerate(rows["s1"]):
         row = rows.iloc[[number]]
         try:
-            crs, transform, size = read_place(path, "s1")
+            crs, transform, size = read_georeference(path, "s1")
             if crs is None or transform is None:
                 raise _off_grid(row, "no georeference", "one in every patch")
             placed.append((row, crs, transform, size))
