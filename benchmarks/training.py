@@ -45,9 +45,10 @@ from lcfuse_core.data.packed import PackedScenes
 from lcfuse_core.models.losses import Batch, cross_entropy
 from lcfuse_core.models.networks import NETWORKS, parameter_count
 from lcfuse_core.training import log, loop
-from lcfuse_core.training.checkpoint import Run, TrainPlan
-from lcfuse_core.training.distributed import World, choose_device
-from lcfuse_core.training.feed import feed
+from lcfuse_core.training.checkpoint import Run
+from lcfuse_core.training.distributed import Distributed, choose_device
+from lcfuse_core.training.loop import feed
+from lcfuse_core.training.plan import TrainPlan
 from lcfuse_core.training.predict import forward
 from loading import Files, baseline_way, make_scene, write_patches
 
@@ -92,23 +93,23 @@ def main() -> None:
 
 def measure(name: str, stack: PackedScenes, table: pd.DataFrame, options: argparse.Namespace) -> dict[str, Any]:
     """All figures of one network."""
-    world = World(choose_device(options.device))
+    processes = Distributed(choose_device(options.device))
     plan = TrainPlan(network=name, crop=options.crop, batch=options.batch, steps=10**9, device=options.device)
     plan = replace(plan, compiled=options.compiled)
     statistics_of = stack.statistics()
     torch.manual_seed(0)
-    run = Run(plan.build().to(world.device).to(memory_format=torch.channels_last), plan, statistics_of)
-    batches = feed(stack, plan, statistics_of, world)
+    run = Run(plan.build().to(processes.device).to(memory_format=torch.channels_last), plan, statistics_of)
+    batches = feed(stack, plan, statistics_of, processes)
     images, batch, _ = next(batches)
-    with world.spread(run.network, plan.compiled) as network:
-        step = stepper(network, plan, world)
+    with processes.wrap(run.network, plan.compiled) as network:
+        step = stepper(network, plan, processes)
         ways: dict[str, Step] = {
             "resident": lambda: step(images, batch),
             "loading": lambda: sink(next(batches)),
             "fed": lambda: step(*next(batches)[:2]),
-            "plain": plain_recipe(name, table, plan, world),
+            "plain": plain_recipe(name, table, plan, processes),
         }
-        seconds = take_turns(ways, options.rounds, options.steps, world)
+        seconds = take_turns(ways, options.rounds, options.steps, processes)
     counted = count(run.network, images)
     shown: dict[str, Any] = {"parameters": parameter_count(run.network)}
     for way in ("resident", "fed", "plain"):
@@ -116,7 +117,8 @@ def measure(name: str, stack: PackedScenes, table: pd.DataFrame, options: argpar
     # On a GPU loading runs beside the step: there the fed step against the bare one tells what it costs.
     made, bare, fed = (median(seconds[way]) for way in ("loading", "resident", "fed"))
     shown["share of the bare step"] = round(median(ratios(seconds["resident"], seconds["fed"])), 3)
-    shown["loading share"] = round(made / (made + bare), 3) if not world.on_gpu else round(max(0.0, 1 - bare / fed), 3)
+    share = max(0.0, 1 - bare / fed) if processes.on_gpu else made / (made + bare)
+    shown["loading share"] = round(share, 3)
     shown["times the plain recipe"] = round(median(ratios(seconds["plain"], seconds["fed"])), 2)
     shown |= counted | floor(counted, bare, options) | inference(run, table, options.rounds) | log.memory()
     return shown
@@ -126,25 +128,25 @@ def sink(_: object) -> None:
     """Make a batch and drop it."""
 
 
-def stepper(network: nn.Module, plan: TrainPlan, world: World) -> Callable[[Tensor, Batch], None]:
-    """A step of training, as `training.run_steps` makes it."""
-    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=world.on_gpu or None)
+def stepper(network: nn.Module, plan: TrainPlan, processes: Distributed) -> Callable[[Tensor, Batch], None]:
+    """A step of training, as `training.loop.train` makes it."""
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=processes.on_gpu or None)
 
     def step(images: Tensor, batch: Batch) -> None:
         value = cross_entropy(forward(network, images, plan.precision), batch.labels)
         optimiser.zero_grad()
         value.backward()
         length = nn.utils.clip_grad_norm_(network.parameters(), plan.clip_norm)
-        if not world.on_gpu:
+        if not processes.on_gpu:
             assert np.isfinite(value.item() + length.item())
         optimiser.step()
 
     return step
 
 
-def plain_recipe(name: str, table: pd.DataFrame, plan: TrainPlan, world: World) -> Step:
+def plain_recipe(name: str, table: pd.DataFrame, plan: TrainPlan, processes: Distributed) -> Step:
     """Patches read one by one with rasterio, float32, channels first: what a first version looks like."""
-    network = plan.build().to(world.device)
+    network = plan.build().to(processes.device)
     files = Files(table, np.random.default_rng(0))
     draw = baseline_way(files, plan.crop, keep=True)
     ignored = torch.arange(256, dtype=torch.uint8)
@@ -152,8 +154,8 @@ def plain_recipe(name: str, table: pd.DataFrame, plan: TrainPlan, world: World) 
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3)
 
     def step() -> None:
-        images, labels = (torch.from_numpy(array).to(world.device) for array in draw(plan.batch))
-        value = cross_entropy(network(images), ignored.to(world.device)[labels])
+        images, labels = (torch.from_numpy(array).to(processes.device) for array in draw(plan.batch))
+        value = cross_entropy(network(images), ignored.to(processes.device)[labels])
         optimiser.zero_grad()
         value.backward()
         nn.utils.clip_grad_norm_(network.parameters(), plan.clip_norm)
@@ -163,25 +165,25 @@ def plain_recipe(name: str, table: pd.DataFrame, plan: TrainPlan, world: World) 
     return step
 
 
-def take_turns(ways: dict[str, Step], rounds: int, steps: int, world: World) -> dict[str, list[float]]:
+def take_turns(ways: dict[str, Step], rounds: int, steps: int, processes: Distributed) -> dict[str, list[float]]:
     """Seconds a step of each way in each round; a first turn, not counted, warms up."""
-    clock = time.perf_counter if world.on_gpu else time.process_time
+    clock = time.perf_counter if processes.on_gpu else time.process_time
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(rounds + 1):
         for way, step in ways.items():
-            wait(world)
+            wait(processes)
             began = clock()
             for _ in range(steps if number else 1):
                 step()
-            wait(world)
+            wait(processes)
             if number:
                 seconds[way].append((clock() - began) / steps)
     return seconds
 
 
-def wait(world: World) -> None:
+def wait(processes: Distributed) -> None:
     """Until the GPU has done what it was asked."""
-    if world.on_gpu:
+    if processes.on_gpu:
         torch.cuda.synchronize()
 
 

@@ -22,7 +22,8 @@ from lcfuse_core import _runtime
 from lcfuse_core.methods import adapt
 from lcfuse_core.methods.experiment import SHIPPED, Experiment
 from lcfuse_core.scoring.protocol import PLAIN, WEIGHTED
-from lcfuse_core.training.checkpoint import TrainPlan, load_checkpoint, network_digest
+from lcfuse_core.training.checkpoint import load_checkpoint, network_digest
+from lcfuse_core.training.plan import TrainPlan
 
 WEIGHTS = SHIPPED / "weights.json"
 LIMIT_BYTES = 2_000_000

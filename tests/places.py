@@ -35,7 +35,8 @@ def network(path, inputs=("s2", "s1"), seed=0, kind="fcn", width=4):
     import torch  # only here: the tests of readers do without
 
     from lcfuse_core.data.source import Statistics
-    from lcfuse_core.training.checkpoint import Run, TrainPlan, save_checkpoint
+    from lcfuse_core.training.checkpoint import Run, save_checkpoint
+    from lcfuse_core.training.plan import TrainPlan
 
     plan = TrainPlan(network=kind, width=width, inputs=inputs, seed=seed, precision="float32", device="cpu")
     torch.manual_seed(seed)

@@ -17,7 +17,8 @@ from lcfuse_core.data.download import Fetcher
 from lcfuse_core.data.sample import world
 from lcfuse_core.data.transfer import Retry
 from lcfuse_core.scoring import protocol
-from lcfuse_core.training import checkpoint, loop
+from lcfuse_core.training import loop
+from lcfuse_core.training.plan import TrainPlan
 
 logging.getLogger("pyftpdlib").setLevel(logging.CRITICAL)
 SCENES = {"spring": "1", "summer": "2"}
@@ -113,7 +114,7 @@ def test_the_whole_colab_path(small_world, servers, tmp_path, monkeypatch, capsy
     learn, held_out = protocol.split_scenes(train)
     stack = packs.PackedScenes(root / "packs", only=set(learn["scene_id"]))
     assert len(stack) == 4
-    plan = checkpoint.TrainPlan(steps=1, crop=32, batch=2, width=8, report_every=1, device="cpu")
+    plan = TrainPlan(steps=1, crop=32, batch=2, width=8, report_every=1, device="cpu")
     run = loop.train(stack, plan, validation=source.read_stack(held_out, "modis")[0])
     results, report = protocol.evaluate_methods({"one step": partial(loop.classify, run)}, test)
     assert (report.n_read, report.skipped) == (4, [])

@@ -3,8 +3,8 @@ Predict a scene in overlapping windows: an array in memory, or files of any heig
 
     windows -> logits -> class probabilities -> blended strips -> coarse prior -> classes and confidence
 
-For files, each step before the blending works ahead in its own thread (`ahead`), so that reading costs next to no time
-while the network computes. The order of computation is fixed: the same inputs give the same map, bit for bit.
+For files, each step before the blending works ahead in its own thread (`prefetch`), so that reading costs next to no
+time while the network computes. The order of computation is fixed: the same inputs give the same map, bit for bit.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from tqdm import tqdm
 
 from lcfuse_core import _runtime
 from lcfuse_core.data.legends import SCORED, index_to_dfc
-from lcfuse_core.data.source import N_S1, normalise, turn
+from lcfuse_core.data.source import N_S1, normalise
 from lcfuse_core.errors import DataError, GridError, MissingDataError
 from lcfuse_core.mapping.coarse import CoarseMap
 from lcfuse_core.mapping.scene import B1_TO_B4, Scene, ScenePart, Source
 from lcfuse_core.mapping.windows import Predicted, Tiling, blend
 from lcfuse_core.mapping.write import LAYERS, STEPS
-from lcfuse_core.methods.fusion import FusionPlan, combine, symmetries_of, temper
+from lcfuse_core.methods.fusion import FusionPlan, combine, temper
 from lcfuse_core.models.transition import Matrix
-from lcfuse_core.training import checkpoint, loop
-from lcfuse_core.training.feed import ahead
+from lcfuse_core.training import checkpoint, loop, predict
+from lcfuse_core.training.loop import prefetch
 
 N = len(SCORED)
 
@@ -82,7 +82,7 @@ def load_member(path: Source) -> Member:
     """
     path = Path(path)
     if path.is_dir():
-        path = path / loop.CHECKPOINT
+        path = path / checkpoint.LAST
     run = checkpoint.load_checkpoint(path)
     network: Any = run.network.to(loop.choose_device(run.plan.device))
     network.to(memory_format=torch.channels_last)
@@ -200,9 +200,9 @@ def strips(
     """
     posterior = coarse.posterior() if coarse is not None and plan.prior_power else None
     with (
-        ahead(_windows(scene, members, tiling), 2) as windows,
-        ahead(_window_logits(windows, members, plan), 1) as logits,
-        ahead(_fused(logits, members, plan), 1) as predictions,
+        prefetch(_windows(scene, members, tiling), 2) as windows,
+        prefetch(_window_logits(windows, members, plan), 1) as logits,
+        prefetch(_fused(logits, members, plan), 1) as predictions,
     ):
         n = len(tiling.rows) * len(tiling.cols)
         for rows, total, valid in blend(tqdm(predictions, total=n, unit="window", disable=not progress), tiling, N):
@@ -263,38 +263,17 @@ def _channels(run: checkpoint.Run, part: ScenePart) -> Tensor:
     return channels[None].contiguous(memory_format=torch.channels_last)
 
 
-def _logits(run: checkpoint.Run, channels: Tensor, symmetries: int) -> list[Tensor]:
-    """Return the logits of a window for each of *symmetries* flips and rotations, turned back."""
-    device = next(run.network.parameters()).device
-    logits = []
-    with torch.inference_mode(), loop.precision(run.plan.precision, device):
-        image = channels.to(device)
-        for symmetry in symmetries_of(symmetries, channels.shape[-2] == channels.shape[-1]):
-            turned = turn(image, symmetry).contiguous(memory_format=torch.channels_last)
-            logits.append(turn(turn(run.network(turned)[0], symmetry & 6), symmetry & 1))
-    return logits
-
-
-def _mean_softmax(logits: Sequence[Tensor]) -> NDArray[np.float32]:
-    """Return the mean probabilities, float32 (8, h, w)."""
-    with torch.inference_mode():
-        total = logits[0].float().softmax(dim=0)
-        for other in logits[1:]:
-            total += other.float().softmax(dim=0)
-        return (total / len(logits)).cpu().numpy() if len(logits) > 1 else total.cpu().numpy()
-
-
 def _window_logits(windows: Iterable[_Window], members: Sequence[Member], plan: FusionPlan) -> Iterator[_Window]:
     """Apply the networks, and do nothing else: this thread is the slowest."""
     for window in windows:
         pairs = zip(members, window.tensors, strict=False)
-        yield window._replace(tensors=[_logits(member.run, channels, plan.symmetries) for member, channels in pairs])
+        yield window._replace(tensors=[predict.logits(member.run, channels, plan.symmetries) for member, channels in pairs])
 
 
 def _fused(windows: Iterable[_Window], members: Sequence[Member], plan: FusionPlan) -> Iterator[Predicted]:
     """Combine the members' probabilities of each window as `fusion.Fusion` does."""
     for row, col, valid, logits in windows:
-        parts = [temper(_mean_softmax(one), member.temperature) for one, member in zip(logits, members, strict=False)]
+        parts = [temper(predict.probabilities(one), member.temperature) for one, member in zip(logits, members, strict=False)]
         if len(parts) > 1:
             parts = [combine(parts, [member.weight for member in members], plan.rule)]
         yield Predicted(row, col, valid, parts[0] if parts else None)

@@ -33,8 +33,9 @@ from lcfuse_core.data.source import (
 )
 from lcfuse_core.errors import DataError, ParameterError
 from lcfuse_core.models.transition import Matrix
-from lcfuse_core.training.checkpoint import Run, TrainPlan
+from lcfuse_core.training.checkpoint import Run
 from lcfuse_core.training.loop import train
+from lcfuse_core.training.plan import TrainPlan
 
 ADAPTATION_LOSS, ADAPTATION_RATE, ADAPTATION_STEPS_FRACTION = "cell_mean", 4e-3, 2.25
 """Fine-tuning on a target region: loss, highest learning rate, and steps as a multiple of those of the training."""

@@ -40,7 +40,8 @@ from lcfuse_core.models.transition import Matrix
 from lcfuse_core.scoring import ledger, protocol
 from lcfuse_core.scoring.scores import Scores
 from lcfuse_core.training import checkpoint, loop
-from lcfuse_core.training.checkpoint import Run, TrainPlan
+from lcfuse_core.training.checkpoint import Run
+from lcfuse_core.training.plan import TrainPlan
 
 SHIPPED = _runtime.SHIPPED / "checkpoints"
 """

@@ -16,22 +16,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.optimize import minimize_scalar
 
 from lcfuse_core.data.legends import N_COARSE, SCORED, index_to_dfc
 from lcfuse_core.data.patches import Patch
-from lcfuse_core.data.source import label_index, patch_cells, turn
+from lcfuse_core.data.source import label_index, patch_cells
 from lcfuse_core.errors import DataError, ParameterError
 from lcfuse_core.methods.adapt import Predict
 from lcfuse_core.models.transition import Matrix
+from lcfuse_core.training.predict import tta_mean
 
 N = len(SCORED)
 
@@ -218,37 +217,6 @@ def coarse_prior(labels: NDArray[np.uint8], posterior: Matrix, blur_px: float = 
     if blur_px:
         prior = np.stack([gaussian_filter(one, blur_px, mode="nearest") for one in prior]).astype(np.float32)
     return (prior / np.maximum(prior.max(axis=0), 1e-12)).astype(np.float32)
-
-
-def tta_mean(member: Predict, patch: Patch, symmetries: int) -> NDArray[np.float32]:
-    """
-    Return the mean prediction of a member over *symmetries* flips and rotations of a patch (test-time augmentation).
-
-    A patch that is not square is only flipped. Augmented patches have no georeference; a member that needs it gets
-    `symmetries` of 1.
-    """
-    if symmetries == 1:
-        return member(patch)
-    chosen = symmetries_of(symmetries, patch.s2.shape[1] == patch.s2.shape[2])
-    total = np.zeros((N, *patch.s2.shape[1:]), np.float32)
-    for symmetry in chosen:
-        act = partial(_turn, symmetry=symmetry)
-        lc = None if patch.lc is None else act(patch.lc)
-        total += _turn(member(Patch(patch.name, act(patch.s1), act(patch.s2), lc)), symmetry, back=True)
-    return (total / len(chosen)).astype(np.float32)
-
-
-def symmetries_of(symmetries: int, square: bool) -> list[int]:
-    """Return the first *symmetries* of the eight, flips first; only flips unless the image is square."""
-    return [0, 2, 4, 6, 1, 3, 5, 7][:symmetries] if square else [0, 2, 4, 6][:symmetries]
-
-
-def _turn(array: NDArray, symmetry: int, *, back: bool = False) -> NDArray:
-    """Return an array under one of the eight symmetries (`source.turn`), or under its inverse."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array).view(np.int16 if array.dtype == np.uint16 else array.dtype))
-    # Transposing comes before the flips; undone, it comes after them.
-    turned = turn(turn(tensor, symmetry & 6), symmetry & 1) if back else turn(tensor, symmetry)
-    return turned.contiguous().numpy().view(array.dtype)
 
 
 class Evidence(NamedTuple):

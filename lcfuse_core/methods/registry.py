@@ -29,7 +29,7 @@ from lcfuse_core.methods.adapt import Predict
 from lcfuse_core.methods.experiment import BOTH, Experiment, seconds
 from lcfuse_core.methods.fusion import Fusion, FusionPlan
 from lcfuse_core.models import forest, transition
-from lcfuse_core.models.losses import HEARS_SAVANNA, LOSSES
+from lcfuse_core.models.losses import LOSSES, MIXED_LABEL_LOSSES
 from lcfuse_core.models.networks import NETWORKS
 from lcfuse_core.models.transition import Matrix
 from lcfuse_core.scoring import protocol
@@ -314,7 +314,7 @@ METHODS: dict[str, Method] = {
     "FCN, weighted, S1 alone": _network(inputs=("s1",)),
     "FCN, weighted, late fusion": _network(fusion="late"),
     **{f"FCN, weighted, {loss}": _network(loss=loss) for loss in LOSSES if loss != "cross_entropy"},
-    **{f"FCN, weighted, {loss}, Savanna a mixture": _network(loss=loss, labels=BOTH) for loss in HEARS_SAVANNA},
+    **{f"FCN, weighted, {loss}, Savanna a mixture": _network(loss=loss, labels=BOTH) for loss in MIXED_LABEL_LOSSES},
     **{f"FCN, weighted, {loss}, matrix by EM": _corrected(loss, estimated) for loss in _MATRIX_LOSSES},
     **{
         f"FCN, weighted, {loss}, matrix counted": _corrected(loss, counted, "coarse + fine validation")

@@ -1,8 +1,8 @@
 """
-The rival without a field of view: a random forest that looks at one pixel at a time.
+A random forest that classifies single pixels: the baseline without a receptive field.
 
-It learns from the same coarse labels as the networks and is hard to beat where they are noisy (Schmitt et
-al. 2020, ISPRS Annals V-3-2020, use one as a baseline): a pixel cannot know the shape of its coarse cell.
+It learns from the same coarse labels as the networks. Schmitt et al. 2020 (ISPRS Annals V-3-2020) use one as a
+baseline; it is hard to beat under label noise, because a single pixel does not reveal the shape of its coarse cell.
 """
 
 from __future__ import annotations
@@ -35,18 +35,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Forest:
-    """
-    A trained forest and what it takes to use it.
-
-    statistics : that its channels were normalised with
-    neighbourhood : radius in pixels of the window that it saw beside the pixel itself; 0: none
-    label_share : share of each class in the labels that it was drawn from, (8,)
-    """
+    """A trained forest, with the normalisation and the features of its pixels."""
 
     trees: RandomForestClassifier
     statistics: Statistics
-    neighbourhood: int = 0
-    label_share: tuple[float, ...] = (1 / len(SCORED),) * len(SCORED)
+    neighbourhood: int = 0  # radius in pixels of the window whose statistics are features too; 0: none
+    label_share: tuple[float, ...] = (1 / len(SCORED),) * len(SCORED)  # proportion of each class among the labels
 
 
 def train_forest(
@@ -59,13 +53,11 @@ def train_forest(
     neighbourhood: int = 0,
 ) -> Forest:
     """
-    Grow a forest on a sample of the labelled pixels of *stack*; the same seed gives the same forest.
+    Train a forest on a sample of the labelled pixels of *stack*; the same seed gives the same forest.
 
-    n_pixels : size of the sample (all known pixels, where there are fewer)
-    class_weight_power : 0 draws classes as often as they occur, 1 all alike, as in `losses.class_weights`
-    neighbourhood : radius in pixels of a square window; its mean and deviation become features too
-
-    Raises DataError when no pixel is labelled, ParameterError on a size below one.
+    The sample holds *n_pixels* (all, if there are fewer). *class_weight_power* 0 samples classes as often as they
+    occur, 1 all equally often, as in `losses.class_weights`. *neighbourhood* is the radius in pixels of a window whose
+    mean and standard deviation become features too. Raises DataError if no pixel is labelled.
     """
     if n_pixels < 1 or n_trees < 1:
         found = f"{n_pixels} pixels, {n_trees} trees"
@@ -77,7 +69,7 @@ def train_forest(
     # Only here: scikit-learn takes half as long to import as all else that a chapter uses.
     from sklearn.ensemble import RandomForestClassifier
 
-    # Leaves of five pixels: a label that is wrong now and then is outvoted.
+    # Leaves of five pixels outvote occasional wrong labels.
     trees = RandomForestClassifier(n_trees, min_samples_leaf=5, random_state=int(rng.integers(2**31)))
     trees.fit(_features(stack, statistics, chosen, neighbourhood), labels)
     counts = class_counts(stack.labels).double()
@@ -86,10 +78,9 @@ def train_forest(
 
 def sample_pixels(labels: Tensor, n_pixels: int, power: float, rng: np.random.Generator) -> NDArray[np.int64]:
     """
-    Places (in the flattened *labels*) of about *n_pixels* known pixels, sorted, none twice.
+    Draw about *n_pixels* labelled pixels without repetition; return their sorted indices in the flattened *labels*.
 
-    Each class gets its share of n_pixels, frequency^(1 - power) over the sum of these; a class that has fewer
-    gives all it has.
+    The share of a class is proportional to frequency^(1 - power); a class with fewer pixels contributes all of them.
     """
     counts = class_counts(labels)
     shares = (counts * class_weights(counts, power)).double()
@@ -104,9 +95,9 @@ def sample_pixels(labels: Tensor, n_pixels: int, power: float, rng: np.random.Ge
 
 def features(channels: Tensor, neighbourhood: int) -> Tensor:
     """
-    What the trees see of each pixel: its channels (C, H, W) and, of the window of that radius, mean and deviation.
+    Return the channels (C, H, W) and, for a radius > 0, mean and standard deviation of the window: (3 C, H, W).
 
-    Returns (C, H, W), or (3 C, H, W). At the edge of a patch the window is cut.
+    At the edge of a patch the window is smaller.
     """
     if neighbourhood == 0:
         return channels
@@ -120,32 +111,32 @@ def features(channels: Tensor, neighbourhood: int) -> Tensor:
 def _features(
     stack: PatchStack, statistics: Statistics, chosen: NDArray[np.int64], neighbourhood: int
 ) -> NDArray[np.float32]:
-    """Features of the chosen pixels, (n, features), one patch at a time."""
+    """Return the features of the chosen pixels, (n, features), one patch at a time."""
     pixels = stack.labels[0].numel()
     rows = []
     for number, (s2, s1) in enumerate(zip(stack.s2, stack.s1, strict=True)):
-        here = chosen[(chosen >= number * pixels) & (chosen < (number + 1) * pixels)] - number * pixels
-        rows.append(features(normalise(s2, s1, statistics), neighbourhood).flatten(1).numpy()[:, here].T)
+        inside = chosen[(chosen >= number * pixels) & (chosen < (number + 1) * pixels)] - number * pixels
+        rows.append(features(normalise(s2, s1, statistics), neighbourhood).flatten(1).numpy()[:, inside].T)
     return np.concatenate(rows)
 
 
 def predict(forest: Forest, images: Images, prior_power: float = 0.0) -> NDArray[np.float32]:
     """
-    Probabilities, float32 (8, H, W), as `training.predict`; a class that was never seen has 0.
+    Return probabilities, float32 (8, H, W); classes that do not occur in the training labels have 0.
 
-    prior_power : probabilities are divided by (share of the class among the labels)^prior_power: 1 asks which class
-        explains the pixel best, however rare it is; for a forest whose sample has classes as they occur
+    They are divided by (share of the class among the labels)^prior_power. A power of 1 gives likelihoods, for a forest
+    whose sample has classes as often as they occur.
     """
     s2, s1 = s2_and_s1(images)
     channels = features(normalise(torch.as_tensor(s2), torch.as_tensor(s1), forest.statistics), forest.neighbourhood)
-    votes = forest.trees.predict_proba(channels.flatten(1).T.numpy())  # (H * W, classes seen)
-    seen = forest.trees.classes_
-    votes /= np.array(forest.label_share)[seen] ** prior_power
+    votes = forest.trees.predict_proba(channels.flatten(1).T.numpy())  # (H * W, classes that occur)
+    present = forest.trees.classes_
+    votes /= np.array(forest.label_share)[present] ** prior_power
     probabilities = np.zeros((len(SCORED), votes.shape[0]), np.float32)
-    probabilities[seen] = (votes / votes.sum(axis=1, keepdims=True)).T
+    probabilities[present] = (votes / votes.sum(axis=1, keepdims=True)).T
     return probabilities.reshape(len(SCORED), *channels.shape[1:])
 
 
 def classify(forest: Forest, images: Images, prior_power: float = 0.0) -> NDArray[np.uint8]:
-    """The most probable class at each pixel, uint8 (H, W), as DFC2020 codes."""
+    """Return the most probable class of each pixel, uint8 (H, W), as DFC2020 codes."""
     return index_to_dfc(predict(forest, images, prior_power).argmax(axis=0))

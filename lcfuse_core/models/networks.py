@@ -1,15 +1,14 @@
 """
-Networks behind one call: a small-field FCN, a U-Net, a DeepLabv3+ and one that never leaves the 10 m grid, from a
-pixel's channels to its class; each with S1 and S2 stacked, or with a branch for either.
+Networks that map the channels of each pixel to class logits: an FCN with a small receptive field, a U-Net, a
+DeepLabv3+ and a network that stays at full resolution; each with S1 and S2 stacked or with one branch per sensor.
 
-All are fully convolutional and return one logit per class and pixel, at the size of the input. They differ
-in what they see: the FCN 110 m around a pixel, U-Net and DeepLabv3+ more than a coarse cell of 463 m. Under labels
-that are constant over such a cell this decides much: a network that sees the cell can learn its shape.
+All are fully convolutional and return one logit per class and pixel, at the size of the input. They differ in their
+receptive fields: 110 m for the FCN, more than a coarse cell of 463 m for U-Net and DeepLabv3+. With labels that are
+constant over such a cell this matters: a network that sees the whole cell can learn its shape.
 
-Every 3x3 convolution is followed by batch normalisation. In evaluation mode that is one fixed factor and
-offset per channel, so that a map does not depend on how a scene was cut into windows; group or instance
-normalisation, and the image-level pooling of DeepLabv3+, would look at the whole window, and are left out
-for this reason.
+Every 3x3 convolution is followed by batch normalisation. In evaluation mode that is a fixed factor and offset per
+channel, so a map does not depend on how a scene is cut into windows; group or instance normalisation and the
+image-level pooling of DeepLabv3+ depend on the whole window and are left out for this reason.
 
 Axes: N images, C channels, H rows, W columns.
 """
@@ -27,14 +26,14 @@ from lcfuse_core.errors import ParameterError
 
 
 def conv_bn_relu(inputs: int, outputs: int, size: int = 3, *, stride: int = 1, rate: int = 1) -> nn.Sequential:
-    """Convolution (*rate* > 1: atrous, taps that many pixels apart), batch normalisation, ReLU."""
+    """Return a convolution (*rate* > 1: atrous, with taps that far apart), batch normalisation and ReLU."""
     padding = rate * (size // 2)
     conv = nn.Conv2d(inputs, outputs, size, stride, padding, dilation=rate, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
-    """Repeat the last row and column until H and W divide by *multiple*: nothing is lost on the way down."""
+    """Repeat the last row and column until H and W are multiples of *multiple*, as downsampling needs."""
     rows, cols = (-image.shape[-2]) % multiple, (-image.shape[-1]) % multiple
     return F.pad(image, (0, cols, 0, rows), mode="replicate") if rows or cols else image
 
@@ -43,9 +42,8 @@ class FCN(nn.Module):
     """
     Five 3x3 convolutions and a classifier per pixel: receptive field 11 x 11 pixels.
 
-    Malkin, Robinson & Jojic 2021 (arXiv 2101.01154), with 64 filters (`width`); the default is half of
-    that, 42 k parameters. Batch normalisation is our addition: it bears the high learning rate of a short
-    training.
+    Malkin, Robinson & Jojic 2021 (arXiv 2101.01154), with 64 filters (`width`); the default is half of that, 42 k
+    parameters. Batch normalisation is our addition: it allows the high learning rate of a short training.
     """
 
     default_width = 32
@@ -57,16 +55,16 @@ class FCN(nn.Module):
         self.classify = nn.Conv2d(width, n_classes, 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits (N, classes, H, W) of an image (N, C, H, W)."""
+        """Return logits (N, classes, H, W) of an image (N, C, H, W)."""
         return self.classify(self.layers(image))  # (N, classes, H, W)
 
 
 class UNet(nn.Module):
     """
-    Down by max-pooling, up again, each level handing its detail across: U-Net of four levels.
+    U-Net of four levels: max-pooling down, transposed convolutions up, skip connections at each level.
 
-    Ronneberger, Fischer & Brox 2015 (arXiv 1505.04597), which has five levels and `width` 64; its
-    convolutions are unpadded and not normalised, ours keep the size and are.
+    Ronneberger, Fischer & Brox 2015 (arXiv 1505.04597), which has five levels, `width` 64 and unpadded convolutions
+    without normalisation.
     """
 
     default_width = 16
@@ -84,7 +82,7 @@ class UNet(nn.Module):
         self.classify = nn.Conv2d(width, n_classes, 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits (N, classes, H, W) of an image (N, C, H, W)."""
+        """Return logits (N, classes, H, W) of an image (N, C, H, W)."""
         rows, cols = image.shape[-2:]
         features = pad_to_multiple(image, 2 ** (self.levels - 1))
         across = []
@@ -104,7 +102,7 @@ class Residual(nn.Module):
     """
     Two 3x3 convolutions whose result is added to their input (He et al. 2016, arXiv 1512.03385).
 
-    Where size or channels change, the input is brought along by a 1x1 convolution.
+    If size or channels change, a 1x1 convolution adapts the input.
     """
 
     def __init__(self, inputs: int, outputs: int, *, stride: int = 1, rate: int = 1) -> None:
@@ -115,16 +113,16 @@ class Residual(nn.Module):
         self.shortcut = nn.Identity() if same else conv_bn_relu(inputs, outputs, 1, stride=stride)[:2]
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features of the same size, divided by the stride."""
+        """Return features of the same size divided by the stride."""
         return F.relu(self.second(self.first(features)) + self.shortcut(features))
 
 
 class ASPP(nn.Module):
     """
-    Atrous spatial pyramid pooling: one map looked at through several spacings at once, then merged.
+    Atrous spatial pyramid pooling: parallel convolutions with several rates, then merged.
 
-    Chen et al. 2018 (arXiv 1802.02611), without the image-level pooling (see the head of this file). Their
-    rates 6, 12, 18 are for images of 513 pixels; a map of 8 x 8, of our crops of 64, bears 2, 4, 6.
+    Chen et al. 2018 (arXiv 1802.02611), without the image-level pooling (see the head of this file). Their rates 6, 12,
+    18 are for images of 513 pixels; ours, 2, 4, 6, suit the 8 x 8 features of a crop of 64.
     """
 
     def __init__(self, inputs: int, outputs: int, rates: tuple[int, ...] = (2, 4, 6)) -> None:
@@ -134,16 +132,16 @@ class ASPP(nn.Module):
         self.merge = conv_bn_relu(outputs * len(self.views), outputs, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features (N, outputs, H, W), of the same H and W."""
+        """Return features (N, outputs, H, W)."""
         return self.merge(torch.cat([view(features) for view in self.views], dim=1))
 
 
 class DeepLabV3Plus(nn.Module):
     """
-    A residual encoder of stride 8, ASPP, and a decoder that takes detail from stride 2.
+    A residual encoder of stride 8, ASPP, and a decoder with detail from stride 2.
 
-    Chen et al. 2018 (arXiv 1802.02611); their encoder is far larger and of stride 16. `width` 64 gives one
-    of the channels of ResNet-18.
+    Chen et al. 2018 (arXiv 1802.02611); their encoder is far larger and of stride 16. `width` 64 gives an encoder with
+    the channels of ResNet-18.
     """
 
     default_width = 16
@@ -163,7 +161,7 @@ class DeepLabV3Plus(nn.Module):
         self.classify = nn.Conv2d(4 * width, n_classes, 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits (N, classes, H, W) of an image (N, C, H, W)."""
+        """Return logits (N, classes, H, W) of an image (N, C, H, W)."""
         rows, cols = image.shape[-2:]
         near = self.near(pad_to_multiple(image, 8))  # (N, w, H/2, W/2)
         far = _enlarge(self.far(near), 4)  # (N, 4w, H/8, W/8) -> (N, 4w, H/2, W/2)
@@ -177,11 +175,11 @@ def _enlarge(features: Tensor, factor: int) -> Tensor:
 
 class FullResolution(nn.Module):
     """
-    Five blocks that never leave the 10 m grid, each looking through 1x1, 3x3 and 5x5 windows at once.
+    Five blocks at full resolution, each with parallel 1x1, 3x3 and 5x5 convolutions: receptive field 21 x 21 pixels.
 
     *Like* the resolution-preserving backbone of L2HNet (Li et al. 2022, ISPRS J. Photogramm. 192), from its
-    description: the narrowest window has half of the channels, each block adds to its input. Its loss and its
-    selection of confident areas are not in here (`relabel` has the latter). Receptive field 21 x 21 pixels.
+    description: the 1x1 convolution has half of the channels, each block adds to its input. The loss of L2HNet and its
+    selection of confident areas are not included.
     """
 
     default_width = 32
@@ -193,7 +191,7 @@ class FullResolution(nn.Module):
         self.classify = nn.Conv2d(width, n_classes, 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits (N, classes, H, W) of an image (N, C, H, W)."""
+        """Return logits (N, classes, H, W) of an image (N, C, H, W)."""
         features = self.widen(image)
         for block in self.blocks:
             features = features + block(features)
@@ -201,7 +199,7 @@ class FullResolution(nn.Module):
 
 
 class ParallelScales(nn.Module):
-    """Convolutions of 1x1, 3x3 and 5x5 side by side, with half, a quarter and a quarter of the channels."""
+    """Parallel convolutions of 1x1, 3x3 and 5x5, with half, a quarter and a quarter of the channels."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -210,16 +208,12 @@ class ParallelScales(nn.Module):
         self.scales = nn.ModuleList(conv_bn_relu(width, share, size) for size, share in shares if share)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features of the same shape."""
+        """Return features of the same shape."""
         return torch.cat([scale(features) for scale in self.scales], dim=1)
 
 
 class LateFusion(nn.Module):
-    """
-    A network of one kind for each sensor, and a classifier that sees what both have made of their images.
-
-    The early fusion is to stack the channels of both in front of one network.
-    """
+    """One network per sensor and a classifier of their joint features; early fusion stacks the channels instead."""
 
     def __init__(self, kind: Kind, channels: tuple[int, ...], n_classes: int, width: int) -> None:
         super().__init__()
@@ -228,7 +222,7 @@ class LateFusion(nn.Module):
         self.classify = nn.Conv2d(width * len(channels), n_classes, 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits (N, classes, H, W) of an image (N, C, H, W)."""
+        """Return logits (N, classes, H, W) of an image (N, C, H, W)."""
         parts = zip(self.branches, image.split(self.channels, dim=1), strict=True)
         features = torch.cat([F.relu(branch(part)) for branch, part in parts], dim=1)  # (N, 2 width, H, W)
         return self.classify(features)
@@ -248,13 +242,11 @@ def build(
     name: str, *, in_channels: int | tuple[int, ...] = 15, n_classes: int = len(SCORED), width: int | None = None
 ) -> nn.Module:
     """
-    A network by its name in NETWORKS, with fresh weights from torch's global random generator.
+    Return the network of that name in `NETWORKS`, with fresh weights from torch's global random generator.
 
-    in_channels : 13 (S2), 2 (S1) or 15 (both), which one network takes; (13, 2) makes a `LateFusion` of two
-    width : channels of the first layer; None takes the network's small default
-
-    Maps float32 (N, in_channels, H, W) to logits (N, n_classes, H, W), for any H and W of 32 or more.
-    Raises ParameterError on an unknown name or a width below one.
+    It maps float32 (N, in_channels, H, W) to logits (N, n_classes, H, W), for H and W of at least 32. *in_channels* is
+    13 (S2), 2 (S1) or 15 (both) for one network, (13, 2) for `LateFusion` of two; *width* is the number of channels of
+    the first layer (None: the network's default). Raises ParameterError on an unknown name or a width below 1.
 
     >>> parameter_count(build("fcn"))
     41768
@@ -272,17 +264,16 @@ def build(
 
 
 def parameter_count(network: nn.Module) -> int:
-    """Number of trainable values."""
+    """Return the number of trainable values."""
     return sum(weights.numel() for weights in network.parameters() if weights.requires_grad)
 
 
 def receptive_field(network: nn.Module, *, in_channels: int = 15, size: int = 256) -> int:
     """
-    Height in pixels of the square of inputs that the centre output of a *size* x *size* image depends on.
+    Measure the side of the receptive field in pixels, at most *size*, the side of the images used.
 
-    Measured: the rows where the gradient of that output is not zero, over several random images
-    (max-pooling passes only one of four pixels at a time). Weights are made positive first, so that no ReLU
-    hides a path. The network itself is left as it is. A result of *size* says: at least that.
+    These are the rows where the gradient of the centre output is not zero, over several random images (max-pooling
+    passes only one of four pixels). A copy of the network with positive weights is used, so that no ReLU hides a path.
     """
     probe = deepcopy(network).cpu().float().eval()
     for layer in probe.modules():

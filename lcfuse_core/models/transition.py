@@ -1,14 +1,14 @@
 """
-The transition matrix p(coarse | fine): what MODIS calls a cell of 500 m that a pixel of a known class lies in.
+The transition matrix p(coarse | fine): the MODIS label of a 500 m cell, given the class of a pixel in it.
 
-A matrix is float64 (8, 9): a row for each class that networks know, a column for each coarse label, the ninth being
-Savanna; rows sum to one. Where it comes from decides the label regime:
+A matrix is float64 (8, 9): one row per fine class, one column per coarse label, the ninth being Savanna; rows sum to
+one. Its source decides the label regime:
 
-    from_accuracy          coarse only: one published figure, and assumptions that the function states
-    estimate, confident    coarse only: from a network's posteriors and the labels they meet
-    counted                coarse + fine validation: from patches whose reference may be opened
+    from_accuracy   coarse only: one published accuracy, and assumptions that the function lists
+    estimate        coarse only: from a network's posteriors and the labels of the same pixels
+    counted         coarse + fine validation: from patches whose reference may be read
 
-Axes: K = 8 fine classes, M = 9 coarse ones.
+Axes: K = 8 fine classes, M = 9 coarse labels.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from lcfuse_core.data.legends import DFC2020, IGNORE, N_COARSE, SAVANNA_INDEX, S
 from lcfuse_core.errors import DataError, GridError, ParameterError
 
 Matrix = NDArray[np.float64]
-N_FINE = len(SCORED)
+_N_FINE = len(SCORED)
 
 MCD12Q1_ACCURACY = 0.67
-"""Share of MODIS IGBP labels that are right: about 67 per cent, as reported second-hand for MCD12Q1."""
+"""Proportion of MODIS IGBP labels that are right: about 67 per cent, as reported second-hand for MCD12Q1."""
 
 SAVANNA_PARTS = tuple(SCORED.index(code) for code in (1, 2, 4))
 """
-Forest, Shrubland, Grassland: what a cell of Savanna or Woody savanna is made of.
+Forest, Shrubland, Grassland: the components of a cell of Savanna or Woody savanna.
 
 IGBP defines both by a herbaceous ground and a tree cover of 10 to 60 per cent (MCD12Q1 C6 User Guide, table 3); shrubs
 are our addition, for woody plants under 2 m.
@@ -36,48 +36,47 @@ are our addition, for woody plants under 2 m.
 
 def from_accuracy(label_share: NDArray[np.floating], accuracy: float = MCD12Q1_ACCURACY) -> Matrix:
     """
-    A matrix from one stated accuracy and how often each label occurs: no reference is opened.
+    Return a matrix from one accuracy and the label shares; no reference is read.
 
-    label_share : (9,), pixels or share of each coarse label; the ninth is Savanna (0 where labels ignore it)
-    accuracy : p(coarse = fine), the same for every class
+    We assume that a wrong label is class m as often as m occurs among the labels, and that only Forest, Shrubland and
+    Grassland are labelled Savanna. Class-specific confusions of MODIS are not included.
 
-    Assumed: an error names class m as often as m occurs among the labels, and Savanna is named over Forest, Shrubland
-    and Grassland alone. What is known of MODIS confusions class by class is not in it.
+    *label_share* holds pixels or proportions of the nine coarse labels (Savanna: 0 if labels ignore it), *accuracy* is
+    p(coarse = fine), equal for all classes. Raises DataError or ParameterError on other values.
 
     >>> from_accuracy(np.ones(9), accuracy=1.0).round(2)[7].tolist()
     [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0]
     """
     share = np.asarray(label_share, np.float64)
-    if share.shape != (N_COARSE,) or not np.isfinite(share).all() or share.min() < 0 or share[:N_FINE].sum() == 0:
+    if share.shape != (N_COARSE,) or not np.isfinite(share).all() or share.min() < 0 or share[:_N_FINE].sum() == 0:
         found = f"shares {share.tolist()}"
         raise DataError("label shares", found=found, expected="nine, none negative", do="Count the labels first.")
     if not 0 < accuracy <= 1:
         raise ParameterError("accuracy", found=f"{accuracy}", expected="over 0, at most 1", do="0.67 is reported.")
-    errors = np.tile(share / share.sum(), (N_FINE, 1))
+    errors = np.tile(share / share.sum(), (_N_FINE, 1))
     np.fill_diagonal(errors, 0)
-    others = [k for k in range(N_FINE) if k not in SAVANNA_PARTS]
+    others = [k for k in range(_N_FINE) if k not in SAVANNA_PARTS]
     errors[others, SAVANNA_INDEX] = 0
     total = errors.sum(axis=1, keepdims=True)
     errors = np.divide(errors, total, out=np.zeros_like(errors), where=total > 0)
-    return rows_to_one(accuracy * np.eye(N_FINE, N_COARSE) + (1 - accuracy) * errors)
+    return rows_to_one(accuracy * np.eye(_N_FINE, N_COARSE) + (1 - accuracy) * errors)
 
 
 def counted(fine: NDArray[np.integer], coarse: NDArray[np.integer], smoothing: float = 1.0) -> Matrix:
     """
     Count p(coarse | fine) over pixels that have both labels: for the regime *coarse + fine validation* only.
 
-    fine : network classes 0..7, 255 = unknown, any shape
-    coarse : network classes 0..7, 8 = Savanna, 255 = unknown, the same shape
-    smoothing : pixels added to every pair on the diagonal's side of doubt: a class without pixels keeps the identity
+    Both hold network classes 0..7 (*coarse* also 8 = Savanna), 255 = unknown, in one shape (else GridError);
+    *smoothing* pixels are added to the diagonal: a class without pixels keeps the identity.
     """
     fine, coarse = np.asarray(fine), np.asarray(coarse)
     if fine.shape != coarse.shape:
         found = f"fine {fine.shape}, coarse {coarse.shape}"
-        raise GridError("transition", found=found, expected="one shape", do="Hand over labels of the same pixels.")
+        raise GridError("transition", found=found, expected="one shape", do="Pass labels of the same pixels.")
     known = (fine != IGNORE) & (coarse != IGNORE)
     pairs = fine[known].astype(np.int64) * N_COARSE + coarse[known]
-    counts = np.bincount(pairs, minlength=N_FINE * N_COARSE).reshape(N_FINE, N_COARSE)
-    return rows_to_one(counts + smoothing * np.eye(N_FINE, N_COARSE))
+    counts = np.bincount(pairs, minlength=_N_FINE * N_COARSE).reshape(_N_FINE, N_COARSE)
+    return rows_to_one(counts + smoothing * np.eye(_N_FINE, N_COARSE))
 
 
 def estimate(
@@ -90,26 +89,15 @@ def estimate(
     tolerance: float = 1e-6,
 ) -> Matrix:
     """
-    Estimate the matrix under which *posteriors* explain *labels* best, by expectation maximisation.
+    Estimate the matrix under which *labels* are likeliest, by expectation maximisation.
 
     Label c is drawn from sum_k p(k | image) T[k, c]. The expected pairs under the present T give the next T, which
-    never fits worse; the start matters where posteriors are vague, as classes could change their names.
+    never fits worse (Dempster, Laird & Rubin 1977), until no entry moves by more than *tolerance*. The start matters
+    if the posteriors are vague.
 
-    Parameters
-    ----------
-    posteriors : array of shape (n, 8)
-        p(fine | image) of pixels, or mean posteriors of cells; best from held-out scenes.
-    labels : array of shape (n,)
-        Coarse labels 0 to 8 of the same; 255 = unknown.
-    start, pseudo_counts
-        First guess and prior: each of its rows counts as *pseudo_counts* further observations. Entries of zero
-        start at one in a thousand.
-    iterations, tolerance
-        It ends after so many iterations, or when no entry moves by more than *tolerance*.
-
-    References
-    ----------
-    Dempster, Laird and Rubin 1977, Maximum likelihood from incomplete data via the EM algorithm.
+    *posteriors* (n, 8) are p(fine | image) of pixels, best from held-out scenes, *labels* (n,) their coarse labels 0..8
+    (255 = unknown; DataError if all are). *start* (8, 9) is the first guess (zeros count as 1e-3) and the prior:
+    each row weighs as much as *pseudo_counts* observations.
     """
     known = np.asarray(labels) != IGNORE
     if not known.any():
@@ -126,43 +114,24 @@ def estimate(
     return matrix
 
 
-def confident(posteriors: NDArray[np.floating], labels: NDArray[np.integer], start: Matrix) -> Matrix:
-    """
-    The matrix by confident learning: count only pixels whose class the network is sure of.
-
-    Arguments as in `estimate`. A pixel is counted as class k when p(k) is the highest among those classes that reach
-    their own threshold: the mean of p(k) over pixels *labelled* k (Northcutt, Jiang & Chuang 2021, "Confident
-    learning", JAIR 70). A class that no pixel is counted for keeps its row of *start*.
-    """
-    q, label = np.asarray(posteriors, np.float64), np.asarray(labels)
-    threshold = np.array([q[label == k, k].mean() if (label == k).any() else np.inf for k in range(N_FINE)])
-    sure = np.where(q >= threshold, q, 0)
-    counts = np.zeros((N_FINE, N_COARSE))
-    chosen = (sure.max(axis=1) > 0) & (label != IGNORE)
-    np.add.at(counts, (sure[chosen].argmax(axis=1), label[chosen].astype(np.int64)), 1)
-    seen = counts.sum(axis=1, keepdims=True) > 0
-    return rows_to_one(np.where(seen, counts, start))
-
-
 def rows_to_one(counts: NDArray[np.floating]) -> Matrix:
-    """Divide each row by its sum. Raises DataError on a row without a positive one, naming its class."""
+    """Divide each row by its sum. Raises DataError on a row without a positive value and names its class."""
     total = np.asarray(counts, np.float64).sum(axis=1, keepdims=True)
     if not (total > 0).all() or not np.isfinite(total).all() or np.min(counts) < 0:
         bad = [DFC2020.name_of(SCORED[k]) for k in np.flatnonzero(~(total[:, 0] > 0))]
-        found = f"no coarse label for {', '.join(bad) or 'a class'}, or counts that are negative or no numbers"
+        found = f"no coarse label for {', '.join(bad) or 'a class'}, or negative or non-finite counts"
         raise DataError("transition", found=found, expected="counts of at least one label a class", do="Smooth it.")
     return counts / total
 
 
 def without_savanna(matrix: Matrix) -> Matrix:
-    """The matrix for labels that ignore Savanna: p(coarse | fine, coarse is one of the eight), (8, 8)."""
-    return rows_to_one(matrix[:, :N_FINE])
+    """Return the matrix for labels that ignore Savanna: p(coarse | fine, coarse is one of the eight), (8, 8)."""
+    return rows_to_one(matrix[:, :_N_FINE])
 
 
 def class_prior(matrix: Matrix, label_share: NDArray[np.floating], iterations: int = 1000) -> NDArray[np.float64]:
     """
-    Shares of the fine classes, (K,), under which *matrix* gives the label shares (M,) that are seen: maximum
-    likelihood, by expectation maximisation, from equal shares.
+    Estimate the shares of the fine classes, (K,), that explain the label shares (M,): maximum likelihood by EM.
 
     >>> class_prior(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0.55, 0.45])).round(3).tolist()
     [0.5, 0.5]
@@ -171,8 +140,8 @@ def class_prior(matrix: Matrix, label_share: NDArray[np.floating], iterations: i
     prior = np.full(len(matrix), 1 / len(matrix))
     for _ in range(iterations):
         joint = prior[:, None] * matrix  # (K, M)
-        seen = np.maximum(joint.sum(axis=0), 1e-300)
-        before, prior = prior, (joint / seen) @ share
+        expected = np.maximum(joint.sum(axis=0), 1e-300)
+        before, prior = prior, (joint / expected) @ share
         prior /= prior.sum()
         if np.abs(prior - before).max() < 1e-9:
             break
@@ -180,11 +149,7 @@ def class_prior(matrix: Matrix, label_share: NDArray[np.floating], iterations: i
 
 
 def posterior(matrix: Matrix, prior: NDArray[np.floating]) -> Matrix:
-    """
-    p(fine | coarse) by Bayes' rule, (M, K), rows to one: what a label says about its pixels before any image.
-
-    A label that cannot occur under *matrix* says what the prior says.
-    """
+    """Return p(fine | coarse), (M, K), by Bayes' rule; labels that cannot occur under *matrix* have the prior."""
     joint = (matrix * np.asarray(prior)[:, None]).T  # (M, K)
     impossible = joint.sum(axis=1, keepdims=True) <= 0
     return rows_to_one(np.where(impossible, np.asarray(prior)[None], joint))

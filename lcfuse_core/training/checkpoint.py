@@ -1,165 +1,62 @@
 """
-A training as a thing to keep: its plan, its result, and the file that holds both.
+Checkpoints: a trained network in one file, and the files from which an interrupted training continues.
 
-The file is a safetensors file: a JSON header and plain numbers after it. Reading it runs no code, unlike
-torch's own format, which is a pickle. The header says all that is needed to use the network: plan, channel
-statistics, legend.
+A checkpoint is a safetensors file: a JSON header with plan, channel statistics, legend and history, then the weights,
+guarded by a SHA-256. Reading one runs no code, unlike torch's own format, which is a pickle.
+
+The folder of a run holds `last.safetensors` and the checkpoint before it, `previous.safetensors`, which also hold the
+state of the optimiser, the schedule and the random generators. A new one is written beside them, synchronised to the
+disk, and then renamed, so that a whole one exists at any moment. A damaged one is reported and set aside, and the
+previous one is used.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-import tempfile
+import signal
+import threading
+import time
+import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lcfuse_core import __version__
-from lcfuse_core.data.legends import N_COARSE, SCORED
-from lcfuse_core.data.source import LABEL_KINDS, N_S1, N_S2, Statistics
-from lcfuse_core.errors import CheckpointError, MissingDataError, ParameterError
-from lcfuse_core.models.losses import LOSSES
-from lcfuse_core.models.networks import NETWORKS, build
+from lcfuse_core import __version__, _runtime
+from lcfuse_core.data.legends import SCORED
+from lcfuse_core.data.source import Statistics
+from lcfuse_core.errors import CheckpointError, MissingDataError, ParameterError, TrainingError, disk_error
+from lcfuse_core.training.plan import TrainPlan
 
-FORMAT = "lcfuse checkpoint"
-FORMAT_VERSION = 1
 HEADER_KEY, DIGEST_KEY = "lcfuse", "sha256"
-"""Name and version of our header, and the keys of the safetensors metadata that hold it and its digest."""
+"""Keys of the safetensors metadata that hold our header and its digest."""
 
-STATE = "state:"
-"""How the names of tensors begin that only a training which goes on needs; see `survival`."""
+LAST, PREVIOUS, DAMAGED = "last.safetensors", "previous.safetensors", "damaged.safetensors"
+"""The newest checkpoint of a run, the one before it, and one that was found damaged."""
 
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "network": tuple(NETWORKS),
-    "loss": tuple(LOSSES),
-    "labels": tuple(LABEL_KINDS),
-    "fusion": ("early", "late"),
-    "precision": ("auto", "float32", "bfloat16"),
-    "sampling": ("area",),
-    "compiled": (False, True),
-}
-INPUTS = (("s2",), ("s1",), ("s2", "s1"), ("s1", "s2"))
-RANGES: dict[str, tuple[float, float]] = {
-    "width": (1, 4096),
-    "class_weight_power": (0, 1),
-    "crop": (32, 8192),
-    "batch": (1, 65536),
-    "steps": (1, 10**9),
-    "learning_rate": (1e-8, 1),
-    "warm_up": (0, 1),
-    "weight_decay": (0, 1),
-    "clip_norm": (1e-3, math.inf),
-    "ema": (0, 0.999999),
-    "report_every": (1, 10**9),
-    "seed": (0, 2**63 - 1),
-}
-"""What a plan may say; both ends belong to a range."""
-
-
-@dataclass(frozen=True)
-class TrainPlan:
-    """
-    All that decides a training, beside the data. Raises ParameterError on a value it does not know.
-
-    >>> TrainPlan(steps=100).network
-    'fcn'
-    """
-
-    network: str = "fcn"  # sees less than a coarse cell, so it cannot learn the cell's shape
-    width: int | None = None  # channels of the first layer; None: the network's small default
-    inputs: tuple[str, ...] = ("s2", "s1")
-    fusion: str = "early"  # of both sensors: stacked channels, or "late": a branch for each
-    labels: str = "modis"  # "fine" is the upper bound: the 10 m reference
-    loss: str = "cross_entropy"
-    transition: tuple[tuple[float, ...], ...] | None = None  # p(coarse | fine), (8, 9); None: from_accuracy
-    class_weight_power: float = 0.5  # average accuracy counts classes alike, labels do not
-    sampling: str = "area"  # of the crops: every position is equally likely
-    crop: int = 64  # many small crops of many scenes beat few large ones
-    batch: int = 16  # crops in a step, on all processes together
-    steps: int = 800
-    learning_rate: float = 5e-3  # the highest; see training.learning_rate
-    warm_up: float = 0.1  # share of the steps in which the rate rises
-    weight_decay: float = 1e-2
-    clip_norm: float = 1.0  # longest gradient: one odd batch must not undo the others
-    ema: float = 0.0  # keep a moving average of the weights, this much of it from before; 0: the last weights
-    report_every: int = 100  # steps between lines of the history, evaluations and checkpoints
-    seed: int = 0
-    device: str = "auto"  # the GPU if there is one; or "cpu", "cuda:1" ...
-    precision: str = "auto"  # bfloat16 where the processor computes in it
-    compiled: bool = False  # by torch.compile: minutes at the start, a faster step on a GPU
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "inputs", tuple(self.inputs))  # a list, when read from JSON or YAML
-        if self.inputs not in INPUTS:
-            _refuse("inputs", self.inputs, "s2, s1 or both")
-        if self.fusion == "late" and len(self.inputs) < 2:
-            _refuse("fusion", self.fusion, "early, as there is one sensor alone")
-        if self.transition is not None:
-            object.__setattr__(self, "transition", _matrix(self.transition))
-        for name, known in CHOICES.items():
-            value = getattr(self, name)
-            if value not in known or isinstance(value, bool) != isinstance(known[0], bool):
-                _refuse(name, value, f"one of {', '.join(map(str, known))}")
-        for name, (low, high) in RANGES.items():
-            self._check_number(name, low, high)
-
-    def _check_number(self, name: str, low: float, high: float) -> None:
-        value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
-        if value is None and default is None:
-            return
-        kinds = (int, float) if isinstance(default, float) else (int,)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-            _refuse(name, value, f"{'a number' if float in kinds else 'a whole number'} from {low} to {high}")
-
-    @property
-    def in_channels(self) -> int:
-        """Channels of the chosen sensors."""
-        return N_S2 * ("s2" in self.inputs) + N_S1 * ("s1" in self.inputs)
-
-    def build(self) -> nn.Module:
-        """The network of this plan, with fresh weights from torch's global random generator."""
-        channels = (N_S2, N_S1) if self.fusion == "late" else self.in_channels
-        return build(self.network, in_channels=channels, width=self.width)
-
-
-def _matrix(rows: Any) -> tuple[tuple[float, ...], ...]:
-    """A transition matrix as tuples, which a frozen plan can hold and JSON can write."""
-    try:
-        matrix = np.array(rows, np.float64)
-    except (TypeError, ValueError):
-        matrix = np.empty(0)
-    good = matrix.shape == (len(SCORED), N_COARSE) and (matrix >= 0).all()
-    if not good or not np.allclose(matrix.sum(axis=1), 1, atol=1e-6):
-        _refuse("transition", rows, f"{len(SCORED)} rows of {N_COARSE} shares that sum to 1, or None")
-    return tuple(map(tuple, matrix.tolist()))
-
-
-def _refuse(name: str, value: object, expected: str) -> None:
-    raise ParameterError(f"plan: {name}", found=repr(value), expected=expected, do="Correct the plan.")
-
+_FORMAT, _VERSION = "lcfuse checkpoint", 1
+_STATE = "state:"  # prefix of the tensors that only an unfinished training needs
+_OPTIMISER, _CROPS, _TORCH = f"{_STATE}optimiser.", f"{_STATE}crops", f"{_STATE}torch"
 
 Row = dict[str, float | None]
-"""A line of a history."""
+"""
+One line of a history: step, loss (mean since the last line), learning_rate, seconds since the start, aa (agreement with
+the validation labels, 0-1, or None) and, for several validation sets, aa_NAME.
+"""
 
 
 @dataclass(frozen=True)
 class Run:
-    """
-    A trained network with what it takes to use it.
-
-    history : one dict per report: step, loss (mean since the last), learning_rate, seconds since the start,
-        aa (agreement with the validation labels, 0-1, or None) and, of several validation stacks, aa_NAME
-    """
+    """A trained network, with all that is needed to use it; `history` has one row per report."""
 
     network: nn.Module
     plan: TrainPlan
@@ -167,50 +64,106 @@ class Run:
     history: list[Row] = field(default_factory=list)
 
 
+@dataclass
+class TrainState:
+    """The progress of a training, beside its network."""
+
+    step: int = 0  # steps taken
+    losses: list[float] = field(default_factory=list)  # of the steps since the last report
+    seconds: float = 0.0  # so far, without interruptions
+    tensors: dict[str, Tensor] = field(default_factory=dict)  # see `capture`; empty in a finished run
+
+
+def capture(optimiser: torch.optim.Optimizer, crops: Tensor) -> dict[str, Tensor]:
+    """Return copies of the optimiser's state, the state of the generator of *crops*, and that of torch's generator."""
+    tensors = {_CROPS: crops, _TORCH: torch.get_rng_state()}
+    for number, values in optimiser.state_dict()["state"].items():
+        tensors |= {f"{_OPTIMISER}{number}.{name}": torch.as_tensor(value).cpu() for name, value in values.items()}
+    return tensors
+
+
+def restore(tensors: Mapping[str, Tensor], optimiser: torch.optim.Optimizer) -> Tensor:
+    """Put the result of `capture` back into *optimiser* and torch's generator; return the state of the crops."""
+    weights = [weight for group in optimiser.param_groups for weight in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {number: {} for number in range(len(weights))}
+    for name, tensor in tensors.items():
+        if name.startswith(_OPTIMISER):
+            number, key = name.removeprefix(_OPTIMISER).split(".")
+            like = weights[int(number)]
+            # In the memory layout of the weight: another layout would round sums in another order.
+            state[int(number)][key] = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    torch.set_rng_state(tensors[_TORCH])
+    return tensors[_CROPS]
+
+
 def network_digest(network: nn.Module) -> str:
-    """SHA-256 of the weights and their names."""
-    return _digest("", {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()})
+    """Return the SHA-256 of the weights and their names."""
+    return _digest("", _weights(network))
 
 
 def save_checkpoint(run: Run, path: str | os.PathLike[str]) -> Path:
-    """
-    Write *run* to one file: whole and new, or, when anything fails, as it was before.
-
-    Raises OSError (disk full, no permission).
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, checkpoint_bytes(run))
-    return path
+    """Write *run* to one file. Raises OSError if the disk is full or protected; *path* is then as it was before."""
+    return _runtime.write_atomic(path, _content(run))
 
 
-def checkpoint_bytes(
-    run: Run, progress: Mapping[str, Any] | None = None, state: Mapping[str, Tensor] | None = None
-) -> bytes:
+def load_checkpoint(path: str | os.PathLike[str]) -> Run:
     """
-    The content of a checkpoint: *run* and, for a training that goes on, how far it is.
+    Read a network for the processor, in evaluation mode; no code from the file is run.
 
-    progress : goes into the header as it is; state : tensors on the processor, by names that begin with STATE
+    Raises
+    ------
+    MissingDataError, CheckpointError
+        If there is no such file; if it is not a checkpoint of this package, is damaged or does not fit its plan.
     """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in run.network.state_dict().items()}
+    return read_checkpoint(path)[0]
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> tuple[Run, dict[str, Any] | None, dict[str, Tensor]]:
+    """Read a network, the progress of its training and the tensors to continue it; raises as `load_checkpoint`."""
+    header, everything = _read(Path(path))
+    tensors = {name: tensor for name, tensor in everything.items() if not name.startswith(_STATE)}
+    try:
+        plan, history = TrainPlan.from_header(header["plan"]), list(header["history"])
+        statistics = Statistics(*(tuple(header["statistics"][name]) for name in ("mean", "std")))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _refusal(path, f"a header that cannot be used ({error!r})") from None
+    with torch.device("meta"):  # shapes without memory: the width in a file may be absurd
+        network = plan.build()
+    wanted = {name: (value.shape, value.dtype) for name, value in network.state_dict().items()}
+    if wanted != {name: (value.shape, value.dtype) for name, value in tensors.items()}:
+        raise _refusal(path, f"weights that do not fit a {plan.network} of this plan")
+    network.load_state_dict(tensors, assign=True)
+    state = {name: tensor for name, tensor in everything.items() if name not in tensors}
+    return Run(network.eval(), plan, statistics, history), header.get("progress"), state
+
+
+def _content(run: Run, state: TrainState | None = None, identity: Mapping[str, str] | None = None) -> bytes:
+    """Return the bytes of a checkpoint; those of a run in a folder also hold its state and identity."""
     header = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
+        "format": _FORMAT,
+        "version": _VERSION,
         "package": __version__,
         "plan": asdict(run.plan),
         "statistics": asdict(run.statistics),
         "legend": list(SCORED),
         "history": run.history,
     }
-    if progress is not None:
-        header["progress"] = dict(progress)
-    tensors |= {name: tensor.contiguous() for name, tensor in (state or {}).items()}
+    tensors = _weights(run.network)
+    if state is not None:
+        seconds = round(state.seconds, 3)
+        header["progress"] = {"step": state.step, "losses": state.losses, "seconds": seconds, "identity": identity}
+        tensors |= {name: tensor.contiguous() for name, tensor in state.tensors.items()}
     text = json.dumps(header)
     return save(tensors, {HEADER_KEY: text, DIGEST_KEY: _digest(text, tensors)})
 
 
+def _weights(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+
+
 def _digest(text: str, tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of all that a checkpoint says: its header, letter by letter, then each tensor by name."""
+    """Return the SHA-256 of a header and of all tensors by name."""
     digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -218,51 +171,8 @@ def _digest(text: str, tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write beside *path*, then put in its place: a reader never sees half a file."""
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except BaseException:
-        os.unlink(draft)
-        raise
-
-
-def load_checkpoint(path: str | os.PathLike[str]) -> Run:
-    """
-    Read what `save_checkpoint` wrote, onto the processor and ready to predict. Runs no code from the file.
-
-    Raises MissingDataError when there is no such file, CheckpointError when it is no checkpoint of ours,
-    damaged (cut, or a bit flipped), of a newer version, or when its numbers do not fit its plan.
-    """
-    return read_checkpoint(path)[0]
-
-
-def read_checkpoint(path: str | os.PathLike[str]) -> tuple[Run, dict[str, Any] | None, dict[str, Tensor]]:
-    """A checkpoint with what a training needs to go on, as `checkpoint_bytes` took it. Raises as `load_checkpoint`."""
-    header, everything = _read(Path(path))
-    _check_header(path, header)
-    state = {name: tensor for name, tensor in everything.items() if name.startswith(STATE)}
-    tensors = {name: tensor for name, tensor in everything.items() if name not in state}
-    try:
-        plan, history = TrainPlan(**header["plan"]), list(header["history"])
-        statistics = Statistics(*(tuple(header["statistics"][name]) for name in ("mean", "std")))
-    except (KeyError, TypeError, ValueError) as error:
-        raise _refusal(path, f"a header that cannot be used ({error!r})") from None
-    with torch.device("meta"):  # shapes without memory: a plan from a file may be absurd
-        network = plan.build()
-    wanted = {name: (value.shape, value.dtype) for name, value in network.state_dict().items()}
-    if wanted != {name: (value.shape, value.dtype) for name, value in tensors.items()}:
-        raise _refusal(path, f"weights that do not fit a {plan.network} of this plan")
-    network.load_state_dict(tensors, assign=True)
-    return Run(network.eval(), plan, statistics, history), header.get("progress"), state
-
-
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the header and the tensors of a file after all checks that need no plan."""
     if not path.exists():
         do = "Train first, or check the path."
         raise MissingDataError(path, found="no such file", expected="a checkpoint", do=do)
@@ -275,35 +185,144 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except KeyError:
         raise _refusal(path, "a safetensors file without our header") from None
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise _refusal(path, _what_it_is(path, error)) from None
+        start = b""
+        if path.is_file():
+            with path.open("rb") as opened:
+                start = opened.read(4)
+        if start[:2] == b"PK" or start[:1] == b"\x80":
+            found = "a pickle or zip (as torch.save writes; it could run code, so it was not opened)"
+            raise _refusal(path, found) from None
+        raise _refusal(path, f"an unreadable or cut file ({error})") from None
     if digest != _digest(text, tensors):
         raise _refusal(path, "a digest that does not fit the content: the file is damaged")
+    if not isinstance(header, dict) or header.get("format") != _FORMAT:
+        raise _refusal(path, "the header of another format")
+    if header.get("version") != _VERSION:
+        found = f"format version {header.get('version')}"
+        raise _refusal(path, found, f"version {_VERSION} (another version of lcfuse_core wrote it)")
+    if header.get("legend") != list(SCORED):
+        raise _refusal(path, f"classes {header.get('legend')}", f"the DFC2020 codes {list(SCORED)}")
     return header, tensors
 
 
-def _what_it_is(path: Path, error: Exception) -> str:
-    if path.is_file():
-        with path.open("rb") as file:
-            start = file.read(4)
-        if start[:2] == b"PK" or start[:1] == b"\x80":
-            return "a pickle or zip (as torch.save writes; it could run code, so it was not opened)"
-    return f"an unreadable or cut file ({error})"
+def _refusal(path: str | os.PathLike[str], found: str, expected: str = "a whole checkpoint") -> CheckpointError:
+    return CheckpointError(path, found=found, expected=expected, do="Fetch it again, or train anew.")
 
 
-def _check_header(path: str | os.PathLike[str], header: Any) -> None:
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise _refusal(path, "the header of something else")
-    if header.get("version") != FORMAT_VERSION:
-        do = "Install the version of lcfuse_core that wrote it."
-        raise _refusal(path, f"format version {header.get('version')}", f"version {FORMAT_VERSION}", do)
-    if header.get("legend") != list(SCORED):
-        raise _refusal(path, f"classes {header.get('legend')}", f"the DFC2020 codes {list(SCORED)}")
+class Checkpointer:
+    """
+    Reads and writes the checkpoints of one run in a folder, as a context manager; without a folder it does nothing.
 
+    In its context the folder is locked against other runs, and SIGTERM or Ctrl-C only set `stop_signal`; a second one
+    interrupts at once. A checkpoint of another plan (apart from the device) or another *identity* (data, initial
+    weights) is refused. A kill costs at most *interval_s* seconds of work. Of several processes, one *writes*.
+    """
 
-def _refusal(
-    path: str | os.PathLike[str],
-    found: str,
-    expected: str = "a whole checkpoint of lcfuse_core",
-    do: str = "Fetch it again, or train anew.",
-) -> CheckpointError:
-    return CheckpointError(path, found=found, expected=expected, do=do)
+    def __init__(
+        self,
+        folder: str | os.PathLike[str] | None,
+        plan: TrainPlan,
+        identity: Mapping[str, str],
+        *,
+        interval_s: float,
+        writes: bool = True,
+    ) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self.plan, self.identity, self.interval_s = plan, dict(identity), interval_s
+        self.writes = writes and folder is not None
+        self.stop_signal = ""
+        self.saved_step: int | None = None
+        self._saved_at = time.monotonic()
+        self._undo = ExitStack()
+
+    def __enter__(self) -> Checkpointer:
+        if self.folder is not None and self.writes:
+            self._undo.enter_context(_runtime.lock(self.folder / "lock"))
+            for draft in self.folder.glob(f"*{LAST}.new*"):  # of a run that was killed while it wrote
+                draft.unlink()
+        if self.folder is not None and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._undo.callback(signal.signal, number, signal.signal(number, self._note_signal))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+
+    def _note_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.stop_signal:
+            raise KeyboardInterrupt
+        self.stop_signal = signal.Signals(number).name
+
+    def find(self) -> tuple[Run, TrainState] | None:
+        """
+        Return the newest whole checkpoint of this run, or None if there is none; warn of a damaged one.
+
+        Raises CheckpointError if all checkpoints are damaged, ParameterError if they are those of another run.
+        """
+        damaged: list[CheckpointError] = []
+        for path in () if self.folder is None else (self.folder / LAST, self.folder / PREVIOUS):
+            if not path.exists():
+                continue
+            try:
+                run, progress, tensors = read_checkpoint(path)
+            except CheckpointError as error:
+                damaged.append(error)
+                continue
+            self._check(path, run.plan, progress)
+            assert progress is not None
+            state = TrainState(progress["step"], progress["losses"], progress["seconds"], tensors)
+            if damaged and self.writes:
+                os.replace(path.with_name(LAST), path.with_name(DAMAGED))
+                warnings.warn(f"{damaged[0]} The one before it is used, of step {state.step}.", stacklevel=2)
+            self.saved_step = state.step
+            return replace(run, plan=self.plan), state
+        if damaged:
+            raise damaged[0]
+        return None
+
+    def _check(self, path: Path, plan: TrainPlan, progress: Mapping[str, Any] | None) -> None:
+        do = "Choose another folder, or empty this one."
+        if progress is None:
+            raise ParameterError(path, found="a network without a run", expected="a run of this plan", do=do)
+        wanted = asdict(self.plan)
+        differing = {name: own for name, own in asdict(plan).items() if own != wanted[name] and name != "device"}
+        if differing:
+            found = ", ".join(f"{name} {value!r}" for name, value in differing.items())
+            expected = ", ".join(repr(wanted[name]) for name in differing)
+            raise ParameterError(path, found=f"a run with {found}", expected=expected, do=do)
+        for name, value in self.identity.items():
+            if progress["identity"].get(name) != value:
+                raise ParameterError(path, found=f"a run with other {name}", expected=f"the same {name}", do=do)
+
+    def is_due(self) -> bool:
+        """Return whether the interval since the last checkpoint has passed."""
+        return self.writes and time.monotonic() - self._saved_at >= self.interval_s
+
+    def save(self, run: Run, state: TrainState) -> None:
+        """Write a checkpoint; the last one becomes the previous one. Raises DiskError and then leaves both whole."""
+        if self.folder is None or not self.writes:
+            return
+        content = _content(run, state, self.identity)
+        last, previous, draft = (self.folder / name for name in (LAST, PREVIOUS, f"{LAST}.new"))
+        try:
+            _runtime.write_atomic(draft, content)
+            if last.exists():
+                os.replace(last, previous)
+            os.replace(draft, last)
+        except OSError as error:
+            raise disk_error(last, error, len(content)) from None
+        self.saved_step, self._saved_at = state.step, time.monotonic()
+
+    def stopped(self) -> TrainingError:
+        """Return the error to raise when a signal has stopped the run."""
+        found = self.stop_signal or "a signal to another process"
+        do = f"Call it again with {self.folder}: it goes on from step {self.saved_step}."
+        return TrainingError("training", found=found, expected=f"{self.plan.steps} steps", do=do)
+
+    def failed(self, loss: float, gradient: float) -> TrainingError:
+        """Return the error to raise when the loss or the gradient is NaN or infinite."""
+        kept = "No checkpoint was written yet."
+        if self.folder is not None and self.saved_step is not None:
+            kept = f"The checkpoint of step {self.saved_step} is kept in {self.folder / LAST}."
+        found, do = f"loss {loss}, gradient norm {gradient}", "Lower the learning rate, or look for bad values in"
+        return TrainingError("training", found=found, expected="finite numbers", do=f"{do} the patches. {kept}")

@@ -1,16 +1,16 @@
 """
-One training on many processors: what `torchrun` started, how they share a batch, and on which device.
+One training on several processors: the processes that `torchrun` started, how they share a batch, and the device.
 
     torchrun --nproc-per-node 2 -m lcfuse_core train DATA --out RUN
 
-starts the same program several times and tells each who it is, by environment variables. Each process draws the places
-of the whole batch, cuts its own part of it, and runs it through its own copy of the network. Three things are then
-exchanged, so that the result is that of one process with the whole batch:
+starts the same program several times and numbers the processes by environment variables. Each process draws the
+positions of all crops of the batch, cuts its own part, and runs it through its own copy of the network. Three things
+are exchanged, so that the result is that of one process with the whole batch:
 
 - batch normalisation: mean and variance are those of the whole batch (`SharedBatchNorm`);
-- the loss: every process sees the logits and labels of the whole batch. Our losses are means over known pixels or over
-  cells, and a mean of means would be another loss. Logits are small: 8 numbers a pixel;
-- the gradient: torch's DistributedDataParallel sums it over the processes while it is being computed.
+- the loss: every process computes it from the logits and labels of the whole batch (8 numbers per pixel), because our
+  losses are means over labelled pixels or cells, and a mean of means is another loss;
+- the gradient: torch's DistributedDataParallel averages it over the processes while it is computed.
 """
 
 from __future__ import annotations
@@ -32,17 +32,12 @@ _DDP_OPTIONS = inspect.signature(nn.parallel.DistributedDataParallel).parameters
 _OWN_BUFFERS: dict[str, Any] = {
     "forward_sync_buffers" if "forward_sync_buffers" in _DDP_OPTIONS else "broadcast_buffers": False
 }
-"""Running means are the same in all processes as it is; torch 2.13 calls the option by another name."""
+"""Running means are equal in all processes already; torch 2.13 has another name for the option."""
 
 
 @dataclass(frozen=True)
-class World:
-    """
-    Who this process is.
-
-    device : where it computes
-    rank, size : its number and how many there are; the first writes files and shows progress
-    """
+class Distributed:
+    """One of the processes of a training; the first one (rank 0) writes files and shows progress."""
 
     device: torch.device
     rank: int = 0
@@ -50,80 +45,83 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes."""
+        """Return whether this is the process that writes."""
         return self.rank == 0
 
+    @property
+    def on_gpu(self) -> bool:
+        """Return whether this process computes on a GPU."""
+        return self.device.type == "cuda"
+
     def part(self, n: int) -> slice:
-        """The share of this process of *n* crops. ParameterError when they cannot be shared evenly."""
+        """Return the part of this process of *n* crops. Raises ParameterError if *n* is not a multiple of the size."""
         if n % self.size:
             found, expected = f"{n} crops for {self.size} processes", "a batch that divides by their number"
             raise ParameterError("plan: batch", found=found, expected=expected, do="Change one of the two.")
         each = n // self.size
         return slice(self.rank * each, (self.rank + 1) * each)
 
-    @property
-    def on_gpu(self) -> bool:
-        """Whether this process computes on a GPU."""
-        return self.device.type == "cuda"
-
     @contextmanager
-    def spread(self, network: nn.Module, compiled: bool = False) -> Iterator[nn.Module]:
-        """The network as training calls it: statistics of the whole batch, gradients averaged over all processes."""
-        called, before = network, torch.backends.cudnn.benchmark
-        with _shared_statistics(network, self):
-            if self.size > 1:
-                devices = [self.device] if self.on_gpu else None
-                called = nn.parallel.DistributedDataParallel(network, device_ids=devices, **_OWN_BUFFERS)
-            torch.backends.cudnn.benchmark = self.on_gpu  # crops have one size: look for the fastest way once
-            try:
-                yield cast(nn.Module, torch.compile(called)) if compiled else called
-            finally:
-                torch.backends.cudnn.benchmark = before
+    def wrap(self, network: nn.Module, compiled: bool = False) -> Iterator[nn.Module]:
+        """Yield the network with batch statistics of the whole batch and gradients averaged over all processes."""
+        wrapped, before = network, torch.backends.cudnn.benchmark
+        layers = [layer for layer in network.modules() if type(layer) is nn.BatchNorm2d]
+        if self.size > 1:
+            for layer in layers:
+                if self.on_gpu:
+                    layer.process_group = None  # type: ignore[assignment]
+                layer.__class__ = nn.SyncBatchNorm if self.on_gpu else SharedBatchNorm  # type: ignore[assignment]
+            devices = [self.device] if self.on_gpu else None
+            wrapped = nn.parallel.DistributedDataParallel(network, device_ids=devices, **_OWN_BUFFERS)
+        torch.backends.cudnn.benchmark = self.on_gpu  # crops have one size: search for the fastest algorithm once
+        try:
+            yield cast(nn.Module, torch.compile(wrapped)) if compiled else wrapped
+        finally:
+            torch.backends.cudnn.benchmark = before
+            for layer in layers:
+                layer.__class__ = nn.BatchNorm2d
 
-    def whole(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Batch]:
-        """Logits and labels of all processes, in the order of the batch; gradients reach the own logits alone."""
+    def gather(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Batch]:
+        """Return logits and labels of all processes in the order of the batch; gradients reach the own logits only."""
         if self.size == 1:
             return logits, batch
-        others = self._gathered(_at_least_float32(logits.detach()))
-        others[self.rank] = logits
-        together = torch.cat([part.to(logits.dtype) for part in others])
-        cells = None if batch.cells is None else torch.cat(self._gathered(batch.cells))
-        return together, Batch(torch.cat(self._gathered(batch.labels)), cells)
+        parts = self._gather(_at_least_float32(logits.detach()))
+        parts[self.rank] = logits
+        whole = torch.cat([part.to(logits.dtype) for part in parts])
+        cells = None if batch.cells is None else torch.cat(self._gather(batch.cells))
+        return whole, Batch(torch.cat(self._gather(batch.labels)), cells)
 
-    def _gathered(self, tensor: Tensor) -> list[Tensor]:
+    def _gather(self, tensor: Tensor) -> list[Tensor]:
         tensor = tensor.contiguous()
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
         distributed.all_gather(parts, tensor)
         return parts
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true in one of the processes, at least."""
+        """Return whether *flag* is true in at least one process."""
         if self.size == 1:
             return flag
-        told = torch.tensor(int(flag), device=self.device)
-        distributed.all_reduce(told, distributed.ReduceOp.MAX)
-        return bool(told)
+        number = torch.tensor(int(flag), device=self.device)
+        distributed.all_reduce(number, distributed.ReduceOp.MAX)
+        return bool(number)
 
     def wait(self) -> None:
-        """Until all processes have come here."""
+        """Wait until all processes have reached this call."""
         if self.size > 1:
             distributed.barrier()
 
 
 @contextmanager
-def joined(device: str = "auto") -> Iterator[World]:
+def joined(device: str = "auto") -> Iterator[Distributed]:
     """
-    The processes that `torchrun` started, or this one alone where it did not.
+    Join the processes that `torchrun` started; without it, yield this process alone.
 
-    device : as in a plan; with "auto" or "cuda" every process takes the GPU of its number on its machine
-
-    Messages go through NCCL between GPUs and through gloo between processors. Raises TrainingError when another
-    process has gone.
+    *device* is that of a plan; with "auto" or "cuda" every process takes the GPU of its number on its machine. Messages
+    use NCCL between GPUs and gloo between processors. Raises TrainingError if another process has ended.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
     chosen = choose_device(device)
-    if size == 1:
-        yield World(chosen)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Distributed(chosen)
         return
     if chosen == torch.device("cuda"):
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -131,27 +129,23 @@ def joined(device: str = "auto") -> Iterator[World]:
     is_ours = not distributed.is_initialized()
     if is_ours:
         distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    world = World(chosen, distributed.get_rank(), distributed.get_world_size())
+    processes = Distributed(chosen, distributed.get_rank(), distributed.get_world_size())
     try:
-        yield world
+        yield processes
     except RuntimeError as error:
-        if not _is_of_the_others(error):
+        # Errors of the exchange with other processes; those of gloo have no class of their own.
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
             raise
         do = "Start it again with the same command and folder: it goes on from the last checkpoint."
-        found, expected = f"process {world.rank} lost another one", f"all {world.size} processes"
+        found, expected = f"process {processes.rank} lost another one", f"all {processes.size} processes"
         raise TrainingError("training", found=found, expected=expected, do=do) from error
     finally:
         if is_ours:
             distributed.destroy_process_group()
 
 
-def _is_of_the_others(error: RuntimeError) -> bool:
-    """Whether an error came from the exchange with the others; gloo's have no class of their own."""
-    return isinstance(error, distributed.DistError) or "gloo" in str(error)
-
-
 def choose_device(name: str) -> torch.device:
-    """The device of that name ("auto": the GPU if there is one); ParameterError when it is not there."""
+    """Return the device of that name ("auto": the GPU if there is one). Raises ParameterError if it is missing."""
     has_gpu = torch.cuda.is_available()
     if name == "auto":
         return torch.device("cuda" if has_gpu else "cpu")
@@ -160,39 +154,20 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda", "mps") or (device.type == "cuda" and not has_gpu):
-        expected = "auto, cpu or a GPU that is here"
+        expected = "auto, cpu or a GPU of this machine"
         raise ParameterError("device", found=repr(name), expected=expected, do="Take auto.")
     return device
-
-
-@contextmanager
-def _shared_statistics(network: nn.Module, world: World) -> Iterator[None]:
-    """Let batch normalisation take mean and variance over the batches of all processes, for a while."""
-    layers = [layer for layer in network.modules() if type(layer) is nn.BatchNorm2d]
-    if world.size > 1:
-        for layer in layers:
-            if world.on_gpu:
-                layer.process_group = None  # type: ignore[assignment]
-                layer.__class__ = nn.SyncBatchNorm  # type: ignore[assignment]
-            else:
-                layer.__class__ = SharedBatchNorm
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.__class__ = nn.BatchNorm2d
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
     """
     Batch normalisation over the batches of all processes, which hold equally many pixels each.
 
-    What torch's SyncBatchNorm does on GPUs, and on the processor not at all (Ioffe & Szegedy 2015, arXiv 1502.03167,
-    for the formula).
+    torch's SyncBatchNorm for processors, where torch has none (Ioffe & Szegedy 2015, arXiv 1502.03167).
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised *images* (N, C, H, W)."""
+        """Return the normalised *images* (N, C, H, W)."""
         if not self.training:
             return super().forward(images)
         assert self.running_mean is not None
@@ -201,9 +176,9 @@ class SharedBatchNorm(nn.BatchNorm2d):
         assert self.momentum is not None
         values = _at_least_float32(images)
         n = values.numel() // values.shape[1] * distributed.get_world_size()
-        mean = _sum_over_all(values.sum(dim=(0, 2, 3))) / n  # (C,)
+        mean = _Sum.apply(values.sum(dim=(0, 2, 3))) / n  # (C,)
         centred = values - mean[:, None, None]
-        variance = _sum_over_all(centred.square().sum(dim=(0, 2, 3))) / n
+        variance = _Sum.apply(centred.square().sum(dim=(0, 2, 3))) / n
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
@@ -227,11 +202,4 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: object, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        distributed.all_reduce(total)
-        return total
-
-
-def _sum_over_all(values: Tensor) -> Tensor:
-    total: Tensor = _Sum.apply(values)
-    return total
+        return _Sum.forward(ctx, gradient)

@@ -1,7 +1,13 @@
-"""What a trained network says of images: probabilities, classes, and how well these agree with labels."""
+"""
+Predictions of a trained network: logits, probabilities, classes, and their agreement with labels.
+
+Test-time augmentation averages the probabilities of several flips and rotations of an image, each turned back, because
+land cover does not depend on the orientation. `tta_mean` does this for any method, `logits` for a network.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -10,18 +16,42 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lcfuse_core.data.legends import IGNORE, SCORED, index_to_dfc
-from lcfuse_core.data.source import Images, PatchStack, normalise, s2_and_s1
+from lcfuse_core.data.patches import Patch
+from lcfuse_core.data.source import Images, PatchStack, normalise, s2_and_s1, turn
 from lcfuse_core.errors import DataError
 from lcfuse_core.scoring.scores import Scores, confusion_of_many, summarise
 from lcfuse_core.training.checkpoint import Run
 
 
+def predict(run: Run, images: Images, symmetries: int = 1) -> NDArray[np.float32]:
+    """
+    Return the probability of each class at each pixel, float32 (8, H, W), in the order of `legends.SCORED`.
+
+    *images* is a patch, or a pair: S2 (13, H, W), reflectance x 10000, and S1 (2, H, W), dB. With *symmetries* 2, 4 or
+    8 it is the mean over so many flips and rotations. Raises DataError if a result is NaN, as for NaN in the images.
+    """
+    s2, s1 = s2_and_s1(images)
+    was_training = run.network.training
+    run.network.eval()
+    channels = normalise(torch.as_tensor(s2), torch.as_tensor(s1), run.statistics, run.plan.inputs)
+    result = probabilities(logits(run, channels[None], symmetries))
+    run.network.train(was_training)
+    if not np.isfinite(result).all():
+        do = "Look for NaN in the images (read_patch refuses them) or train anew."
+        raise DataError("predict", found="NaN probabilities", expected="numbers from 0 to 1", do=do)
+    return result
+
+
+def classify(run: Run, images: Images) -> NDArray[np.uint8]:
+    """Return the most probable class of each pixel, uint8 (H, W), as DFC2020 codes."""
+    return index_to_dfc(predict(run, images).argmax(axis=0))
+
+
 def evaluate(run: Run, stack: PatchStack) -> Scores:
     """
-    Scores of the network's maps of whole patches against the labels of *stack*.
+    Return the scores of the network's maps of whole patches against the labels of *stack*.
 
-    Against coarse labels this is agreement with them, not accuracy: a good map of 10 m disagrees with them
-    too.
+    For coarse labels this is agreement, not accuracy: a good 10 m map disagrees with them too.
     """
     patches = zip(stack.s2.numpy(), stack.s1.numpy(), stack.labels.numpy(), strict=True)
     pairs = (
@@ -31,41 +61,66 @@ def evaluate(run: Run, stack: PatchStack) -> Scores:
     return summarise(confusion_of_many(pairs))
 
 
-def predict(run: Run, images: Images) -> NDArray[np.float32]:
+def logits(run: Run, channels: Tensor, symmetries: int = 1) -> list[Tensor]:
     """
-    Probability of each of the eight classes at each pixel, float32 (8, H, W), in the order of legends.SCORED.
+    Return the logits (8, H, W) for each of *symmetries* flips and rotations of an image, turned back.
 
-    images : a patch, or a pair: S2 (13, H, W), reflectance x 10000, and S1 (2, H, W), dB
-
-    For more than a patch: `map_scene(lambda s2, s1: predict(run, (s2, s1)), scene.s2, scene.s1)`. Raises
-    DataError when what comes out is no number, as it does for NaN in the images.
+    *channels* is the normalised image (1, C, H, W). Logits stay on the network's device and may still be computed when
+    this returns; `probabilities` waits for them.
     """
-    s2, s1 = s2_and_s1(images)
     device = next(run.network.parameters()).device
-    was_training = run.network.training
-    run.network.eval()
+    found = []
     with torch.inference_mode():
-        channels = normalise(torch.as_tensor(s2), torch.as_tensor(s1), run.statistics, run.plan.inputs)
-        logits = forward(run.network, channels[None].to(device), run.plan.precision)
-        probabilities = torch.softmax(logits.float(), dim=1)[0]
-    run.network.train(was_training)
-    if not probabilities.isfinite().all():
-        do = "Look for NaN in the images (patches.read_patch refuses them) or train anew."
-        raise DataError("predict", found="NaN probabilities", expected="numbers from 0 to 1", do=do)
-    return probabilities.cpu().numpy()
+        image = channels.to(device)
+        for symmetry in symmetries_of(symmetries, is_square=channels.shape[-2] == channels.shape[-1]):
+            found.append(turn_back(forward(run.network, turn(image, symmetry), run.plan.precision)[0], symmetry))
+    return found
 
 
-def classify(run: Run, images: Images) -> NDArray[np.uint8]:
-    """The most probable class at each pixel, uint8 (H, W), as DFC2020 codes."""
-    return index_to_dfc(predict(run, images).argmax(axis=0))
+def probabilities(turned_logits: Sequence[Tensor]) -> NDArray[np.float32]:
+    """Return the mean of the class probabilities, float32 (8, H, W), over the results of `logits`."""
+    with torch.inference_mode():
+        total = turned_logits[0].float().softmax(dim=0)
+        for further in turned_logits[1:]:
+            total += further.float().softmax(dim=0)
+        return (total / len(turned_logits)).cpu().numpy() if len(turned_logits) > 1 else total.cpu().numpy()
+
+
+def tta_mean(function: Callable[[Patch], NDArray[np.float32]], patch: Patch, symmetries: int) -> NDArray[np.float32]:
+    """
+    Return the mean of a method's probabilities (8, H, W) for several flips and rotations of a patch, turned back.
+
+    The turned patches have no georeference and no fine reference. A patch that is not square is only flipped.
+    """
+    if symmetries == 1:
+        return function(patch)
+    chosen = symmetries_of(symmetries, is_square=patch.s2.shape[1] == patch.s2.shape[2])
+    total = np.zeros((len(SCORED), *patch.s2.shape[1:]), np.float32)
+    for symmetry in chosen:
+        lc = None if patch.lc is None else _turn_array(patch.lc, symmetry)
+        turned = Patch(patch.name, _turn_array(patch.s1, symmetry), _turn_array(patch.s2, symmetry), lc)
+        total += turn_back(torch.from_numpy(np.ascontiguousarray(function(turned))), symmetry).numpy()
+    return (total / len(chosen)).astype(np.float32)
+
+
+def symmetries_of(n: int, is_square: bool) -> list[int]:
+    """Return the first *n* (1, 2, 4 or 8) symmetries of a square as `source.turn` numbers them; else only flips."""
+    return [0, 2, 4, 6, 1, 3, 5, 7][:n] if is_square else [0, 2, 4, 6][:n]
+
+
+def turn_back(square: Tensor, symmetry: int) -> Tensor:
+    """Undo `source.turn`: first the flips, then the transposition."""
+    return turn(turn(square, symmetry & 6), symmetry & 1)
+
+
+def _turn_array(array: NDArray, symmetry: int) -> NDArray:
+    """Turn an array; torch cannot flip uint16 on the processor, so its bits are turned as int16."""
+    bits = np.ascontiguousarray(array).view(np.int16 if array.dtype == np.uint16 else array.dtype)
+    return turn(torch.from_numpy(bits), symmetry).contiguous().numpy().view(array.dtype)
 
 
 def forward(network: nn.Module, images: Tensor, precision_name: str) -> Tensor:
-    """
-    Logits, computed in the precision that the plan and the processor agree on.
-
-    Channels last in memory is how fast convolutions want their numbers.
-    """
+    """Return the logits of *images* (N, C, H, W), computed in that precision, channels last in memory for speed."""
     images = images.contiguous(memory_format=torch.channels_last)
     with precision(precision_name, images.device):
         return network(images)
@@ -73,10 +128,10 @@ def forward(network: nn.Module, images: Tensor, precision_name: str) -> Tensor:
 
 def precision(name: str, device: torch.device) -> AbstractContextManager[None]:
     """
-    Context that computes convolutions in bfloat16, or leaves all in float32.
+    Return a context in which convolutions are computed in bfloat16, or all in float32.
 
-    "auto" takes bfloat16 where the hardware has instructions for it: twice to three times as fast, 8 bits of
-    mantissa, the range of float32. Elsewhere it would be emulated, slowly.
+    "auto" takes bfloat16 if the hardware has instructions for it: two to three times as fast, with 8 bits of mantissa
+    and the range of float32. Elsewhere it would be emulated, slowly.
     """
     half = _has_bfloat16(device) if name == "auto" else name == "bfloat16"
     return torch.autocast(device.type, torch.bfloat16, enabled=half)
@@ -85,6 +140,6 @@ def precision(name: str, device: torch.device) -> AbstractContextManager[None]:
 def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Older versions of torch cannot tell: then float32.
+    # Older versions of torch do not report it: then float32.
     able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return device.type == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))

@@ -36,7 +36,7 @@ from lcfuse_core.data.packed import PackedScene, PackedScenes
 from lcfuse_core.data.source import PatchStack, channel_statistics, class_counts, turn
 from lcfuse_core.errors import DataError, DiskError, MissingDataError, ParameterError
 from lcfuse_core.training import loop
-from lcfuse_core.training.checkpoint import TrainPlan
+from lcfuse_core.training.plan import TrainPlan
 
 NAME = "ROIs1158_spring_7"
 

@@ -48,7 +48,7 @@ def contents(folder):
 
 def readers():
     """Threads that may still read from a scene; to be counted while the error is held, which keeps them alive."""
-    return [thread for thread in threading.enumerate() if thread.name == "lcfuse ahead"]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("lcfuse prefetch")]
 
 
 def test_record_lists_inputs_networks_plan_and_areas(place, whole):

@@ -19,7 +19,7 @@ from lcfuse_core.methods.adapt import (
 )
 from lcfuse_core.models import transition
 from lcfuse_core.training import loop
-from lcfuse_core.training.checkpoint import TrainPlan
+from lcfuse_core.training.plan import TrainPlan
 
 TINY = TrainPlan(steps=30, crop=32, batch=4, width=8, report_every=30, precision="float32")
 MATRIX = transition.from_accuracy(np.ones(9), 0.9)

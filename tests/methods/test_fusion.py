@@ -25,9 +25,9 @@ from lcfuse_core.methods.fusion import (
     reliability_of,
     shared_errors,
     temper,
-    tta_mean,
 )
 from lcfuse_core.models import transition
+from lcfuse_core.training.predict import tta_mean
 
 MATRIX = transition.from_accuracy(np.ones(9), 0.8)
 POSTERIOR = transition.posterior(MATRIX, np.ones(8) / 8)

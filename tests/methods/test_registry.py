@@ -6,7 +6,7 @@ import pytest
 from miniatures import dfc_array, lc_array
 
 from lcfuse_core.methods.registry import BOUNDS, METHODS, counted, estimated
-from lcfuse_core.models.losses import HEARS_SAVANNA, LOSSES
+from lcfuse_core.models.losses import LOSSES, MIXED_LABEL_LOSSES
 from lcfuse_core.models.networks import NETWORKS
 from lcfuse_core.scoring import protocol
 
@@ -16,7 +16,7 @@ QUICK = ("MODIS label, interpolated", "FCN, weighted, forward, matrix counted", 
 def test_every_network_and_loss_is_a_row():
     """Every network, plain and weighted; every loss; those that can with Savanna as a mixture too."""
     assert {f"FCN, weighted, {loss}" for loss in LOSSES} - set(METHODS) == {"FCN, weighted, cross_entropy"}
-    assert {f"FCN, weighted, {loss}, Savanna a mixture" for loss in HEARS_SAVANNA} <= set(METHODS)
+    assert {f"FCN, weighted, {loss}, Savanna a mixture" for loss in MIXED_LABEL_LOSSES} <= set(METHODS)
     assert sum(name.endswith((", plain", ", weighted")) for name in METHODS) == 2 * (len(NETWORKS) + 1)
     for kind in protocol.NAMES:
         assert protocol.method_name(kind, 0.0) in METHODS

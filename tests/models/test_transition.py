@@ -124,16 +124,6 @@ def test_an_estimate_wants_a_label():
         transition.estimate(np.full((2, 8), 1 / 8), np.array([IGNORE, IGNORE]), planted())
 
 
-def test_a_planted_matrix_is_found_by_confident_learning():
-    """Sure posteriors: the count of the confident is the planted matrix; a class unseen keeps its start."""
-    _, coarse, posterior = draw(sharpness=5.0)
-    start = transition.from_accuracy(np.ones(9), 0.5)
-    np.testing.assert_allclose(transition.confident(posterior, coarse, start), planted(), atol=0.06)
-    never = np.where(coarse == 6, IGNORE, coarse)
-    never_6 = posterior * (np.arange(8) != 6)
-    np.testing.assert_array_equal(transition.confident(never_6, never, start)[6], start[6])
-
-
 @settings(max_examples=25)
 @given(prior=st.lists(st.floats(0.02, 1), min_size=8, max_size=8), seed=st.integers(0, 50))
 def test_the_prior_of_fine_classes_is_recovered_from_the_labels_shares(prior, seed):

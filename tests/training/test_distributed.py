@@ -17,9 +17,10 @@ from toys import toy_stack
 
 from lcfuse_core.errors import ParameterError, TrainingError
 from lcfuse_core.training import loop
-from lcfuse_core.training.checkpoint import TrainPlan, load_checkpoint, read_checkpoint, save_checkpoint
-from lcfuse_core.training.distributed import SharedBatchNorm, World, joined
+from lcfuse_core.training.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from lcfuse_core.training.distributed import Distributed, SharedBatchNorm, choose_device, joined
 from lcfuse_core.training.loop import train
+from lcfuse_core.training.plan import TrainPlan
 
 PLAN = TrainPlan(
     width=8, crop=32, batch=8, steps=4, report_every=4, learning_rate=1e-3, device="cpu", precision="float32"
@@ -187,35 +188,35 @@ def test_alone_there_is_nothing_to_join(monkeypatch):
     """One process, whole batch, the network itself, no exchange."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     network = torch.nn.BatchNorm2d(1)
-    with joined("cpu") as world, world.spread(network) as called:
-        assert (world.rank, world.size, world.is_first, world.on_gpu) == (0, 1, True, False)
-        assert world.part(7) == slice(0, 7)
+    with joined("cpu") as processes, processes.wrap(network) as called:
+        assert (processes.rank, processes.size, processes.is_first, processes.on_gpu) == (0, 1, True, False)
+        assert processes.part(7) == slice(0, 7)
         assert called is network
-        assert world.any(True)
-        assert not world.any(False)
+        assert processes.any(True)
+        assert not processes.any(False)
     assert not torch.distributed.is_initialized()
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():
-    assert [World(torch.device("cpu"), rank, 4).part(8) for rank in range(4)] == [
+    assert [Distributed(torch.device("cpu"), rank, 4).part(8) for rank in range(4)] == [
         slice(0, 2),
         slice(2, 4),
         slice(4, 6),
         slice(6, 8),
     ]
     with pytest.raises(ParameterError, match="7 crops for 2 processes, expected a batch that divides"):
-        World(torch.device("cpu"), 1, 2).part(7)
+        Distributed(torch.device("cpu"), 1, 2).part(7)
 
 
 @pytest.fixture
-def world_of_one(monkeypatch, tmp_path):
+def group_of_one(monkeypatch, tmp_path):
     """A group of one process: what is exchanged comes back as it is."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
 
 
-def test_shared_batch_norm_is_torchs_own_where_one_process_has_all(world_of_one):
+def test_shared_batch_norm_is_torchs_own_where_one_process_has_all(group_of_one):
     """Output, gradients and running means; in evaluation too."""
     torch.manual_seed(0)
     images = torch.randn(3, 5, 8, 7) * 3 + 1
@@ -254,3 +255,10 @@ def test_two_gpus_make_the_network_of_one(tmp_path):
         subprocess.run([*start, size, *arguments], check=True, timeout=300)
         losses.append(load_checkpoint(tmp_path / size / "last.safetensors").history[-1]["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_a_device_that_is_missing_is_refused():
+    for name in ("cuda:77", "tpu!", "meta"):
+        with pytest.raises(ParameterError, match="a GPU of this machine"):
+            choose_device(name)
+    assert choose_device("cpu") == torch.device("cpu")

@@ -1,7 +1,11 @@
-"""The training loop: it learns, twice the same, and stops in good order when it cannot go on."""
+"""The training loop: it learns, reproducibly, and stops with an error when it cannot continue; the feed of crops."""
 
+import inspect
 import os
 import shutil
+import threading
+import time
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -11,26 +15,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import toy_patch, toy_stack
 
-from lcfuse_core.data.legends import dfc_to_index, igbp_to_dfc
+from lcfuse_core.data.legends import igbp_to_dfc
 from lcfuse_core.data.source import PatchStack, channel_statistics
-from lcfuse_core.errors import DataError, ParameterError, TrainingError
+from lcfuse_core.errors import DataError, TrainingError
 from lcfuse_core.models import transition
 from lcfuse_core.models.losses import LOSSES
 from lcfuse_core.models.networks import NETWORKS
 from lcfuse_core.training import loop
+from lcfuse_core.training.distributed import Distributed
 from lcfuse_core.training.loop import (
-    TrainPlan,
-    batches,
-    choose_device,
     classify,
     evaluate,
+    feed,
     learning_rate,
     load_checkpoint,
     predict,
+    prefetch,
     train,
 )
+from lcfuse_core.training.plan import TrainPlan
 
+SHORT = TrainPlan(width=4, crop=32, batch=4, steps=5, device="cpu")
 TINY = TrainPlan(width=4, crop=32, batch=4, steps=6, report_every=2, device="cpu")
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +46,10 @@ def stack():
     return toy_stack()
 
 
-@pytest.fixture(scope="module")
-def learnt(stack):
-    """A small FCN that has learnt the toy world."""
-    return train(stack, replace(TINY, width=8, batch=8, steps=60, learning_rate=0.02), progress=False)
+def test_the_loop_is_short():
+    """A student can copy it: at most thirty lines after the docstring."""
+    lines = inspect.getsource(train).split('"""')[2].strip().splitlines()
+    assert len(lines) <= 30
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -98,14 +105,6 @@ def test_history_has_a_line_per_report(stack):
     assert not run.network.training
 
 
-def test_a_run_folder_holds_the_last_checkpoint(stack, tmp_path):
-    """It predicts the same as the run in memory."""
-    run = train(stack, TINY, tmp_path / "run", progress=False)
-    again = load_checkpoint(tmp_path / "run" / "last.safetensors")
-    assert again.history == run.history
-    np.testing.assert_array_equal(predict(again, toy_patch(7)), predict(run, toy_patch(7)))
-
-
 def test_nan_stops_training_and_keeps_the_last_checkpoint(stack, tmp_path, monkeypatch):
     """A loss that becomes NaN at step 5: the error names the checkpoint of step 4, and that is whole."""
     calls = []
@@ -116,7 +115,7 @@ def test_nan_stops_training_and_keeps_the_last_checkpoint(stack, tmp_path, monke
 
     build = loop.build_loss
     monkeypatch.setattr(loop, "build_loss", build_poisoned)
-    with pytest.raises(TrainingError, match=r"found loss nan.*That of step 4 is kept in .*last\.safetensors"):
+    with pytest.raises(TrainingError, match=r"found loss nan.*The checkpoint of step 4 is kept in .*last\.safetensors"):
         train(stack, TINY, tmp_path, progress=False)
     kept = load_checkpoint(tmp_path / "last.safetensors")
     assert kept.history[-1]["step"] == 4
@@ -152,29 +151,23 @@ def test_learning_rate_rises_and_falls(steps, warm_up, highest):
     assert rates[top] == pytest.approx(highest)
 
 
-def test_batches_are_normalised_crops_with_their_labels(stack):
+def test_batches_are_normalised_crops_with_their_labels_and_cells():
     """Drawn from the plan's seed: the same again, others for another seed; only the sensors of the plan."""
+    stack = toy_stack()
+    stack.cells = stack.labels.int()
     statistics = channel_statistics(stack)
-    images, batch = next(batches(stack, TINY, statistics))
+
+    def first(plan):
+        return next(feed(stack, plan, statistics, Distributed(CPU)))
+
+    images, batch, _ = first(TINY)
     assert (images.shape, images.dtype) == ((4, 15, 32, 32), torch.float32)
     assert (batch.labels.shape, batch.labels.dtype) == ((4, 32, 32), torch.uint8)
+    assert torch.equal(batch.cells, batch.labels.int())
     assert abs(float(images.mean())) < 0.3
-    again, _ = next(batches(stack, TINY, statistics))
-    other, _ = next(batches(stack, replace(TINY, seed=1), statistics))
-    assert torch.equal(images, again)
-    assert not torch.equal(images, other)
-    only_s1, _ = next(batches(stack, replace(TINY, inputs=("s1",)), statistics))
-    assert torch.equal(only_s1, images[:, 13:])
-    assert len(list(batches(stack, TINY, statistics))) == TINY.steps
-
-
-def test_batches_carry_the_cells_of_their_pixels(stack):
-    """Where a stack has one label in each cell, so has every batch."""
-    stack.cells = stack.labels.int()
-    _, batch = next(batches(stack, TINY, channel_statistics(stack)))
-    assert (batch.cells.shape, batch.cells.dtype) == ((4, 32, 32), torch.int32)
-    for labels, cells in zip(batch.labels, batch.cells, strict=True):
-        assert all(len(labels[cells == cell].unique()) == 1 for cell in cells.unique())
+    assert torch.equal(images, first(TINY).images)
+    assert not torch.equal(images, first(replace(TINY, seed=1)).images)
+    assert torch.equal(first(replace(TINY, inputs=("s1",))).images, images[:, 13:])
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -193,18 +186,19 @@ def test_every_loss_trains(loss, labels):
 def test_a_plan_without_a_matrix_takes_the_stated_accuracy(stack):
     """And one with a matrix takes that; without Savanna, the part of it that has none."""
     plan = replace(TINY, loss="forward")
-    stated = loop.loss_of(stack, plan).transition
+    stated = loop.loss_of(stack, plan).keywords["transition"]
     assert stated.shape == (8, 8)
     np.testing.assert_allclose(stated.sum(axis=1), 1)
     own = transition.rows_to_one(np.eye(8, 9) + 0.1)
     given_one = replace(plan, transition=tuple(map(tuple, own.tolist())))
-    np.testing.assert_allclose(loop.loss_of(stack, given_one).transition, transition.without_savanna(own))
+    np.testing.assert_allclose(loop.loss_of(stack, given_one).keywords["transition"], transition.without_savanna(own))
     kept = replace(given_one, labels="modis+savanna")
-    np.testing.assert_allclose(loop.loss_of(stack, kept).transition, own)
+    np.testing.assert_allclose(loop.loss_of(stack, kept).keywords["transition"], own)
 
 
-def test_training_goes_on_from_a_run(stack, learnt):
+def test_a_run_can_be_fine_tuned(stack):
     """A copy of its network, its statistics and not the new stack's; the run itself stays as it was."""
+    learnt = train(stack, TINY, progress=False)
     before = learnt.network.classify.weight.clone()
     there = toy_stack(1, size=32)
     plan = replace(learnt.plan, steps=1, learning_rate=1e-8, weight_decay=0)
@@ -214,69 +208,12 @@ def test_training_goes_on_from_a_run(stack, learnt):
     assert again.statistics == learnt.statistics != channel_statistics(there)
 
 
-def test_probabilities_are_probabilities(learnt):
-    """Of a patch or of its arrays, the same; they sum to one; the class is the largest of them."""
-    patch = toy_patch(50, size=40)
-    probabilities = predict(learnt, patch)
-    assert (probabilities.shape, probabilities.dtype) == ((8, 40, 40), np.float32)
-    np.testing.assert_allclose(probabilities.sum(axis=0), 1, atol=1e-5)
-    np.testing.assert_array_equal(probabilities, predict(learnt, (patch.s2, patch.s1)))
-    np.testing.assert_array_equal(dfc_to_index(classify(learnt, patch)), probabilities.argmax(axis=0))
-
-
-def test_bfloat16_changes_little(learnt):
-    """Both precisions agree on the class of nearly every pixel, and to a few hundredths of probability."""
-    patch = toy_patch(60)
-    full, half = (
-        predict(replace(learnt, plan=replace(learnt.plan, precision=name)), patch) for name in ("float32", "bfloat16")
-    )
-    assert 0 < np.abs(full - half).max() < 0.2
-    assert np.abs(full - half).mean() < 0.01
-    assert (full.argmax(axis=0) == half.argmax(axis=0)).mean() > 0.98
-
-
-def test_prediction_is_turned_with_the_image_it_is_given(learnt):
-    """Rows stay rows: the class of a block does not depend on where it lies in the patch."""
-    patch = toy_patch(70)
-    shifted = (patch.s2[:, 8:, 16:], patch.s1[:, 8:, 16:])
-    whole, part = predict(learnt, patch), predict(learnt, shifted)
-    # Six pixels from the new edge, the FCN (five pixels to each side) sees the same.
-    np.testing.assert_allclose(part[:, 6:, 6:], whole[:, 14:, 22:], atol=0.02)
-
-
-def test_evaluation_counts_pixels(learnt):
-    """Agreement with the labels of a stack is that of its maps; ignored pixels are not judged."""
-    stack = toy_stack(2)
-    stack.labels[1] = 255
-    scores = evaluate(learnt, stack)
-    right = classify(learnt, toy_patch(0)) == igbp_to_dfc(toy_patch(0).lc[0])
-    assert scores.n_pixels == 64 * 64
-    assert scores.oa == pytest.approx(right.mean())
-
-
-def test_nan_in_an_image_is_no_map(learnt):
-    """A class is not made up for a pixel without backscatter."""
-    patch = toy_patch(80)
-    s1 = patch.s1.copy()
-    s1[0, 5, 5] = np.nan
-    with pytest.raises(DataError, match="NaN probabilities"):
-        classify(learnt, (patch.s2, s1))
-
-
 def test_labels_that_hold_nothing_are_refused(stack):
     """A stack of ignored pixels is not trained on in silence."""
     empty = toy_stack(1)
     empty.labels[:] = 255
     with pytest.raises(DataError, match="no labelled pixel"):
         train(empty, TINY, progress=False)
-
-
-def test_a_device_that_is_not_there_is_refused():
-    """By name, before anything starts."""
-    for name in ("cuda:77", "tpu!", "meta"):
-        with pytest.raises(ParameterError, match="a GPU that is here"):
-            choose_device(name)
-    assert choose_device("cpu") == torch.device("cpu")
 
 
 @pytest.mark.gpu
@@ -291,28 +228,6 @@ def test_training_on_a_gpu(stack):
     np.testing.assert_allclose(predict(run, unseen), on_gpu, atol=0.05)
 
 
-def test_an_average_of_the_weights_lies_among_them(stack):
-    """Off, it is the last weights; on, the average of those after each step, first steps counting less and less."""
-    plan = replace(TINY, steps=3)
-    after = [train(stack, replace(plan, steps=3, ema=0.0), progress=False).network.classify.weight]
-    seen, follow = [], loop.Average.follow
-    with pytest.MonkeyPatch.context() as patched:
-
-        def watched(self, step):
-            seen.append(self._followed["classify.weight"].clone())
-            follow(self, step)
-
-        patched.setattr(loop.Average, "follow", watched)
-        averaged = train(stack, replace(plan, ema=0.5), progress=False)
-    assert torch.equal(seen[-1], after[0])
-    torch.manual_seed(0)
-    expected = plan.build().classify.weight.detach()
-    for step, weight in enumerate(seen):
-        kept = min(0.5, (1 + step) / (10 + step))
-        expected = kept * expected + (1 - kept) * weight
-    torch.testing.assert_close(averaged.network.classify.weight.detach(), expected)
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
 @pytest.mark.skipif("LCFUSE_COMPILE" not in os.environ, reason="takes a minute: set LCFUSE_COMPILE")
@@ -323,3 +238,111 @@ def test_a_compiled_network_learns_the_same(stack):
     )
     assert compiled.history[-1]["loss"] == pytest.approx(plain.history[-1]["loss"], rel=1e-3)
     assert compiled.network.state_dict().keys() == plain.network.state_dict().keys()
+
+
+# The feed of crops -------------------------------------------------------------------------------
+
+
+def test_the_processes_share_the_places_of_a_batch():
+    """Two halves are the whole batch, in its order, and leave the generator in the same state."""
+    stack = toy_stack(2)
+    statistics = channel_statistics(stack)
+    whole, *halves = (list(feed(stack, SHORT, statistics, Distributed(CPU, *who))) for who in ((), (0, 2), (1, 2)))
+    for one, first, second in zip(whole, *halves, strict=True):
+        assert torch.equal(one.images, torch.cat([first.images, second.images]))
+        assert torch.equal(one.batch.labels, torch.cat([first.batch.labels, second.batch.labels]))
+        assert torch.equal(one.state, first.state)
+
+
+def test_a_feed_goes_on_from_a_state():
+    """The batches of the steps that are left, and no others."""
+    stack = toy_stack(2)
+    statistics = channel_statistics(stack)
+    whole = list(feed(stack, SHORT, statistics, Distributed(CPU)))
+    rest = list(feed(stack, SHORT, statistics, Distributed(CPU), first=2, state=whole[1].state))
+    assert len(rest) == 3
+    assert all(torch.equal(one.images, other.images) for one, other in zip(whole[2:], rest, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_gets_what_the_processor_gets():
+    """Turned and normalised there, of the same crops: uint16 travels as it is."""
+    stack = toy_stack(2)
+    statistics = channel_statistics(stack)
+    on_gpu = feed(stack, SHORT, statistics, Distributed(torch.device("cuda")))
+    for one, other in zip(feed(stack, SHORT, statistics, Distributed(CPU)), on_gpu, strict=True):
+        torch.testing.assert_close(other.images.cpu(), one.images, rtol=1e-5, atol=1e-5)
+        assert torch.equal(other.batch.labels.cpu(), one.batch.labels)
+        assert torch.equal(other.state, one.state)
+
+
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("lcfuse prefetch")]
+
+
+def test_prefetching_changes_nothing():
+    for n in (100, 0):
+        with prefetch(iter(range(n)), 3) as items:
+            assert list(items) == list(range(n))
+
+
+def test_the_thread_is_at_most_so_far_ahead():
+    """One item is taken, two wait."""
+    made, third = [], threading.Event()
+
+    def numbers():
+        for n in range(100):
+            made.append(n)
+            if n == 2:
+                third.set()
+            yield n
+
+    with prefetch(numbers(), 2) as items:
+        assert next(items) == 0
+        assert third.wait(60)
+        time.sleep(0.05)
+        assert made == [0, 1, 2]
+    assert made == [0, 1, 2]
+
+
+def test_an_error_is_raised_in_its_turn():
+    """What came before it is still handed over; then its own error, not a hang."""
+
+    def failing():
+        yield from (1, 2)
+        raise OSError("the disk has gone")
+
+    with prefetch(failing(), 5) as items:
+        assert [next(items), next(items)] == [1, 2]
+        with pytest.raises(OSError, match="the disk has gone"):
+            next(items)
+        assert list(items) == []
+
+
+def test_no_thread_outlives_its_use():
+    """A chain that is left by an error, which keeps alive all frames that it came through: what is read can close."""
+
+    def slow(items):
+        for item in items:
+            time.sleep(0.001)
+            yield item
+
+    def chain():
+        with (
+            prefetch(iter(range(10_000)), 2) as first,
+            prefetch(slow(first), 2) as second,
+            prefetch(slow(second), 2) as third,
+        ):
+            yield from third
+
+    def use():
+        with closing(chain()) as taken:
+            for n in taken:
+                assert len(threads()) == 3
+                1 / (3 - n)
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        use()
+    assert caught.traceback  # alive
+    assert not threads()

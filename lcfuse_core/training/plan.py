@@ -1,0 +1,135 @@
+"""The plan of a training: every hyperparameter, checked by pydantic when the plan is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import wraps
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from lcfuse_core.data.legends import N_COARSE, SCORED
+from lcfuse_core.data.source import LABEL_KINDS, N_S1, N_S2
+from lcfuse_core.errors import ParameterError
+from lcfuse_core.models.losses import LOSSES
+from lcfuse_core.models.networks import NETWORKS, build
+
+_RETIRED = {"ema": 0.0, "sampling": "area"}
+"""Fields in the headers of earlier checkpoints, with their default values; other values cannot be reproduced."""
+
+
+def _tuples(value: Any) -> Any:
+    """Convert lists, as JSON and YAML have them, to tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+Plan = TypeVar("Plan")
+
+
+def _with_parameter_errors(plan: type[Plan]) -> type[Plan]:
+    """Let a pydantic dataclass raise ParameterError instead of ValidationError."""
+    validate = plan.__init__
+
+    @wraps(validate)
+    def checked(self: Plan, **values: Any) -> None:
+        try:
+            validate(self, **values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name, message = str(first["loc"][0]), first["msg"].removeprefix("Value error, ")
+            known = plan.__dataclass_fields__  # type: ignore[attr-defined]
+            expected = message.removeprefix("Input should be ") if name in known else f"one of {', '.join(known)}"
+            found = repr(values.get(name))
+            raise ParameterError(f"plan: {name}", found=found, expected=expected, do="Correct the plan.") from None
+
+    plan.__init__ = checked  # type: ignore[method-assign, assignment]
+    return plan
+
+
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+@_with_parameter_errors
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
+class TrainPlan:
+    """
+    All that decides a training, beside the data. Raises ParameterError on an unknown name or value.
+
+    >>> TrainPlan(steps=100).network
+    'fcn'
+    """
+
+    network: str = "fcn"  # its receptive field is smaller than a coarse cell: it cannot learn the cell's shape
+    width: Annotated[int, Field(ge=1, le=4096)] | None = None  # channels of the first layer; None: the default
+    inputs: Annotated[tuple[Literal["s2", "s1"], ...], BeforeValidator(_tuples)] = ("s2", "s1")
+    fusion: Literal["early", "late"] = "early"  # of both sensors: stacked channels, or one branch for each
+    labels: str = "modis"  # "fine" is the upper bound: the 10 m reference
+    loss: str = "cross_entropy"
+    # p(coarse | fine), (8, 9); None: transition.from_accuracy
+    transition: Annotated[tuple[tuple[float, ...], ...] | None, BeforeValidator(_tuples)] = None
+    class_weight_power: Fraction = 0.5  # average accuracy counts classes equally, labels do not
+    crop: Annotated[int, Field(ge=32, le=8192)] = 64  # pixels; many small crops of many scenes beat few large ones
+    batch: Annotated[int, Field(ge=1, le=65536)] = 16  # crops in a step, over all processes
+    steps: Count = 800
+    learning_rate: Annotated[float, Field(ge=1e-8, le=1)] = 5e-3  # the maximum; see loop.learning_rate
+    warm_up: Fraction = 0.1  # proportion of the steps in which the rate rises
+    weight_decay: Fraction = 1e-2
+    clip_norm: Annotated[float, Field(ge=1e-3, le=math.inf)] = 1.0  # maximum norm of the gradient
+    report_every: Count = 100  # steps between lines of the history, validations and checkpoints
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    device: str = "auto"  # the GPU if there is one; or "cpu", "cuda:1" ...
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 if the processor computes in it
+    compiled: bool = False  # by torch.compile: minutes at the start, a faster step on a GPU
+
+    @field_validator("network", "loss", "labels")
+    @classmethod
+    def _check_choice(cls, value: str, info: ValidationInfo) -> str:
+        choices: dict[str, Mapping[str, Any]] = {"network": NETWORKS, "loss": LOSSES, "labels": LABEL_KINDS}
+        known = choices[str(info.field_name)]
+        if value not in known:
+            raise ValueError(f"one of {', '.join(known)}")
+        return value
+
+    @field_validator("inputs")
+    @classmethod
+    def _check_inputs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or len(set(value)) < len(value):
+            raise ValueError("s2, s1 or both")
+        return value
+
+    @field_validator("fusion")
+    @classmethod
+    def _check_fusion(cls, value: str, info: ValidationInfo) -> str:
+        if value == "late" and len(info.data.get("inputs", "")) == 1:
+            raise ValueError("early, as there is only one sensor")
+        return value
+
+    @field_validator("transition")
+    @classmethod
+    def _check_transition(cls, value: tuple[tuple[float, ...], ...] | None) -> tuple[tuple[float, ...], ...] | None:
+        rows = () if value is None else value
+        if any(len(row) != N_COARSE or min(row) < 0 or not np.isclose(sum(row), 1, atol=1e-6) for row in rows):
+            raise ValueError(f"rows of {N_COARSE} proportions that sum to 1")
+        if value is not None and len(rows) != len(SCORED):
+            raise ValueError(f"{len(SCORED)} rows")
+        return value
+
+    @classmethod
+    def from_header(cls, values: Mapping[str, Any]) -> TrainPlan:
+        """Return the plan in the header of a checkpoint; fields of earlier versions must have their default values."""
+        return cls(**{name: value for name, value in values.items() if (name, value) not in _RETIRED.items()})
+
+    @property
+    def in_channels(self) -> int:
+        """Return the number of channels of the chosen sensors."""
+        return N_S2 * ("s2" in self.inputs) + N_S1 * ("s1" in self.inputs)
+
+    def build(self) -> nn.Module:
+        """Return the network of this plan, with fresh weights from torch's global random generator."""
+        channels = (N_S2, N_S1) if self.fusion == "late" else self.in_channels
+        return build(self.network, in_channels=channels, width=self.width)

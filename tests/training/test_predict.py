@@ -1,0 +1,88 @@
+"""Predictions: probabilities, classes, precision, and test-time augmentation."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from toys import toy_patch, toy_stack
+
+from lcfuse_core.data.legends import dfc_to_index, igbp_to_dfc
+from lcfuse_core.data.source import turn
+from lcfuse_core.errors import DataError
+from lcfuse_core.training.loop import train
+from lcfuse_core.training.plan import TrainPlan
+from lcfuse_core.training.predict import classify, evaluate, predict, symmetries_of, tta_mean, turn_back
+
+
+@pytest.fixture(scope="module")
+def learnt():
+    """A small FCN, trained on toy patches."""
+    plan = TrainPlan(width=8, crop=32, batch=8, steps=60, learning_rate=0.02, device="cpu")
+    return train(toy_stack(), plan, progress=False)
+
+
+def test_probabilities_are_probabilities(learnt):
+    """Of a patch or of its arrays, the same; they sum to one; the class is the largest of them."""
+    patch = toy_patch(50, size=40)
+    probabilities = predict(learnt, patch)
+    assert (probabilities.shape, probabilities.dtype) == ((8, 40, 40), np.float32)
+    np.testing.assert_allclose(probabilities.sum(axis=0), 1, atol=1e-5)
+    np.testing.assert_array_equal(probabilities, predict(learnt, (patch.s2, patch.s1)))
+    np.testing.assert_array_equal(dfc_to_index(classify(learnt, patch)), probabilities.argmax(axis=0))
+
+
+def test_bfloat16_changes_little(learnt):
+    """Both precisions agree on the class of nearly every pixel, and to a few hundredths of probability."""
+    patch = toy_patch(60)
+    full, half = (
+        predict(replace(learnt, plan=replace(learnt.plan, precision=name)), patch) for name in ("float32", "bfloat16")
+    )
+    assert 0 < np.abs(full - half).max() < 0.2
+    assert np.abs(full - half).mean() < 0.01
+    assert (full.argmax(axis=0) == half.argmax(axis=0)).mean() > 0.98
+
+
+def test_prediction_is_turned_with_the_image_it_is_given(learnt):
+    """Rows stay rows: the class of a block does not depend on where it lies in the patch."""
+    patch = toy_patch(70)
+    shifted = (patch.s2[:, 8:, 16:], patch.s1[:, 8:, 16:])
+    whole, part = predict(learnt, patch), predict(learnt, shifted)
+    # Six pixels from the new edge, the FCN (five pixels to each side) sees the same.
+    np.testing.assert_allclose(part[:, 6:, 6:], whole[:, 14:, 22:], atol=0.02)
+
+
+def test_evaluation_counts_pixels(learnt):
+    """Agreement with the labels of a stack is that of its maps; ignored pixels do not count."""
+    stack = toy_stack(2)
+    stack.labels[1] = 255
+    scores = evaluate(learnt, stack)
+    right = classify(learnt, toy_patch(0)) == igbp_to_dfc(toy_patch(0).lc[0])
+    assert scores.n_pixels == 64 * 64
+    assert scores.oa == pytest.approx(right.mean())
+
+
+def test_nan_in_an_image_is_refused(learnt):
+    """A class is not made up for a pixel without backscatter."""
+    patch = toy_patch(80)
+    s1 = patch.s1.copy()
+    s1[0, 5, 5] = np.nan
+    with pytest.raises(DataError, match="NaN probabilities"):
+        classify(learnt, (patch.s2, s1))
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 8])
+def test_augmentation_of_a_network_is_that_of_any_method(learnt, n):
+    """The mean over the turned images, by both ways; an image that is not square is only flipped."""
+    square = toy_patch(3, size=40)
+    wide = type(square)("wide", square.s1[:, :32], square.s2[:, :32])
+    for patch in (square, wide):
+        by_patch = tta_mean(lambda p: predict(learnt, p), patch, n)
+        np.testing.assert_allclose(predict(learnt, patch, n), by_patch, atol=1e-6)
+
+
+def test_turning_back_undoes_each_symmetry():
+    square = torch.arange(12.0).reshape(3, 4)
+    for symmetry in symmetries_of(8, is_square=True):
+        assert torch.equal(turn_back(turn(square, symmetry), symmetry), square)
+    assert symmetries_of(8, is_square=False) == [0, 2, 4, 6]
