@@ -31,7 +31,7 @@ from lcfuse_core.mapping import predict
 from lcfuse_core.mapping import scene as rasters
 from lcfuse_core.mapping.make import Inputs, MapOptions, make_map
 from lcfuse_core.mapping.windows import Tiling
-from lcfuse_core.training import predict
+from lcfuse_core.training.predict import precision
 
 SIDE_PX = 10980
 """Of a Sentinel-2 tile at 10 m."""
@@ -77,7 +77,7 @@ def bare_seconds(member: predict.Member, tiling: Tiling, n: int) -> tuple[float,
     size = min(tiling.window, *tiling.shape)
     image = torch.randn(1, member.run.plan.in_channels, size, size).contiguous(memory_format=torch.channels_last)
     wall, cpu = time.perf_counter(), time.process_time()
-    with torch.inference_mode(), predict.precision(member.run.plan.precision, torch.device("cpu")):
+    with torch.inference_mode(), precision(member.run.plan.precision, torch.device("cpu")):
         for _ in range(n):
             member.run.network(image)
     return time.perf_counter() - wall, time.process_time() - cpu

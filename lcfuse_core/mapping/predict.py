@@ -31,8 +31,10 @@ from lcfuse_core.mapping.windows import Predicted, Tiling, blend
 from lcfuse_core.mapping.write import LAYERS, STEPS
 from lcfuse_core.methods.fusion import FusionPlan, combine, temper
 from lcfuse_core.models.transition import Matrix
-from lcfuse_core.training import checkpoint, loop, predict
+from lcfuse_core.training import checkpoint, loop
 from lcfuse_core.training.loop import prefetch
+from lcfuse_core.training.predict import logits as network_logits
+from lcfuse_core.training.predict import probabilities as mean_softmax
 
 N = len(SCORED)
 
@@ -71,7 +73,7 @@ class Member:
     def predict(self, s2: NDArray[np.uint16], s1: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the probabilities (8, h, w) of one window for `map_scene`; pixels of 0 in B1 to B4 have no data."""
         part = ScenePart(s2, s1, np.asarray((s2[B1_TO_B4] > 0).all(axis=0)))
-        return _mean_softmax(_logits(self.run, _channels(self.run, part), 1))
+        return mean_softmax(network_logits(self.run, _channels(self.run, part), 1))
 
 
 def load_member(path: Source) -> Member:
@@ -267,13 +269,15 @@ def _window_logits(windows: Iterable[_Window], members: Sequence[Member], plan: 
     """Apply the networks, and do nothing else: this thread is the slowest."""
     for window in windows:
         pairs = zip(members, window.tensors, strict=False)
-        yield window._replace(tensors=[predict.logits(member.run, channels, plan.symmetries) for member, channels in pairs])
+        yield window._replace(
+            tensors=[network_logits(member.run, channels, plan.symmetries) for member, channels in pairs]
+        )
 
 
 def _fused(windows: Iterable[_Window], members: Sequence[Member], plan: FusionPlan) -> Iterator[Predicted]:
     """Combine the members' probabilities of each window as `fusion.Fusion` does."""
     for row, col, valid, logits in windows:
-        parts = [temper(predict.probabilities(one), member.temperature) for one, member in zip(logits, members, strict=False)]
+        parts = [temper(mean_softmax(one), member.temperature) for one, member in zip(logits, members, strict=False)]
         if len(parts) > 1:
             parts = [combine(parts, [member.weight for member in members], plan.rule)]
         yield Predicted(row, col, valid, parts[0] if parts else None)
