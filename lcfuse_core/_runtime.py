@@ -121,7 +121,7 @@ def code_digest(*modules: str) -> str:
     """
     total = hashlib.sha256()
     for file in source_files(*modules):
-        total.update(f"\n{file.relative_to(PACKAGE).as_posix()}\n{_code_of(file)}".encode())
+        total.update(f"\n{file.relative_to(PACKAGE).as_posix()}\n{code_of(file)}".encode())
     return total.hexdigest()
 
 
@@ -164,7 +164,7 @@ def _imported_files(package: Path, file: Path) -> list[Path | None]:
     return found
 
 
-def _code_of(file: Path) -> str:
+def code_of(file: Path) -> str:
     """The lines of a source file that are neither blank nor part of a docstring."""
     text = file.read_text(encoding="utf-8")
     left_out: set[int] = set()

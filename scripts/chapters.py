@@ -25,6 +25,8 @@ import yaml
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+from lcfuse_core import _runtime
+
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
 CELL_TIMEOUT_S = 1200
@@ -64,9 +66,11 @@ def tags(cell: NotebookNode) -> list[str]:
 def digest(notebook: NotebookNode, root: Path = ROOT) -> str:
     """SHA-256 of what the outputs of *notebook* rest on: module, lock, profiles, manifest, its cells."""
     module = root / "lcfuse_core"
-    files = sorted(module.rglob("*.py")) + sorted(module.glob("shipped/**/*.*"))
+    files = sorted(module.glob("shipped/**/*.*"))
     files += [root / "requirements.lock", root / "data_manifest.yaml"]
     total = hashlib.sha256()
+    for file in sorted(module.rglob("*.py")):  # without docstrings and blank lines
+        total.update(f"\n{file.relative_to(root).as_posix()}\n{_runtime.code_of(file)}".encode())
     for file in files:
         if file.exists():
             total.update(f"\n{file.relative_to(root).as_posix()}\n".encode() + file.read_bytes())

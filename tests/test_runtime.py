@@ -69,7 +69,7 @@ def test_a_code_digest_sees_code_but_no_docstring(tmp_path):
     one.write_text('"""First."""\n\n\ndef f():\n    """Return 1."""\n    return 1\n')
     two.write_text('"""Other words\n\nin a module."""\ndef f():\n    """Return one."""\n    return 1\n')
     three.write_text('"""First."""\n\n\ndef f():\n    """Return 1."""\n    return 2\n')
-    assert _runtime._code_of(one) == _runtime._code_of(two) != _runtime._code_of(three)
+    assert _runtime.code_of(one) == _runtime.code_of(two) != _runtime.code_of(three)
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):

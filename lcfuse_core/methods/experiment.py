@@ -304,7 +304,7 @@ class Experiment:
 
     def checkpoint_path(self, name: str) -> Path:
         """Return where the network of that name is, or would be kept."""
-        shipped = (SHIPPED / name, SHIPPED / "adapted" / name)
+        shipped = (SHIPPED / name, SHIPPED / "adapted" / name, SHIPPED / "large" / name)
         return next(filter(Path.exists, shipped), self.data_folder / "runs" / name)
 
     def checkpoint_hash(self, learner: str, class_weight_power: float) -> dict[str, str]:
