@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -121,7 +121,8 @@ def code_digest(*modules: str) -> str:
     """
     total = hashlib.sha256()
     for file in source_files(*modules):
-        total.update(f"\n{file.relative_to(PACKAGE).as_posix()}\n{code_of(file)}".encode())
+        code = code_of(file.read_text(encoding="utf-8"))
+        total.update(f"\n{file.relative_to(PACKAGE).as_posix()}\n{code}".encode())
     return total.hexdigest()
 
 
@@ -164,9 +165,9 @@ def _imported_files(package: Path, file: Path) -> list[Path | None]:
     return found
 
 
-def code_of(file: Path) -> str:
-    """The lines of a source file that are neither blank nor part of a docstring."""
-    text = file.read_text(encoding="utf-8")
+@lru_cache(maxsize=256)
+def code_of(text: str) -> str:
+    """Return the lines of a Python source text that are neither blank nor part of a docstring."""
     left_out: set[int] = set()
     for node in ast.walk(ast.parse(text)):
         body = getattr(node, "body", None)

@@ -70,7 +70,7 @@ def digest(notebook: NotebookNode, root: Path = ROOT) -> str:
     files += [root / "requirements.lock", root / "data_manifest.yaml"]
     total = hashlib.sha256()
     for file in sorted(module.rglob("*.py")):  # without docstrings and blank lines
-        total.update(f"\n{file.relative_to(root).as_posix()}\n{_runtime.code_of(file)}".encode())
+        total.update(f"\n{file.relative_to(root).as_posix()}\n{_runtime.code_of(file.read_text())}".encode())
     for file in files:
         if file.exists():
             total.update(f"\n{file.relative_to(root).as_posix()}\n".encode() + file.read_bytes())

@@ -314,7 +314,7 @@ def test_the_digest_of_a_chapter_changes_with_every_file_in_every_folder(small_b
     assert len(files) == 4
     for file in files:
         text = file.read_text()
-        file.write_text(text + " ")
+        file.write_text(text + "\nY = 2\n")
         assert chapters.digest(notebook, small_book) != before, file
         file.write_text(text)
     assert chapters.digest(notebook, small_book) == before

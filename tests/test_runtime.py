@@ -64,11 +64,10 @@ def test_the_code_digest_of_training_covers_what_adapts_networks_and_not_the_fig
     assert not any(name.startswith(("book/", "mapping/")) for name in names)
 
 
-def test_a_code_digest_sees_code_but_no_docstring(tmp_path):
-    one, two, three = (tmp_path / f"{name}.py" for name in "abc")
-    one.write_text('"""First."""\n\n\ndef f():\n    """Return 1."""\n    return 1\n')
-    two.write_text('"""Other words\n\nin a module."""\ndef f():\n    """Return one."""\n    return 1\n')
-    three.write_text('"""First."""\n\n\ndef f():\n    """Return 1."""\n    return 2\n')
+def test_a_code_digest_sees_code_but_no_docstring():
+    one = '"""First."""\n\n\ndef f():\n    """Return 1."""\n    return 1\n'
+    two = '"""Other words\n\nin a module."""\ndef f():\n    """Return one."""\n    return 1\n'
+    three = '"""First."""\n\n\ndef f():\n    """Return 1."""\n    return 2\n'
     assert _runtime.code_of(one) == _runtime.code_of(two) != _runtime.code_of(three)
 
 
