@@ -89,6 +89,8 @@ def class_weights(counts: Tensor | NDArray[np.integer], power: float = 0.5) -> T
     DataError, ParameterError
         If no class occurs, or *power* is outside 0..1.
 
+    Examples
+    --------
     >>> class_weights(torch.tensor([900, 100, 0])).tolist()
     [0.5, 1.5, 0.0]
     """
@@ -169,6 +171,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None =
     GridError
         If the sizes differ.
 
+    Examples
+    --------
     >>> float(cross_entropy(torch.zeros(1, 8, 2, 2), torch.zeros(1, 2, 2, dtype=torch.uint8)))  # log 8
     2.079441547393799
     """
