@@ -1,22 +1,18 @@
 """
-Land cover at 10 m, learnt from labels at 500 m.
+Land cover at 10 m, learned from labels at 500 m: the module behind the book.
 
-The module behind the book. Each file has one job and imports only from the floors below it:
+Seven subpackages, in the order in which data flow; each imports only from itself and from those before it:
 
-    errors, cells < legends, settings, landscape < scores, networks, transition, pixel_losses, layers, sensors, style
-    < cell_losses, world, scenes, ledger < losses, patches, figures, protocol < runs, charts, baselines
-    < training < forest, adaptation < calibration < agreement, fusion, chapter < bench < ladder
+    data       legends, the MODIS grid, image files, patches, downloads, packed scenes, the synthetic sample
+    models     networks, losses, label-transition matrices, random forests
+    scoring    accuracy measures, intervals, areas, the evaluation protocol, the ledger of results, claims
+    training   plans, the training loop, checkpoints, several processes, prediction
+    methods    baselines, adaptation to the target region, fusion, the experiment, the registry of methods
+    mapping    maps of whole scenes: reading, coarse maps, windows, prediction, GeoTIFFs
+    book       what notebooks need: set-up, parameters, reruns, figures
 
-on a side of their own, from a scene's files to its map:
-
-    windows, rasters < products, worklog, coarse < mapping, members < home, streaming < scene_map < map_commands
-
-with areas, swipe and sample_scene beside them; and for the real data:
-
-    yaml_lines < manifest < sizes, transfer, archives < flow, fetched < fetch < data_commands < __main__
-
-Arrays are channels first, rows run north to south; `easting, northing` are metres, `row, col` pixels.
-Class codes are those of the file they came from; networks count the eight scored classes from zero.
+`errors` and `_runtime` stand below all of them, the command line `python -m lcfuse_core` above.
+Arrays are channels first; rows run from north to south. `easting, northing` are in metres, `row, col` in pixels.
 """
 
 __version__ = "0.1.0"

@@ -1,5 +1,5 @@
 """
-The same from a shell.
+The command line.
 
     python -m lcfuse_core run CHAPTER [--profile smoke] [-p NAME VALUE] ... --out DIR
     python -m lcfuse_core run CHAPTER -p seed 0..4 -p network fcn,unet --out DIR [--jobs 2 | --cluster ADDRESS]
@@ -35,6 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
     except LcfuseError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # such as a folder that cannot be written
+        where, found = error.filename or "file system", error.strerror or str(error)
+        print(f"error: {where}: found '{found}', expected a path that can be used. Check it.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     return code
 
 

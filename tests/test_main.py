@@ -107,6 +107,27 @@ def test_the_sample_command_says_where_the_sample_is(monkeypatch, tmp_path, caps
     assert capsys.readouterr().out.strip() == str(tmp_path / "world-6")
 
 
+@pytest.mark.parametrize("command", ["run", "sample"])
+def test_a_folder_that_cannot_be_written_is_an_error_in_one_line(command, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    out = ["--out", str(tmp_path / "file" / "out")]
+    monkeypatch.setenv("LCFUSE_DATA", str(tmp_path / "file"))
+    assert shell.main([command, "reruns", *out] if command == "run" else [command]) == 2
+    captured = capsys.readouterr().err
+    assert captured.startswith("error: ")
+    assert str(tmp_path / "file") in captured
+    assert captured.count("\n") == 1
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch, capsys):
+    def interrupt(root, plan):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lcfuse_core.data.sample.world.make_world", interrupt)
+    assert shell.main(["sample", "--seed", "77"]) == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
 def test_the_shell_answers_without_the_libraries_that_take_seconds():
     """What a command needs it imports itself: `--help` and `data status` need none of these."""
     code = "import sys, lcfuse_core.__main__; print(*{'torch', 'sklearn', 'nbformat', 'papermill'} & set(sys.modules))"

@@ -192,7 +192,11 @@ def show_gains(table: pd.DataFrame) -> Figure:
     ax.axvline(0, **_ZERO)
     ax.hlines(range(len(table)), table["low"], table["high"], label="95 % over regions, first seed", **_SPREAD)
     _seeds(ax, table.filter(like="seed "))
-    _marks(ax, table["mean"], table["earns"].map({True: "mean, earns its place", False: "mean, does not"}))
+    _marks(
+        ax,
+        table["mean"],
+        table["exceeds spread"].map({True: "mean, exceeds the spread", False: "mean, within the spread"}),
+    )
     ax.set_xlabel("AA, points gained")
     fig.legend(loc="outside upper left", ncols=2)
     return fig

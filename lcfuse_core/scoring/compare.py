@@ -53,32 +53,32 @@ class Step(NamedTuple):
 
 
 ABLATION = (
-    Step("an image, learnt from (official recipe)", OFFICIAL, BASELINE),
-    Step("a field smaller than a cell", "FCN, plain", OFFICIAL),
+    Step("training on images (official recipe)", OFFICIAL, BASELINE),
+    Step("receptive field smaller than a cell", "FCN, plain", OFFICIAL),
     Step("class weights", SINGLE, "FCN, plain"),
-    Step("Sentinel-1 beside Sentinel-2", SINGLE, "FCN, weighted, S2 alone"),
-    Step("the label of the place as a prior", "FCN, weighted, with coarse prior", SINGLE),
-    Step("the labels of the place as a teacher", _ADAPTED, SINGLE),
-    Step("asked by cells, not by pixels", _ADAPTED, "FCN, cross_entropy, target regions"),
-    Step("a forest that learnt there too", FUSION, _ADAPTED),
+    Step("Sentinel-1 in addition to Sentinel-2", SINGLE, "FCN, weighted, S2 alone"),
+    Step("coarse prior on one network", "FCN, weighted, with coarse prior", SINGLE),
+    Step("fine-tuning on the target regions", _ADAPTED, SINGLE),
+    Step("cell-level loss", _ADAPTED, "FCN, cross_entropy, target regions"),
+    Step("random forest as second member", FUSION, _ADAPTED),
 )
 """From the label to the fusion and its members, one change at a time."""
 
 ALTERNATIVES = (
-    Step("members by product", "Fusion by product, target regions", FUSION),
-    Step("flips and rotations", "Fusion with TTA, target regions", FUSION),
-    Step("temperatures", "Fusion calibrated, target regions", FUSION),
-    Step("weights of members", "Fusion weighted, target regions", "Fusion calibrated, target regions"),
-    Step("a prior on top", "Fusion with coarse prior, target regions", FUSION),
-    Step("a third member: the FCN of elsewhere", "Fusion and source FCN, target regions", FUSION),
-    Step("a third member: full resolution", "Fusion and Full resolution, target regions", FUSION),
-    Step("a third member: an FCN for each region", "Fusion and FCN per region, target regions", FUSION),
-    Step("a student of the fusion", "Student of the fusion, target regions", FUSION),
-    Step("a network for each region", "FCN, cell_mean, each target region", _ADAPTED),
-    Step("a larger field (U-Net)", "U-Net, cell_mean, target regions", _ADAPTED),
-    Step("all at full resolution", "Full resolution, cell_mean, target regions", _ADAPTED),
-    Step("fresh weights, no start from elsewhere", "FCN, cell_mean, target regions only", _ADAPTED),
-    Step("the labels of the place among all others", "FCN, weighted, source and target regions", SINGLE),
+    Step("product instead of mean", "Fusion by product, target regions", FUSION),
+    Step("test-time augmentation", "Fusion with TTA, target regions", FUSION),
+    Step("temperature scaling", "Fusion calibrated, target regions", FUSION),
+    Step("member weights", "Fusion weighted, target regions", "Fusion calibrated, target regions"),
+    Step("coarse prior on the fusion", "Fusion with coarse prior, target regions", FUSION),
+    Step("third member: FCN, source regions", "Fusion and source FCN, target regions", FUSION),
+    Step("third member: full resolution", "Fusion and Full resolution, target regions", FUSION),
+    Step("third member: FCN per region", "Fusion and FCN per region, target regions", FUSION),
+    Step("student network (self-training)", "Student of the fusion, target regions", FUSION),
+    Step("one network per region", "FCN, cell_mean, each target region", _ADAPTED),
+    Step("larger receptive field (U-Net)", "U-Net, cell_mean, target regions", _ADAPTED),
+    Step("full-resolution network", "Full resolution, cell_mean, target regions", _ADAPTED),
+    Step("random initial weights", "FCN, cell_mean, target regions only", _ADAPTED),
+    Step("joint training, source and target regions", "FCN, weighted, source and target regions", SINGLE),
 )
 """What could be added or done otherwise; the default fusion has none of it."""
 
@@ -158,7 +158,7 @@ def gains(lines: pd.DataFrame, steps: Iterable[Step] = ABLATION, digits: int = 1
     Return what each step adds to AA, in points, by pairs of one seed and one world; steps without a pair are left out.
 
     Columns: one per seed; mean, spread (standard deviation over the pairs; NaN for one pair), low and high (95 % over
-    regions, of the first pair), better ("4 of 5" seeds), and earns: whether the mean gain exceeds the spread.
+    regions, of the first pair), better ("4 of 5" seeds), and "exceeds spread": whether the mean gain does.
     """
     aa, data, rows = by_seed(lines), ledger.by_seed(lines, "hashes.evaluation"), {}
     for step in steps:
@@ -180,10 +180,10 @@ def gains(lines: pd.DataFrame, steps: Iterable[Step] = ABLATION, digits: int = 1
             "low": 100 * interval.low,
             "high": 100 * interval.high,
             "better": f"{int(np.sum(gain.to_numpy() > 0))} of {len(gain)}",
-            "earns": bool(gain.mean() > gain.std()),
+            "exceeds spread": bool(gain.mean() > gain.std()),
         }
-    table = pd.DataFrame.from_dict(rows, "index").rename_axis("adds")
-    ends = ["mean", "spread", "low", "high", "better", "earns"]
+    table = pd.DataFrame.from_dict(rows, "index").rename_axis("step")
+    ends = ["mean", "spread", "low", "high", "better", "exceeds spread"]
     seeds = sorted({name for name in table if name not in ends}, key=lambda name: int(str(name).split()[1]))
     return _rounded(table.reindex(columns=[*seeds, *ends]), digits)
 

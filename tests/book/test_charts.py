@@ -164,7 +164,7 @@ def test_gains_are_marked_by_whether_they_earn_their_place(lines):
     table = compare.gains(lines, [Step("up", "b", "a"), Step("down", "a", "b")])
     ax = charts.show_gains(table).axes[0]
     by_label = {line.get_label(): line for line in ax.lines}
-    assert by_label["mean, earns its place"].get_ydata().tolist() == [0]
+    assert by_label["mean, exceeds the spread"].get_ydata().tolist() == [0]
     assert by_label["mean, does not"].get_xdata().tolist() == [table.loc["down", "mean"]]
     assert names(ax) == ["up", "down"]
 

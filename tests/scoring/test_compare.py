@@ -25,9 +25,9 @@ def test_a_gain_is_a_pair_of_one_seed(lines):
     found = compare.gains(lines, [Step("steady", "b", "a"), Step("shaky", "c", "b")])
     steady, shaky = found.loc["steady"], found.loc["shaky"]
     assert steady[["seed 0", "seed 1", "seed 2"]].to_numpy(float) == pytest.approx([10, 10, 10], abs=0.3)
-    assert (steady["better"], bool(steady["earns"])) == ("3 of 3", True)
+    assert (steady["better"], bool(steady["exceeds spread"])) == ("3 of 3", True)
     assert steady["spread"] < 0.5 < 5 < shaky["spread"]
-    assert (shaky["better"], bool(shaky["earns"])) == ("2 of 3", False)
+    assert (shaky["better"], bool(shaky["exceeds spread"])) == ("2 of 3", False)
     assert steady["low"] <= steady["seed 0"] <= steady["high"]
 
 
@@ -39,11 +39,11 @@ def test_lines_of_other_data_make_no_pair(lines):
     assert found.loc["steady", "better"] == "2 of 2"
 
 
-def test_a_single_pair_has_no_spread_and_earns_nothing():
+def test_a_single_pair_has_no_spread_and_does_not_exceed_it():
     lines = table_of(made({"a": (0.4,), "b": (0.5,)}, seeds=(0,)))
     found = compare.gains(lines, [Step("steady", "b", "a")]).loc["steady"]
     assert np.isnan(found["spread"])
-    assert not found["earns"]
+    assert not found["exceeds spread"]
 
 
 def test_the_overview_has_a_row_a_method_best_first(lines):
