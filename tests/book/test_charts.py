@@ -159,13 +159,13 @@ def test_the_overview_shows_mean_seeds_and_interval(lines):
     assert ax.collections[0].get_segments()[0][:, 0].tolist() == table.loc["b", ["low", "high"]].tolist()
 
 
-def test_gains_are_marked_by_whether_they_earn_their_place(lines):
+def test_gains_are_marked_by_whether_they_exceed_the_spread(lines):
     """One step that does and one that does not."""
     table = compare.gains(lines, [Step("up", "b", "a"), Step("down", "a", "b")])
     ax = charts.show_gains(table).axes[0]
     by_label = {line.get_label(): line for line in ax.lines}
     assert by_label["mean, exceeds the spread"].get_ydata().tolist() == [0]
-    assert by_label["mean, does not"].get_xdata().tolist() == [table.loc["down", "mean"]]
+    assert by_label["mean, within the spread"].get_xdata().tolist() == [table.loc["down", "mean"]]
     assert names(ax) == ["up", "down"]
 
 
