@@ -66,8 +66,14 @@ def test_every_documented_public_name_has_an_entry_in_the_reference(soups):
     for file in build_book.PACKAGE.rglob("[!_]*.py"):
         parts = file.relative_to(build_book.PACKAGE.parent).with_suffix("").parts
         anchors = {tag["id"] for tag in soups[f"api/{'/'.join(parts[:-1])}/index.html"].find_all(id=True)}
-        for node in ast.parse(file.read_text()).body:
+        body = ast.parse(file.read_text()).body
+        listed = [
+            node.value for node in body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        ]
+        for node in body:
             is_public = isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_"
+            if listed:
+                is_public = is_public and node.name in ast.literal_eval(listed[0])
             if is_public and ast.get_docstring(node):
                 assert f"{'.'.join(parts)}.{node.name}" in anchors
 
