@@ -13,7 +13,7 @@ JOBS ?= 2
 CHAPTER_FILES := $(wildcard book/*.ipynb)
 MODULE := $(shell find lcfuse_core -type f -not -path "*/__pycache__/*") data_manifest.yaml
 PAGES := _config.yml \
-         $(wildcard scripts/*.py book/*.md book/*.yml book/*.yaml book/*.bib book/_assets/* book/_api/python/*)
+         $(wildcard scripts/*.py book/*.md book/*.yml book/*.yaml book/_assets/* book/_api/python/*)
 # A worker that crashes ends the tests by name: one that is started again has been seen to wait for ever.
 PYTEST := $(PY) -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 LONGEST_FIRST = $(shell $(PY) scripts/chapters.py list --longest-first)

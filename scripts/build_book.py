@@ -86,16 +86,13 @@ def tidy(file: Path) -> None:
     Correct what the tools of the build put on a page and no setting of theirs changes.
 
     The arrows of the page list get an accessible name. Thebe is removed: no page has a kernel, and its script, which
-    is included twice, stops with an error. A list of references is not a list in the sense of ARIA. The title of a
-    solution opens it and must not link to its exercise. Tables and printed columns are marked for the style sheet.
+    is included twice, stops with an error. Tables and printed columns are marked for the style sheet.
     """
     text = file.read_text(encoding="utf-8")
     arrow = '<summary><span class="toctree-toggle"'
     text = text.replace(arrow, arrow.replace("<summary>", '<summary aria-label="Pages below">'))
-    text = text.replace('<div role="list" class="citation-list">', '<div class="citation-list">')
     text = re.sub(r"<script>const THEBE_JS_URL.*?</script>", "", text, flags=re.DOTALL)
     text = re.sub(r'<script[^>]*src="[^"]*_static/sphinx-thebe\.js[^>]*></script>', "", text)
-    text = re.sub(r'Solution to ?<a class="reference internal" href="[^"]*">(.*?)</a>', r"Solution to \1", text)
     text = re.sub(r'<table border="1" class="dataframe">.*?</table>', tidy_table, text, flags=re.DOTALL)
     text = re.sub(r'<div class="output stream.*?</pre>', mark_columns, text, flags=re.DOTALL)
     file.write_text(text, encoding="utf-8")

@@ -18,7 +18,7 @@ import chapters
 GITHUB = "https://github.com/"
 PLACES = (
     "_config.yml", "README.md", "CHANGELOG.md", "CITATION.cff", "pyproject.toml", "environment.yml",
-    ".binder/*", ".github/workflows/*.yml", "book/*.md", "book/*.ipynb", "book/references.bib",
+    ".binder/*", ".github/workflows/*.yml", "book/*.md", "book/*.ipynb",
     "lcfuse_core/**/*.py",
 )  # fmt: skip
 """Every file that may name the address; the tests look for it in no other."""

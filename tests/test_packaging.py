@@ -143,7 +143,7 @@ def texts() -> dict[Path, str]:
     """Every text file of the project."""
     folders = ("lcfuse_core", "book", "scripts", "tests", "benchmarks", ".github", ".binder")
     files = [*ROOT.glob("*"), *(file for folder in folders for file in (ROOT / folder).rglob("*"))]
-    kinds = {".py", ".md", ".ipynb", ".yml", ".yaml", ".toml", ".lock", ".cfg", ".cff", ".json", ".css", ".bib"}
+    kinds = {".py", ".md", ".ipynb", ".yml", ".yaml", ".toml", ".lock", ".cfg", ".cff", ".json", ".css"}
     return {file: file.read_text() for file in files if file.suffix in kinds and file.is_file()}
 
 

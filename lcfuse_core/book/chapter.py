@@ -1,5 +1,5 @@
 """
-What the first and the last cells of a chapter need: parameters, the experiment, glued values, provenance.
+What the first and the last cells of a chapter need: parameters, the experiment, provenance.
 
     here = chapter.begin("evaluation", globals())
 
@@ -94,19 +94,6 @@ class Chapter(Experiment):
             expected, do = f"0 to {len(rows) - 1}", "Choose another patch."
             raise ParameterError("place", found=str(number), expected=expected, do=do)
         return patches.read_patch(rows.iloc[number])
-
-    def glue(self, name: str, value: float | str, form: str = "") -> None:
-        """
-        Keep a value under a name for the text: the role ``glue:text``.
-
-        This is what MyST-NB's `glue` does, without MyST-NB. The value is kept in quotes: the page would read a bare
-        "+6.0" or "1,000" as Python, and show 6.0 or (1, 0).
-        """
-        from IPython.display import display
-
-        prefix = "application/papermill.record/"
-        shown = {f"{prefix}text/plain": repr(format(value, form))}
-        display(shown, raw=True, metadata={"scrapbook": {"name": name, "mime_prefix": prefix}})
 
     def provenance(self) -> Any:
         """Return a table of what made this page: parameters, data, code, machine, time and memory."""

@@ -1,4 +1,4 @@
-"""What chapters share beside the experiment: parameters, the example patch, glue, provenance."""
+"""What chapters share beside the experiment: parameters, the example patch, provenance."""
 
 import shutil
 
@@ -113,17 +113,6 @@ def test_the_example_patch_of_small_data(here, sample, tmp_path):
     copy_patches(one.assign(lc=None), tmp_path / "bare")
     with pytest.raises(MissingDataError, match="no patch with a reference"):
         evaluated_in(tmp_path / "bare").example_patch()
-
-
-def test_glue_leaves_what_the_book_quotes(here, monkeypatch):
-    """The output has the mime type and the metadata by which MyST-NB finds a glued value."""
-    shown = []
-    monkeypatch.setattr("IPython.display.display", lambda data, **options: shown.append((data, options)))
-    here.glue("aa", 45.678, ".1f")
-    data, options = shown[0]
-    assert data == {"application/papermill.record/text/plain": "'45.7'"}
-    assert options["metadata"]["scrapbook"] == {"name": "aa", "mime_prefix": "application/papermill.record/"}
-    assert options["raw"] is True
 
 
 def test_provenance_names_parameters_data_and_versions_and_no_folder(here, sample):
