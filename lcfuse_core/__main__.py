@@ -14,35 +14,87 @@ The command line.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import os
+import re
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from lcfuse_core import _runtime
 from lcfuse_core.book import reruns, settings
 from lcfuse_core.data import commands as data_commands
-from lcfuse_core.errors import LcfuseError
+from lcfuse_core.errors import LcfuseError, ParameterError
 from lcfuse_core.mapping import commands as map_commands
 from lcfuse_core.methods import commands as method_commands
 from lcfuse_core.scoring import ledger
 from lcfuse_core.training import commands as train_commands
 
+UNEXPECTED = 70
+"""Exit code of a fault of this program, as in BSD's sysexits.h."""
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; return 0 on success, 1 if a run failed, 2 on a wrong name, value or file."""
-    options = _parser().parse_args(arguments)
+    """
+    Run one command and return its exit code.
+
+    0 on success, 1 if a run failed, 2 on a wrong name, value or file, 130 after Ctrl-C, `UNEXPECTED` on any other
+    error. Errors are printed in one line.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
     try:
+        _refuse_unreadable([*words, os.getcwd(), str(_runtime.data_folder())])
+        options = _parser().parse_args(words)
         code: int = options.command(options)
     except LcfuseError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _print_error(str(error))
+    except BrokenPipeError:  # such as `| head`: nobody reads on, also not what is flushed at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:  # such as a folder that cannot be written
         where, found = error.filename or "file system", error.strerror or str(error)
-        print(f"error: {where}: found '{found}', expected a path that can be used. Check it.", file=sys.stderr)
-        return 2
+        return _print_error(f"{where}: found '{found}', expected a path that can be used. Check it.")
+    except MemoryError as error:
+        found = f"too little ({error})" if str(error) else "too little"
+        return _print_error(f"memory: found {found}, expected enough. Use smaller windows, crops, batches or grids.")
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+    except Exception as error:
+        extra = _extra_with(error.name) if isinstance(error, ModuleNotFoundError) else ""
+        if extra:
+            do = f"Install it: pip install 'lcfuse-core[{extra}]'."
+            return _print_error(f"{words[0]}: found no package {error.name}, expected it installed. {do}")
+        if os.environ.get("LCFUSE_TRACEBACK"):
+            raise
+        found = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        do = "Run it again with LCFUSE_TRACEBACK=1 and report what it prints."
+        return _print_error(f"{words[0]}: found an unexpected error ({found}), expected a result. {do}", UNEXPECTED)
     return code
+
+
+def _print_error(text: str, code: int = 2) -> int:
+    print(f"error: {text}", file=sys.stderr)
+    return code
+
+
+def _refuse_unreadable(texts: list[str]) -> None:
+    """Raise ParameterError on bytes that are not text: notebooks, ledgers and records could not hold such a path."""
+    for text in texts:
+        if not text.isascii() and re.search("[\ud800-\udfff]", text):
+            found, do = f"{text!r}, which is not UTF-8", "Rename the file or folder."
+            raise ParameterError("path", found=found, expected="a name in UTF-8", do=do)
+
+
+def _extra_with(package: str | None) -> str:
+    """Return the extra of this package that installs another package; empty if there is none."""
+    try:
+        requirements = importlib.metadata.requires("lcfuse-core") or []
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    found = (re.match(r"([\w.-]+).*extra == ['\"](\w+)", text) for text in requirements)
+    return next((match[2] for match in found if match and match[1].replace("-", "_") == package), "")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -101,5 +153,12 @@ def make_sample(options: argparse.Namespace) -> int:
     return 0
 
 
+def _stop(*_: Any) -> None:
+    """Stop on Ctrl-C with an orderly end, and on the second Ctrl-C at once: unfinished files have temporary names."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, _stop)
     sys.exit(main())

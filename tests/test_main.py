@@ -1,10 +1,17 @@
-"""The command line: a chapter runs with checked parameters, and nothing runs with wrong ones."""
+"""The command line: a chapter runs with checked parameters, and every error is one line."""
 
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import nbformat
 import pytest
+from miniatures import write_patch
+from places import network, scene_arrays, write
 
 from lcfuse_core import __main__ as shell
 from lcfuse_core.scoring import ledger
@@ -35,16 +42,24 @@ def book(tmp_path, monkeypatch):
     return write
 
 
-def run(*arguments):
-    return shell.main(["run", "coarse_labels", "--book", "book", "--out", "made/of/folders", *arguments])
+def run(*arguments, out="made/of/{folders}"):
+    return shell.main(["run", "coarse_labels", "--book", "book", "--out", out, *arguments])
+
+
+def error_of(capsys):
+    """The one line on the error stream, which no traceback may follow."""
+    captured = capsys.readouterr().err
+    assert captured.startswith("error: ")
+    assert captured.count("\n") == 1
+    return captured
 
 
 @pytest.mark.slow
-def test_a_chapter_runs_with_the_parameters_given(book, capsys):
-    """Values get their types, a path that is meant from here is made absolute, the folder is made."""
+def test_chapter_runs_with_the_given_parameters_into_a_folder_of_any_name(book, capsys):
+    """Values get their types, relative paths are made absolute, and braces in a path are kept."""
     top = book()
     assert run("-p", "seed", "12", "-p", "data_root", "my data") == 0
-    notebook = nbformat.read(top / "made/of/folders/coarse_labels.ipynb", as_version=4)
+    notebook = nbformat.read(top / "made/of/{folders}/coarse_labels.ipynb", as_version=4)
     assert notebook.cells[-1].outputs[0].text == f"12 '{top / 'my data'}'\n"
     assert "coarse_labels.ipynb" in capsys.readouterr().out
 
@@ -58,16 +73,20 @@ def test_a_chapter_runs_with_the_parameters_given(book, capsys):
         (["-p", "seed", "-1"], "greater than or equal to 0"),
         (["--profile", "huge"], "expected one of smoke, colab, full"),
         (["--profile", "colab", "-p", "profile", "full"], "expected one of the two"),
+        (
+            ["-p", "seed", "0..9999", "-p", "place", "0..9998"],
+            "found 99,990,000 runs (10,000 of seed x 9,999 of place)",
+        ),
     ],
 )
-def test_a_wrong_parameter_stops_before_anything_runs(book, capsys, arguments, message):
+def test_wrong_parameter_stops_before_anything_runs(book, capsys, arguments, message):
     top = book()
     assert run(*arguments) == 2
-    assert message in capsys.readouterr().err
+    assert message in error_of(capsys)
     assert not (top / "made").exists()
 
 
-def test_an_unknown_chapter_or_folder_is_refused_by_name(book, capsys):
+def test_unknown_chapter_or_folder_is_refused_by_name(book, capsys):
     book()
     assert shell.main(["run", "coarse_label", "--out", "x"]) == 2
     assert "expected one of coarse_labels, sen12ms" in capsys.readouterr().err
@@ -76,60 +95,161 @@ def test_an_unknown_chapter_or_folder_is_refused_by_name(book, capsys):
 
 
 @pytest.mark.slow
-def test_a_chapter_that_fails_says_where_and_keeps_its_notebook(book, capsys):
+def test_failed_chapter_is_reported_by_cell_and_its_notebook_is_kept(book, capsys):
     top = book(body="1 / 0")
-    assert run() == 1
-    said = capsys.readouterr().err
-    assert "coarse_labels, cell 3: ZeroDivisionError: division by zero" in said
-    assert (top / "made/of/folders/coarse_labels.ipynb").exists()
+    assert run(out="out") == 1
+    assert "coarse_labels, cell 3: ZeroDivisionError: division by zero" in capsys.readouterr().err
+    assert (top / "out/coarse_labels.ipynb").exists()
 
 
-def test_the_ledger_is_listed_as_a_table(tmp_path, capsys):
+def test_ledger_is_listed_as_a_table_and_a_missing_one_is_an_error(tmp_path, capsys):
     entry = ledger.new_entry(
         "evaluation", {"method": "guess"}, {"aa": 0.25, "miou_8": 0.125, "oa": 0.5},
         label_regime="coarse only", profile="smoke", seeds={"world": 2}, synthetic=True,
     )  # fmt: skip
     ledger.append(tmp_path / "l.jsonl", entry)
     assert shell.main(["ledger", "list", "--file", str(tmp_path / "l.jsonl")]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split() == ["1", "evaluation", "guess", "coarse", "only", "True", "2", "0.25", "0.125", "0.5"]
-
-
-def test_a_missing_ledger_is_an_error_in_one_line(tmp_path, capsys):
+    assert {"evaluation", "guess", "0.25", "0.125", "0.5"} <= set(capsys.readouterr().out.split())
     assert shell.main(["ledger", "list", "--file", str(tmp_path / "none.jsonl")]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'none.jsonl'}: found no such file")
+    assert f"{tmp_path / 'none.jsonl'}: found no such file" in error_of(capsys)
 
 
-def test_the_sample_command_says_where_the_sample_is(monkeypatch, tmp_path, capsys):
+def test_sample_command_prints_the_folder_of_the_sample(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("LCFUSE_DATA", str(tmp_path))
     monkeypatch.setattr("lcfuse_core.data.sample.world.make_world", lambda root, plan: root)
     assert shell.main(["sample", "--seed", "6"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "world-6")
 
 
-@pytest.mark.parametrize("command", ["run", "sample"])
-def test_a_folder_that_cannot_be_written_is_an_error_in_one_line(command, tmp_path, monkeypatch, capsys):
-    (tmp_path / "file").write_text("")
-    out = ["--out", str(tmp_path / "file" / "out")]
-    monkeypatch.setenv("LCFUSE_DATA", str(tmp_path / "file"))
-    assert shell.main([command, "reruns", *out] if command == "run" else [command]) == 2
-    captured = capsys.readouterr().err
-    assert captured.startswith("error: ")
-    assert str(tmp_path / "file") in captured
-    assert captured.count("\n") == 1
+COMMANDS = {
+    "run": ["run", "reruns", "--out"],
+    "train": ["train", "{patches}", "-p", "steps", "1", "-p", "crop", "32", "-p", "batch", "1", "--out"],
+    "map": ["map", "--s2", "{s2}", "--model", "{model}", "--quiet", "--out"],
+    "compare": [
+        "compare",
+        "--data-root",
+        "{test}",
+        "--train-root",
+        "{patches}",
+        "--only",
+        "MODIS label",
+        "--seeds",
+        "0",
+        "--out",
+    ],
+    "sample": ["sample"],  # into the folder of the data
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A scene, a network, two training patches and a test patch."""
+    folder = tmp_path_factory.mktemp("inputs")
+    for scene in ("1", "2"):
+        write_patch(folder / "patches", scene=scene)
+    write_patch(folder / "test", "test")
+    write(folder / "s2", scene_arrays(64, 64)[0])
+    network(folder / "model", inputs=("s2",))
+    return {name: folder / name for name in ("s2", "model", "patches", "test")}
+
+
+@pytest.mark.parametrize("kind", ["inside a file", "not writable"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_folder_that_cannot_be_written_is_an_error_in_one_line(command, kind, inputs, tmp_path, monkeypatch, capsys):
+    """The place of the output lies inside a file, or in a folder of the system in which nobody may make another."""
+    (tmp_path / "file").write_text("not a folder")
+    out = {"inside a file": tmp_path / "file/out", "not writable": Path("/proc/out")}[kind]
+    words = [word.format_map(inputs) for word in COMMANDS[command]]
+    monkeypatch.setenv("LCFUSE_DATA", str(out if command == "sample" else tmp_path))
+    assert shell.main([*words, str(out)] if words[-1] == "--out" else words) == 2
+    assert str(out.parent) in error_of(capsys)
+    assert (tmp_path / "file").read_text() == "not a folder"
+
+
+@pytest.mark.parametrize("kind", ["option", "current folder"])
+def test_path_that_is_not_utf8_is_refused_by_name(kind, tmp_path, monkeypatch, capsys):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcnchen")
+    os.mkdir(folder)
+    if kind == "current folder":
+        monkeypatch.chdir(folder)
+    assert shell.main(["ledger", "list", "--file", folder if kind == "option" else "l.jsonl"]) == 2
+    assert "nchen', which is not UTF-8" in error_of(capsys)
+
+
+def fails_with(error, monkeypatch):
+    """Let the command `sample` end with an error."""
+
+    def fail(root, plan):
+        raise error
+
+    monkeypatch.setattr("lcfuse_core.data.sample.world.make_world", fail)
+    return shell.main(["sample", "--seed", "77"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (PermissionError(13, "Permission denied", "/somewhere"), 2, "/somewhere: found 'Permission denied'"),
+        (MemoryError("9 GiB"), 2, "memory: found too little (9 GiB)"),
+        (ModuleNotFoundError("", name="papermill"), 2, "pip install 'lcfuse-core[book]'"),
+        (ModuleNotFoundError("no x", name="x"), shell.UNEXPECTED, "ModuleNotFoundError: no x"),
+        (RuntimeError("two\nlines"), shell.UNEXPECTED, "unexpected error (RuntimeError: two lines)"),
+    ],
+)
+def test_any_error_ends_in_one_line(error, code, message, monkeypatch, capsys):
+    """The last guard; with LCFUSE_TRACEBACK an unexpected error is raised as it is."""
+    assert fails_with(error, monkeypatch) == code
+    assert message in error_of(capsys)
+    if code == shell.UNEXPECTED:
+        monkeypatch.setenv("LCFUSE_TRACEBACK", "1")
+        with pytest.raises(type(error)):
+            fails_with(error, monkeypatch)
 
 
 def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch, capsys):
-    def interrupt(root, plan):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("lcfuse_core.data.sample.world.make_world", interrupt)
-    assert shell.main(["sample", "--seed", "77"]) == 130
+    assert fails_with(KeyboardInterrupt(), monkeypatch) == 130
     assert capsys.readouterr().err == "stopped\n"
 
 
-def test_the_shell_answers_without_the_libraries_that_take_seconds():
-    """What a command needs it imports itself: `--help` and `data status` need none of these."""
+def test_second_ctrl_c_ends_at_once():
+    """The first Ctrl-C starts an end that takes a minute here; the second one does not wait for it."""
+    script = """\
+import runpy, sys, time
+from lcfuse_core.data.sample import world
+def slow(seed):
+    try:
+        print("begun", flush=True)
+        time.sleep(60)
+    finally:
+        print("ending", flush=True)
+        time.sleep(60)
+world.sample_folder = slow
+sys.argv[1:] = ["sample"]
+runpy.run_module("lcfuse_core", run_name="__main__")"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in ("begun\n", "ending\n"):
+        assert process.stdout.readline() == line
+        process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    _, errors = process.communicate(timeout=30)
+    assert time.monotonic() - began < 20
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+
+
+def test_pipe_that_closes_early_is_no_traceback(tmp_path):
+    """As in `... | head -1`."""
+    ledger.append(tmp_path / "l.jsonl", {"chapter": "c", "time": "2026", "parameters": {}, "scores": {}})
+    (tmp_path / "l.jsonl").write_bytes(2000 * (tmp_path / "l.jsonl").read_bytes())
+    command = f"{sys.executable} -m lcfuse_core ledger list --file {tmp_path / 'l.jsonl'} | head -1"
+    done = subprocess.run([shutil.which("sh"), "-c", command], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
+def test_shell_starts_without_the_libraries_that_take_seconds():
+    """A command imports what it needs: `--help` and `data status` need none of these."""
     code = "import sys, lcfuse_core.__main__; print(*{'torch', 'sklearn', 'nbformat', 'papermill'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

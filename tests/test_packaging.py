@@ -230,6 +230,23 @@ def test_files_that_workflows_name_exist():
             assert (ROOT / name).exists(), f"{file.name} names {name}"
 
 
+def test_workflows_run_pinned_code_and_only_jobs_without_foreign_code_may_write():
+    """Actions by commit, packages by hash; a token that may write issues or pages is in no job that checks out code."""
+    for file in (ROOT / ".github/workflows").glob("*.yml"):
+        workflow = yaml.safe_load(file.read_text())
+        assert workflow["permissions"] == {"contents": "read"}
+        for job in workflow["jobs"].values():
+            uses = [step["uses"] for step in job["steps"] if "uses" in step]
+            assert all(re.search(r"@[0-9a-f]{40}$", action) for action in uses)
+            if "write" in job.get("permissions", {}).values():
+                assert not any(action.startswith("actions/checkout") for action in uses)
+            installs = [step["run"] for step in job["steps"] if "pip install" in step.get("run", "")]
+            assert all("--require-hashes" in run or "--no-build-isolation ." in run for run in installs)
+    locked = (ROOT / "tests/colab.lock").read_text()
+    pins = re.findall(r"^([\w-]+==[\w.]+)", (ROOT / "tests/colab.txt").read_text(), re.MULTILINE)
+    assert [pin for pin in pins if f"\n{pin.lower()} " not in locked] == []
+
+
 def test_an_old_python_is_refused_in_one_line():
     """The first step of `make setup` names the version found and the remedy."""
     code = "import sys; sys.version_info = (3, 9, 2)\n" + (ROOT / "scripts/check_python.py").read_text()

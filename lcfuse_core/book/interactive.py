@@ -193,7 +193,7 @@ def swipe(pictures: Mapping[str, NDArray[Any]], *, alt: Mapping[str, str] | None
     if len(pictures) not in (2, 3) or len(shapes) != 1:
         found = f"{len(pictures)} pictures of {', '.join(f'{h} x {w}' for h, w in shapes)} pixels"
         raise GridError("swipe", found=found, expected="two or three of one size", do="Bring them to one grid.")
-    titles = [html.escape(title, quote=True) for title in pictures]
+    titles = list(pictures)
     layers = [
         f'<img alt="{html.escape((alt or {}).get(title, title), quote=True)}" src="{_png(picture)}">'
         for title, picture in pictures.items()
@@ -205,7 +205,7 @@ def swipe(pictures: Mapping[str, NDArray[Any]], *, alt: Mapping[str, str] | None
     lines = "".join(f'<i style="left:{start}%"></i>' for start in starts)
     body = (
         f'<div class="lc-stage" style="aspect-ratio:{width}/{height}">{"".join(reversed(layers))}{lines}</div>'
-        f'<div class="lc-titles">{"".join(f"<span>{title}</span>" for title in titles)}</div>'
+        f'<div class="lc-titles">{"".join(f"<span>{html.escape(title)}</span>" for title in titles)}</div>'
     )
     # Layer k is cut at border k, which cannot pass the next one; dragging on the picture moves the nearest border.
     script = (
@@ -255,10 +255,10 @@ def _frame(
 
     A browser keeps the position of a slider when a page is loaded again, so the script also runs once at the start.
     """
-    content = json.dumps(data)
+    content = json.dumps(data).replace("<", "\\u003c")  # a legend name must not close the script
     name = _unique_id(kind, body + content)  # the same content always gets the same id
     inputs = "".join(
-        f'<div class="lc-handle"><label for="{name}-{k}">{label}</label>'
+        f'<div class="lc-handle"><label for="{name}-{k}">{html.escape(label)}</label>'
         f'<input type="range" id="{name}-{k}" min="0" max="{count - 1}" value="{value}"></div>'
         for k, (label, (count, value)) in enumerate(sliders.items())
     )

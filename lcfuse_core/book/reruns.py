@@ -19,6 +19,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import os
 import re
 import subprocess
@@ -45,8 +46,8 @@ if TYPE_CHECKING:
 
 BOOK = _runtime.PACKAGE.resolve().parent / "book"
 
-LARGEST_RANGE = 10_000
-"""Most values in a range; more are a typing error."""
+LARGEST_GRID = 10_000
+"""Most values of a parameter, and most runs; more are a typing error."""
 
 START_TIMEOUT_S = 600
 """For a kernel to start; papermill's minute is too short when many runs start at once on a busy machine."""
@@ -137,6 +138,10 @@ def grid(
         where = book / f"{chapter}.ipynb"
         raise MissingDataError(where, found="no such file", expected="the chapter's notebook", do=do)
     varied = [name for name, several in values.items() if len(several) > 1]
+    n_runs = math.prod(map(len, values.values()))
+    if n_runs > LARGEST_GRID:
+        found = f"{n_runs:,} runs ({' x '.join(f'{len(values[name]):,} of {name}' for name in varied)})"
+        raise ParameterError("grid", found=found, expected=f"at most {LARGEST_GRID:,}", do="Vary fewer values.")
     points = [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
     out, book = out.absolute(), book.absolute()
     runs = []
@@ -177,9 +182,9 @@ def _range(name: str, text: str) -> Iterable[Any]:
     if first > last:
         expected = "the smaller end first"
         raise ParameterError(f"parameter {name}", found=repr(text), expected=expected, do=f"Write {last}..{first}.")
-    if last - first >= LARGEST_RANGE:
+    if last - first >= LARGEST_GRID:
         found = f"{last - first + 1} values"
-        expected = f"at most {LARGEST_RANGE}"
+        expected = f"at most {LARGEST_GRID}"
         raise ParameterError(f"parameter {name}", found=found, expected=expected, do="Ask for fewer.")
     return range(first, last + 1)
 
@@ -226,8 +231,8 @@ def execute(run: Run) -> Outcome:
     try:
         with kernel_config() as config:
             papermill.execute_notebook(
-                str(run.book / f"{run.chapter}.ipynb"),
-                str(run.notebook),
+                _literal(run.book / f"{run.chapter}.ipynb"),
+                _literal(run.notebook),
                 run.parameters,
                 kernel_name="python3",
                 language="python",
@@ -243,6 +248,11 @@ def execute(run: Run) -> Outcome:
     record = {"key": key(run), "seconds": round(seconds, 1), "parameters": run.parameters}
     _runtime.write_atomic(run.record, json.dumps(record))
     return Outcome(run, "done", seconds)
+
+
+def _literal(path: Path) -> str:
+    """Return a path for papermill, which fills in `{name}` in paths."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 @contextmanager
@@ -346,7 +356,7 @@ def local_cluster(threads: int = 2) -> Iterator[str]:
     """Yield the address of a Dask scheduler with one worker in this process, to try a grid on."""
     import distributed
 
-    options = {"n_workers": 1, "threads_per_worker": threads, "processes": False, "dashboard_address": ":0"}
+    options = {"n_workers": 1, "threads_per_worker": threads, "processes": False, "dashboard_address": "127.0.0.1:0"}
     with distributed.LocalCluster(**options, protocol="tcp", silence_logs=logging.ERROR) as cluster:
         yield cluster.scheduler_address
 

@@ -221,3 +221,19 @@ def test_borders_follow_mouse_finger_and_keys(tmp_path):
         page.locator("input").nth(0).fill("95")  # past the second border: stops there
         assert [colour(x) for x in (340, 380)] == ["r", "b"]
         browser.close()
+
+
+def test_legend_name_cannot_close_the_script_of_a_figure(patch, monkeypatch):
+    """Names and titles with markup stay text, in HTML and in the data of the script."""
+    attack = "</script><img src=x onerror=alert(1)>"
+    monkeypatch.setattr(type(legends.DFC2020), "name_of", lambda self, code: attack)
+    for text in (
+        *figures(patch).values(),
+        interactive.receptive_field_viewer(patch, {attack: 3}),
+        swipe({attack: RED, "b": RED}),
+    ):
+        soup = BeautifulSoup(text, "html.parser")
+        assert len(soup.find_all("script")) == 1
+        assert soup.find("img", src="x") is None
+        assert soup.find(onerror=True) is None
+    assert attack in data_of(interactive.cell_explorer(patch))[0]["text"]

@@ -89,7 +89,7 @@ def test_a_grid_runs_on_a_dask_cluster(book, tmp_path, capsys):
     """Two workers, each a process: the same folders and lines as on this machine, and found again without it."""
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=":0", local_directory=str(tmp_path)
+        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", local_directory=str(tmp_path)
     ) as cluster:
         assert make(book, tmp_path / "out", "-p", "seed", "0,1", "--cluster", cluster.scheduler_address) == 0
     assert "2 runs: 2 done" in capsys.readouterr().out

@@ -124,7 +124,7 @@ def test_list_is_mapped_on_a_cluster_that_loses_a_worker(scenes, capsys):
         killed.append(victim)
 
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=":0", local_directory=str(scenes)
+        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", local_directory=str(scenes)
     ) as cluster:
         with distributed.Client(cluster) as client:
             workers = client.run(os.getpid)
