@@ -62,10 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except Exception as error:
-        extra = _extra_with(error.name) if isinstance(error, ModuleNotFoundError) else ""
+        package = (isinstance(error, ModuleNotFoundError) and error.name) or ""
+        extra = _extra_with(package)
         if extra:
             do = f"Install it: pip install 'lcfuse-core[{extra}]'."
-            return _print_error(f"{words[0]}: found no package {error.name}, expected it installed. {do}")
+            return _print_error(f"{words[0]}: found no package {package}, expected it installed. {do}")
         if os.environ.get("LCFUSE_TRACEBACK"):
             raise
         found = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -87,7 +88,7 @@ def _refuse_unreadable(texts: list[str]) -> None:
             raise ParameterError("path", found=found, expected="a name in UTF-8", do=do)
 
 
-def _extra_with(package: str | None) -> str:
+def _extra_with(package: str) -> str:
     """Return the extra of this package that installs another package; empty if there is none."""
     try:
         requirements = importlib.metadata.requires("lcfuse-core") or []
