@@ -44,7 +44,7 @@ from lcfuse_core.data.legends import IGNORE
 from lcfuse_core.data.packed import PackedScenes
 from lcfuse_core.models.losses import Batch, cross_entropy
 from lcfuse_core.models.networks import NETWORKS, parameter_count
-from lcfuse_core.training import log, loop
+from lcfuse_core.training import loop, monitor
 from lcfuse_core.training.checkpoint import Run
 from lcfuse_core.training.distributed import Distributed, choose_device
 from lcfuse_core.training.loop import feed
@@ -120,7 +120,7 @@ def measure(name: str, stack: PackedScenes, table: pd.DataFrame, options: argpar
     share = max(0.0, 1 - bare / fed) if processes.on_gpu else made / (made + bare)
     shown["loading share"] = round(share, 3)
     shown["times the plain recipe"] = round(median(ratios(seconds["plain"], seconds["fed"])), 2)
-    shown |= counted | floor(counted, bare, options) | inference(run, table, options.rounds) | log.memory()
+    shown |= counted | floor(counted, bare, options) | inference(run, table, options.rounds) | monitor.memory()
     return shown
 
 

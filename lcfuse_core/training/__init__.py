@@ -1,1 +1,1 @@
-"""The training loop with its checkpoints, data feed, logging, distributed training and prediction."""
+"""The training loop with its checkpoints, data feed, monitor, distributed training and prediction."""

@@ -30,6 +30,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
 
 from lcfuse_core import __version__, _runtime
 from lcfuse_core.data.legends import SCORED
@@ -43,14 +45,18 @@ HEADER_KEY, DIGEST_KEY = "lcfuse", "sha256"
 LAST, PREVIOUS, DAMAGED = "last.safetensors", "previous.safetensors", "damaged.safetensors"
 """The newest checkpoint of a run, the one before it, and one that was found damaged."""
 
+METRICS = "metrics.jsonl"
+"""The history of a run, one JSON object per line."""
+
 _FORMAT, _VERSION = "lcfuse checkpoint", 1
 _STATE = "state:"  # prefix of the tensors that only an unfinished training needs
-_OPTIMISER, _CROPS, _TORCH = f"{_STATE}optimiser.", f"{_STATE}crops", f"{_STATE}torch"
+_OPTIMISER, _SCALER = f"{_STATE}optimiser.", f"{_STATE}scaler."
+_CROPS, _TORCH = f"{_STATE}crops", f"{_STATE}torch"
 
 Row = dict[str, float | None]
 """
 One line of a history: step, loss (mean since the last line), learning_rate, seconds since the start, aa (agreement with
-the validation labels, 0-1, or None) and, for several validation sets, aa_NAME.
+the validation labels, 0-1, or None), aa_NAME for several validation sources, crops_per_s and memory_mb.
 """
 
 
@@ -74,25 +80,30 @@ class TrainState:
     tensors: dict[str, Tensor] = field(default_factory=dict)  # see `capture`; empty in a finished run
 
 
-def capture(optimiser: torch.optim.Optimizer, crops: Tensor) -> dict[str, Tensor]:
-    """Return copies of the optimiser's state, the state of the generator of *crops*, and that of torch's generator."""
+def capture(optimiser: Optimizer, scaler: GradScaler, crops: Tensor) -> dict[str, Tensor]:
+    """Return copies of the states of optimiser, loss scaler, torch's generator, and the generator of *crops*."""
     tensors = {_CROPS: crops, _TORCH: torch.get_rng_state()}
     for number, values in optimiser.state_dict()["state"].items():
         tensors |= {f"{_OPTIMISER}{number}.{name}": torch.as_tensor(value).cpu() for name, value in values.items()}
-    return tensors
+    return tensors | {f"{_SCALER}{name}": torch.tensor(value) for name, value in scaler.state_dict().items()}
 
 
-def restore(tensors: Mapping[str, Tensor], optimiser: torch.optim.Optimizer) -> Tensor:
-    """Put the result of `capture` back into *optimiser* and torch's generator; return the state of the crops."""
+def restore(tensors: Mapping[str, Tensor], optimiser: Optimizer, scaler: GradScaler) -> Tensor:
+    """Put the result of `capture` back into *optimiser*, *scaler* and torch's generator; return the state of crops."""
     weights = [weight for group in optimiser.param_groups for weight in group["params"]]
     state: dict[int, dict[str, Tensor]] = {number: {} for number in range(len(weights))}
+    scale: dict[str, float] = {}
     for name, tensor in tensors.items():
         if name.startswith(_OPTIMISER):
             number, key = name.removeprefix(_OPTIMISER).split(".")
             like = weights[int(number)]
             # In the memory layout of the weight: another layout would round sums in another order.
             state[int(number)][key] = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+        elif name.startswith(_SCALER):
+            scale[name.removeprefix(_SCALER)] = tensor.item()
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    if scale and scaler.is_enabled():  # a run may go on on a device that computes in another type
+        scaler.load_state_dict(scale)
     torch.set_rng_state(tensors[_TORCH])
     return tensors[_CROPS]
 
@@ -122,7 +133,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Run:
 def read_checkpoint(path: str | os.PathLike[str]) -> tuple[Run, dict[str, Any] | None, dict[str, Tensor]]:
     """Read a network, the progress of its training and the tensors to continue it; raises as `load_checkpoint`."""
     header, everything = _read(Path(path))
-    tensors = {name: tensor for name, tensor in everything.items() if not name.startswith(_STATE)}
+    state = {name: tensor for name, tensor in everything.items() if name.startswith(_STATE)}
+    tensors = {name: tensor for name, tensor in everything.items() if name not in state}
     try:
         plan, history = TrainPlan.from_header(header["plan"]), list(header["history"])
         statistics = Statistics(*(tuple(header["statistics"][name]) for name in ("mean", "std")))
@@ -130,25 +142,16 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[Run, dict[str, Any] |
         raise _refusal(path, f"a header that cannot be used ({error!r})") from None
     with torch.device("meta"):  # shapes without memory: the width in a file may be absurd
         network = plan.build()
-    wanted = {name: (value.shape, value.dtype) for name, value in network.state_dict().items()}
-    if wanted != {name: (value.shape, value.dtype) for name, value in tensors.items()}:
+    if _shapes(network.state_dict()) != _shapes(tensors):
         raise _refusal(path, f"weights that do not fit a {plan.network} of this plan")
     network.load_state_dict(tensors, assign=True)
-    state = {name: tensor for name, tensor in everything.items() if name not in tensors}
     return Run(network.eval(), plan, statistics, history), header.get("progress"), state
 
 
 def _content(run: Run, state: TrainState | None = None, identity: Mapping[str, str] | None = None) -> bytes:
     """Return the bytes of a checkpoint; those of a run in a folder also hold its state and identity."""
-    header = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "package": __version__,
-        "plan": asdict(run.plan),
-        "statistics": asdict(run.statistics),
-        "legend": list(SCORED),
-        "history": run.history,
-    }
+    header = {"format": _FORMAT, "version": _VERSION, "package": __version__, "plan": asdict(run.plan)}
+    header |= {"statistics": asdict(run.statistics), "legend": list(SCORED), "history": run.history}
     tensors = _weights(run.network)
     if state is not None:
         seconds = round(state.seconds, 3)
@@ -160,6 +163,10 @@ def _content(run: Run, state: TrainState | None = None, identity: Mapping[str, s
 
 def _weights(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
 def _digest(text: str, tensors: dict[str, Tensor]) -> str:
@@ -185,23 +192,16 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except KeyError:
         raise _refusal(path, "a safetensors file without our header") from None
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        start = b""
-        if path.is_file():
-            with path.open("rb") as opened:
-                start = opened.read(4)
-        if start[:2] == b"PK" or start[:1] == b"\x80":
+        found = f"an unreadable or cut file ({error})"
+        if path.is_file() and path.read_bytes()[:2].startswith((b"PK", b"\x80")):
             found = "a pickle or zip (as torch.save writes; it could run code, so it was not opened)"
-            raise _refusal(path, found) from None
-        raise _refusal(path, f"an unreadable or cut file ({error})") from None
+        raise _refusal(path, found) from None
     if digest != _digest(text, tensors):
         raise _refusal(path, "a digest that does not fit the content: the file is damaged")
-    if not isinstance(header, dict) or header.get("format") != _FORMAT:
-        raise _refusal(path, "the header of another format")
-    if header.get("version") != _VERSION:
-        found = f"format version {header.get('version')}"
-        raise _refusal(path, found, f"version {_VERSION} (another version of lcfuse_core wrote it)")
-    if header.get("legend") != list(SCORED):
-        raise _refusal(path, f"classes {header.get('legend')}", f"the DFC2020 codes {list(SCORED)}")
+    header = header if isinstance(header, dict) else {}
+    for name, expected in {"format": _FORMAT, "version": _VERSION, "legend": list(SCORED)}.items():
+        if header.get(name) != expected:
+            raise _refusal(path, f"{name} {header.get(name)!r}", f"{name} {expected!r}, as this version writes it")
     return header, tensors
 
 
@@ -299,7 +299,11 @@ class Checkpointer:
         return self.writes and time.monotonic() - self._saved_at >= self.interval_s
 
     def save(self, run: Run, state: TrainState) -> None:
-        """Write a checkpoint; the last one becomes the previous one. Raises DiskError and then leaves both whole."""
+        """
+        Write a checkpoint and the metrics; the last checkpoint becomes the previous one.
+
+        Raises DiskError if the disk is full or protected, and then leaves whole what is there.
+        """
         if self.folder is None or not self.writes:
             return
         content = _content(run, state, self.identity)
@@ -309,6 +313,7 @@ class Checkpointer:
             if last.exists():
                 os.replace(last, previous)
             os.replace(draft, last)
+            _runtime.write_atomic(self.folder / METRICS, "".join(f"{json.dumps(row)}\n" for row in run.history))
         except OSError as error:
             raise disk_error(last, error, len(content)) from None
         self.saved_step, self._saved_at = state.step, time.monotonic()
@@ -324,5 +329,5 @@ class Checkpointer:
         kept = "No checkpoint was written yet."
         if self.folder is not None and self.saved_step is not None:
             kept = f"The checkpoint of step {self.saved_step} is kept in {self.folder / LAST}."
-        found, do = f"loss {loss}, gradient norm {gradient}", "Lower the learning rate, or look for bad values in"
-        return TrainingError("training", found=found, expected="finite numbers", do=f"{do} the patches. {kept}")
+        found, do = f"loss {loss}, gradient norm {gradient}", "Lower the learning rate, or look for NaN in the patches."
+        return TrainingError("training", found=found, expected="finite numbers", do=f"{do} {kept}")

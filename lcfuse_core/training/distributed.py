@@ -27,6 +27,7 @@ from torch import Tensor, distributed, nn
 
 from lcfuse_core.errors import ParameterError, TrainingError
 from lcfuse_core.models.losses import Batch
+from lcfuse_core.training.predict import compute_dtype
 
 _DDP_OPTIONS = inspect.signature(nn.parallel.DistributedDataParallel).parameters
 _OWN_BUFFERS: dict[str, Any] = {
@@ -63,8 +64,13 @@ class Distributed:
 
     @contextmanager
     def wrap(self, network: nn.Module, compiled: bool = False) -> Iterator[nn.Module]:
-        """Yield the network with batch statistics of the whole batch and gradients averaged over all processes."""
+        """
+        Yield the network in training mode, and leave it in evaluation mode.
+
+        Batch statistics are those of the whole batch, and gradients are averaged over all processes.
+        """
         wrapped, before = network, torch.backends.cudnn.benchmark
+        network.train()
         layers = [layer for layer in network.modules() if type(layer) is nn.BatchNorm2d]
         if self.size > 1:
             for layer in layers:
@@ -80,6 +86,7 @@ class Distributed:
             torch.backends.cudnn.benchmark = before
             for layer in layers:
                 layer.__class__ = nn.BatchNorm2d
+            network.eval()
 
     def gather(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Batch]:
         """Return logits and labels of all processes in the order of the batch; gradients reach the own logits only."""
@@ -159,6 +166,23 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def describe_device(name: str = "auto", precision: str = "auto") -> str:
+    """
+    Return a sentence about the device of a plan and its precision, with advice if Colab has a GPU that is not used.
+
+    >>> describe_device("cpu", "float32")
+    'computed on the processor in float32'
+    """
+    device = choose_device(name)
+    where = {"cpu": "the processor", "mps": "the GPU"}.get(device.type, "")
+    if device.type == "cuda":
+        gigabytes = torch.cuda.get_device_properties(device).total_memory / 1e9
+        where = f"{torch.cuda.get_device_name(device)} ({gigabytes:.0f} GB)"
+    use_gpu = device.type == "cpu" and "COLAB_RELEASE_TAG" in os.environ
+    advice = "; for a GPU choose Runtime, Change runtime type, and run all cells again" if use_gpu else ""
+    return f"computed on {where} in {str(compute_dtype(precision, device)).removeprefix('torch.')}{advice}"
+
+
 class SharedBatchNorm(nn.BatchNorm2d):
     """
     Batch normalisation over the batches of all processes, which hold equally many pixels each.
@@ -170,10 +194,8 @@ class SharedBatchNorm(nn.BatchNorm2d):
         """Return the normalised *images* (N, C, H, W)."""
         if not self.training:
             return super().forward(images)
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        assert self.momentum is not None
+        assert self.running_mean is not None and self.running_var is not None  # noqa: PT018
+        assert self.num_batches_tracked is not None and self.momentum is not None  # noqa: PT018
         values = _at_least_float32(images)
         n = values.numel() // values.shape[1] * distributed.get_world_size()
         mean = _Sum.apply(values.sum(dim=(0, 2, 3))) / n  # (C,)
@@ -192,7 +214,7 @@ def _at_least_float32(values: Tensor) -> Tensor:
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over all processes; its gradient is the sum of theirs."""
+    """Sum over all processes; its gradient is the sum of theirs. torch's own is deprecated or private."""
 
     @staticmethod
     def forward(ctx: object, values: Tensor) -> Tensor:

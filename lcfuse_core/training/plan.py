@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import wraps
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 from pydantic.dataclasses import dataclass
 from torch import nn
 
@@ -21,13 +21,8 @@ from lcfuse_core.models.networks import NETWORKS, build
 _RETIRED = {"ema": 0.0, "sampling": "area"}
 """Fields in the headers of earlier checkpoints, with their default values; other values cannot be reproduced."""
 
-
-def _tuples(value: Any) -> Any:
-    """Convert lists, as JSON and YAML have them, to tuples."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
 Plan = TypeVar("Plan")
+Rows = tuple[tuple[float, ...], ...]
 
 
 def _with_parameter_errors(plan: type[Plan]) -> type[Plan]:
@@ -50,6 +45,44 @@ def _with_parameter_errors(plan: type[Plan]) -> type[Plan]:
     return plan
 
 
+def _tuples(value: Any) -> Any:
+    """Convert lists, as JSON and YAML have them, to tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _one_of(known: Iterable[str]) -> AfterValidator:
+    def check(value: str) -> str:
+        if value not in known:
+            raise ValueError(f"one of {', '.join(known)}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _check_inputs(value: tuple[str, ...]) -> tuple[str, ...]:
+    if not value or len(set(value)) < len(value):
+        raise ValueError("s2, s1 or both")
+    return value
+
+
+def _check_fusion(value: str, info: ValidationInfo) -> str:
+    if value == "late" and len(info.data.get("inputs", "")) == 1:
+        raise ValueError("early, as there is only one sensor")
+    return value
+
+
+def _check_transition(rows: Rows | None) -> Rows | None:
+    """Check that the rows are distributions over the coarse labels, one for each class."""
+    if rows is None:
+        return None
+    if any(len(row) != N_COARSE or min(row) < 0 or not np.isclose(sum(row), 1, atol=1e-6) for row in rows):
+        raise ValueError(f"rows of {N_COARSE} proportions that sum to 1")
+    if len(rows) != len(SCORED):
+        raise ValueError(f"{len(SCORED)} rows")
+    return rows
+
+
+Sensor = Literal["s2", "s1"]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -64,14 +97,15 @@ class TrainPlan:
     'fcn'
     """
 
-    network: str = "fcn"  # its receptive field is smaller than a coarse cell: it cannot learn the cell's shape
+    network: Annotated[str, _one_of(NETWORKS)] = "fcn"  # receptive field smaller than a cell: it cannot learn its shape
     width: Annotated[int, Field(ge=1, le=4096)] | None = None  # channels of the first layer; None: the default
-    inputs: Annotated[tuple[Literal["s2", "s1"], ...], BeforeValidator(_tuples)] = ("s2", "s1")
-    fusion: Literal["early", "late"] = "early"  # of both sensors: stacked channels, or one branch for each
-    labels: str = "modis"  # "fine" is the upper bound: the 10 m reference
-    loss: str = "cross_entropy"
+    inputs: Annotated[tuple[Sensor, ...], BeforeValidator(_tuples), AfterValidator(_check_inputs)] = ("s2", "s1")
+    # of both sensors: stacked channels, or one branch for each
+    fusion: Annotated[Literal["early", "late"], AfterValidator(_check_fusion)] = "early"
+    labels: Annotated[str, _one_of(LABEL_KINDS)] = "modis"  # "fine" is the upper bound: the 10 m reference
+    loss: Annotated[str, _one_of(LOSSES)] = "cross_entropy"
     # p(coarse | fine), (8, 9); None: transition.from_accuracy
-    transition: Annotated[tuple[tuple[float, ...], ...] | None, BeforeValidator(_tuples)] = None
+    transition: Annotated[Rows | None, BeforeValidator(_tuples), AfterValidator(_check_transition)] = None
     class_weight_power: Fraction = 0.5  # average accuracy counts classes equally, labels do not
     crop: Annotated[int, Field(ge=32, le=8192)] = 64  # pixels; many small crops of many scenes beat few large ones
     batch: Annotated[int, Field(ge=1, le=65536)] = 16  # crops in a step, over all processes
@@ -83,41 +117,8 @@ class TrainPlan:
     report_every: Count = 100  # steps between lines of the history, validations and checkpoints
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     device: str = "auto"  # the GPU if there is one; or "cpu", "cuda:1" ...
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 if the processor computes in it
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # see predict.compute_dtype
     compiled: bool = False  # by torch.compile: minutes at the start, a faster step on a GPU
-
-    @field_validator("network", "loss", "labels")
-    @classmethod
-    def _check_choice(cls, value: str, info: ValidationInfo) -> str:
-        choices: dict[str, Mapping[str, Any]] = {"network": NETWORKS, "loss": LOSSES, "labels": LABEL_KINDS}
-        known = choices[str(info.field_name)]
-        if value not in known:
-            raise ValueError(f"one of {', '.join(known)}")
-        return value
-
-    @field_validator("inputs")
-    @classmethod
-    def _check_inputs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value or len(set(value)) < len(value):
-            raise ValueError("s2, s1 or both")
-        return value
-
-    @field_validator("fusion")
-    @classmethod
-    def _check_fusion(cls, value: str, info: ValidationInfo) -> str:
-        if value == "late" and len(info.data.get("inputs", "")) == 1:
-            raise ValueError("early, as there is only one sensor")
-        return value
-
-    @field_validator("transition")
-    @classmethod
-    def _check_transition(cls, value: tuple[tuple[float, ...], ...] | None) -> tuple[tuple[float, ...], ...] | None:
-        rows = () if value is None else value
-        if any(len(row) != N_COARSE or min(row) < 0 or not np.isclose(sum(row), 1, atol=1e-6) for row in rows):
-            raise ValueError(f"rows of {N_COARSE} proportions that sum to 1")
-        if value is not None and len(rows) != len(SCORED):
-            raise ValueError(f"{len(SCORED)} rows")
-        return value
 
     @classmethod
     def from_header(cls, values: Mapping[str, Any]) -> TrainPlan:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lcfuse_core.data.legends import IGNORE, SCORED, index_to_dfc
 from lcfuse_core.data.patches import Patch
-from lcfuse_core.data.source import Images, PatchStack, normalise, s2_and_s1, turn
+from lcfuse_core.data.source import Crops, Images, PatchSource, normalise, s2_and_s1, turn
 from lcfuse_core.errors import DataError
 from lcfuse_core.scoring.scores import Scores, confusion_of_many, summarise
 from lcfuse_core.training.checkpoint import Run
@@ -47,18 +47,23 @@ def classify(run: Run, images: Images) -> NDArray[np.uint8]:
     return index_to_dfc(predict(run, images).argmax(axis=0))
 
 
-def evaluate(run: Run, stack: PatchStack) -> Scores:
+def evaluate(run: Run, source: PatchSource) -> Scores:
     """
-    Return the scores of the network's maps of whole patches against the labels of *stack*.
+    Return the scores of the network's maps of whole patches against the labels of *source*, read one by one.
 
     For coarse labels this is agreement, not accuracy: a good 10 m map disagrees with them too.
     """
-    patches = zip(stack.s2.numpy(), stack.s1.numpy(), stack.labels.numpy(), strict=True)
-    pairs = (
-        (index_to_dfc(np.where(labels < len(SCORED), labels, np.uint8(IGNORE))), classify(run, (s2, s1)))
-        for s2, s1, labels in patches
-    )
+    pairs = ((_codes(window.labels.numpy()), classify(run, _images(window))) for window in source.windows())
     return summarise(confusion_of_many(pairs))
+
+
+def _codes(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the DFC2020 codes of network classes; Savanna is ignored, as the reference lacks it."""
+    return index_to_dfc(np.where(labels < len(SCORED), labels, np.uint8(IGNORE)))
+
+
+def _images(window: Crops) -> Images:
+    return window.s2.numpy(), window.s1.numpy()
 
 
 def logits(run: Run, channels: Tensor, symmetries: int = 1) -> list[Tensor]:
@@ -127,19 +132,31 @@ def forward(network: nn.Module, images: Tensor, precision_name: str) -> Tensor:
 
 
 def precision(name: str, device: torch.device) -> AbstractContextManager[None]:
+    """Return a context in which convolutions are computed in a precision; see `compute_dtype`."""
+    dtype = compute_dtype(name, device)
+    half = None if dtype is torch.float32 else dtype
+    return torch.autocast(device.type, half, enabled=half is not None)
+
+
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
     """
-    Return a context in which convolutions are computed in bfloat16, or all in float32.
+    Return the type in which convolutions are computed on a device.
 
-    "auto" takes bfloat16 if the hardware has instructions for it: two to three times as fast, with 8 bits of mantissa
-    and the range of float32. Elsewhere it would be emulated, slowly.
+    "auto" takes bfloat16 where the hardware computes in it: two to three times as fast, with 8 bits of mantissa and the
+    range of float32. Other GPUs, such as the T4, take float16, whose small range needs a `loss_scaler` in training;
+    other processors take float32.
     """
-    half = _has_bfloat16(device) if name == "auto" else name == "bfloat16"
-    return torch.autocast(device.type, torch.bfloat16, enabled=half)
-
-
-def _has_bfloat16(device: torch.device) -> bool:
+    if name != "auto":
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     # Older versions of torch do not report it: then float32.
     able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return device.type == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    has_bfloat16 = device.type == "cpu" and (able.get("avx512_bf16") or able.get("amx_bf16"))
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def loss_scaler(name: str, device: torch.device) -> torch.amp.GradScaler:
+    """Return what multiplies the loss, so that small gradients do not become 0 in float16; disabled for other types."""
+    return torch.amp.GradScaler(device.type, enabled=compute_dtype(name, device) is torch.float16)

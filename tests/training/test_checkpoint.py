@@ -15,7 +15,6 @@ import random
 import signal
 import threading
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -34,13 +33,13 @@ from lcfuse_core.training.checkpoint import (
     DIGEST_KEY,
     HEADER_KEY,
     LAST,
+    METRICS,
     PREVIOUS,
     Checkpointer,
     Run,
     load_checkpoint,
     save_checkpoint,
 )
-from lcfuse_core.training.log import Log, read_metrics
 from lcfuse_core.training.loop import train
 from lcfuse_core.training.plan import TrainPlan
 
@@ -165,7 +164,7 @@ def test_what_is_not_ours_is_refused(checkpoint, tmp_path):
         with pytest.raises(CheckpointError, match="without our header"):
             load_checkpoint(foreign)
     for header in ("[]", "{", "[" * 100_000, '{"format": "mine"}'):
-        with pytest.raises(CheckpointError, match=r"unreadable|another format"):
+        with pytest.raises(CheckpointError, match=r"unreadable|found format (None|'mine')"):
             load_checkpoint(write(foreign, header, {"weight": torch.zeros(3)}))
 
 
@@ -173,8 +172,8 @@ def test_a_well_made_file_must_fit_too(checkpoint, tmp_path):
     """A right digest is not enough: version, legend, plan and weights are held against what we know."""
     plan, other = header_of(checkpoint)["plan"], tmp_path / "other"
     for message, changes in {
-        "format version 2": {"version": 2},
-        r"classes \[1, 2\]": {"legend": [1, 2]},
+        "version 2, expected version 1": {"version": 2},
+        r"legend \[1, 2\]": {"legend": [1, 2]},
         "weights that do not fit": {"plan": plan | {"width": 2}},
         "found 9, expected one of network, width": {"plan": plan | {"speed": 9}},
         "found 'vit'": {"plan": plan | {"network": "vit"}},
@@ -238,9 +237,10 @@ def whole(stack):
 
 
 def is_same(first, second):
-    """Whether two runs ended alike, bit for bit: weights and history, but for the time that they took."""
+    """Whether two runs ended alike, bit for bit: weights and history, apart from time and memory."""
     ours, theirs = first.network.state_dict(), second.network.state_dict()
-    rows = [[{**row, "seconds": 0} for row in run.history] for run in (first, second)]
+    names = {"seconds", "crops_per_s", "memory_mb"}
+    rows = [[{k: v for k, v in row.items() if k not in names} for row in run.history] for run in (first, second)]
     return rows[0] == rows[1] and ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
 
 
@@ -267,7 +267,13 @@ def interrupt(stack, plan, folder, step, **more):
 
 @pytest.mark.parametrize(
     ("step", "changes"),
-    [(3, {}), (10, {"batch": 8}), (3, {"precision": "bfloat16"}), (9, {"network": "unet"})],
+    [
+        (3, {}),
+        (10, {"batch": 8}),
+        (3, {"precision": "bfloat16"}),
+        (3, {"precision": "float16"}),
+        (9, {"network": "unet"}),
+    ],
 )
 def test_an_interrupted_run_ends_where_the_whole_one_does(stack, tmp_path, step, changes):
     """Bit for bit: weights, batch statistics, losses and agreement; in the middle of a report, and at its end."""
@@ -316,13 +322,12 @@ def test_a_finished_run_is_found(stack, tmp_path, whole, monkeypatch):
 def test_metrics_of_a_resumed_run_are_those_of_one_run(stack, tmp_path):
     """A line for each report, none twice, whatever was written after the last checkpoint."""
     interrupt(stack, PLAN, tmp_path, 7)
-    with (tmp_path / "metrics.jsonl").open("a") as file:
+    with (tmp_path / METRICS).open("a") as file:
         file.write('{"step": 10, "loss": 99}\n{"step": 11, "lo')
     run = train(stack, PLAN, tmp_path, progress=False)
-    lines = read_metrics(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
     assert [line["step"] for line in lines] == [5, 10, 12]
-    assert [line["loss"] for line in lines] == [row["loss"] for row in run.history]
-    assert all(line["crops_per_s"] > 0 for line in lines)
+    assert lines == run.history
 
 
 @pytest.mark.parametrize(
@@ -423,16 +428,6 @@ def test_a_full_disk_ends_the_run_and_costs_no_checkpoint(stack, tmp_path, whole
             train(stack, PLAN, tmp_path, progress=False, interval_s=0)
     assert is_same(train(stack, PLAN, tmp_path, progress=False), whole)
     assert [path.name for path in tmp_path.glob("*.part")] == []
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_full_disk_under_the_metrics_is_told(tmp_path):
-    """Linux has a disk that is always full."""
-    log = Log(tmp_path, [], step=0, batch=1, show_progress=False)
-    (tmp_path / "metrics.jsonl").unlink()
-    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    with pytest.raises(DiskError, match=r"metrics\.jsonl.*disk is full"):
-        log.report({"step": 1, "loss": 0.5})
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])

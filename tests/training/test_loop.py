@@ -165,9 +165,9 @@ def test_batches_are_normalised_crops_with_their_labels_and_cells():
     assert (batch.labels.shape, batch.labels.dtype) == ((4, 32, 32), torch.uint8)
     assert torch.equal(batch.cells, batch.labels.int())
     assert abs(float(images.mean())) < 0.3
-    assert torch.equal(images, first(TINY).images)
-    assert not torch.equal(images, first(replace(TINY, seed=1)).images)
-    assert torch.equal(first(replace(TINY, inputs=("s1",))).images, images[:, 13:])
+    assert torch.equal(images, first(TINY)[0])
+    assert not torch.equal(images, first(replace(TINY, seed=1))[0])
+    assert torch.equal(first(replace(TINY, inputs=("s1",)))[0], images[:, 13:])
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -243,38 +243,36 @@ def test_a_compiled_network_learns_the_same(stack):
 # The feed of crops -------------------------------------------------------------------------------
 
 
+def fed(*who, device=CPU, **more):
+    """All batches of two toy patches for a process: images, labels, and states of the generator."""
+    stack = toy_stack(2)
+    batches = list(feed(stack, SHORT, channel_statistics(stack), Distributed(device, *who), **more))
+    return [[images, batch.labels, state] for images, batch, state in batches]
+
+
 def test_the_processes_share_the_places_of_a_batch():
     """Two halves are the whole batch, in its order, and leave the generator in the same state."""
-    stack = toy_stack(2)
-    statistics = channel_statistics(stack)
-    whole, *halves = (list(feed(stack, SHORT, statistics, Distributed(CPU, *who))) for who in ((), (0, 2), (1, 2)))
-    for one, first, second in zip(whole, *halves, strict=True):
-        assert torch.equal(one.images, torch.cat([first.images, second.images]))
-        assert torch.equal(one.batch.labels, torch.cat([first.batch.labels, second.batch.labels]))
-        assert torch.equal(one.state, first.state)
+    for whole, first, second in zip(fed(), fed(0, 2), fed(1, 2), strict=True):
+        assert all(torch.equal(whole[k], torch.cat([first[k], second[k]])) for k in (0, 1))
+        assert torch.equal(whole[2], first[2])
 
 
 def test_a_feed_goes_on_from_a_state():
     """The batches of the steps that are left, and no others."""
-    stack = toy_stack(2)
-    statistics = channel_statistics(stack)
-    whole = list(feed(stack, SHORT, statistics, Distributed(CPU)))
-    rest = list(feed(stack, SHORT, statistics, Distributed(CPU), first=2, state=whole[1].state))
+    whole = fed()
+    rest = fed(first=2, state=whole[1][2])
     assert len(rest) == 3
-    assert all(torch.equal(one.images, other.images) for one, other in zip(whole[2:], rest, strict=True))
+    assert all(torch.equal(one[0], other[0]) for one, other in zip(whole[2:], rest, strict=True))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_gets_what_the_processor_gets():
     """Turned and normalised there, of the same crops: uint16 travels as it is."""
-    stack = toy_stack(2)
-    statistics = channel_statistics(stack)
-    on_gpu = feed(stack, SHORT, statistics, Distributed(torch.device("cuda")))
-    for one, other in zip(feed(stack, SHORT, statistics, Distributed(CPU)), on_gpu, strict=True):
-        torch.testing.assert_close(other.images.cpu(), one.images, rtol=1e-5, atol=1e-5)
-        assert torch.equal(other.batch.labels.cpu(), one.batch.labels)
-        assert torch.equal(other.state, one.state)
+    for one, other in zip(fed(), fed(device=torch.device("cuda")), strict=True):
+        torch.testing.assert_close(other[0].cpu(), one[0], rtol=1e-5, atol=1e-5)
+        assert torch.equal(other[1].cpu(), one[1])
+        assert torch.equal(other[2], one[2])
 
 
 def threads():

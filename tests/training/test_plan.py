@@ -20,7 +20,7 @@ PLAN = TrainPlan(width=1, inputs=("s1",), steps=3)
         ("fusion", "middle", "'early' or 'late'"),
         ("transition", [[1.0, 0.0]], "rows of 9 proportions"),
         ("transition", "identity", "a valid tuple"),
-        ("precision", "float16", "'auto', 'float32' or 'bfloat16'"),
+        ("precision", "float64", "'bfloat16' or 'float16'"),
         ("inputs", (), "s2, s1 or both"),
         ("inputs", ("s2", "s3"), "'s2' or 's1'"),
         ("inputs", "s2", "a valid tuple"),
