@@ -66,11 +66,11 @@ def _heat(
     ax.pcolormesh(values, cmap="Blues", vmin=0, vmax=top, edgecolors="white", linewidth=1.5 if numbers else 0.7)
     for (row, col), value in np.ndenumerate(values) if numbers else ():
         text = "–" if np.isnan(value) else f"{value:.0f}" if value >= 0.5 else "·"
-        look: dict[str, Any] = {"weight": "bold" if rows[row].split()[-1] == columns[col] else "normal"}
+        look: dict[str, Any] = {"weight": "bold" if rows[row] == columns[col] else "normal"}
         look["color"] = "white" if value > 78 else "black"
         ax.text(col + 0.5, row + 0.5, text, ha="center", va="center", fontsize=10, **look)
     ax.set_yticks(np.arange(len(rows)) + 0.5, rows)
-    ax.set_xticks(np.arange(len(columns)) + 0.5, columns)
+    ax.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=90)
     ax.set_ylim(len(rows), 0)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
@@ -91,10 +91,10 @@ def show_confusion(counts: NDArray[np.integer], *, title: str = "") -> Figure:
         raise DataError("counts", found="no pixel", expected="at least one", do="Count a patch with a reference.")
     columns = sorted({*rows, *(code for code in range(N_CODES) if counts[:, code].any())})
     percent = 100 * counts[np.ix_(rows, columns)] / counts[rows].sum(1, keepdims=True)
-    fig, ax = plt.subplots(figsize=(WIDTH_IN, 1.1 + 0.42 * len(rows)), layout="constrained")
-    names = [f"{DFC2020.name_of(code)}  {code}" for code in rows]
-    _heat(ax, percent, names, [str(code) if code else "none" for code in columns], 110, numbers=True)
-    ax.set(xlabel="predicted class (by number)", ylabel="reference class", title=title)
+    fig, ax = plt.subplots(figsize=(WIDTH_IN, 1.9 + 0.42 * len(rows)), layout="constrained")
+    name = {code: DFC2020.name_of(code) if code else "none" for code in columns}
+    _heat(ax, percent, [name[code] for code in rows], list(name.values()), 110, numbers=True)
+    ax.set(xlabel="predicted class", ylabel="reference class", title=title)
     return fig
 
 
@@ -204,10 +204,8 @@ def show_gains(table: pd.DataFrame) -> Figure:
 
 def show_recalls(table: pd.DataFrame) -> Figure:
     """Draw the recall in per cent of each class (columns, by name) and method (rows); dark is high, a dash is NaN."""
-    code = {DFC2020.name_of(code): str(code) for code in DFC2020.codes}
-    columns = [code.get(str(name), str(name)) for name in table.columns]
-    fig, ax = plt.subplots(figsize=(WIDTH_IN, 1.3 + _ROW_IN * len(table)), layout="constrained")
-    _heat(ax, table.to_numpy(float), list(map(str, table.index)), columns, 110, numbers=True)
+    fig, ax = plt.subplots(figsize=(WIDTH_IN, 2.1 + _ROW_IN * len(table)), layout="constrained")
+    _heat(ax, table.to_numpy(float), list(map(str, table.index)), list(map(str, table.columns)), 110, numbers=True)
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
     ax.set_xlabel("recall of class, per cent")
@@ -326,9 +324,9 @@ def show_fractions(rows: Mapping[str, ArrayLike]) -> Figure:
 
 
 def show_matrices(matrices: Mapping[str, NDArray[np.floating]]) -> Figure:
-    """Draw p(coarse | fine), (8, 9) each, by name: rows fine classes, columns labels by number, Savanna last."""
-    n, labels = len(matrices), [*map(str, SCORED), str(SAVANNA)]
-    size = (WIDTH_IN, 0.9 + WIDTH_IN / n * 0.85)
+    """Draw p(coarse | fine), (8, 9) each, by name: rows fine classes, columns labels, Savanna last."""
+    n, labels = len(matrices), [DFC2020.name_of(code) for code in (*SCORED, SAVANNA)]
+    size = (WIDTH_IN, 1.7 + WIDTH_IN / n * 0.75)
     fig, grid = plt.subplots(1, n, figsize=size, sharey=True, squeeze=False, layout="constrained")
     for ax, (name, matrix) in zip(grid.flat, matrices.items(), strict=True):
         _heat(ax, matrix, labels[: len(SCORED)], labels, 1)
