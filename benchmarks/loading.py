@@ -43,10 +43,10 @@ from rasterio.windows import Window
 from lcfuse_core import _runtime
 from lcfuse_core.data import packing, patches
 from lcfuse_core.data.files import part_transform
-from lcfuse_core.data.packed import PackedScenes
 from lcfuse_core.data.sample import world
 from lcfuse_core.data.sample.sensors import draw_region
 from lcfuse_core.data.source import normalise
+from lcfuse_core.data.streamed import open_source
 from stores import STORES
 
 Draw = Callable[[int], Any]
@@ -222,12 +222,13 @@ def checked_way(files: Files, size: int) -> Draw:
 
 
 def packed_way(root: Path, size: int, *, scaled: bool = False, turned: bool = True) -> Draw:
-    """`PackedScenes.crops`: any offset, eight symmetries (if *turned*), coarse cells beside the labels."""
-    packed, generator = PackedScenes(root / "packs"), torch.Generator().manual_seed(0)
+    """`PatchFiles.crops` of packed scenes: eight symmetries (if *turned*), coarse cells beside the labels."""
+    packed, generator = open_source(root / "packs", memory_gb=0), torch.Generator().manual_seed(0)
     channels = packed.statistics() if scaled else None
 
     def draw(n: int) -> None:
-        s2, s1, _, _ = packed.crops(n, size, generator, turned=turned)
+        places = packed.places(n, size, generator)
+        s2, s1, _, _ = packed.cut(places if turned else [(*place[:3], 0) for place in places], size)
         if channels is not None:
             normalise(s2, s1, channels)
 

@@ -41,7 +41,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from lcfuse_core import _runtime
 from lcfuse_core.data import packing, patches
 from lcfuse_core.data.legends import IGNORE
-from lcfuse_core.data.packed import PackedScenes
+from lcfuse_core.data.source import PatchSource
+from lcfuse_core.data.streamed import open_source
 from lcfuse_core.models.losses import Batch, cross_entropy
 from lcfuse_core.models.networks import NETWORKS, parameter_count
 from lcfuse_core.training import loop, monitor
@@ -76,7 +77,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         table = write_patches(Path(folder) / "data", make_scene(options.size))
         packing.pack(table, Path(folder) / "packs")
-        stack = PackedScenes(Path(folder) / "packs")
+        stack = open_source(Path(folder) / "packs", memory_gb=0)
         for name in options.networks.split(","):
             result["networks"][name] = measure(name, stack, table, options)
     device = choose_device(options.device)
@@ -91,7 +92,7 @@ def main() -> None:
         options.out.write_text(text + "\n")
 
 
-def measure(name: str, stack: PackedScenes, table: pd.DataFrame, options: argparse.Namespace) -> dict[str, Any]:
+def measure(name: str, stack: PatchSource, table: pd.DataFrame, options: argparse.Namespace) -> dict[str, Any]:
     """All figures of one network."""
     processes = Distributed(choose_device(options.device))
     plan = TrainPlan(network=name, crop=options.crop, batch=options.batch, steps=10**9, device=options.device)

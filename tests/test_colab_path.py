@@ -9,8 +9,8 @@ import pytest
 
 from lcfuse_core import __main__ as shell
 from lcfuse_core.data import commands, patches, source
-from lcfuse_core.data import packed as packs
 from lcfuse_core.data.download import Fetcher
+from lcfuse_core.data.streamed import open_source
 from lcfuse_core.data.transfer import Retry
 from lcfuse_core.scoring import protocol
 from lcfuse_core.training import loop
@@ -52,7 +52,8 @@ def test_the_whole_colab_path(served, tmp_path, monkeypatch, capsys):
 
     assert data("pack", "--root", root, "--json") == 0
     learn, held_out = protocol.split_scenes(train)
-    stack = packs.PackedScenes(root / "packs", only=set(learn["scene_id"]))
+    packs = patches.index(root / "packs")
+    stack = open_source(packs[packs["scene_id"].isin(set(learn["scene_id"]))], memory_gb=0)
     assert len(stack) == len(learn)
     plan = TrainPlan(steps=1, crop=32, batch=2, width=8, report_every=1, device="cpu")
     run = loop.train(stack, plan, validation=source.read_stack(held_out, "modis")[0])

@@ -2,7 +2,7 @@
 The GeoTIFF files of a patch: read them, and accept only what their kind promises.
 
 Four kinds: s1 (Sentinel-1, VV and VH in dB), s2 (Sentinel-2, 13 bands of reflectance x 10000), lc (four MODIS
-land-cover layers at 10 m), dfc (the 10 m reference). `read_files` joins them to a `Patch`. `check_s1` and `check_s2`
+land-cover layers at 10 m), dfc (the 10 m reference). `join_layers` makes a `Patch` of them. `check_s1` and `check_s2`
 apply the rules for units and order of bands to any array.
 """
 
@@ -21,6 +21,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window
 
 from lcfuse_core.data import legends
 from lcfuse_core.errors import DataError, GridError, MissingDataError
@@ -62,9 +63,9 @@ S1_RANGE_DB = (-100.0, 60.0)
 S2_MAX = 32767
 """Reflectance x 10000 above this is a fill value, or a negative number read as unsigned."""
 
-_S2_OFFSET = 1000  # of products since processing baseline 04.00; SEN12MS and DFC2020 are older
+S2_OFFSET = 1000  # of products since processing baseline 04.00; SEN12MS and DFC2020 are older
 
-OFFSET_REMOVED = f"s2: offset of +{_S2_OFFSET} taken off all bands"
+OFFSET_REMOVED = f"s2: offset of +{S2_OFFSET} taken off all bands"
 """Description of the repair."""
 
 _S2_DARKEST = 256  # the brightest value lies above: scattering by the air alone gives about 1000 in B1
@@ -137,13 +138,12 @@ def read_layer(path: str | os.PathLike[str], kind: str) -> Layer:
     return Layer(data, crs, transform)
 
 
-def read_files(name: str, paths: dict[str, str]) -> Patch:
+def join_layers(name: str, paths: dict[str, str], layers: dict[str, Layer]) -> Patch:
     """
-    Read the files of one patch, by kind, s1 and s2 among them; further errors than those of `read_layer`: GridError.
+    Join the layers of one patch, by kind, s1 and s2 among them; *paths* are for the message of a GridError.
 
     The layers must be of one size and, where georeferenced, lie within `GRID_TOLERANCE_PX` of each other.
     """
-    layers = {kind: read_layer(path, kind) for kind, path in paths.items()}
     crs, transform = _common_grid(paths, layers)
     repairs = tuple(repair for layer in layers.values() for repair in layer.repairs)
     lc = layers["lc"].data if "lc" in layers else None
@@ -155,6 +155,20 @@ def read_georeference(path: str | os.PathLike[str], kind: str) -> tuple[CRS | No
     """Read CRS, transform and size (H, W) of a file from its header; raises as `read_layer` does."""
     with _opened(path, kind) as file:
         return *_georeference(file), file.shape
+
+
+def read_window(
+    path: str | os.PathLike[str], kind: str, row: int, col: int, rows: int, cols: int, bands: int | None = None
+) -> Layer:
+    """
+    Read a window of a file that `read_layer` accepted, without its checks; *bands* is a single band, or None for all.
+
+    Values are those of the file in the dtype of `read_layer`, with any S2 offset; data are (bands, rows, cols).
+    """
+    with _opened(path, kind) as file:
+        window = Window(col, row, cols, rows)
+        data = file.read([bands] if bands else None, window=window).astype(DTYPES[kind][0], copy=False)
+        return Layer(data, *_georeference(file))
 
 
 def part_transform(transform: Affine, row: int, col: int) -> Affine:
@@ -207,7 +221,7 @@ def check_s2(where: str | os.PathLike[str], s2: NDArray[np.integer], *, noisy: b
         found, expected = "band 11 brighter than band 1 on the whole", f"{UNITS['s2']}: B10 (cirrus) is nearly black"
         raise DataError(where, found=found, expected=expected, do="Bring the bands into file order.")
     darkest = np.percentile(s2[B10], 1) / 0.9 if noisy else s2[B10].min()
-    return _S2_OFFSET if darkest >= _S2_OFFSET else 0
+    return S2_OFFSET if darkest >= S2_OFFSET else 0
 
 
 def subtract_offset(s2: NDArray[np.uint16], offset: int) -> None:

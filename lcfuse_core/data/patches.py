@@ -29,8 +29,9 @@ import yaml
 from tqdm import tqdm
 
 from lcfuse_core._runtime import SHIPPED
-from lcfuse_core.data.files import KINDS, read_files
+from lcfuse_core.data.files import KINDS, Layer, join_layers, read_layer
 from lcfuse_core.data.files import Patch as Patch  # where a reader looks for it
+from lcfuse_core.data.packed import STORED, open_scene, packed_paths
 from lcfuse_core.errors import DataError, LcfuseError, MissingDataError, ParameterError
 
 _FILE_NAME = re.compile(r"(ROIs\d+_[a-z]+)_(s1|s2|lc|dfc)_(\w+)_p(\d+)\.tif")
@@ -61,7 +62,7 @@ class Report:
 
 def index(root: str | os.PathLike[str]) -> pd.DataFrame:
     """
-    List the patches under a folder, in any of the three layouts, in a fixed order.
+    List the patches under a folder, in any of the three layouts or in packed scenes, in a fixed order.
 
     Hidden files and `__MACOSX` are ignored. All of SEN12MS (542,000 files) takes some seconds on a local disk.
 
@@ -69,7 +70,8 @@ def index(root: str | os.PathLike[str]) -> pd.DataFrame:
     -------
     DataFrame
         One row per patch: layout, split ("train" for SEN12MS, "validation" or "test" for the phase archives, else
-        ""), season, scene, patch (int), s1, s2, lc, dfc (path or None), scene_id (what a split keeps together).
+        ""), season, scene, patch (int), s1, s2, lc, dfc (path of the GeoTIFF or of the packed scene, or None),
+        scene_id (what a split keeps together).
         `attrs["odd"]` holds (file, reason) of TIFF files that were not used; `incomplete` lists them.
 
     Raises
@@ -89,6 +91,10 @@ def index(root: str | os.PathLike[str]) -> pd.DataFrame:
         first = found.setdefault((season, scene, int(number)), {}).setdefault(kind, path)
         if first != path:
             odd.append((path, f"not used: second copy of {first}"))
+    for path in map(str, packed_paths(root)):
+        scene = open_scene(path)
+        kinds = {kind: path for kind, layers in STORED.items() if set(layers) <= set(scene.layers)}
+        found |= {_key(name): kinds for name in scene.names}
     if not found:
         expected = "SEN12MS or DFC2020 files, such as ROIs1158_spring_s2_124_p100.tif"
         do = "Check the folder, unpack the archives, or make the sample world."
@@ -99,6 +105,17 @@ def index(root: str | os.PathLike[str]) -> pd.DataFrame:
     table = pd.DataFrame(rows, dtype=object).astype({"patch": "int64"})  # as str, None would become NaN
     table.attrs["odd"] = tuple(odd)
     return table
+
+
+def _key(name: str) -> tuple[str, str, int]:
+    """
+    Return season, scene and number of a patch.
+
+    >>> _key("ROIs0000_autumn_CapeTown_p7")
+    ('ROIs0000_autumn', 'CapeTown', 7)
+    """
+    season, scene, number = re.fullmatch(r"(ROIs\d+_[a-z]+)_(\w+)_p(\d+)", name).groups()  # type: ignore[union-attr]
+    return season, scene, int(number)
 
 
 def _tif_files(root: Path) -> Iterator[str]:
@@ -235,7 +252,17 @@ def read_patch(row: Any, need: Iterable[str] | None = None) -> Patch:
         found = f"only {', '.join(available.values())}"
         do = f"Fetch the {missing} file of this patch, or leave it out (patches.complete)."
         raise MissingDataError(name, found=found, expected=f"{missing} beside it", do=do)
-    return read_files(name, {kind: available[kind] for kind in KINDS if kind in wanted})
+    paths = {kind: available[kind] for kind in KINDS if kind in wanted}
+    return join_layers(name, paths, {kind: _layer(name, kind, path) for kind, path in paths.items()})
+
+
+def _layer(name: str, kind: str, path: str) -> Layer:
+    return open_scene(path).layer(name, kind) if is_packed(path) else read_layer(path, kind)
+
+
+def is_packed(path: str) -> bool:
+    """Return whether a file named in an index is a packed scene, else it is a GeoTIFF."""
+    return path.endswith(".json")
 
 
 def iter_patches(table: pd.DataFrame, report: Report, need: Iterable[str] | None = None) -> Iterator[Patch]:

@@ -2,8 +2,9 @@
 Sources of training data: images and labels as tensors, random crops, normalised channels.
 
 `PatchSource` is the interface that training, statistics and class counts use. `PatchStack` holds patches in memory;
-`packed.PackedScenes` reads them from disk. Both keep the numbers of the files (uint16 reflectance x 10000, float32 dB),
-half the memory of floats; `normalise` converts a batch to float32 channels on the device of the batch.
+`streamed.PatchFiles` reads them from disk, and `streamed.open_source` chooses. Both keep the numbers of the files
+(uint16 reflectance x 10000, float32 dB), half the memory of floats; `normalise` converts a batch to float32 channels
+on the device of the batch.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from lcfuse_core.data.cells import cell_ids, recover
 from lcfuse_core.data.files import BANDS, S2_BANDS
-from lcfuse_core.data.legends import IGNORE, SAVANNA, SAVANNA_INDEX, SCORED, dfc_to_index, igbp_to_dfc
+from lcfuse_core.data.legends import DFC2020, IGBP, IGNORE, SAVANNA, SAVANNA_INDEX, SCORED, dfc_to_index, igbp_to_dfc
 from lcfuse_core.data.patches import Patch, Report, iter_patches
 from lcfuse_core.errors import DataError, GridError, MissingDataError, ParameterError
 
@@ -69,12 +70,26 @@ def channel_statistics(images: Iterable[Images] | PatchSource) -> Statistics:
     """Compute mean and standard deviation of each channel over all pixels of some patches or of a source."""
     if isinstance(images, PatchSource):
         return images.statistics()
+    return statistics_of(channel_sums(*s2_and_s1(pair)) for pair in images)
+
+
+Sums = tuple[int, Tensor, Tensor]
+"""Of some pixels: their number, and float64 (15,) the sums of each channel and of its squares."""
+
+
+def channel_sums(s2: Tensor | NDArray[np.uint16], s1: Tensor | NDArray[np.float32]) -> Sums:
+    """Return the sums of the channels of one patch, from which `statistics_of` computes their statistics."""
+    values = _clipped(torch.as_tensor(s2), torch.as_tensor(s1), ("s2", "s1")).flatten(1).double()
+    return values.shape[1], values.sum(1), values.square().sum(1)
+
+
+def statistics_of(sums: Iterable[Sums]) -> Statistics:
+    """Return the statistics of the pixels of some patches from the sums of each."""
     n_pixels, total, squares = 0, torch.zeros(len(CHANNELS)).double(), torch.zeros(len(CHANNELS)).double()
-    for s2, s1 in map(s2_and_s1, images):
-        values = _clipped(torch.as_tensor(s2), torch.as_tensor(s1), ("s2", "s1")).flatten(1).double()
-        n_pixels += values.shape[1]
-        total += values.sum(1)
-        squares += values.square().sum(1)
+    for n, own_total, own_squares in sums:
+        n_pixels += n
+        total += own_total
+        squares += own_squares
     if n_pixels == 0:
         raise _no_patches()
     mean = total / n_pixels
@@ -167,6 +182,17 @@ def check_labels(labels: str) -> None:
         raise ParameterError("labels", found=repr(labels), expected=expected, do="Correct the name.")
 
 
+def class_table(labels: str) -> tuple[str, NDArray[np.uint8]]:
+    """Return the kind of file with such labels, and the network class of each code in its first band, uint8 (256,)."""
+    kind = LABEL_KINDS[labels][-1]
+    codes = np.array([0, *(DFC2020 if kind == "dfc" else IGBP).codes], np.uint8)
+    s2, s1 = np.zeros((N_S2, 1, len(codes)), np.uint16), np.zeros((N_S1, 1, len(codes)), np.float32)
+    patch = Patch("all codes", s1, s2, lc=codes[None, None], dfc=codes[None])
+    classes = np.full(256, IGNORE, np.uint8)  # patches with other codes are refused
+    classes[codes] = label_index(patch, labels)[0]
+    return kind, classes
+
+
 def patch_cells(patch: Patch) -> NDArray[np.int32]:
     """
     Number the coarse cells of a patch: 0..n-1 for each pixel, int32 (H, W).
@@ -206,18 +232,38 @@ class Crops(NamedTuple):
 
 class PatchSource(ABC):
     """
-    Images with labels and coarse cells, wherever they lie: all that training, statistics and class counts need.
+    Patches of one size with labels and coarse cells, in memory or on disk: all that training and statistics need.
 
-    A subclass implements the abstract methods; none of them may need more memory than a batch or a window.
+    The same patches give the same crops, statistics and class counts in every subclass. None of the methods needs more
+    memory than a batch or a patch.
+
+    Attributes
+    ----------
+    names : list of str
+        Names of the patches.
+    shape : tuple of int
+        Rows and columns of each patch.
     """
 
-    @abstractmethod
-    def __len__(self) -> int:
-        """Return the number of patches."""
+    names: list[str]
+    shape: tuple[int, int]
 
-    @abstractmethod
+    def __len__(self) -> int:
+        return len(self.names)
+
     def places(self, n: int, size: int, generator: torch.Generator) -> list[Place]:
-        """Draw the positions of *n* random squares, each equally likely and in one of its eight symmetries."""
+        """
+        Draw the positions of *n* random squares, each equally likely and in one of its eight symmetries.
+
+        Raises ParameterError if a patch does not hold a square of *size* pixels.
+        """
+        rows, cols = self.shape
+        if not 0 < size <= min(rows, cols):
+            expected = f"1..{min(rows, cols)}, as the patches have {rows} x {cols} pixels"
+            raise ParameterError("crop size", found=f"{size}", expected=expected, do="Take smaller crops.")
+        highest = (len(self), rows - size + 1, cols - size + 1, 8)
+        draws = torch.stack([torch.randint(high, (n,), generator=generator) for high in highest], dim=1)
+        return list(map(tuple, draws.tolist()))
 
     @abstractmethod
     def cut(self, places: Sequence[Place], size: int) -> Crops:
@@ -225,19 +271,23 @@ class PatchSource(ABC):
 
     @abstractmethod
     def windows(self) -> Iterator[Crops]:
-        """Yield every pixel once, window by window."""
+        """Yield whole patches, one at a time, in the order of `names`."""
+
+    @abstractmethod
+    def part(self, numbers: Sequence[int]) -> PatchSource:
+        """Return the patches of these numbers as a source of their own."""
 
     @abstractmethod
     def digest(self) -> str:
         """Return a SHA-256 that changes with every pixel, label and cell that training can use."""
 
     def crops(self, n: int, size: int, generator: torch.Generator) -> Crops:
-        """Return *n* random squares of *size* pixels; the same state of the CPU generator gives the same ones."""
+        """Return *n* random squares of *size* pixels; the same state of the CPU generator gives the same squares."""
         return self.cut(self.places(n, size, generator), size)
 
     def statistics(self) -> Statistics:
         """Compute mean and standard deviation of the channels, see `channel_statistics`."""
-        return channel_statistics((window.s2, window.s1) for window in self.windows())  # type: ignore[misc]
+        return statistics_of(channel_sums(window.s2, window.s1) for window in self.windows())
 
     def class_counts(self, n_classes: int = len(SCORED)) -> Tensor:
         """Count the pixels of each class of the labels, see the function of that name."""
@@ -299,18 +349,11 @@ class PatchStack(PatchSource):
             tensor[len(self)] = torch.from_numpy(values)
         self.names.append(name)
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def places(self, n: int, size: int, generator: torch.Generator) -> list[Place]:
-        """Draw the positions of *n* random squares; ParameterError if a patch does not hold such a square."""
+    @property
+    def shape(self) -> tuple[int, int]:  # type: ignore[override]
+        """Rows and columns of each patch."""
         rows, cols = self.labels.shape[1:]
-        if not 0 < size <= min(rows, cols):
-            expected = f"1..{min(rows, cols)}, as the patches have {rows} x {cols} pixels"
-            raise ParameterError("crop size", found=f"{size}", expected=expected, do="Take smaller crops.")
-        highest = (len(self), rows - size + 1, cols - size + 1, 8)
-        draws = torch.stack([torch.randint(high, (n,), generator=generator) for high in highest], dim=1)
-        return list(map(tuple, draws.tolist()))
+        return rows, cols
 
     def cut(self, places: Sequence[Place], size: int) -> Crops:
         """Return the squares of *size* pixels at these positions."""
@@ -334,11 +377,11 @@ class PatchStack(PatchSource):
             total.update(tensor.view(torch.uint8).numpy().data)
         return total.hexdigest()
 
-    def part(self, numbers: list[int]) -> PatchStack:
+    def part(self, numbers: Sequence[int]) -> PatchStack:
         """Return the patches of these numbers as a stack of their own."""
         chosen = copy(self)
         for name in Crops._fields:
-            setattr(chosen, name, getattr(self, name)[numbers])
+            setattr(chosen, name, getattr(self, name)[list(numbers)])
         chosen.names = [self.names[number] for number in numbers]
         return chosen
 

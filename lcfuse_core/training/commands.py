@@ -68,15 +68,17 @@ def plan_values(pairs: list[list[str]]) -> dict[str, Any]:
 def _data(options: argparse.Namespace, labels: str) -> tuple[Any, Any]:
     """Return the training data, and the stacks to evaluate on by name, if any."""
     from lcfuse_core.data import packed, patches, source
+    from lcfuse_core.data.streamed import open_source
     from lcfuse_core.scoring import protocol
 
     if packed.packed_paths(options.data):
-        stack: Any = packed.PackedScenes(options.data, labels, only=options.only)
+        table = patches.index(options.data)
+        stack: Any = open_source(table[table["scene_id"].isin(options.only)] if options.only else table, labels)
         rows: Any = None
     else:
         table = patches.complete(patches.index(options.data), source.LABEL_KINDS[labels])
         learn, rows = protocol.split_scenes(table)
-        stack = source.read_stack(learn, labels)[0]
+        stack = open_source(learn, labels)
     if options.validation is not None:
         need = (*source.LABEL_KINDS["modis"], *(["dfc"] if options.fine else []))
         rows = patches.complete(patches.index(options.validation), need)

@@ -1,14 +1,11 @@
-"""Packed scenes: every patch is returned bit for bit, every damage is found, and crops are those of the scene."""
+"""Packed scenes: every patch is returned bit for bit, every damage is found, and nothing is read by accident."""
 
 import json
-import pickle
 import shutil
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from miniatures import (
@@ -32,11 +29,8 @@ from lcfuse_core import _runtime
 from lcfuse_core.data import packed, packing, patches
 from lcfuse_core.data.cells import modis_cells
 from lcfuse_core.data.files import part_transform
-from lcfuse_core.data.packed import PackedScene, PackedScenes
-from lcfuse_core.data.source import PatchStack, channel_statistics, class_counts, turn
+from lcfuse_core.data.packed import PackedScene
 from lcfuse_core.errors import DataError, DiskError, MissingDataError, ParameterError
-from lcfuse_core.training import loop
-from lcfuse_core.training.plan import TrainPlan
 
 NAME = "ROIs1158_spring_7"
 
@@ -348,152 +342,4 @@ def test_a_damaged_description_is_refused(tmp_path, fault):
     }
     path.write_text(texts[fault])
     with pytest.raises(DataError, match=rf"{NAME}\.json: found (a damaged description|format 'lcfuse .*99')"):
-        PackedScenes(tmp_path)
-
-
-# Training -----------------------------------------------------------------------------------------
-
-
-def test_crops_are_turned_squares_of_the_scene(tmp_path):
-    """Each is found again in the scene, all its layers in the same place and turned in the same way."""
-    arrays = scene_arrays()
-    whole = pack_one(tmp_path, write_scene(tmp_path / "data"))
-    s2, s1, labels, cells = PackedScenes(tmp_path).crops(40, 20, torch.Generator().manual_seed(1))
-    assert [t.dtype for t in (s2, s1, labels, cells)] == [torch.uint16, torch.float32, torch.uint8, torch.int32]
-    assert [tuple(t.shape) for t in (s2, s1, labels, cells)] == [(40, 13, 20, 20), (40, 2, 20, 20), *[(40, 20, 20)] * 2]
-    classes = PatchStack([patches.Patch("all", arrays["s1"], arrays["s2"], arrays["lc"])]).labels[0]
-    seen = set()
-    for k in range(40):
-        [(row, col, symmetry)] = places_of(s1[k], arrays["s1"])
-        seen.add(symmetry)
-        part = np.s_[..., row : row + 20, col : col + 20]
-        assert torch.equal(turn(torch.from_numpy(arrays["s2"].astype(np.int32))[part], symmetry), s2[k].int())
-        assert torch.equal(turn(classes[part], symmetry), labels[k])
-        assert torch.equal(turn(torch.from_numpy(whole.cells(row, col, 20, 20)), symmetry), cells[k])
-    assert seen == set(range(8))
-
-
-def places_of(crop, scene):
-    """Row, column and symmetry of a crop in a scene whose values are all different."""
-    found = []
-    for symmetry in range(8):
-        first = turn(torch.arange(crop[0].numel()).reshape(crop[0].shape), symmetry).ravel().argmin()
-        value = crop[0].ravel()[first].item()
-        (row, col), *_ = np.argwhere(scene[0] == np.float32(value)).tolist() or [(None, None)]
-        if row is None or row + crop.shape[1] > scene.shape[1] or col + crop.shape[2] > scene.shape[2]:
-            continue
-        square = torch.from_numpy(scene[:, row : row + crop.shape[1], col : col + crop.shape[2]])
-        if torch.equal(turn(square, symmetry), crop):
-            found.append((row, col, symmetry))
-    return found
-
-
-def test_every_covered_place_is_equally_likely_and_no_other_is_drawn(tmp_path):
-    """Over two scenes, one with a gap: counted against a plain list of all places."""
-    write_scene(tmp_path / "data", [c for c in WHOLE if c not in ((0, 0), (16, 16))], scene="1")
-    table = write_scene(tmp_path / "data", WHOLE[:1], scene="2", place=part_transform(CORNER, 0, 500))
-    packing.pack(table, tmp_path / "packs")
-    stack, size = PackedScenes(tmp_path / "packs"), 31
-    expected = {
-        (number, row, col)
-        for number, scene in enumerate(stack.scenes)
-        for row in range(scene.shape[0] - size + 1)
-        for col in range(scene.shape[1] - size + 1)
-        if np.kron(scene.covered, np.ones((16, 16), bool))[row : row + size, col : col + size].all()
-    }
-    assert {number for number, _, _ in expected} == {0, 1}
-    places = stack.places(40 * len(expected), size, torch.Generator().manual_seed(0))
-    counts = pd.Series([place[:3] for place in places]).value_counts()
-    assert set(counts.index) == expected
-    # Pearson's statistic: about the degrees of freedom when all are equally likely.
-    assert ((counts - 40) ** 2 / 40).sum() < len(expected) + 5 * (2 * len(expected)) ** 0.5
-
-
-def test_a_square_that_fits_nowhere_is_refused(tmp_path):
-    """Larger than the scene, or than any part of it that is covered; never an endless search."""
-    pack_one(tmp_path, write_scene(tmp_path / "data", [(0, 0), (48, 32)]))
-    stack = PackedScenes(tmp_path)
-    assert len(stack.places(1, 32, torch.Generator())) == 1
-    for size in (33, 64, 81, 0, -1):
-        with pytest.raises(ParameterError, match="crop size"):
-            stack.crops(1, size, torch.Generator())
-
-
-def test_held_out_scenes_are_not_opened_and_other_files_are_not_scenes(tmp_path):
-    """The list of scenes decides; a scene that is missing is named; a `.json` of another kind does not count."""
-    for scene in ("1", "2", "3"):
-        table = write_scene(tmp_path / "data", WHOLE[:2], scene=scene)
-    packing.pack(table, tmp_path)
-    (tmp_path / "ROIs1158_spring_2.npy").unlink()  # would be an error if it were opened
-    for name, content in (("world", '{"format": 1}'), ("list", "[]"), ("broken", "{")):
-        (tmp_path / f"{name}.json").write_text(content)
-    assert len(packed.packed_paths(tmp_path)) == 3
-    chosen = PackedScenes(tmp_path, only=["ROIs1158_spring_3", "ROIs1158_spring_1"])
-    assert [scene.scene_id for scene in chosen.scenes] == ["ROIs1158_spring_1", "ROIs1158_spring_3"]
-    assert len(chosen) == 4
-    assert len(PackedScenes([tmp_path / "ROIs1158_spring_1.json"])) == 2
-    with pytest.raises(MissingDataError, match="no packed ROIs1158_spring_9"):
-        PackedScenes(tmp_path, only=["ROIs1158_spring_9"])
-    with pytest.raises(MissingDataError, match="no packed scene"):
-        PackedScenes(tmp_path / "data")
-    with pytest.raises(MissingDataError, match=r"x\.json: found no such file"):
-        PackedScenes([tmp_path / "x.json"])
-
-
-def test_labels_that_were_not_packed_are_refused(tmp_path):
-    """Fine labels need the reference; where it was packed they are its classes."""
-    pack_one(tmp_path / "a", write_scene(tmp_path / "data", WHOLE[:2]))
-    with pytest.raises(MissingDataError, match="dfc, for fine labels"):
-        PackedScenes(tmp_path / "a", labels="fine")
-    with pytest.raises(ParameterError, match="labels"):
-        PackedScenes(tmp_path / "a", labels="coarse")
-    packing.pack(write_scene(tmp_path / "data2", kinds=("s1", "s2", "lc", "dfc")), tmp_path / "b")
-    fine = PackedScenes(tmp_path / "b", labels="fine")
-    expected = class_counts(PatchStack([fine.scenes[0].read(0, 0, 80, 64)], "fine").labels)
-    assert torch.equal(fine.class_counts(), expected)
-
-
-def test_statistics_count_every_pixel_once(tmp_path):
-    """Equal to those of the whole scene; patches would count their overlap four times."""
-    whole = PatchStack([pack_one(tmp_path, write_scene(tmp_path / "data")).read(0, 0, 80, 64)])
-    stack = PackedScenes(tmp_path)
-    np.testing.assert_allclose(stack.statistics().mean, channel_statistics(whole).mean)
-    np.testing.assert_allclose(stack.statistics().std, channel_statistics(whole).std)
-    assert torch.equal(stack.class_counts(), class_counts(whole.labels))
-
-
-@pytest.mark.parametrize("loss", ["cross_entropy", "cell_mean"])
-def test_training_from_packs_gives_the_weights_of_training_from_memory(tmp_path, loss):
-    """Bit for bit, from the same pixels: the scene read whole, as a stack of one patch."""
-    scene = pack_one(tmp_path, write_scene(tmp_path / "data"))
-    plan = TrainPlan(steps=3, crop=32, batch=2, report_every=3, loss=loss)
-    packs, memory = PackedScenes(tmp_path), InMemory([scene.read(0, 0, 80, 64)])
-    memory.cells[0] = torch.from_numpy(scene.cells(0, 0, 80, 64))
-    memory.packs = packs
-    first, second = (loop.train(stack, plan, progress=False) for stack in (packs, memory))
-    assert np.isfinite(first.history[-1]["loss"])
-    weights = zip(first.network.parameters(), second.network.parameters(), strict=True)
-    assert all(torch.equal(one, other) for one, other in weights)
-
-
-class InMemory(PatchStack):
-    """A stack that draws the places, and has the statistics, of packed scenes."""
-
-    def places(self, n, size, generator):
-        """Of the packed scenes."""
-        return self.packs.places(n, size, generator)
-
-    def statistics(self):
-        """Of the packed scenes."""
-        return self.packs.statistics()
-
-
-def test_packed_scenes_are_sent_to_worker_processes_by_their_path(tmp_path):
-    """A pickle holds no pixels, and the copy draws the same crops."""
-    pack_one(tmp_path, write_scene(tmp_path / "data"))
-    stack = PackedScenes(tmp_path)
-    sent = pickle.dumps(stack)
-    assert len(sent) < 5000
-    back = pickle.loads(sent)  # noqa: S301 - our own bytes
-    first, second = (one.crops(3, 20, torch.Generator().manual_seed(0)) for one in (stack, back))
-    assert torch.equal(first[1], second[1])
+        patches.index(tmp_path)

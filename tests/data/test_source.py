@@ -334,58 +334,24 @@ def test_real_patches_reach_a_batch():
     assert channels.isfinite().all()
 
 
-CORNERS = [(0, 0), (0, 16), (0, 32), (48, 32)]
-"""Of patches that leave a hole in their scene of 80 x 64 pixels."""
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory):
-    """Two packed scenes, one whole and one with a hole."""
-    root = tmp_path_factory.mktemp("packs")
-    pack_one(root / "a", write_scene(root / "data"))
-    pack_one(root / "b", write_scene(root / "more", corners=CORNERS, scene="8"))
-    return PackedScenes([*(root / "a").glob("*.json"), *(root / "b").glob("*.json")])
-
-
 @pytest.fixture(scope="module")
 def stack():
     return toy_stack(4)
 
 
-@pytest.fixture(params=["stack", "packed"])
-def any_source(request):
-    """Each implementation of the interface."""
-    return request.getfixturevalue(request.param)
-
-
-def test_the_same_state_gives_the_same_crops(any_source):
-    first, again, other = (any_source.places(60, 20, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
+def test_the_same_state_gives_the_same_crops(stack):
+    first, again, other = (stack.places(60, 20, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
     assert first == again != other
-    for ours, theirs in zip(
-        any_source.crops(60, 20, torch.Generator().manual_seed(3)), any_source.cut(first, 20), strict=True
-    ):
+    for ours, theirs in zip(stack.crops(60, 20, torch.Generator().manual_seed(3)), stack.cut(first, 20), strict=True):
         assert torch.equal(ours, theirs)
         assert len(ours) == 60
 
 
-def test_windows_cover_every_pixel_once(any_source):
-    """Counts and statistics follow from them, whatever shorter way a source takes."""
-    assert torch.equal(PatchSource.class_counts(any_source, N_COARSE), any_source.class_counts(N_COARSE))
-    window = next(iter(any_source.windows()))
-    assert window.s2.shape == (13, *window.labels.shape)
-    assert window.s1.shape == (2, *window.labels.shape)
-    pairs = [(window.s2.numpy(), window.s1.numpy()) for window in any_source.windows()]
-    assert channel_statistics(pairs) == channel_statistics(any_source) == any_source.statistics()
-
-
-def test_a_digest_tells_one_data_set_from_another(packed, stack):
-    """Of a stack by every pixel, of packed scenes by their records and their labels."""
+def test_a_digest_changes_with_every_pixel(stack):
     same = toy_stack(4)
     assert same.digest() == stack.digest()
     same.s1[3, 1, 63, 63] += 1
     assert same.digest() != stack.digest()
-    assert packed.digest() == PackedScenes([scene.path for scene in packed.scenes]).digest()
-    assert packed.digest() != PackedScenes([packed.scenes[0].path]).digest()
 
 
 def test_a_batch_is_turned_as_its_crops_are(stack):

@@ -1,0 +1,329 @@
+"""
+One source of patches for data of any size: in memory if they fit, else read from disk crop by crop.
+
+    source = open_source("sen12ms", "modis")
+
+The same patches give the same crops, statistics, counts and windows, whether they are held in memory, read from packed
+scenes through memory maps, or read from GeoTIFFs window by window. Data that stay on disk are read and checked once;
+the results are kept in the data folder, so that damaged patches are known before training begins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from lcfuse_core import _runtime
+from lcfuse_core.data.cells import cell_ids
+from lcfuse_core.data.files import (
+    OFFSET_REMOVED,
+    S2_OFFSET,
+    part_transform,
+    read_georeference,
+    read_window,
+    subtract_offset,
+)
+from lcfuse_core.data.legends import N_COARSE, SCORED
+from lcfuse_core.data.packed import STORED, digest_of, open_scene
+from lcfuse_core.data.patches import Report, complete, index, is_packed, iter_patches, patch_name, read_patch
+from lcfuse_core.data.source import (
+    CHANNELS,
+    LABEL_KINDS,
+    N_S1,
+    N_S2,
+    Crops,
+    PatchSource,
+    Place,
+    Statistics,
+    channel_sums,
+    check_labels,
+    class_counts,
+    class_table,
+    label_index,
+    patch_cells,
+    read_stack,
+    statistics_of,
+)
+from lcfuse_core.errors import GridError, LcfuseError, MissingDataError, ParameterError, disk_error
+
+MEMORY_GB = 1.0
+"""Patches that need less are held in memory (390 of 256 x 256 pixels); LCFUSE_MEMORY_GB overrides it."""
+
+_BYTES_PER_PIXEL = 2 * N_S2 + 4 * N_S1 + 1 + 4  # as `Crops` holds them
+
+
+def open_source(
+    data: Path | str | pd.DataFrame, labels: str = "modis", *, memory_gb: float | None = None
+) -> PatchSource:
+    """
+    Open patches for training: in memory if they fit, else on disk.
+
+    Damaged patches are left out. Their number and names, and those of repaired patches, are printed.
+
+    Parameters
+    ----------
+    data : path or DataFrame
+        A folder of patches or of packed scenes, or chosen rows of `patches.index`.
+    labels : str
+        Kind of the labels, out of `source.LABEL_KINDS`.
+    memory_gb : float, optional
+        Budget for patches in memory, in 10^9 bytes; by default LCFUSE_MEMORY_GB or `MEMORY_GB`.
+
+    Raises
+    ------
+    MissingDataError
+        If no patch has the files that these labels need.
+    DataError
+        If all patches are damaged.
+    GridError
+        If patches differ in size.
+    ParameterError
+        If the budget is not a number, or there are no such labels.
+    """
+    check_labels(labels)
+    table = data if isinstance(data, pd.DataFrame) else index(data)
+    rows = complete(table, LABEL_KINDS[labels])
+    if rows.empty:
+        where = "patches" if isinstance(data, pd.DataFrame) else data
+        found, expected = f"{len(table)} patches, none complete", f"patches with {', '.join(LABEL_KINDS[labels])} files"
+        raise MissingDataError(where, found=found, expected=expected, do=f"Fetch the files for {labels} labels.")
+    if len(rows) < len(table):
+        print(f"{len(table) - len(rows)} of {len(table)} patches left out: they lack a file (patches.incomplete)")
+    rows_px, cols_px = _size(rows)
+    if len(rows) * rows_px * cols_px * _BYTES_PER_PIXEL <= 1e9 * _budget(memory_gb):
+        stack, report = read_stack(rows, labels)
+        source: PatchSource = stack
+    else:
+        if not is_packed(rows["s1"].iloc[0]):
+            print(f"{len(rows)} patches exceed the memory budget and are read from files; packed, reading is faster")
+        source = stored = PatchFiles(rows, labels)
+        report = stored.report
+    if report.skipped or report.repaired:
+        print(report)
+    return source
+
+
+def _budget(memory_gb: float | None) -> float:
+    text = os.environ.get("LCFUSE_MEMORY_GB", MEMORY_GB) if memory_gb is None else memory_gb
+    try:
+        return float(text)
+    except ValueError:
+        do = "Set a number, such as 4, or unset it."
+        raise ParameterError("LCFUSE_MEMORY_GB", found=repr(text), expected="10^9 bytes", do=do) from None
+
+
+def _size(rows: pd.DataFrame) -> tuple[int, int]:
+    """Return rows and columns of the first patch whose header can be read; those of SEN12MS if there is none."""
+    for row in rows.itertuples():
+        path = str(row.s1)
+        try:
+            return (
+                open_scene(path).window_of(patch_name(row))[2:] if is_packed(path) else read_georeference(path, "s1")[2]
+            )
+        except LcfuseError:
+            continue  # it is reported when the patches are read
+    return 256, 256
+
+
+class PatchFiles(PatchSource):
+    """
+    Patches on disk, of which only the pixels of a crop are read: GeoTIFFs or packed scenes.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Rows of `patches.index` that have the files for the labels.
+    labels : str
+        As for `PatchStack`.
+
+    Attributes
+    ----------
+    report : Report
+        The patches that were repaired, and those that are left out because they are damaged.
+
+    Raises
+    ------
+    DataError, GridError
+        As for `open_source`.
+    """
+
+    def __init__(self, rows: pd.DataFrame, labels: str = "modis") -> None:
+        self.labels, self.report = labels, Report()
+        self._kind, self._classes = class_table(labels)
+        facts = _check(rows, labels, self.report)
+        self.report.check()
+        is_whole = facts["size"].all(axis=1)
+        self._facts, self._rows = facts[is_whole], list(rows[is_whole].itertuples(index=False))
+        self.names = list(map(patch_name, self._rows))
+        self.shape = tuple(self._facts["size"][0].tolist())
+        for name, size in zip(self.names, self._facts["size"].tolist(), strict=True):
+            if tuple(size) != self.shape:
+                found, expected = f"{tuple(size)} pixels", f"{self.shape} as in {self.names[0]}"
+                raise GridError(name, found=found, expected=expected, do="Use patches of one size.")
+
+    def cut(self, places: Sequence[Place], size: int) -> Crops:
+        """Return the squares of *size* pixels at these positions; their cells are numbered differently in a stack."""
+        arrays = _empty(len(places), size, size)
+        for n, (number, row, col, symmetry) in enumerate(places):
+            self._fill(number, row, col, *(_turned(array[n], symmetry) for array in arrays))
+        return Crops(*map(torch.from_numpy, arrays))
+
+    def windows(self) -> Iterator[Crops]:
+        """Yield the patches."""
+        for number in range(len(self)):
+            arrays = _empty(1, *self.shape)
+            self._fill(number, 0, 0, *(array[0] for array in arrays))
+            yield Crops(*(torch.from_numpy(array[0]) for array in arrays))
+
+    def part(self, numbers: Sequence[int]) -> PatchFiles:
+        """Return the patches of these numbers as a source of their own."""
+        chosen = copy(self)
+        chosen._facts = self._facts[list(numbers)]
+        chosen._rows = [self._rows[number] for number in numbers]
+        chosen.names = [self.names[number] for number in numbers]
+        return chosen
+
+    def statistics(self) -> Statistics:
+        """Return mean and standard deviation of the channels from the sums of each patch."""
+        sums = (torch.from_numpy(self._facts[name]) for name in ("sums", "squares"))
+        return statistics_of((self.shape[0] * self.shape[1], *pair) for pair in zip(*sums, strict=True))
+
+    def class_counts(self, n_classes: int = len(SCORED)) -> Tensor:
+        """Count the pixels of each class of the labels."""
+        return torch.from_numpy(self._facts["counts"][:, :n_classes].sum(axis=0))
+
+    def digest(self) -> str:
+        """Return a SHA-256 of names, pixels, labels and georeference, the same for files and packed scenes."""
+        head = "\n".join([self.labels, *self.names])
+        return hashlib.sha256(head.encode() + self._facts["sha256"].tobytes()).hexdigest()
+
+    def _fill(
+        self,
+        number: int,
+        row: int,
+        col: int,
+        s2: NDArray[np.uint16],
+        s1: NDArray[np.float32],
+        labels: NDArray[np.uint8],
+        cells: NDArray[np.int32],
+    ) -> None:
+        """Copy the window of a patch that begins at *row*, *col* into these arrays, which may be views."""
+        shape = labels.shape[0], labels.shape[1]
+        files, window, offset = self._rows[number], (row, col, *shape), int(self._facts["offset"][number])
+        label_file = getattr(files, self._kind)
+        if is_packed(files.s1):
+            scene = open_scene(files.s1)
+            top, left, _, _ = scene.window_of(self.names[number])
+            layers: dict[str, NDArray[Any]] = {"s2": s2, "s1": s1, "cells": cells[None]}
+            if is_packed(label_file):
+                layers[STORED[self._kind][0]] = labels[None]
+            scene.fill(layers, top + row, left + col, *shape)
+        else:
+            s2[:], s1_layer = read_window(files.s2, "s2", *window).data, read_window(files.s1, "s1", *window)
+            s1[:] = s1_layer.data
+            if offset:
+                subtract_offset(s2, offset)
+            if s1_layer.crs is not None and s1_layer.transform is not None:
+                part = part_transform(s1_layer.transform, row, col)
+                cells[:] = cell_ids(part, s1_layer.crs, shape)[0]
+            else:
+                whole = _cells(files, self.labels)
+                cells[:] = whole[row : row + shape[0], col : col + shape[1]]
+        if not is_packed(label_file):
+            labels[:] = read_window(label_file, self._kind, *window, 1).data[0]
+        labels[:] = self._classes[labels]
+
+
+def _empty(n: int, rows: int, cols: int) -> tuple[NDArray[Any], ...]:
+    """Return arrays for S2, S1, labels and cells of *n* windows."""
+    s2, s1 = np.empty((n, N_S2, rows, cols), np.uint16), np.empty((n, N_S1, rows, cols), np.float32)
+    return s2, s1, np.empty((n, rows, cols), np.uint8), np.empty((n, rows, cols), np.int32)
+
+
+def _turned(square: NDArray[Any], symmetry: int) -> NDArray[Any]:
+    """Return a view of *square* (..., H, W) in which an array is stored as `source.turn` would turn it."""
+    upright = square[..., :: -1 if symmetry & 2 else 1, :: -1 if symmetry & 4 else 1]
+    return upright.swapaxes(-1, -2) if symmetry & 1 else upright
+
+
+@lru_cache(maxsize=128)  # 262 kB each
+def _cells(row: Any, labels: str) -> NDArray[np.int32]:
+    """Return the cells of a patch without georeference, which are recovered from all of its label."""
+    return patch_cells(read_patch(row, LABEL_KINDS[labels]))
+
+
+# Reading everything once --------------------------------------------------------------------------
+
+_FACTS = np.dtype(
+    [
+        ("size", "i4", 2), ("offset", "i4"), ("sums", "f8", len(CHANNELS)), ("squares", "f8", len(CHANNELS)),
+        ("counts", "i8", N_COARSE), ("sha256", "u1", 32),
+    ],
+    align=True,  # torch needs it
+)  # fmt: skip
+"""What is kept of each patch; the size of a damaged patch is 0."""
+
+
+def _check(rows: pd.DataFrame, labels: str, report: Report) -> NDArray[Any]:
+    """Return the `_FACTS` of patches; scenes that were checked before, and whose files are unchanged, are not read."""
+    facts, folder = np.zeros(len(rows), _FACTS), _runtime.data_folder() / "checked"
+    try:
+        with _runtime.lock(folder / ".lock"), tqdm(total=len(rows), unit="patch", disable=None) as bar:
+            for numbers in rows.groupby("scene_id", sort=False).indices.values():
+                own = rows.iloc[numbers]
+                path = folder / f"{_version(own, labels)}.npz"
+                if not path.exists():
+                    with _runtime.atomic_path(path) as part, part.open("wb") as file:
+                        np.savez(file, **_check_scene(own, labels))
+                with np.load(path) as known:
+                    facts[numbers] = known["facts"]
+                    found = json.loads(str(known["report"]))
+                report.n_read += found["n_read"]
+                report.repaired += map(tuple, found["repaired"])
+                report.skipped += map(tuple, found["skipped"])
+                bar.update(len(numbers))
+    except LcfuseError:
+        raise
+    except OSError as error:
+        raise disk_error(folder, error) from None
+    return facts
+
+
+def _version(rows: pd.DataFrame, labels: str) -> str:
+    """Return a digest of the names of some patches, and of the paths, sizes and times of their files."""
+    paths = sorted({os.path.abspath(path) for kind in LABEL_KINDS[labels] for path in rows[kind]})
+    stats = [(path, os.stat(path)) for path in paths if os.path.isfile(path)]
+    files = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    return digest_of([_FACTS.descr, labels, list(map(patch_name, rows.itertuples())), files])[:32]
+
+
+def _check_scene(rows: pd.DataFrame, labels: str) -> dict[str, Any]:
+    """Read the patches of a scene; return their `_FACTS`, and the report as JSON."""
+    facts, report = np.zeros(len(rows), _FACTS), Report()
+    number_of = {patch_name(row): number for number, row in enumerate(rows.itertuples())}
+    for patch in iter_patches(rows, report, LABEL_KINDS[labels]):
+        classes = label_index(patch, labels)
+        _, sums, squares = channel_sums(patch.s2, patch.s1)
+        georeference = f"{patch.crs} {patch.transform}".encode()
+        content = [patch.s2.tobytes(), patch.s1.tobytes(), classes.tobytes(), georeference]
+        if patch.crs is None and patch.lc is not None:
+            content.append(patch.lc.tobytes())  # the cells follow from it
+        sha256 = np.frombuffer(hashlib.sha256(b"".join(content)).digest(), np.uint8)
+        counts = class_counts(classes, N_COARSE).numpy()
+        offset = S2_OFFSET if OFFSET_REMOVED in patch.repairs else 0
+        facts[number_of[patch.name]] = (classes.shape, offset, sums.numpy(), squares.numpy(), counts, sha256)
+    return {"facts": facts, "report": json.dumps(asdict(report))}
