@@ -41,7 +41,7 @@ def ours(folder: Path, layers: Layers) -> Open:
         scene = PackedScene.__new__(PackedScene)
         mapped = np.asarray(np.load(folder / "tiles.npy", mmap_mode="r"))
         scene.tile, scene.layers = TILE, {kind: mapped[kind] for kind in layers}
-        scene._numbers = np.arange(rows * cols).reshape(rows, cols).tolist()
+        scene._number = {(i, j): i * cols + j for i, j in itertools.product(range(rows), range(cols))}
 
         def read(kind: str, row: int, col: int, size: int) -> NDArray[Any]:
             out = np.empty((layers[kind].shape[0], size, size), layers[kind].dtype)

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -46,6 +47,15 @@ def assert_same(first, second):
     assert first.repairs == second.repairs
 
 
+def assert_all_same(folder, table):
+    """The patches in a folder of packed scenes are those of the files, in the same order."""
+    packs = patches.index(folder)
+    columns = ["layout", "split", "season", "scene", "patch", "scene_id"]
+    pd.testing.assert_frame_equal(packs[columns], table[columns])
+    for one, other in zip(packs.itertuples(), table.itertuples(), strict=True):
+        assert_same(patches.read_patch(one), patches.read_patch(other))
+
+
 def files_in(folder):
     """Names of the files of packed scenes in a folder, half-written ones included."""
     return sorted(path.name for path in folder.iterdir() if path.name != ".packing")
@@ -63,9 +73,7 @@ def test_every_patch_is_returned_bit_for_bit(tmp_path_factory, corners, seed, fi
     table = write_scene(root / "data", sorted(corners), kinds=kinds, **scene_arrays(seed=seed))
     scene = pack_one(root / "packs", table)
     assert len(scene.names) == len(table)
-    for row in table.itertuples():
-        original = patches.read_patch(row)
-        assert_same(scene.patch(original.name), original)
+    assert_all_same(root / "packs", table)
     assert scene.verify() == []
 
 
@@ -75,9 +83,8 @@ def test_negative_zero_and_repairs_are_kept(tmp_path):
     arrays["s2"] = arrays["s2"] + np.uint16(1000)
     table = write_scene(tmp_path / "data", **arrays)
     scene = pack_one(tmp_path / "packs", table)
-    original = patches.read_patch(table.iloc[0])
-    assert "1000" in original.repairs[0]
-    assert_same(scene.patch(original.name), original)
+    assert "1000" in patches.read_patch(table.iloc[0]).repairs[0]
+    assert_all_same(tmp_path / "packs", table)
     assert np.signbit(scene.read(0, 0, 16, 16).s1[0, 3, 4:6]).tolist() == [True, False]
 
 
@@ -86,9 +93,7 @@ def test_real_patches_are_returned_bit_for_bit(tmp_path):
     """One patch per scene, 224 pixels, float64 radar and int16 reflectance: equal to what is read."""
     table = patches.index(SEMIREAL)
     assert packing.pack(table, tmp_path).refused == []
-    for row in table.itertuples():
-        original = patches.read_patch(row)
-        assert_same(PackedScene(tmp_path / f"{row.scene_id}.json").patch(original.name), original)
+    assert_all_same(tmp_path, table)
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -108,7 +113,9 @@ def test_any_window_is_that_part_of_the_scene(tmp_path, data):
     first = json.loads(path.read_text())["scene"]["cells"]
     cell_rows, cell_cols = modis_cells(window.transform, window.crs, (rows, cols))
     expected = (cell_rows - first["row"]) * first["n_cols"] + cell_cols - first["col"]
-    np.testing.assert_array_equal(scene.cells(row, col, rows, cols), expected)
+    cells = np.empty((1, rows, cols), np.int32)
+    scene.fill({"cells": cells}, row, col, rows, cols)
+    np.testing.assert_array_equal(cells[0], expected)
 
 
 def test_a_scene_stores_each_pixel_once_in_a_plain_npy_file(tmp_path):
@@ -118,7 +125,6 @@ def test_a_scene_stores_each_pixel_once_in_a_plain_npy_file(tmp_path):
     scene = pack_one(tmp_path / "packs", write_scene(tmp_path / "data", corners, **arrays))
     tiles = np.load(scene.path.with_suffix(".npy"))
     assert tiles["s2"].shape == (81, 13, 16, 16)
-    assert scene.covered.all()
     assert len(scene.names) == 64
 
 
@@ -155,13 +161,12 @@ def test_a_damaged_patch_is_left_out_and_reported(tmp_path):
     assert [name[-3:] for name, _ in report.skipped] == ["p30", "p41"]
     scene = PackedScene(tmp_path / "packs" / f"{NAME}.json")
     assert len(scene.names) == report.n_read == 10
-    assert np.argwhere(~scene.covered).tolist() == [[0, 0], [4, 3]]
-    with pytest.raises(ParameterError, match="cover"):
-        scene.read(0, 0, 20, 20)
-    with pytest.raises(IndexError):
-        scene.fill({"cells": np.empty((1, 20, 20), np.uint16)}, 0, 0, 20, 20)
+    for row, col in ((0, 0), (64, 48), (10, 3), (80, 0), (0, 64)):  # the last two lie outside
+        with pytest.raises(ParameterError, match="that patches cover"):
+            scene.read(row, col, 16, 16)
+    scene.read(0, 16, 64, 48)
     with pytest.raises(ParameterError, match="no such patch"):
-        scene.patch(f"{NAME}_p30")
+        scene.window_of(f"{NAME}_p30")
 
 
 def test_a_patch_off_the_grid_is_left_out_and_reported(tmp_path):

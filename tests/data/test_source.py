@@ -16,22 +16,18 @@ from miniatures import (
     dfc_array,
     lc_array,
     needs_semireal,
-    pack_one,
     s1_array,
     s2_array,
     write_patch,
-    write_scene,
 )
 from toys import toy_stack
 
 from lcfuse_core.data import patches, source
 from lcfuse_core.data.cells import cell_ids, recover
 from lcfuse_core.data.legends import IGNORE, N_COARSE, SAVANNA_INDEX
-from lcfuse_core.data.packed import PackedScenes
 from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.source import (
     Crops,
-    PatchSource,
     PatchStack,
     Statistics,
     channel_statistics,

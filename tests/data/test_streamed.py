@@ -23,7 +23,7 @@ KINDS = ("s1", "s2", "lc", "dfc")
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Two scenes as files (one with the offset of newer products), the same packed, and patches without georeference."""
+    """Two scenes as files (one with the offset of newer products), packed, and patches without georeference."""
     root = tmp_path_factory.mktemp("streamed")
     arrays = scene_arrays(seed=1)
     write_scene(root / "files", [*WHOLE[:3], WHOLE[7]], scene="1", kinds=KINDS, **arrays)
