@@ -194,7 +194,7 @@ def _spread(source: PatchSource) -> PatchSource:
     if len(source) <= MOST_VALIDATION:
         return source
     numbers: list[int] = np.linspace(0, len(source) - 1, MOST_VALIDATION).astype(int).tolist()
-    return source.part(numbers)  # type: ignore[attr-defined]
+    return source.part(numbers)
 
 
 def memory() -> dict[str, float]:
