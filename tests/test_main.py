@@ -106,10 +106,11 @@ def test_ledger_is_listed_as_a_table_and_a_missing_one_is_an_error(tmp_path, cap
     entry = ledger.new_entry(
         "evaluation", {"method": "guess"}, {"aa": 0.25, "miou_8": 0.125, "oa": 0.5},
         label_regime="coarse only", profile="smoke", seeds={"world": 2}, synthetic=True,
+        split="test",
     )  # fmt: skip
     ledger.append(tmp_path / "l.jsonl", entry)
     assert shell.main(["ledger", "list", "--file", str(tmp_path / "l.jsonl")]) == 0
-    assert {"evaluation", "guess", "0.25", "0.125", "0.5"} <= set(capsys.readouterr().out.split())
+    assert {"evaluation", "guess", "test", "inductive", "0.25", "0.125"} <= set(capsys.readouterr().out.split())
     assert shell.main(["ledger", "list", "--file", str(tmp_path / "none.jsonl")]) == 2
     assert f"{tmp_path / 'none.jsonl'}: found no such file" in error_of(capsys)
 

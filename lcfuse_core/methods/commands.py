@@ -124,19 +124,10 @@ def score_seed(experiment: Experiment, names: Sequence[str], out: Path) -> None:
         method = (METHODS | BOUNDS)[name]
         learned = method.learn(experiment)
         rows, began = experiment.rows if learned.rows is None else learned.rows, time.perf_counter()
-        results, report = protocol.evaluate_methods({name: learned.classify}, rows)
+        results, _ = protocol.evaluate_methods({name: learned.classify}, rows)
         cost = {"train_s": round(learned.train_s, 1), "evaluate_s": round(time.perf_counter() - began, 1)}
         result = results[name]
-        experiment.record(
-            name,
-            result.scores,
-            label_regime=method.label_regime,
-            parameters={"regime": method.regime},
-            cost=cost,
-            regions=result.regions,
-            counts=result.by_region,
-            more={"n_patches": report.n_read},
-        )
+        experiment.record(name, result, label_regime=method.label_regime, regime=method.regime, cost=cost)
         scores = f"AA {100 * result.scores.aa:.1f}, mIoU {100 * result.scores.miou_8:.1f}"
         print(f"seed {experiment.parameters['seed']}: {scores}  {name}, trained in {learned.train_s:.0f} s", flush=True)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -38,6 +37,7 @@ from lcfuse_core.methods.adapt import Predict
 from lcfuse_core.models import forest, networks, transition
 from lcfuse_core.models.transition import Matrix
 from lcfuse_core.scoring import ledger, protocol
+from lcfuse_core.scoring.protocol import Result
 from lcfuse_core.scoring.scores import Scores
 from lcfuse_core.training import checkpoint, loop
 from lcfuse_core.training.checkpoint import Run
@@ -103,7 +103,7 @@ class Experiment:
     @cached_property
     def ledger_path(self) -> Path:
         """The ledger to write to: LCFUSE_LEDGER, or `ledger.jsonl` in the data folder."""
-        return Path(os.environ.get("LCFUSE_LEDGER", self.data_folder / "ledger.jsonl"))
+        return ledger.default_path()
 
     @property
     def sample(self) -> Path:
@@ -355,15 +355,13 @@ class Experiment:
     def record(
         self,
         method: str,
-        scores: Scores,
+        found: Result | Scores,
         *,
         label_regime: str = "coarse only",
+        regime: str = "inductive",
         parameters: Mapping[str, Any] | None = None,
         cost: Mapping[str, float] | None = None,
-        regions: Mapping[str, Scores] | None = None,
-        counts: Mapping[str, NDArray[np.int64]] | None = None,
         hashes: Mapping[str, str] | None = None,
-        more: Mapping[str, Any] | None = None,
     ) -> None:
         """
         Append a line to the ledger: the scores of a method with the parameters of this experiment.
@@ -372,27 +370,20 @@ class Experiment:
         ----------
         method : str
             Name of the method.
-        scores : Scores
-            Over all pixels.
-        label_regime : str
-            One of `ledger.LABEL_REGIMES`.
-        parameters : mapping, optional
-            Beside those of the experiment, such as `{"regime": "inductive"}`.
-        cost, regions, counts, hashes, more : mapping, optional
-            Durations; scores and confusion counts by region (intervals need the counts); SHA-256 beside those of the
-            data; further scores by name.
+        found : Result or Scores
+            A result of `protocol.evaluate_methods`, or scores over all pixels; claims need a result.
+        label_regime, regime : str
+            One of `ledger.LABEL_REGIMES`, one of `ledger.REGIMES`.
+        parameters, cost, hashes : mapping, optional
+            Beside those of the experiment; durations; SHA-256 beside those of the data.
         """
-        found = {
-            **asdict(scores),
-            "regions": {name: asdict(own) for name, own in (regions or {}).items()},
-            "counts": counts or {},
-            **(more or {}),
-        }
         entry = ledger.new_entry(
             self.name,
             {"method": method, **self.parameters, **(parameters or {})},
-            found,
+            found.for_ledger() if isinstance(found, Result) else found,
             label_regime=label_regime,
+            regime=regime,
+            split=found.split if isinstance(found, Result) else "",
             profile=self.parameters["profile"],
             seeds={"world": self.parameters["seed"], "training": self.parameters["seed"]},
             synthetic=any(map(is_sample, self.roots.values())),

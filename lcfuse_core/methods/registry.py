@@ -310,6 +310,7 @@ METHODS: dict[str, Method] = {
     "Random forest, weighted, neighbourhood": _forest(WEIGHTED, neighbourhood=3),
     "Random forest, divided by label shares": _forest(PLAIN, prior_power=0.5),
     **{f"{name}, {how}": _network(kind, power) for kind, name in _KINDS.items() for how, power in _POWERS.items()},
+    "DeepLabv3+, plain, S2 alone": _network("deeplabv3plus", PLAIN, inputs=("s2",)),
     "FCN, weighted, S2 alone": _network(inputs=("s2",)),
     "FCN, weighted, S1 alone": _network(inputs=("s1",)),
     "FCN, weighted, late fusion": _network(fusion="late"),

@@ -1,16 +1,16 @@
 """
 Test the claims of the paper and of others by ledger lines, with a rule that was fixed before any run on real data.
 
-`shipped/claims.yaml` (the book's `claims.yaml`) holds the claims, their margins, and the rule in words. A verdict is
-computed from ledger lines only: a claim that needs real data stays "not run yet" until there is a line of a run on real
-data. Synthetic and semi-real runs are shown beside it under their name, and never give the verdict of a claim about
-real regions.
+`shipped/claims.yaml` (the book's `claims.yaml`) holds the claims, margins, protocols, and the rule in words.
+A verdict is computed from ledger lines alone, of the kind of data that the claim needs and of runs that follow its
+protocol. Other lines are shown beside it under their own name; they decide nothing, neither for nor against a claim.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -27,8 +27,9 @@ from lcfuse_core.scoring import intervals, ledger
 from lcfuse_core.scoring.intervals import Interval
 
 _REPRODUCED, _PARTLY, _NOT_REPRODUCED = "reproduced", "partly", "not reproduced"
-_OTHER_PROTOCOL, _UNTESTABLE, _NOT_RUN = "within the margin under another protocol", "not testable here", "not run yet"
-VERDICTS = (_REPRODUCED, _OTHER_PROTOCOL, _PARTLY, _NOT_REPRODUCED, _UNTESTABLE, _NOT_RUN)
+_OTHER_PROTOCOL, _UNTESTABLE, _NOT_RUN = "under another protocol", "not testable here", "not run yet"
+VERDICTS = (_REPRODUCED, _PARTLY, _NOT_REPRODUCED, _OTHER_PROTOCOL, _UNTESTABLE, _NOT_RUN)
+"""The first three decide a claim."""
 
 MARKS = {"synthetic": "○ synthetic", "semi-real": "◐ semi-real", "unverified": "◌ unverified", "real": "● real"}
 """Kinds of data in tables: a sign and the word."""
@@ -37,14 +38,15 @@ _NONE = "–"
 _WITH_INTERVAL = ("aa", "oa", "miou_8", "miou_9")
 
 _REQUIRED = {
-    "more than": ("where", "against", "margin", "command"),
-    "equals": ("where", "reported", "margin", "command"),
-    "at least": ("where", "reported", "margin", "command"),
-    "was done": ("where", "command"),
+    "more than": ("where", "against", "margin", "protocol", "command"),
+    "equals": ("where", "reported", "margin", "protocol", "command"),
+    "at least": ("where", "reported", "margin", "protocol", "command"),
+    "was done": ("where", "protocol", "command"),
     "untestable": (),
 }
 
 _Entry = Mapping[str, Any]  # a ledger line, its nested names joined by dots (`ledger.flatten`)
+_Fields = dict[str, str | int | float]
 
 
 class Claim(BaseModel):
@@ -62,17 +64,18 @@ class Claim(BaseModel):
     reported: float | None = None
     margin: float | None = None
     needs: Literal["synthetic", "semi-real", "real"] = "real"
-    where: dict[str, str | int | float] = {}
-    against: dict[str, str | int | float] = {}
-    protocol: dict[str, str | int | float] = {}
+    where: _Fields = {}
+    against: _Fields = {}
+    protocol: _Fields = {}
+    differs: str = ""
     command: str = ""
     download: str = ""
-    hours: float | Literal["unknown"] = "unknown"
-    causes: str = "untested"
 
     @model_validator(mode="after")
     def _check_fields_of_relation(self) -> Claim:
         missing = [name for name in _REQUIRED[self.relation] if getattr(self, name) in (None, {}, "")]
+        if self.relation != "untestable":  # without them, a short run or the validation part could decide
+            missing += [f"protocol {name}" for name in ("split", "parameters.steps") if name not in self.protocol]
         if missing:
             raise ValueError(f"`{self.relation}` needs {', '.join(missing)}")
         return self
@@ -93,9 +96,10 @@ class Finding:
     data_kind: str
     ours: float  # mean over seeds
     interval: Interval | None  # over regions, of the first seed whose lines have counts
-    seeds: dict[int, float]  # score of each seed, a spread that the interval does not contain
+    seeds: dict[tuple[int, int], float]  # score by seeds (world, training), a spread that the interval does not contain
     difference: float  # to the reported value, or to the method that the claim compares with
     lines: list[_Entry]
+    departures: tuple[str, ...] = ()  # from the claim's protocol, such as "steps 40 instead of 5000"
 
 
 def read_claims(text: str | None = None) -> list[Claim]:
@@ -107,18 +111,20 @@ def read_claims(text: str | None = None) -> list[Claim]:
 
 
 def fixed_on() -> date:
-    """Return the day on which the book's rule and margins were fixed."""
+    """Return the day on which the rule, the margins and the protocols of the book were last changed."""
     return _read().fixed
 
 
 def _read(text: str | None = None) -> _File:
     try:
-        return _File(**yaml.safe_load(text or (SHIPPED / "claims.yaml").read_text(encoding="utf-8")))
-    except ValidationError as error:
-        first = error.errors()[0]
-        found = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return _File.model_validate(yaml.safe_load(text or (SHIPPED / "claims.yaml").read_text(encoding="utf-8")))
+    except (ValidationError, yaml.YAMLError, ValueError, RecursionError) as error:
+        found = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            found = f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"
         do = "Correct the file; its head explains the fields of each relation."
-        raise DataError("claims.yaml", found=found, expected="a claim", do=do) from None
+        raise DataError("claims.yaml", found=found, expected="version, fixed and claims", do=do) from None
 
 
 def evidence(own: str | os.PathLike[str] | None = None) -> list[_Entry]:
@@ -129,9 +135,9 @@ def evidence(own: str | os.PathLike[str] | None = None) -> list[_Entry]:
     """
     lines: list[dict[str, Any]] = []
     for path in (SHIPPED / "seeds.jsonl", SHIPPED / "methods.jsonl"):  # the newer lines last
-        lines += ledger.read_entries(path)[0].values() if path.exists() else []
+        lines += ledger.read_entries(path).values() if path.exists() else []
     if own is not None and Path(own).exists():
-        lines += [line for line in ledger.read_entries(own)[0].values() if not line.get("synthetic")]
+        lines += [line for line in ledger.read_entries(own).values() if not line.get("synthetic")]
     return [ledger.flatten(line | {"data_kind": _kind_of(line)}) for line in lines]
 
 
@@ -141,59 +147,75 @@ def _kind_of(line: _Entry) -> str:
 
 
 def examine(claim: Claim, entries: Iterable[_Entry]) -> dict[str, Finding]:
-    """Return the findings for a claim by kind of data; kinds without a line that fits are left out."""
-    if claim.relation == "untestable":
-        return {}
-    lines, found, score = [ledger.flatten(dict(entry)) for entry in entries], {}, f"scores.{claim.score}"
-    for kind in ledger.DATA_KINDS:
-        ours = _newest_by_seed(lines, claim.where, kind, score)
-        theirs = _newest_by_seed(lines, claim.against, kind, score) if claim.against else {}
-        if claim.against:
-            data = {seed: line.get("hashes.evaluation") for seed, line in theirs.items()}
-            ours = {s: line for s, line in ours.items() if s in data and line.get("hashes.evaluation") == data[s]}
-        if ours:
-            found[kind] = _find(claim, kind, ours, theirs)
+    """
+    Return the findings for a claim by kind of data; kinds without a line that fits are left out.
+
+    Lines that follow the claim's protocol come first; only where there are none, others are taken, and the finding
+    names their departures from it.
+    """
+    lines, found = [ledger.flatten(dict(entry)) for entry in entries], {}
+    for kind in ledger.DATA_KINDS if claim.relation != "untestable" else ():
+        own = [line for line in lines if _kind_of(line) == kind]
+        finding = _find(claim, kind, [line for line in own if not _departures(claim, line)]) or _find(claim, kind, own)
+        if finding:
+            found[kind] = finding
     return found
 
 
-def _newest_by_seed(lines: Iterable[_Entry], where: _Entry, kind: str, score: str) -> dict[int, _Entry]:
-    fitting = (
-        line
-        for line in lines
-        if _kind_of(line) == kind
-        and line.get(score) is not None
-        and all(line.get(name) == value for name, value in where.items())
-    )
-    return dict(sorted({int(line.get("seeds.training") or 0): line for line in fitting}.items()))
+def _departures(claim: Claim, line: _Entry) -> list[str]:
+    """Return in what a line differs from the protocol of a claim, also by not stating it."""
+    return [
+        f"{name.rpartition('.')[2]} {line.get(name, 'not stated')} instead of {value}"
+        for name, value in claim.protocol.items()
+        if line.get(name) != value
+    ]
 
 
-def _find(claim: Claim, kind: str, ours: dict[int, _Entry], theirs: dict[int, _Entry]) -> Finding:
+def _find(claim: Claim, kind: str, lines: list[dict[str, Any]]) -> Finding | None:
     score = f"scores.{claim.score}"
-    seeds = {seed: 100 * line[score] for seed, line in ours.items()}
-    mean = float(np.mean(list(seeds.values())))
+
+    def newest(where: _Fields) -> dict[tuple[int, int], _Entry]:
+        fitting = (
+            line
+            for line in lines
+            if line.get(score) is not None and all(line.get(name) == value for name, value in where.items())
+        )
+        seeds = ("seeds.world", "seeds.training")
+        by_seeds = {tuple(int(line.get(name) or 0) for name in seeds): line for line in fitting}
+        return dict(sorted(by_seeds.items()))  # type: ignore[arg-type]
+
+    ours, theirs = newest(claim.where), newest(claim.against) if claim.against else {}
+    if claim.against:  # the same pixels, not only the same data: a damaged patch may have been left out
+        same = ("hashes.evaluation", "split", "scores.n_pixels")
+        ours = {
+            seeds: line
+            for seeds, line in ours.items()
+            if seeds in theirs and all(line.get(name) == theirs[seeds].get(name) for name in same)
+        }
+    if not ours:
+        return None
+    values = {seeds: 100 * line[score] for seeds, line in ours.items()}
+    mean = float(np.mean(list(values.values())))
+    difference = mean - (float("nan") if claim.reported is None else claim.reported)
     if claim.against:
-        difference = float(np.mean([seeds[seed] - 100 * theirs[seed][score] for seed in ours]))
-    else:
-        difference = mean - (claim.reported or float("nan"))
-    each = (_interval(claim, line, theirs.get(seed)) for seed, line in ours.items())
-    interval = next((one for one in each if one is not None), None)
-    return Finding(kind, mean, interval, seeds, difference, [*ours.values(), *(theirs[s] for s in ours if s in theirs)])
+        difference = float(np.mean([values[seeds] - 100 * theirs[seeds][score] for seeds in ours]))
+    interval = next(filter(None, (_interval(claim, line, theirs.get(seeds)) for seeds, line in ours.items())), None)
+    used = [*ours.values(), *(theirs[seeds] for seeds in ours if claim.against)]
+    departures = dict.fromkeys(text for line in used for text in _departures(claim, line))
+    return Finding(kind, mean, interval, values, difference, used, tuple(departures))
 
 
 def _interval(claim: Claim, line: _Entry, other: _Entry | None) -> Interval | None:
-    """Return the interval over regions, if there is one for this score and the line has the counts of regions."""
-    *part, name = claim.score.split(".")  # such as near_borders.aa: counts of a part of the pixels
+    """Return the interval over regions, if there is one for this score and the lines have the counts of regions."""
+    *part, name = claim.score.split(".")  # such as small_objects.aa: counts of a part of the pixels
     prefix = ".".join(["scores", *part, "counts."])
-    counts, others = (
-        {region: np.array(value) for region, value in (one or {}).items() if region.startswith(prefix)}
-        for one in (line, other)
-    )
-    if name not in _WITH_INTERVAL or len(counts) < 2 or (claim.against and set(others) != set(counts)):
+    sides = [
+        {region: value for region, value in one.items() if region.startswith(prefix)} for one in (line, other) if one
+    ]
+    if name not in _WITH_INTERVAL or len(sides[0]) < 2 or any(set(side) != set(sides[0]) for side in sides):
         return None
-    ours = np.stack([counts[region] for region in sorted(counts)])
-    if not claim.against:
-        return intervals.interval(ours, name)
-    return intervals.difference(ours, np.stack([others[region] for region in sorted(counts)]), name)
+    ours, *others = (np.array([side[region] for region in sorted(side)]) for side in sides)
+    return intervals.difference(ours, others[0], name) if others else intervals.interval(ours, name)
 
 
 def verdict(claim: Claim, findings: Mapping[str, Finding]) -> str:
@@ -203,12 +225,8 @@ def verdict(claim: Claim, findings: Mapping[str, Finding]) -> str:
     finding = findings.get(claim.needs)
     if finding is None:
         return _NOT_RUN
-    result = _compare(claim, finding)
-    same = all(line.get(name) == value for line in finding.lines for name, value in claim.protocol.items())
-    return result if same or result != _REPRODUCED else _OTHER_PROTOCOL
-
-
-def _compare(claim: Claim, finding: Finding) -> str:
+    if finding.departures or claim.differs:
+        return _OTHER_PROTOCOL
     margin, interval = claim.margin or 0.0, finding.interval
     low, high = (np.nan, np.nan) if interval is None else (100 * interval.low, 100 * interval.high)
     if claim.relation == "was done":
@@ -260,13 +278,17 @@ def outstanding(claims: Iterable[Claim], entries: Iterable[_Entry]) -> pd.DataFr
     """Return what it takes to have verdicts, or why there is none: one row for the claims that the same run decides."""
     lines, rows = list(entries), dict[tuple[str, ...], list[str]]()
     for claim in claims:
-        so_far = verdict(claim, examine(claim, lines))
-        row = (so_far, claim.command, claim.download or "none", str(claim.hours))
-        row = (so_far, claim.means, _NONE, _NONE) if so_far == _UNTESTABLE else row
-        if so_far in (_NOT_RUN, _UNTESTABLE):
-            rows.setdefault(row, []).append(claim.id)
+        found = examine(claim, lines)
+        so_far, shown = verdict(claim, found), (claim.command, claim.download or "none")
+        if so_far in VERDICTS[:3]:
+            continue
+        if so_far == _UNTESTABLE:
+            shown = (claim.means, _NONE)
+        elif so_far == _OTHER_PROTOCOL:
+            shown = ("; ".join(filter(None, (*found[claim.needs].departures, claim.differs))), shown[1])
+        rows.setdefault((so_far, *shown), []).append(claim.id)
     index = pd.Index([", ".join(ids) for ids in rows.values()], name="claims", dtype=object)
-    return pd.DataFrame(list(rows), index, ["verdict", "command, or why none", "download", "hours"], dtype=object)
+    return pd.DataFrame(list(rows), index, ["verdict", "command, or why none", "download"], dtype=object)
 
 
 def summary(claims: Iterable[Claim], entries: Iterable[_Entry]) -> pd.DataFrame:
@@ -278,10 +300,22 @@ def summary(claims: Iterable[Claim], entries: Iterable[_Entry]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, "index").rename_axis("verdict")
 
 
+_PROVENANCE = {
+    "processor": "machine.processor",
+    "GPU": "machine.gpu",
+    "training, s": "cost.train_s",
+    "peak memory, MB": "cost.peak_memory_mb",
+    "commit": "code.commit",
+    "lock": "code.lock",
+    "training data": "hashes.train",
+    "evaluation data": "hashes.evaluation",
+    "checkpoint": "hashes.checkpoint",
+}
+
+
 def report(claim: Claim, entries: Iterable[_Entry]) -> pd.DataFrame:
     """Report on one claim in full: one row per field, one column per kind of data that has lines or that it needs."""
-    lines = [ledger.flatten(dict(entry)) for entry in entries]
-    found, columns = examine(claim, lines), {}
+    found, columns = examine(claim, entries), {}
     for kind in [kind for kind in MARKS if kind in found or kind == claim.needs]:
         column = {
             "claim": claim.sentence,
@@ -289,48 +323,17 @@ def report(claim: Claim, entries: Iterable[_Entry]) -> pd.DataFrame:
             "tested as": claim.means,
             "reported": _reported(claim),
             "margin, fixed before": _NONE if claim.margin is None else f"{claim.margin:g} points",
+            "protocol": ", ".join(f"{name} {value}" for name, value in claim.protocol.items()),
+            "verdict": verdict(claim, found),
+            "command": claim.command or _NONE,
         }
         if kind in found:
-            column |= _shown(claim, found[kind], found) | {"causes": claim.causes}
-            column |= _cost(found[kind].lines, lines) | _provenance(found[kind].lines[0])
-        elif claim.relation == "untestable":
-            column["verdict"] = _UNTESTABLE
-        else:
-            column["verdict"] = f"{_NOT_RUN}: {claim.command}; {claim.download or 'no download'}; {claim.hours} h"
-        columns[MARKS[kind]] = column | {"command": claim.command or _NONE}
+            line = found[kind].lines[0]
+            column |= _shown(claim, found[kind], found)
+            column["other protocol"] = "; ".join(found[kind].departures) or _NONE
+            for title, name in _PROVENANCE.items():  # hashes by their first digits
+                column[title] = re.sub(r"(\w{12})\w{20,}", r"\1…", str(line.get(name) or _NONE))
+            parameters = (f"{name[11:]} {value}" for name, value in line.items() if name.startswith("parameters."))
+            column["parameters"] = ", ".join(parameters)
+        columns[MARKS[kind]] = column
     return pd.DataFrame(columns, dtype=object).fillna(_NONE)
-
-
-def _cost(own: Sequence[_Entry], everything: Sequence[_Entry]) -> dict[str, str]:
-    """Return the cost of this row's lines and of all lines, since more was run than the rows that were kept."""
-
-    def total(lines: Sequence[_Entry], name: str) -> float:
-        return sum(line.get(f"cost.{name}") or 0.0 for line in lines)
-
-    hours = [total(lines, "train_s") / 3600 for lines in (own, everything)]
-    memory = [line["cost.peak_memory_mb"] for line in own if line.get("cost.peak_memory_mb")]
-    return {
-        "hardware": f"{own[0].get('machine.processor', _NONE)}, GPU: {own[0].get('machine.gpu') or 'none'}",
-        "training, hours": f"{hours[0]:.2f} of this row, {hours[1]:.2f} of all lines",
-        "GPU-hours": f"{total(own, 'gpu_hours'):.2f} of this row, {total(everything, 'gpu_hours'):.2f} of all lines",
-        "peak memory": f"{max(memory):.0f} MB" if memory else _NONE,
-    }
-
-
-def _provenance(line: _Entry) -> dict[str, str]:
-    """Return code, lock, data, parameters and weights of a line, hashes by their first digits."""
-
-    def short(name: str) -> str:
-        value = str(line.get(name) or "")
-        changed = " with changes" if value.endswith("+changes") else ""
-        return f"{value[:12]}…{changed}" if value else "not in the line"
-
-    data = [f"{line.get(f'data.{role}') or role} {short(f'hashes.{role}')}" for role in ("train", "evaluation")]
-    parameters = (f"{name[11:]} {value}" for name, value in line.items() if name.startswith("parameters."))
-    return {
-        "code": f"{line.get('code.version', _NONE)}, commit {short('code.commit')}",
-        "lock": short("code.lock"),
-        "data": "; ".join(data),
-        "checkpoint": short("hashes.checkpoint"),
-        "parameters": ", ".join(parameters),
-    }

@@ -2,19 +2,20 @@
 Record results in a ledger, one line of JSON per run that is written once and never changed, and read them again.
 
 Every number in the book that depends on training comes from such a line. It holds what was run (`kind`, `parameters`,
-`seeds`, `profile`), on which data (`synthetic`, `data_kind`, names in `data`, SHA-256 in `hashes`), with which labels
-(`label_regime`), by which `code` on which `machine`, its `cost` (wall_s, gpu_hours, peak_memory_mb and further times),
-and its `scores`: overall, by class and by region.
+`seeds`, `profile`), on which data (`synthetic`, `data_kind`, `split`, names in `data`, SHA-256 in `hashes`), with which
+labels (`label_regime`) and images (`regime`), by which `code` on which `machine`, its `cost` (wall_s, gpu_hours,
+peak_memory_mb and further times), and its `scores`: overall, by class and by region.
 
 Any number of processes may append at once: each locks the file, writes its whole line, and waits until it is on the
-disk. A process that is killed while writing spoils only its own line, and `read` recognises such a line: half of a
+disk. A process that is killed while writing damages only its own line, and `read` recognises such a line: half of a
 JSON object is never a JSON object.
 
     python -m lcfuse_core ledger list [--file F]
     python -m lcfuse_core ledger show LINE [--file F]
     python -m lcfuse_core ledger diff LINE LINE [--file F] [--all]
 
-LINE is a number as `list` prints it; -1 is the last one.
+LINE is a number as `list` prints it; -1 is the last one. F is LCFUSE_LEDGER by default, or `ledger.jsonl` in the data
+folder, LCFUSE_DATA.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ import math
 import os
 import stat
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
 
 from lcfuse_core import __version__, _runtime
 from lcfuse_core.errors import DataError, LcfuseError, MissingDataError, ParameterError
-from lcfuse_core.scoring.scores import Scores
+from lcfuse_core.scoring.scores import N_CODES, Scores
 
 SCHEMA = 2
 """Version of the line. Older lines are read too; newer ones are refused."""
@@ -45,11 +46,20 @@ SCHEMA = 2
 LABEL_REGIMES = ("coarse only", "coarse + fine validation", "fine")
 """Contest track 1, track 2, and an upper bound for both: trained on fine labels of other regions."""
 
+REGIMES = ("inductive", "transductive")
+"""Whether nothing was learned from the evaluated images, or images and coarse labels of their regions were used."""
+
 DATA_KINDS = ("synthetic", "semi-real", "unverified", "real")
 """From the sample world; real images with simulated labels or with the map of a model as reference; files that
 `data fetch` has not verified; the published data sets."""
 
-_PROFILES = ("smoke", "colab", "full")
+_LONGEST_LINE = 1 << 26  # bytes; a line of 100 regions has less than 1 MB
+_MAPPINGS = ("data", "seeds", "parameters", "scores", "hashes", "cost", "code", "machine")
+
+
+def default_path() -> Path:
+    """Return the ledger that commands and chapters use: LCFUSE_LEDGER, or `ledger.jsonl` in the data folder."""
+    return Path(os.environ.get("LCFUSE_LEDGER") or _runtime.data_folder() / "ledger.jsonl")
 
 
 def new_entry(
@@ -62,6 +72,8 @@ def new_entry(
     seeds: Mapping[str, int],
     synthetic: bool,
     data_kind: str | None = None,
+    split: str = "",
+    regime: str = "inductive",
     data: Mapping[str, str] | None = None,
     hashes: Mapping[str, str] | None = None,
     cost: Mapping[str, float] | None = None,
@@ -75,8 +87,10 @@ def new_entry(
         What was done, such as "evaluation", the name of a chapter.
     parameters, scores : mapping or dataclass
         Such as a `TrainPlan` and `Scores`.
-    label_regime, profile, data_kind : str
-        One of `LABEL_REGIMES`, of smoke, colab and full, and of `DATA_KINDS` ("synthetic" or "real" by default).
+    label_regime, profile, data_kind, regime : str
+        One of `LABEL_REGIMES`, of the profiles, of `DATA_KINDS` ("synthetic" or "real" by default), of `REGIMES`.
+    split : str
+        Of the evaluated patches, such as "test" or "validation"; "" if unknown, which no verdict rests on.
     seeds, data, hashes, cost : mapping
         By purpose or role; given costs replace measured ones of the same name.
     synthetic : bool
@@ -90,7 +104,8 @@ def new_entry(
     data_kind = data_kind or ("synthetic" if synthetic else "real")
     for name, value, known in (
         ("label_regime", label_regime, LABEL_REGIMES),
-        ("profile", profile, _PROFILES),
+        ("regime", regime, REGIMES),
+        ("profile", profile, _runtime.PROFILES),
         ("data_kind", data_kind, DATA_KINDS[:1] if synthetic else DATA_KINDS[1:]),
     ):
         if value not in known:
@@ -102,8 +117,10 @@ def new_entry(
         "kind": kind,
         "profile": profile,
         "label_regime": label_regime,
+        "regime": regime,
         "synthetic": bool(synthetic),
         "data_kind": data_kind,
+        "split": split,
         "data": data or {},
         "seeds": seeds,
         "parameters": parameters,
@@ -179,42 +196,84 @@ def read(path: str | os.PathLike[str]) -> pd.DataFrame:
     """
     Read all lines as a table in the order of the file; nested names are joined by dots, as in `scores.aa`.
 
-    A line that is not JSON (its process was killed) is left out with a warning and named in `table.attrs["damaged"]`;
-    `table.attrs["lines"]` has the line number of each row.
+    `table.attrs["lines"]` has the line number of each row. Errors and warnings are those of `read_entries`.
     """
-    entries, damaged = read_entries(path)
-    if damaged:
-        warnings.warn(f"left out, not readable: {', '.join(damaged)}", stacklevel=2)
+    entries = read_entries(path)
     table = pd.json_normalize(list(entries.values()))
-    table.attrs |= {"damaged": damaged, "lines": list(entries)}
+    table.attrs["lines"] = list(entries)
     return table
 
 
-def read_entries(path: str | os.PathLike[str]) -> tuple[dict[int, dict[str, Any]], list[str]]:
-    """Read the lines by their number, from 1, and the names of damaged ones; DataError if a line has a newer schema."""
-    path = Path(path)
+def read_entries(path: str | os.PathLike[str]) -> dict[int, dict[str, Any]]:
+    """
+    Read the lines by their number, from 1.
+
+    A line that is no line of a ledger (its process was killed, or it has another form) is left out, with a warning that
+    names it and the reason. Raises MissingDataError without a file, DataError if it cannot be read or if a newer
+    version of this package wrote a line.
+    """
+    path, entries, damaged = Path(path), dict[int, dict[str, Any]](), []
     if not path.exists():
         raise MissingDataError(path, found="no such file", expected="a ledger", do="Run a chapter that records.")
-    entries, damaged = {}, []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        entry = _parse(line)
-        if entry is not None:
-            schema = entry.get("schema", SCHEMA)
-            if not isinstance(schema, int) or schema > SCHEMA:
-                do = "Update lcfuse_core: a newer version wrote the line."
-                raise DataError(f"{path} line {number}", found=f"schema {schema}", expected=f"at most {SCHEMA}", do=do)
-            entries[number] = entry
-        elif line.strip():
-            damaged.append(f"{path.name} line {number}")
-    return entries, damaged
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
     try:
-        entry = json.loads(line)
-    except ValueError:  # bad JSON, or UTF-8 cut inside a letter
-        return None
-    return entry if isinstance(entry, dict) else None
+        with path.open("rb") as file:
+            for number, line in enumerate(_lines(file), start=1):
+                entry = _parse(line)
+                if isinstance(entry, dict):
+                    entries[number] = entry
+                elif entry:
+                    damaged.append(f"{path.name} line {number} ({entry})")
+    except OSError as error:
+        found, do = str(error.strerror), "Give a file that `lcfuse_core compare` or a chapter wrote."
+        raise DataError(path, found=found, expected="a readable ledger", do=do) from None
+    if damaged:
+        warnings.warn(f"left out, not readable: {', '.join(damaged)}", stacklevel=3)
+    for number, entry in entries.items():
+        schema = entry.get("schema", SCHEMA)
+        if not isinstance(schema, int) or schema > SCHEMA:
+            do = "Update lcfuse_core: a newer version wrote the line."
+            raise DataError(f"{path} line {number}", found=f"schema {schema}", expected=f"at most {SCHEMA}", do=do)
+    return entries
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of a file, of which one that is too long for a ledger is cut."""
+    while line := file.readline(_LONGEST_LINE):
+        rest = line
+        while rest and not rest.endswith(b"\n"):
+            rest = file.readline(_LONGEST_LINE)
+        yield line
+
+
+def _parse(line: bytes) -> dict[str, Any] | str:
+    """Return a line of a ledger, or else why it is none; "" if it is empty."""
+    text = line.strip(b"\0 \t\r\n")  # a crash of the machine may leave zeros before a line
+    try:
+        entry = json.loads(text) if text else ""
+        if not isinstance(entry, dict):
+            return "no JSON object" if text else ""
+        faults = filter(None, (_fault(name, value) for name, value in flatten(entry).items()))
+        return next(faults, entry)
+    except UnicodeDecodeError:
+        return "not UTF-8"
+    except RecursionError:
+        return "nested too deeply"
+    except ValueError:
+        return "no JSON object"
+
+
+def _fault(name: str, value: Any) -> str:
+    """Return why a value (of a name joined by dots) cannot stand in a ledger; "" if it can."""
+    head, _, rest = name.partition(".")
+    fits = bool(rest) or head not in _MAPPINGS or value is None
+    if rest and head == "seeds":
+        fits = isinstance(value, int)
+    elif rest and head == "scores":
+        is_matrix = (
+            isinstance(value, list) and [len(row) for row in value if isinstance(row, list)] == [N_CODES] * N_CODES
+        )
+        fits = value is None or isinstance(value, int | float) or ("counts." in rest and is_matrix)
+    return "" if fits else f"{name}: {str(value)[:20]!r}"
 
 
 def flatten(entry: dict[str, Any], before: str = "") -> dict[str, Any]:
@@ -233,10 +292,16 @@ def flatten(entry: dict[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def by_seed(lines: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Arrange one column of a ledger: a row per method, a column per seed; of two lines of a run, the newer counts."""
-    method, seed = "parameters.method", "seeds.world"
-    check_fields(lines, method, seed, column)
-    return lines.drop_duplicates([method, seed], keep="last").pivot(index=method, columns=seed, values=column)
+    """
+    Arrange one column of a ledger: a row per method, a column per world.
+
+    Of two lines of a run, the newer counts; numbers of several trainings on a world are averaged.
+    """
+    method, world, training = "parameters.method", "seeds.world", "seeds.training"
+    check_fields(lines, method, world, column)
+    runs = [name for name in (method, world, training) if name in lines]
+    own = lines.drop_duplicates(runs, keep="last").groupby([method, world])[column]
+    return (own.mean() if pd.api.types.is_numeric_dtype(lines[column]) else own.last()).unstack()
 
 
 def check_fields(lines: pd.DataFrame, *names: str) -> None:
@@ -264,15 +329,15 @@ def add_parser(commands: Any) -> None:
             action.add_argument("lines", type=int, nargs=n_lines, metavar="LINE")
         if name == "diff":
             action.add_argument("--all", action="store_true", help="time, cost and machine too")
-        action.add_argument("--file", type=Path, default=Path("_data/ledger.jsonl"))
+        action.add_argument("--file", type=Path, default=default_path())
         action.set_defaults(command=run)
 
 
 def _list(options: argparse.Namespace) -> int:
     table = read(options.file)
     titles = {
-        "kind": "chapter", "parameters.method": "method", "label_regime": "labels", "synthetic": "synthetic",
-        "seeds.world": "seed", "scores.aa": "AA", "scores.miou_8": "mIoU-8", "scores.oa": "OA",
+        "kind": "chapter", "parameters.method": "method", "label_regime": "labels", "regime": "regime",
+        "data_kind": "data", "split": "split", "seeds.world": "seed", "scores.aa": "AA", "scores.miou_8": "mIoU-8",
     }  # fmt: skip
     shown = table.reindex(columns=list(titles)).rename(columns=titles)
     shown.insert(0, "line", table.attrs["lines"])
@@ -302,7 +367,7 @@ def _diff(options: argparse.Namespace) -> int:
 
 def _entry(path: Path, number: int) -> dict[str, Any]:
     """Return the line of that number; negative ones count from the end."""
-    entries, _ = read_entries(path)
+    entries = read_entries(path)
     numbers = list(entries)
     if number < 0 and -number <= len(numbers):
         number = numbers[number]

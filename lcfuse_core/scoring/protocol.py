@@ -24,7 +24,8 @@ from lcfuse_core.data.legends import igbp_to_dfc
 from lcfuse_core.data.patches import Patch, Report, complete, index, iter_patches, patch_name, split_by_scene
 from lcfuse_core.errors import MissingDataError
 from lcfuse_core.scoring import ledger
-from lcfuse_core.scoring.scores import N_CODES, Scores, confusion, summarise
+from lcfuse_core.scoring.scores import N_CODES, Scores, confusion, score_table, summarise
+from lcfuse_core.scoring.spatial import CELL_PX, near_borders, near_small_objects
 
 NEED = ("s1", "s2", "lc", "dfc")
 """The files of an evaluation patch: images, the MODIS label as the baseline, the reference."""
@@ -41,18 +42,27 @@ PLAIN, WEIGHTED = 0.0, 0.5
 Classify = Callable[[Patch], NDArray[np.uint8]]
 """From a patch to a map, uint8 (H, W) of DFC2020 codes. The patch comes without its reference, `dfc`."""
 
-_Count = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.int64]]
+PARTS = {"near_borders": near_borders, "small_objects": near_small_objects}
+"""Parts of the pixels that are also scored on their own: functions from a reference (H, W) to bool (H, W)."""
 
 
 @dataclass
 class Result:
-    """Confusion counts of one method, int64 (11, 11), in each region (`scene_id`)."""
+    """
+    Confusion counts of one method, int64 (11, 11), in each region (`scene_id`), and of parts of the pixels.
+
+    `split` and `n_patches` say which patches were evaluated; `parts` has a result for each of `PARTS`.
+    """
 
     by_region: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    split: str = ""
+    n_patches: int = 0
+    parts: dict[str, Result] = field(default_factory=dict)
 
     def add(self, region: str, counts: NDArray[np.int64]) -> None:
         """Add the counts of one more patch."""
         self.by_region[region] = self.by_region.get(region, 0) + counts
+        self.n_patches += 1
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -70,8 +80,33 @@ class Result:
         return {name: summarise(counts) for name, counts in self.by_region.items() if counts.any()}
 
     def for_ledger(self) -> dict[str, Any]:
-        """Return scores and counts as a ledger line keeps those of a part of the pixels, such as `near_borders`."""
-        return {**asdict(self.scores), "counts": self.by_region}
+        """Return what a ledger line keeps: scores, those of regions and of parts, and counts, which intervals need."""
+        parts = {name: part for name, part in self.parts.items() if part.counts.any()}
+        return {
+            **asdict(self.scores),
+            "regions": {name: asdict(own) for name, own in self.regions.items()},
+            "counts": self.by_region,
+            "n_patches": self.n_patches,
+            **{
+                name: {"aa": part.scores.aa, "oa": part.scores.oa, "counts": part.by_region}
+                for name, part in parts.items()
+            },
+        }
+
+
+def result_table(results: Mapping[str, Result], digits: int = 1) -> pd.DataFrame:
+    """
+    Return the scores of each map as `scores.score_table` does, and beside the pooled AA the mean of the regions' AA.
+
+    A map that only shows which class dominates each region has a high pooled AA and a low regional one. *Cells per
+    region* is the mean area of the evaluated pixels of a region in coarse cells.
+    """
+    table = score_table({name: result.scores for name, result in results.items()}, digits)
+    regional = {name: 100 * np.mean([one.aa for one in result.regions.values()]) for name, result in results.items()}
+    table.insert(1, "regional AA %", pd.Series(regional).round(digits))
+    cells = {name: result.counts.sum() / CELL_PX / len(result.by_region) for name, result in results.items()}
+    table["cells per region"] = pd.Series(cells).round().astype(int)
+    return table
 
 
 def method_name(learner: str, class_weight_power: float, loss: str = "cross_entropy") -> str:
@@ -128,7 +163,7 @@ def modis_label_map(patch: Patch) -> NDArray[np.uint8]:
 
 
 def evaluate_methods(
-    methods: Mapping[str, Classify], table: pd.DataFrame, *, count: _Count = confusion, progress: bool = False
+    methods: Mapping[str, Classify], table: pd.DataFrame, *, progress: bool = False
 ) -> tuple[dict[str, Result], Report]:
     """
     Evaluate several methods against the reference, reading each patch once and keeping none.
@@ -139,8 +174,6 @@ def evaluate_methods(
         Methods by name; each gets a patch without its reference.
     table : pandas.DataFrame
         Index rows of the patches, as `evaluation_patches` returns them.
-    count : callable
-        `confusion` for all pixels, `spatial.confusion_near_borders` for those near borders.
     progress : bool
         Whether to show a progress bar.
 
@@ -154,14 +187,20 @@ def evaluate_methods(
     DataError
         If no patch could be read.
     """
-    results, report = {name: Result() for name in methods}, Report()
+    split, report = " and ".join(sorted({own or "all" for own in table["split"]})), Report()
+    results = {name: Result(split=split, parts={part: Result(split=split) for part in PARTS}) for name in methods}
     region_of = dict(zip(map(patch_name, table.itertuples()), table["scene_id"], strict=True))
     patches = iter_patches(table, report, NEED)
     for patch in tqdm(patches, total=len(table), unit="patch", disable=not progress):
-        assert patch.dfc is not None
+        reference, region = patch.dfc, region_of[patch.name]
+        assert reference is not None
+        parts = {name: mask_of(reference) for name, mask_of in PARTS.items()}
         without_reference = replace(patch, dfc=None)
         for name, classify in methods.items():
-            results[name].add(region_of[patch.name], count(patch.dfc, classify(without_reference)))
+            predicted = classify(without_reference)
+            results[name].add(region, confusion(reference, predicted))
+            for part, inside in parts.items():
+                results[name].parts[part].add(region, confusion(reference[inside], predicted[inside]))
     report.check()
     return results, report
 

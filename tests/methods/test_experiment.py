@@ -183,11 +183,16 @@ def test_the_hash_of_a_checkpoint_is_that_of_its_file(own):
 
 
 def test_a_record_has_parameters_data_and_scores(own):
-    hashes, more = {"checkpoint": "abc"}, {"near_borders": {"aa": 0.5}, "n_patches": 1}
-    own.record("perfect", perfect_scores(own), cost={"train_s": 1.5}, hashes=hashes, more=more)
+    draw = {"label": protocol.modis_label_map}
+    results, _ = protocol.evaluate_methods(draw, protocol.evaluation_patches(own.data_root))
+    given = {"regime": "transductive", "cost": {"train_s": 1.5}, "hashes": {"checkpoint": "abc"}}
+    own.record("perfect", results["label"], **given)
     row = json.loads(own.ledger_path.read_text())
     assert (row["kind"], row["parameters"]["method"], row["label_regime"]) == ("compare", "perfect", "coarse only")
-    assert (row["scores"]["aa"], row["scores"]["near_borders"]["aa"], row["scores"]["n_patches"]) == (1, 0.5, 1)
+    assert (row["split"], row["regime"]) == ("test", "transductive")
+    assert row["scores"]["n_patches"] == len(own.rows)
+    assert row["scores"]["aa"] == results["label"].scores.aa
+    assert list(row["scores"]["counts"]) == list(row["scores"]["regions"])
     assert row["hashes"] == {
         "train": data_digest(own.train_root),
         "evaluation": data_digest(own.data_root),

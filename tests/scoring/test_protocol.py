@@ -12,7 +12,6 @@ from lcfuse_core.data.legends import SAVANNA, igbp_to_dfc
 from lcfuse_core.errors import DataError, MissingDataError, ParameterError
 from lcfuse_core.scoring import protocol
 from lcfuse_core.scoring.scores import confusion, summarise
-from lcfuse_core.scoring.spatial import confusion_near_borders
 
 
 @pytest.fixture
@@ -81,14 +80,26 @@ def test_counts_are_kept_by_region_and_add_up(contest):
     assert result.regions["west"].oa == pytest.approx(40 / 64)
 
 
-def test_another_count_is_taken_of_the_same_patches(contest):
-    """Near borders: six rows of each patch with water. A ledger line keeps scores and counts of the part."""
-    rows = protocol.evaluation_patches(contest)
-    results, _ = protocol.evaluate_methods({"forest": all_forest}, rows, count=confusion_near_borders)
-    part = results["forest"].for_ledger()
-    assert results["forest"].counts.sum() == 2 * 6 * miniatures.COLS
-    assert (part["aa"], part["oa"]) == (0.5, 0.5)
-    assert part["counts"] == results["forest"].by_region
+def test_parts_of_the_pixels_are_scored_in_the_same_pass(contest):
+    """Near borders: six rows of each patch with water. A ledger line has scores, counts and the split."""
+    result = protocol.evaluate_methods({"forest": all_forest}, protocol.evaluation_patches(contest))[0]["forest"]
+    assert result.parts["near_borders"].counts.sum() == 2 * 6 * miniatures.COLS
+    assert result.parts["small_objects"].counts.sum() == 0, "all objects of this reference reach the edge"
+    assert (result.split, result.n_patches) == ("test", 3)
+    kept = result.for_ledger()
+    assert (kept["near_borders"]["aa"], kept["near_borders"]["oa"], kept["n_patches"]) == (0.5, 0.5, 3)
+    assert kept["near_borders"]["counts"] == result.parts["near_borders"].by_region
+    assert kept["regions"]["east"]["oa"] == 1
+    assert "small_objects" not in kept
+
+
+def test_pooled_and_regional_accuracy_stand_side_by_side():
+    """A map that only shows which class dominates each region: AA 0.9 pooled, 0.5 in each region."""
+    result = protocol.Result()
+    for region, code, other in (("a", 1, 10), ("b", 10, 1)):
+        result.add(region, confusion(np.repeat([code, other], [18000, 2000]), np.full(20000, code)))
+    row = protocol.result_table({"dominant class": result}).loc["dominant class"]
+    assert (row["AA %"], row["regional AA %"], row["cells per region"]) == (90, 50, 9)
 
 
 def test_a_region_without_scored_pixels_is_left_out_of_the_regions():

@@ -11,8 +11,8 @@ from hypothesis.extra.numpy import arrays
 
 from lcfuse_core.data.cells import cell_ids
 from lcfuse_core.errors import GridError
-from lcfuse_core.scoring.scores import confusion, summarise
-from lcfuse_core.scoring.spatial import cell_confusion, confusion_near_borders
+from lcfuse_core.scoring.scores import summarise
+from lcfuse_core.scoring.spatial import cell_confusion, near_borders, near_small_objects
 
 maps = arrays(np.uint8, st.tuples(st.integers(1, 7), st.integers(1, 7)), elements=st.sampled_from((0, 1, 6, 10)))
 
@@ -28,22 +28,22 @@ def others_within(labels, radius):
 
 
 @given(maps, st.integers(0, 4))
-def test_exactly_the_pixels_near_a_border_are_counted(labels, radius):
-    """The map is Wetlands near borders and Barren elsewhere, so each counted pixel shows where it was."""
-    near = others_within(labels, radius)
-    counts = confusion_near_borders(labels, np.where(near, 5, 9), radius)
-    assert counts.sum() == counts[:, 5].sum() == near.sum()
+def test_pixels_near_borders_are_those_of_a_loop(labels, radius):
+    np.testing.assert_array_equal(near_borders(labels, radius), others_within(labels, radius))
 
 
-def test_the_band_around_a_border_has_its_own_score():
-    """Forest left, water right; the map's shore lies one pixel too far right, so one in four near it is wrong."""
-    reference, predicted = np.ones((4, 20), np.uint8), np.ones((4, 20), np.uint8)
-    reference[:, 10:], predicted[:, 11:] = 10, 10
-    near = summarise(confusion_near_borders(reference, predicted, 2))
-    assert near.n_pixels == 4 * 4
-    assert near.oa == 0.75
-    interior = confusion(reference, predicted) - confusion_near_borders(reference, predicted, 2)
-    assert summarise(interior).oa == 1
+def test_small_objects_are_those_smaller_than_a_cell_and_inside_the_patch():
+    """A pond of 4 x 4 pixels counts with its surroundings of 2 pixels; a lake and a pond at the edge do not."""
+    reference = np.ones((120, 120), np.uint8)
+    reference[10:14, 20:24] = 10
+    reference[40:100, 40:100] = 10  # 3,600 pixels, more than a cell
+    reference[60:64, 116:] = 6
+    expected = np.zeros(reference.shape, bool)
+    expected[8:16, 18:26] = True
+    np.testing.assert_array_equal(near_small_objects(reference, 2), expected)
+    reference[40:87, 40:85], reference[87:100], reference[:, 85:100] = 10, 1, 1  # now 47 x 45, less than a cell
+    assert near_small_objects(reference, 2)[40, 40]
+    assert not near_small_objects(np.zeros((5, 5), np.uint8)).any()
 
 
 def cells_of(side):
@@ -73,9 +73,7 @@ def test_cells_that_are_cut_are_not_counted():
 
 def test_grids_that_do_not_fit_are_refused():
     ones = np.ones((4, 4), np.uint8)
-    with pytest.raises(GridError, match=r"\(4, 3\)"):
-        confusion_near_borders(ones, ones[:, :3])
-    with pytest.raises(GridError, match=r"two arrays \(H, W\)"):
-        confusion_near_borders(ones[None], ones[None])
+    with pytest.raises(GridError, match=r"shape \(1, 4, 4\), expected \(H, W\)"):
+        near_small_objects(ones[None])
     with pytest.raises(GridError, match="cells"):
         cell_confusion(ones, ones, np.zeros((3, 3), np.int32))
