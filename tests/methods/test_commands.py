@@ -29,7 +29,7 @@ def test_a_stopped_call_continues(tiny, folder, tmp_path, capsys):
     found = list(zip(lines["parameters.method"], lines["seeds.world"], strict=True))
     assert found == [("MODIS label", 3), ("MODIS label, interpolated", 3), ("MODIS label", 4)]
     assert set(lines["label_regime"]) == {"coarse only"}
-    assert set(lines["parameters.regime"]) == {"inductive"}
+    assert set(lines["regime"]) == {"inductive"}
     assert lines.filter(like="scores.counts.").notna().any(axis=1).all()  # for intervals
     assert (lines["scores.n_patches"] == 2).all()
     assert "seed 4: AA" in capsys.readouterr().out
