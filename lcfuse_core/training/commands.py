@@ -1,12 +1,12 @@
 """
 Train a network from a shell, on one processor or several:
 
-    python -m lcfuse_core train DATA --out RUN [-p NAME VALUE] ...
+    python -m lcfuse_core train DATA --out RUN [--profile colab] [-p NAME VALUE] ...
     torchrun --nproc-per-node 4 -m lcfuse_core train DATA --out RUN [-p NAME VALUE] ...
 
-DATA is a folder of packed scenes (`data pack`), or of patches in the layout of SEN12MS, of which every eighth scene is
-held out. RUN is the folder of the run: the same command continues an interrupted run. -p sets a value of the plan:
-network, loss, steps, batch, learning_rate ...
+DATA is a folder of patches in the layout of SEN12MS, or of packed scenes (`data pack`); one scene in eight is held out,
+as in the chapters. RUN is the folder of the run: the same command continues an interrupted run. -p sets a value of the
+plan: network, loss, steps, batch, learning_rate ... `evaluate --checkpoint RUN/last.safetensors` scores the result.
 """
 
 from __future__ import annotations
@@ -14,9 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from lcfuse_core import _runtime
+from lcfuse_core.errors import ParameterError
+
+if TYPE_CHECKING:  # torch takes seconds to import: other commands do without
+    from lcfuse_core.data.source import PatchSource
 
 
 def add_parser(commands: Any) -> None:
@@ -25,26 +29,36 @@ def add_parser(commands: Any) -> None:
         "train", help="train a network; again to continue", description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )  # fmt: skip
-    train.add_argument("data", type=Path, help="folder of packed scenes or of patches")
+    train.add_argument("data", type=Path, nargs="?", help="folder of patches or packed scenes (default: the profile's)")
     train.add_argument("--out", type=Path, required=True, help="folder of the run")
+    train.add_argument("--profile", help=f"take the plan from {', '.join(_runtime.PROFILES)}")
     train.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="values")
-    train.add_argument("--only", nargs="*", metavar="SCENE", help="packed scenes to use (default: all)")
-    train.add_argument("--validation", type=Path, help="folder of patches to evaluate on at each report")
-    train.add_argument("--patches", type=int, default=64, help="how many of these, evenly spread (default: 64)")
-    train.add_argument("--fine", action="store_true", help="evaluate against their 10 m reference, too (track 2)")
+    train.add_argument("--validation", type=Path, help="folder of DFC2020: evaluate on its validation split, too")
+    train.add_argument("--fine", action="store_true", help="there against the 10 m reference, too (track 2)")
     train.add_argument("--interval", type=float, default=60.0, help="maximum seconds between checkpoints (default: 60)")
     train.set_defaults(command=_train)
 
 
 def _train(options: argparse.Namespace) -> int:
     """Train, and print where the network is."""
-    from lcfuse_core.training import loop  # torch takes seconds to import: other commands do without
+    from dataclasses import replace
+
+    from lcfuse_core.data.sample import world
+    from lcfuse_core.training import loop
     from lcfuse_core.training.checkpoint import LAST
     from lcfuse_core.training.plan import TrainPlan
 
-    plan = TrainPlan(**plan_values(options.values))
-    stack, validation = _data(options, plan.labels)
-    run = loop.train(stack, plan, options.out, validation=validation, interval_s=options.interval)
+    values, profile = plan_values(options.values), {}
+    if options.profile is not None:
+        profile = _runtime.read_profile(options.profile)
+    elif options.data is None:
+        raise ParameterError("train", found="no DATA", expected="a folder or --profile", do="Give one of them.")
+    plan = TrainPlan(**{name: profile[name] for name in profile if name in TrainPlan.__dataclass_fields__} | values)
+    if profile and "report_every" not in values:
+        plan = replace(plan, report_every=max(1, plan.steps // 8))
+    folder = options.data or profile["train_root"] or world.sample_folder(plan.seed) / "sen12ms"
+    source, validation = _sources(Path(folder), options.validation, plan.labels, options.fine)
+    run = loop.train(source, plan, options.out, validation=validation, interval_s=options.interval)
     print(f"{run.history[-1]['step']} steps, loss {run.history[-1]['loss']:.4f}: {options.out / LAST}")
     return 0
 
@@ -65,25 +79,22 @@ def plan_values(pairs: list[list[str]]) -> dict[str, Any]:
     return values
 
 
-def _data(options: argparse.Namespace, labels: str) -> tuple[Any, Any]:
-    """Return the training data, and the stacks to evaluate on by name, if any."""
-    from lcfuse_core.data import packed, patches, source
+def _sources(
+    folder: Path, validation: Path | None, labels: str, fine: bool
+) -> tuple[PatchSource, dict[str, PatchSource]]:
+    """Return the patches to learn from, and by name those to evaluate on: held-out scenes, validation split."""
+    from lcfuse_core.data import patches
+    from lcfuse_core.data.source import LABEL_KINDS
     from lcfuse_core.data.streamed import open_source
     from lcfuse_core.scoring import protocol
 
-    if packed.packed_paths(options.data):
-        table = patches.index(options.data)
-        stack: Any = open_source(table[table["scene_id"].isin(options.only)] if options.only else table, labels)
-        rows: Any = None
-    else:
-        table = patches.complete(patches.index(options.data), source.LABEL_KINDS[labels])
-        learn, rows = protocol.split_scenes(table)
-        stack = open_source(learn, labels)
-    if options.validation is not None:
-        need = (*source.LABEL_KINDS["modis"], *(["dfc"] if options.fine else []))
-        rows = patches.complete(patches.index(options.validation), need)
-    if rows is None or rows.empty:
-        return stack, None
-    chosen = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, options.patches).astype(int))]
-    kinds = ["modis", "fine"] if options.fine else ["modis"]
-    return stack, {kind: source.read_stack(chosen, kind)[0] for kind in kinds}
+    table, sources = patches.complete(patches.index(folder), LABEL_KINDS[labels]), {}
+    if table["scene_id"].nunique() > 1:
+        table, held_out = protocol.split_scenes(table)
+        sources["held_out"] = open_source(held_out, labels)
+        scenes = ", ".join(sorted(held_out["scene_id"].unique()))
+        print(f"learn from {len(table)} patches; held out: {len(held_out)} patches of {scenes}")
+    if validation is not None:
+        rows = protocol.evaluation_patches(validation, "validation")
+        sources |= {name: open_source(rows, name) for name in ("modis", *(["fine"] if fine else []))}
+    return open_source(table, labels), sources

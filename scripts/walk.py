@@ -1,0 +1,97 @@
+"""
+Walk the whole way on a miniature, from archives on a server to the verdict on a claim, and print each command.
+
+    python scripts/walk.py --out FOLDER
+
+A local server offers a small synthetic world in the archives and names of SEN12MS and DFC2020. The same commands, with
+the profile `full` and without --manifest, are those for the real data. The training is killed twice and continued. The
+result decides no claim, because the miniature is another protocol.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS, KILLED_AT = 100, (5, 30)
+
+
+def main() -> None:
+    """Serve the miniature and walk."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="empty folder for data, networks and results")
+    options = parser.parse_args()
+    sys.path.insert(0, str(ROOT / "tests"))  # the server is that of the tests
+    import mirror
+
+    with mirror.serve(options.out / "mirror", faults=False) as served:
+        walk(options.out.absolute(), served.manifest.absolute())
+
+
+def walk(folder: Path, manifest: Path, show: Callable[[str], object] = print) -> None:
+    """Run all commands in *folder*; CalledProcessError if one fails, RuntimeError if a training ends before its kill."""
+    data = ["--profile", "colab", "--manifest", str(manifest)]
+    _run(folder, show, "data", "fetch", *data, "--drop-archives")
+    _run(folder, show, "data", "verify", *data)
+    _run(folder, show, "data", "pack")
+    plan = {"steps": STEPS, "crop": 32, "batch": 4, "width": 8, "class_weight_power": 0}
+    train = ["train", "data/packs", "--out", "runs/fcn", "--profile", "colab", "--validation", "data/dfc2020"]
+    train += ["--interval", "0", *(word for name, value in plan.items() for word in ("-p", name, str(value)))]
+    for step in KILLED_AT:
+        show(f"{_shown(train)}\n  killed; the last checkpoint is of step {_kill(folder, train, step)} of {STEPS}")
+    _run(folder, show, *train)
+    evaluate = ["--checkpoint", "runs/fcn", "--train-root", "data/packs", "--data", "data/dfc2020"]
+    _run(folder, show, "evaluate", *evaluate, "--profile", "colab", "--ledger", "ledger.jsonl")
+
+
+def _run(folder: Path, show: Callable[[str], object], *words: str) -> None:
+    done = subprocess.run(_command(words), **_options(folder), stderr=subprocess.STDOUT, check=False)
+    show("\n  ".join([_shown(words), *(line.rstrip() for line in done.stdout.splitlines()[-12:])]))
+    done.check_returncode()
+
+
+def _kill(folder: Path, words: list[str], step: int) -> int:
+    """Kill a training after it has written a checkpoint of that step or a later one; return the step that is kept."""
+    from lcfuse_core.errors import LcfuseError
+    from lcfuse_core.training.checkpoint import LAST, read_checkpoint
+
+    def kept() -> int:
+        try:
+            return int((read_checkpoint(folder / "runs" / "fcn" / LAST)[1] or {})["step"])
+        except LcfuseError:  # not yet there
+            return 0
+
+    with subprocess.Popen(_command(words), **_options(folder), stderr=subprocess.DEVNULL) as training:
+        while training.poll() is None and kept() < step:
+            time.sleep(0.02)
+        training.kill()
+    if training.returncode == 0:
+        raise RuntimeError("the training ended before it was killed")
+    return kept()
+
+
+def _command(words: tuple[str, ...] | list[str]) -> list[str]:
+    return [sys.executable, "-m", "lcfuse_core", *words]
+
+
+def _shown(words: tuple[str, ...] | list[str]) -> str:
+    """The command as a reader types it; the manifest of the miniature is left out."""
+    typed = [word for n, word in enumerate(words) if "--manifest" not in words[max(0, n - 1) : n + 1]]
+    return f"$ python -m lcfuse_core {shlex.join(typed)}"
+
+
+def _options(folder: Path) -> dict[str, object]:
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    environment = os.environ | {"LCFUSE_DATA": str(folder / "_data"), "PYTHONPATH": paths}
+    return {"cwd": folder, "env": environment, "stdout": subprocess.PIPE, "text": True}
+
+
+if __name__ == "__main__":
+    main()
