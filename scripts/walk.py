@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def walk(folder: Path, manifest: Path, show: Callable[[str], object] = print) -> None:
-    """Run all commands in *folder*; CalledProcessError if one fails, RuntimeError if a training ends before its kill."""
+    """Run all commands in *folder*; raises an error if one fails, or the training ends before it is killed."""
     data = ["--profile", "colab", "--manifest", str(manifest)]
     _run(folder, show, "data", "fetch", *data, "--drop-archives")
     _run(folder, show, "data", "verify", *data)

@@ -15,13 +15,16 @@ untouched one look the same. Assign the value in a cell below, as papermill does
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Mapping, Sequence
+import importlib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lcfuse_core import _runtime
-from lcfuse_core.errors import ParameterError
+from lcfuse_core.errors import MissingDataError, ParameterError
 
 CHAPTERS: dict[str, tuple[str, ...]] = {
     "coarse_labels": ("profile", "seed", "data_root", "place"),
@@ -103,19 +106,16 @@ def check(
         Lists the known names, or the type and range of a value.
     """
     names = list(Settings.model_fields if known is None else known)
-    unknown = [name for name in values if name not in names]
-    if unknown:
+    if unknown := [name for name in values if name not in names]:
         found = f"unknown name {', '.join(unknown)}"
         raise ParameterError(where, found=found, expected=f"some of {', '.join(names)}", do="Correct the name.")
     try:
         Settings(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0])
+        name, found = str(first["loc"][0]), repr(first["input"])
         expected = f"{describe(name)}: {first['msg'].lower()}"
-        raise ParameterError(
-            f"{where}: {name}", found=repr(first["input"]), expected=expected, do="Correct the value."
-        ) from None
+        raise ParameterError(f"{where}: {name}", found=found, expected=expected, do="Correct the value.") from None
     return dict(values)
 
 
@@ -174,31 +174,24 @@ def from_notebook(namespace: Mapping[str, Any], chapter: str) -> tuple[dict[str,
     """
     names = names_of(chapter)
     history = namespace.get("In")  # its last cell is the one that runs now
-    cells = [_Cell(str(source)) for source in history[:-1]] if isinstance(history, list) else []
-    starts = [number for number, cell in enumerate(cells) if cell.names[:1] == ["profile"] and not cell.injected]
-    parameters, below = cells[starts[-1] :][:1] if starts else [], cells[starts[-1] + 1 :] if starts else cells
-    written = [name for cell in [*parameters, *(cell for cell in below if cell.injected)] for name in cell.names]
+    cells = [(str(cell), _assigned(str(cell))) for cell in history[:-1]] if isinstance(history, list) else []
+    is_injected = {cell: cell.lstrip().startswith("# Parameters") for cell, _ in cells}
+    starts = [n for n, (cell, found) in enumerate(cells) if found[:1] == ["profile"] and not is_injected[cell]]
+    parameters, below = (cells[starts[-1]][1], cells[starts[-1] + 1 :]) if starts else ([], cells)
+    written = [*parameters, *(name for cell, found in below if is_injected[cell] for name in found)]
     check({name: None for name in written if name not in names}, known=names, where=f"parameters of {chapter}")
-    given = {name for cell in below for name in cell.names}
+    given = {name for _, found in below for name in found}
     return {name: namespace[name] for name in names if name in namespace}, given & set(names)
 
 
-class _Cell:
-    """
-    An executed cell.
-
-    names : what its top-level statements assign, in order
-    injected : whether papermill wrote it
-    """
-
-    def __init__(self, source: str) -> None:
-        self.injected = source.lstrip().startswith("# Parameters")
-        try:
-            body: Sequence[ast.stmt] = ast.parse(source).body
-        except SyntaxError:
-            body = []
-        targets = [node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)] for node in body]
-        self.names = [target.id for several in targets for target in several if isinstance(target, ast.Name)]
+def _assigned(cell: str) -> list[str]:
+    """Return the names that the top-level statements of an executed cell assign, in order."""
+    try:
+        body = ast.parse(cell).body
+    except SyntaxError:  # such as a cell with a magic command
+        return []
+    targets = [node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)] for node in body]
+    return [target.id for several in targets for target in several if isinstance(target, ast.Name)]
 
 
 def from_text(name: str, text: str) -> Any:
@@ -216,9 +209,30 @@ def from_text(name: str, text: str) -> Any:
     try:
         value: Any = kind(text) if kind in (int, float) else text
     except ValueError:
-        expected = f"{describe(name)}, of type {kind.__name__ if kind else 'text'}"
-        raise ParameterError(
-            f"parameter {name}", found=repr(text), expected=expected, do="Correct the value."
-        ) from None
+        expected, do = f"{describe(name)}, of type {kind.__name__ if kind else 'text'}", "Correct the value."
+        raise ParameterError(f"parameter {name}", found=repr(text), expected=expected, do=do) from None
     check({name: value})
     return value
+
+
+def use_drive(folder: str = "lcfuse", *, mount: str = "/content/drive") -> Path:
+    """
+    Keep samples, checkpoints and results in a folder of Google Drive, so that a disconnected Colab loses none of them.
+
+    Call it before the set-up cell of a chapter. After a disconnect run all cells again: a training continues from its
+    last checkpoint, which is at most a minute old.
+
+    Raises
+    ------
+    MissingDataError
+        If this is not Colab, or the folder cannot be used.
+    """
+    try:
+        importlib.import_module("google.colab.drive").mount(mount)
+        path = Path(mount) / "MyDrive" / folder
+        path.mkdir(parents=True, exist_ok=True)
+    except (ImportError, OSError, ValueError) as error:
+        found, do = f"no access ({error})", "Allow the access on Colab; elsewhere set LCFUSE_DATA to a folder."
+        raise MissingDataError("Google Drive", found=found, expected="a mounted Drive", do=do) from None
+    os.environ["LCFUSE_DATA"] = str(path)
+    return path

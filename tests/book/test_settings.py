@@ -1,6 +1,9 @@
 """Parameters of chapters: the profile fills in, the reader's own value wins, and anything unknown stops."""
 
 import ast
+import os
+import sys
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -10,7 +13,7 @@ from hypothesis import strategies as st
 import chapters
 from lcfuse_core import _runtime
 from lcfuse_core.book import settings
-from lcfuse_core.errors import ParameterError
+from lcfuse_core.errors import MissingDataError, ParameterError
 from lcfuse_core.models.losses import LOSSES
 
 SMOKE = settings.read_profile("smoke")
@@ -143,3 +146,15 @@ def test_a_number_comes_back_from_its_text(seed):
 def test_text_of_the_wrong_type_is_refused(name, text):
     with pytest.raises(ParameterError, match=f"parameter {name}: found '{text}', expected .* of type"):
         settings.from_text(name, text)
+
+
+def test_drive_is_used_on_colab_alone(monkeypatch, tmp_path):
+    """Checkpoints and samples are then kept in a folder of the mounted Drive."""
+    monkeypatch.setenv("LCFUSE_DATA", "here")
+    with pytest.raises(MissingDataError, match="elsewhere set LCFUSE_DATA"):
+        settings.use_drive()
+    mounted = []
+    monkeypatch.setitem(sys.modules, "google.colab.drive", SimpleNamespace(mount=mounted.append))
+    path = settings.use_drive("mine", mount=str(tmp_path))
+    assert (mounted, path.is_dir()) == ([str(tmp_path)], True)
+    assert os.environ["LCFUSE_DATA"] == str(path) == str(tmp_path / "MyDrive" / "mine")
