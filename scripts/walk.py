@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, KILLED_AT = 100, (5, 30)
@@ -87,7 +88,7 @@ def _shown(words: tuple[str, ...] | list[str]) -> str:
     return f"$ python -m lcfuse_core {shlex.join(typed)}"
 
 
-def _options(folder: Path) -> dict[str, object]:
+def _options(folder: Path) -> dict[str, Any]:
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     environment = os.environ | {"LCFUSE_DATA": str(folder / "_data"), "PYTHONPATH": paths}
     return {"cwd": folder, "env": environment, "stdout": subprocess.PIPE, "text": True}
