@@ -38,6 +38,7 @@ ALLOWED = {
         "95 %": "the level of the intervals, a choice and no score",
     },
     "glossary": {"80 %": "arithmetic: what a probability of 0.8 means"},
+    "maps": {"95 %": "the level of the intervals, a choice and no score"},
     "methods_compared": {"95 %": "the level of the intervals, a choice and no score"},
     "reproduction": {"95 %": "the level of the intervals, a choice and no score"},
     "sen12ms": {"12.34 %": "what a digital number of 1,234 means, by definition"},
