@@ -1,0 +1,273 @@
+"""
+Real images and real MODIS labels of any place: coordinates in, a folder of patches out.
+
+    place = fetch_place(Request(lon=11.5, lat=48.3, year=2021), Path("places"))
+
+writes `places/N48.300_E11.500` in the layout of the DFC2020 public bundle, which every chapter and command takes as
+`data_root`, the whole scene as four files that `map` takes, and `place.json` with the items, dates, addresses, offsets
+and attributions. Only the pixels of the place are read, some tens of megabytes.
+
+- Sentinel-2 L2A: the median of the clearest dates of a season, reflectance x 10000. L2A has no B10; its band is 0.
+- Sentinel-1, terrain corrected, in dB, if the catalogue has it and may be read; else the bands are constant, and every
+  method learns from Sentinel-2 alone.
+- MODIS MCD12Q1 (IGBP) of the year: of each cell of the sinusoidal grid the value of the pixel that holds its centre.
+- A 10 m map by another model as the reference: agreement with it is not accuracy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import rasterio
+import yaml
+from affine import Affine
+from numpy.typing import NDArray
+from pyproj import Transformer
+
+from lcfuse_core import _runtime
+from lcfuse_core.data import cells
+from lcfuse_core.data.files import part_transform
+from lcfuse_core.data.place_layers import PlaceReader
+from lcfuse_core.data.stac import Grid
+from lcfuse_core.errors import DataError, MissingDataError, ParameterError
+
+SERVICES = _runtime.SHIPPED / "services.yaml"
+PATCH_PX = 256
+_LAST_DAY = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+
+
+@dataclass(frozen=True)
+class Request:
+    """
+    What is asked for. Raises ParameterError on a value out of range.
+
+    Parameters
+    ----------
+    lon, lat : float
+        Centre in degrees.
+    size_km : float
+        Side of the square, rounded up to whole patches of 2.56 km.
+    year : int
+        Of the images and of the MODIS label.
+    name : str
+        Of the folder and of the patches; by default from the coordinates.
+    months : tuple of int
+        First and last month of the season; by default the summer of the hemisphere, all year in the tropics.
+    dates : int
+        Number of dates in the composite.
+    catalogue, reference : str
+        Names in the file of services; reference "" for none.
+    """
+
+    lon: float
+    lat: float
+    size_km: float = 5.12
+    year: int = 2021
+    name: str = ""
+    months: tuple[int, int] | None = None
+    dates: int = 4
+    catalogue: str = "earth-search"
+    reference: str = "worldcover"
+
+    def __post_init__(self) -> None:
+        months = self.months or (1, 12)
+        checks: dict[str, tuple[bool, str]] = {
+            "lon": (-180 <= self.lon <= 180, "-180 to 180 degrees"),
+            "lat": (-80 <= self.lat <= 84, "-80 to 84 degrees: the range of UTM"),
+            "size_km": (0 < self.size_km <= 41, "more than 0, at most 41 km"),
+            "year": (2016 <= self.year <= 2100, "2016 or later, when Sentinel-2 covers a summer"),
+            "name": (not self.name or bool(re.fullmatch(r"[A-Za-z0-9]\w*", self.name)), "letters, digits and _"),
+            "months": (1 <= months[0] <= months[1] <= 12, "two months, the first not after the last"),
+            "dates": (1 <= self.dates <= 12, "1 to 12"),
+        }
+        for name, (is_good, expected) in checks.items():
+            if not is_good:
+                found = repr(getattr(self, name))
+                raise ParameterError(f"place: {name}", found=found, expected=expected, do="Correct the value.")
+
+    @property
+    def title(self) -> str:
+        """The name, or the coordinates as one: N48_3000_E11_5000."""
+        if self.name:
+            return self.name
+        north, east = ("NS"[self.lat < 0], "EW"[self.lon < 0])
+        return f"{north}{abs(self.lat):.4f}_{east}{abs(self.lon):.4f}".replace(".", "_")
+
+    @property
+    def grid(self) -> Grid:
+        """The pixels: 10 m in the UTM zone of the centre, corners at multiples of 10 m."""
+        zone = min(60, int((self.lon + 180) // 6) + 1)
+        crs = f"EPSG:{(32600 if self.lat >= 0 else 32700) + zone}"
+        side = PATCH_PX * math.ceil(round(self.size_km * 100 / PATCH_PX, 6))
+        x, y = Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(self.lon, self.lat)
+        west, north = 10 * round(x / 10) - 5 * side, 10 * round(y / 10) + 5 * side
+        return Grid(crs, Affine(10, 0, west, 0, -10, north), side)
+
+    @property
+    def season(self) -> tuple[str, str]:
+        """The season's name for files, and its dates."""
+        tropical, north = abs(self.lat) < 23.5, self.lat >= 0
+        first, last = self.months or ((1, 12) if tropical else (6, 8) if north else (1, 3))
+        name = "year" if last - first >= 6 else "summer" if self.months is None else "season"
+        return name, f"{self.year}-{first:02}-01/{self.year}-{last:02}-{_LAST_DAY[last - 1]}"
+
+
+def read_services(path: str | os.PathLike[str] = SERVICES) -> dict[str, Any]:
+    """Read a file of services; DataError if it is not of the form of the shipped one."""
+    try:
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        for name, wanted in {"catalogues": dict, "modis": dict, "references": dict}.items():
+            if not isinstance(found[name], wanted):
+                raise ValueError(f"{name} is no mapping")
+    except FileNotFoundError:
+        do = "Correct the path."
+        raise MissingDataError(path, found="no such file", expected="a file of services", do=do) from None
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        found, do = f"{type(error).__name__}: {error}"[:200], f"Compare it with {SERVICES.name}."
+        raise DataError(path, found=found, expected="catalogues, modis and references", do=do) from None
+    return dict(found)
+
+
+def fetch_place(
+    request: Request,
+    out: Path,
+    *,
+    services: str | os.PathLike[str] = SERVICES,
+    progress: bool = False,
+) -> Path:
+    """
+    Fetch a place, and return its folder; a place that is complete is kept.
+
+    What was read is kept in a folder beside it until the place is complete: after an interruption the same call
+    continues. The folder appears all at once under its name.
+
+    Parameters
+    ----------
+    request : Request
+        Where and when.
+    out : Path
+        Folder that gets a folder for the place.
+    services : path
+        Addresses; see `SERVICES`.
+    progress : bool
+        Whether to show a bar.
+
+    Raises
+    ------
+    ParameterError
+        If the services lack the catalogue or the reference, or another place has the name.
+    MissingDataError
+        If there is no image, no clear date, or no MODIS label.
+    FetchError
+        If a service does not answer.
+    """
+    final = out / request.title
+    wanted = json.loads(json.dumps(asdict(request)))
+    record = final / "place.json"
+    if record.exists():
+        if json.loads(record.read_text(encoding="utf-8")).get("request") == wanted:
+            return final
+        do = "Give another --name, or delete the folder."
+        raise ParameterError(final, found="another place of that name", expected="a new name", do=do)
+    known = read_services(services)
+    for kind, name in (("catalogues", request.catalogue), ("references", request.reference)):
+        if name and name not in known[kind]:
+            expected = ", ".join(known[kind])
+            raise ParameterError(f"place: {kind}", found=name, expected=expected, do="Correct the name.")
+    digest = hashlib.sha256(json.dumps([wanted, known], sort_keys=True, default=str).encode()).hexdigest()[:12]
+    part = out / f".{request.title}.{digest}.part"
+    with _runtime.lock(part.with_suffix(".lock")):
+        part.mkdir(parents=True, exist_ok=True)
+        reader = PlaceReader(
+            request.title,
+            request.grid,
+            request.year,
+            request.season[1],
+            request.dates,
+            known["catalogues"][request.catalogue],
+            known["modis"],
+            {"name": request.reference, **known["references"][request.reference]} if request.reference else None,
+            part,
+            progress,
+        )
+        _write_place(request, reader, part / "place")
+        if final.exists():
+            shutil.rmtree(final)  # a folder without a record: not of this function, or unfinished
+        (part / "place").rename(final)
+        shutil.rmtree(part)
+    part.with_suffix(".lock").unlink(missing_ok=True)
+    return final
+
+
+def _write_place(request: Request, reader: PlaceReader, folder: Path) -> None:
+    """Read all layers and write the folder of a place."""
+    shutil.rmtree(folder, ignore_errors=True)
+    grid, record = reader.grid, reader.record
+    label, codes, transform = reader.modis()  # first: without a label the images are of no use
+    layers: dict[str, NDArray[Any]] = {"s2": reader.sentinel2(), "s1": reader.sentinel1(), "lc": label}
+    reference = reader.reference()
+    if reference is not None:
+        layers["dfc"] = reference[None]
+    season, title = f"ROIs0000_{request.season[0]}", request.title
+    corners = [(row, col) for row in range(0, grid.side, PATCH_PX) for col in range(0, grid.side, PATCH_PX)]
+    for number, (row, col) in enumerate(corners):
+        for kind, array in layers.items():
+            path = folder / season / f"{kind}_{title}" / f"{season}_{kind}_{title}_p{number}.tif"
+            window = array[:, row : row + PATCH_PX, col : col + PATCH_PX]
+            _write(path, window, grid.crs, part_transform(grid.transform, row, col))
+    scene = {"s2": layers["s2"]}
+    scene |= {"s1": layers["s1"]} if record["sentinel1"] else {}
+    scene |= {"reference": layers["dfc"]} if reference is not None else {}
+    for name, array in scene.items():
+        _write(folder / f"{name}.tif", array, grid.crs, grid.transform, compress="deflate")
+    _write(folder / "coarse.tif", codes[None], cells.SINUSOIDAL, transform, nodata=255)
+    attributions = [record[name]["attribution"] for name in ("modis", "reference") if record[name]]
+    whole = {
+        "request": json.loads(json.dumps(asdict(request))),
+        "grid": {"crs": grid.crs, "transform": tuple(grid.transform)[:6], "side": grid.side},
+        **record,
+        "attribution": [f"Contains modified Copernicus Sentinel data {request.year}", *attributions],
+    }
+    _runtime.write_atomic(folder / "place.json", json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+
+
+def _write(path: Path, array: NDArray[Any], crs: str, transform: Affine, **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count, height, width = array.shape
+    profile = {"driver": "GTiff", "dtype": array.dtype, "count": count, "height": height, "width": width, **options}
+    with rasterio.open(path, "w", crs=crs, transform=transform, interleave="pixel", **profile) as file:
+        file.write(array)
+
+
+def read_places(path: str | os.PathLike[str]) -> list[Request]:
+    """Read a list of places: a YAML sequence of mappings with the fields of `Request` and, ignored here, a `reason`."""
+    try:
+        rows = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        requests = []
+        for row in rows:
+            values = {key: value for key, value in row.items() if key != "reason"}
+            if "months" in values:
+                values["months"] = tuple(values["months"])
+            requests.append(Request(**values))
+    except FileNotFoundError:
+        do = "Correct the path."
+        raise MissingDataError(path, found="no such file", expected="a list of places", do=do) from None
+    except ParameterError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        found, do = f"{type(error).__name__}: {error}"[:200], "Give a list of mappings with lon and lat."
+        raise DataError(path, found=found, expected="a list of places", do=do) from None
+    titles = [request.title for request in requests]
+    twice = sorted({title for title in titles if titles.count(title) > 1})
+    if twice or not requests:
+        found = f"{', '.join(twice)} twice" if twice else "no place"
+        raise DataError(path, found=found, expected="places of different names", do="Correct the list.")
+    return requests

@@ -1,0 +1,301 @@
+"""
+Windows of images that lie in a STAC catalogue: search, choose dates, and read only the pixels of a grid.
+
+A catalogue answers a search with items; an item has one address (asset) per band. Rasters are read by HTTP range
+requests through GDAL, so that a window of some kilometres costs megabytes instead of the gigabyte of a whole product.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+import numpy as np
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.enums import Resampling
+from rasterio.errors import RasterioError
+from rasterio.vrt import WarpedVRT
+from rasterio.warp import transform_bounds
+
+from lcfuse_core.errors import DataError, FetchError, MissingDataError
+
+TRIES = 4
+"""How often a request is made before it counts as failed."""
+
+CLEAR = (4, 5, 6, 7, 11)
+"""Classes of the scene classification (SCL) that show the ground: vegetation, soil, water, unclassified, snow."""
+
+_GDAL = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no side-car files
+    "GDAL_HTTP_MAX_RETRY": str(TRIES - 1),
+    "GDAL_HTTP_RETRY_DELAY": "0.5",
+    "GDAL_HTTP_CONNECTTIMEOUT": "20",
+    "GDAL_HTTP_LOW_SPEED_TIME": "30",
+    "GDAL_HTTP_LOW_SPEED_LIMIT": "100",
+    "GDAL_HTTP_MULTIRANGE": "YES",
+    "GDAL_INGESTED_BYTES_AT_OPEN": "16384",
+    "CPL_VSIL_CURL_CHUNK_SIZE": "16384",
+    "VSI_CACHE": "FALSE",
+}
+_DRIVERS = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG"}
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A raster in UTM, north up, of side x side pixels of 10 m."""
+
+    crs: str
+    transform: Affine
+    side: int
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """West, south, east, north in degrees; west > east across 180 degrees, as GeoJSON has it (RFC 7946)."""
+        west, north = self.transform.c, self.transform.f
+        extent = (west, north - 10 * self.side, west + 10 * self.side, north)
+        found = transform_bounds(self.crs, "EPSG:4326", *extent)
+        return (found[0], found[1], found[2], found[3])
+
+
+@dataclass(frozen=True)
+class Item:
+    """One product of a catalogue: its id, date (YYYY-MM-DD), addresses by asset, and properties."""
+
+    id: str
+    date: str
+    assets: dict[str, dict[str, Any]]
+    properties: dict[str, Any]
+    collection: str
+
+    def address(self, asset: str) -> str:
+        """Return the address of an asset; MissingDataError if the item lacks it."""
+        if asset not in self.assets:
+            found, do = f"assets {', '.join(sorted(self.assets)) or 'none'}", "Take another catalogue or date."
+            raise MissingDataError(self.id, found=found, expected=f"the asset {asset}", do=do)
+        return str(self.assets[asset]["href"])
+
+    def offset(self, asset: str) -> int:
+        """
+        Return what to add to the stored values so that reflectance is value / 10000: 0 or -1000.
+
+        Products since processing baseline 04.00 are stored with +1000. A catalogue may have removed it already
+        (`earthsearch:boa_offset_applied`), may state it (`raster:bands`), or give the baseline alone.
+
+        Raises
+        ------
+        DataError
+            If the item states none of the three: a guess from its date would be wrong for reprocessed products.
+        """
+        if self.properties.get("earthsearch:boa_offset_applied") is True:
+            return 0
+        band = (self.assets[asset].get("raster:bands") or [{}])[0]
+        if "offset" in band and band.get("scale"):
+            return round(band["offset"] / band["scale"])
+        baseline = self.properties.get("s2:processing_baseline", self.properties.get("processing:version"))
+        if baseline is None:
+            found = "neither a processing baseline nor an offset nor earthsearch:boa_offset_applied"
+            do = "Take another catalogue: the radiometric offset of this item is unknown."
+            raise DataError(self.id, found=found, expected="one of them", do=do)
+        return -1000 if float(baseline) >= 4 else 0
+
+
+class Catalogue:
+    """A STAC API, with a session that retries, and tokens for signed addresses."""
+
+    def __init__(self, url: str, token_url: str | None = None) -> None:
+        try:
+            import requests
+            from urllib3.util import Retry
+        except ModuleNotFoundError:
+            do = "Install it: pip install 'lcfuse-core[places]'."
+            raise MissingDataError("place", found="no package requests", expected="it", do=do) from None
+        self.url, self.token_url = url.rstrip("/"), token_url
+        self._tokens: dict[str, str] = {}
+        self._session = requests.Session()
+        # Retry-After is respected: a service that limits requests gives the seconds to wait.
+        retry = Retry(TRIES - 1, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504), allowed_methods=None)
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=retry))
+
+    def search(self, collection: str, grid: Grid, dates: str, limit: int = 100) -> list[Item]:
+        """
+        Return all items of a collection over a grid.
+
+        Parameters
+        ----------
+        collection : str
+            Name in the catalogue.
+        grid : Grid
+            The place.
+        dates : str
+            Two dates, as in "2021-06-01/2021-08-31".
+        limit : int
+            Items per page of the answer; all pages are read.
+        """
+        west, south, east, north = grid.bounds
+        body: dict[str, Any] = {
+            "collections": [collection], "bbox": [west, south, east, north], "datetime": _interval(dates),
+            "limit": limit,
+        }  # fmt: skip
+        items, address, method = {}, f"{self.url}/search", "POST"
+        while address:
+            page = self._json(address, method, body)
+            for feature in page.get("features", ()):
+                item = _item(feature)
+                items[item.id] = item
+            following = next((link for link in page.get("links", ()) if link.get("rel") == "next"), None)
+            if following is None or not page.get("features"):
+                break
+            address, method = following["href"], following.get("method", "GET").upper()
+            body = (body if following.get("merge") else {}) | (following.get("body") or {})
+        return sorted(items.values(), key=lambda item: (item.date, item.id))
+
+    def _json(self, address: str, method: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        import requests
+
+        try:
+            payload = body if method == "POST" else None
+            answer = self._session.request(method, address, json=payload, timeout=(20, 60))
+            answer.raise_for_status()
+            found = answer.json()
+        except requests.RequestException as error:
+            what = f"{type(error).__name__}: {str(error)[:200]}"
+            do = "Try again later, or take another catalogue."
+            raise FetchError(address, found=what, expected="an answer of the catalogue", do=do) from None
+        if not isinstance(found, dict):
+            do = "Check the address of the catalogue."
+            raise FetchError(address, found=f"a {type(found).__name__}", expected="a JSON object", do=do)
+        return found
+
+    def signed(self, item: Item, asset: str, *, fresh: bool = False) -> str:
+        """Return the address of an asset with a token, if the catalogue signs; *fresh* gets a new one."""
+        address = item.address(asset)
+        if self.token_url is None:
+            return address
+        if fresh or item.collection not in self._tokens:
+            answer = self._json(self.token_url.format(collection=item.collection), "GET")
+            self._tokens[item.collection] = str(answer.get("token", ""))
+        return f"{address}?{self._tokens[item.collection]}"
+
+    def read(self, item: Item, asset: str, grid: Grid, resampling: Resampling) -> NDArray[Any]:
+        """Read one asset on the pixels of a grid, (side, side); 0 where the product has no data."""
+        try:
+            return read_window(self.signed(item, asset), grid, resampling)
+        except FetchError:
+            if self.token_url is None:
+                raise
+        return read_window(self.signed(item, asset, fresh=True), grid, resampling)  # the token may have expired
+
+
+def _interval(dates: str) -> str:
+    first, last = dates.split("/")
+    return f"{first}T00:00:00Z/{last}T23:59:59Z"
+
+
+def _item(feature: Any) -> Item:
+    try:
+        properties = dict(feature["properties"])
+        assets = {str(name): dict(asset) for name, asset in feature["assets"].items()}
+        date = str(properties["datetime"])[:10]
+        return Item(str(feature["id"]), date, assets, properties, str(feature.get("collection", "")))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        found = f"an item that is not of STAC ({type(error).__name__}: {error})"
+        do = "Check the address of the catalogue."
+        raise DataError("catalogue", found=found, expected="id, properties.datetime and assets", do=do) from None
+
+
+def without_token(address: str) -> str:
+    """Return an address without its query: tokens do not belong in records."""
+    return urlunsplit(urlsplit(address)._replace(query=""))
+
+
+@contextmanager
+def remote(address: str) -> Iterator[Any]:
+    """
+    Open a raster at an http(s) address, or a local file, as GeoTIFF or JPEG 2000 only.
+
+    Raises
+    ------
+    FetchError
+        If it cannot be read.
+    """
+    path = urlsplit(address).path
+    driver = _DRIVERS.get(path[path.rfind(".") :].lower(), "GTiff")
+    name = f"/vsicurl/{address}" if address.startswith(("http://", "https://")) else address
+    with rasterio.Env(**_GDAL):
+        try:
+            with rasterio.open(name, driver=driver) as file:
+                yield file
+        except RasterioError as error:
+            found = str(error.__cause__ or error).replace(f"/vsicurl/{address}", without_token(address))[:300]
+            do = "Try again later; what is complete is kept."
+            raise FetchError(without_token(address), found=found, expected="a raster", do=do) from None
+
+
+def read_window(address: str, grid: Grid, resampling: Resampling) -> NDArray[Any]:
+    """Read the first band of a raster on the pixels of a grid, tried `TRIES` times; 0 outside the raster."""
+
+    def read() -> NDArray[Any]:
+        with remote(address) as file:
+            # No overviews: they are averages, which the classes of a mask do not have.
+            options = {"crs": grid.crs, "transform": grid.transform, "width": grid.side, "height": grid.side}
+            with WarpedVRT(file, resampling=resampling, src_nodata=file.nodata or 0, nodata=0, **options) as warped:
+                values: NDArray[Any] = warped.read(1)
+                return values
+
+    return tried(read)
+
+
+def tried(read: Callable[[], Result]) -> Result:
+    """Return the result of *read*, tried again after a FetchError; an address that is refused is not tried again."""
+    for number in range(TRIES):
+        try:
+            return read()
+        except FetchError as error:
+            if number == TRIES - 1 or any(code in str(error) for code in ("403", "404")):
+                raise
+            time.sleep(0.5 * 2**number)
+    raise AssertionError
+
+
+def read_nearest(address: str, lon: NDArray[np.float64], lat: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """
+    Return the pixels of a raster in degrees that hold some points, uint8 (n,); 255 outside the raster.
+
+    Points on both sides of 180 degrees are read as two windows.
+    """
+    values = np.full(lon.shape, 255, np.uint8)
+    for side in (lon < 0, lon >= 0):
+        if not side.any():
+            continue
+
+        def read(side: NDArray[np.bool_] = side) -> None:
+            with remote(address) as file:
+                t = ~file.transform
+                col = np.floor(t.a * lon[side] + t.b * lat[side] + t.c).astype(int)
+                row = np.floor(t.d * lon[side] + t.e * lat[side] + t.f).astype(int)
+                inside = (row >= 0) & (row < file.height) & (col >= 0) & (col < file.width)
+                if not inside.any():
+                    return
+                top, left = int(row[inside].min()), int(col[inside].min())
+                window = ((top, int(row[inside].max()) + 1), (left, int(col[inside].max()) + 1))
+                block = file.read(1, window=window)
+                chosen = np.full(row.shape, 255, np.uint8)
+                chosen[inside] = block[row[inside] - top, col[inside] - left]
+                values[side] = chosen
+
+        tried(read)
+    return values
+
+
+def clear_share(scenes: NDArray[Any]) -> float:
+    """Return the proportion of pixels in which a scene classification (SCL) shows the ground."""
+    return float(np.isin(scenes, CLEAR).mean())

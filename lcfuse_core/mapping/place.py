@@ -1,0 +1,120 @@
+"""
+Fetch real images and real MODIS labels of any place, and map it: `python -m lcfuse_core place ...`.
+
+    place --lon 11.5 --lat 48.3 --out DIR                 images, MODIS label and a reference of 5.12 x 5.12 km
+    place --lon 11.5 --lat 48.3 --map --out DIR           and a map of 10 m that is learned from the label
+    place --places FILE.yaml --out DIR [--jobs N]         many
+
+The folder of a place is in the layout of DFC2020: chapters and commands take it as `data_root`. The same command
+continues after an interruption, and finds a place that is complete.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lcfuse_core import _runtime
+from lcfuse_core.data import places
+from lcfuse_core.errors import ParameterError
+from lcfuse_core.mapping import commands
+
+
+def add_parser(parsers: Any) -> None:
+    """Add `place` to the commands of `__main__`."""
+    place = parsers.add_parser(
+        "place", help="fetch images and labels of a place", description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )  # fmt: skip
+    place.add_argument("--lon", type=float, help="longitude of the centre, degrees")
+    place.add_argument("--lat", type=float, help="latitude of the centre, degrees")
+    place.add_argument("--size", type=float, default=5.12, help="side, km (default: 5.12)")
+    place.add_argument("--year", type=int, default=2021, help="of images and label (default: 2021)")
+    place.add_argument(
+        "--months", type=int, nargs=2, metavar=("FIRST", "LAST"), help="default: summer; tropics: all year"
+    )
+    place.add_argument("--dates", type=int, default=4, help="clearest dates in the composite (default: 4)")
+    place.add_argument("--name", default="", help="of the folder (default: the coordinates)")
+    place.add_argument("--places", type=Path, help="YAML list of places with lon, lat, name ...")
+    place.add_argument("--catalogue", default="", help="of images (default: earth-search)")
+    place.add_argument("--reference", default="worldcover", help='10 m map to compare with, or "" for none')
+    place.add_argument(
+        "--services", type=Path, default=places.SERVICES, help="file of addresses, see shipped/services.yaml"
+    )
+    place.add_argument("--out", type=Path, required=True, help="folder of the places")
+    place.add_argument("--map", action="store_true", help="map the place from its MODIS label, too")
+    place.add_argument("--json", action="store_true", help="print the record of each place as one line of JSON")
+    place.add_argument("--quiet", action="store_true", help="do not show the progress bar")
+    place.add_argument("--jobs", type=int, default=1, help="places at a time, on this machine")
+    place.add_argument("--cluster", default="", metavar="ADDRESS", help="Dask scheduler that fetches a list")
+    place.set_defaults(command=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Fetch one place or many; return 1 if any failed."""
+    one = options.lon is not None and options.lat is not None
+    if one == (options.places is not None):
+        do = "Give --lon and --lat for one place, --places FILE for many."
+        found = "both --lon and --places" if one else "neither --lon and --lat nor --places"
+        raise ParameterError("place", found=found, expected="one of them", do=do)
+    if options.jobs < 1:
+        raise ParameterError("--jobs", found=str(options.jobs), expected="1 or more", do="Give a whole number.")
+    requests = places.read_places(options.places) if options.places else [_request(options)]
+    if options.catalogue:
+        requests = [replace(request, catalogue=options.catalogue) for request in requests]
+    out = options.out.absolute()
+    fetch = partial(
+        places.fetch_place, out=out, services=options.services.absolute(), progress=not options.quiet and one
+    )
+    if one:
+        _finish(fetch(requests[0]), options)
+        return 0
+    failed = 0
+    for request, found in _runtime.map_parallel(fetch, requests, jobs=options.jobs, cluster=options.cluster):
+        if isinstance(found, BaseException):
+            failed += 1
+            print(f"{request.title}: {found}", file=sys.stderr)
+        else:
+            _finish(found, options)
+    print(f"{len(requests)} places: {len(requests) - failed} complete, {failed} failed")
+    return int(failed > 0)
+
+
+def _request(options: argparse.Namespace) -> places.Request:
+    months = None if options.months is None else (options.months[0], options.months[1])
+    return places.Request(
+        options.lon, options.lat, options.size, options.year, options.name, months, options.dates,
+        reference=options.reference,
+    )  # fmt: skip
+
+
+def _finish(folder: Path, options: argparse.Namespace) -> None:
+    """Print what a place has, and map it if that is wanted."""
+    record = json.loads((folder / "place.json").read_text(encoding="utf-8"))
+    if options.json:
+        print(json.dumps({"folder": str(folder), **record}))
+    else:
+        images = record["sentinel2"]
+        radar = "Sentinel-1" if record["sentinel1"] else record["sentinel1_reason"]
+        print(f"{folder}: Sentinel-2 of {', '.join(images['dates'])}; {radar}; {record['modis']['cells']} MODIS cells")
+        for line in record["attribution"]:
+            print(f"  {line}")
+    if options.map:
+        map_place(folder, quiet=options.quiet)
+
+
+def map_place(folder: Path, *, quiet: bool = False) -> Path:
+    """Map a place from its own MODIS label, and return the folder of the map."""
+    parser = argparse.ArgumentParser()
+    commands.add_parser(parser.add_subparsers())
+    out = folder / "map"
+    words = ["map", "--s2", str(folder / "s2.tif"), "--coarse", str(folder / "coarse.tif"), "--out", str(out)]
+    words += ["--s1", str(folder / "s1.tif")] if (folder / "s1.tif").exists() else []
+    options = parser.parse_args([*words, *(["--quiet"] if quiet else [])])
+    options.command(options)
+    return out

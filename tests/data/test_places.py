@@ -1,0 +1,403 @@
+"""Places: what is written from a catalogue with known content, and every way in which a service fails."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import rasterio
+import yaml
+from stac_server import ASSETS, add_item, add_labels, add_radar, content, serving
+
+from lcfuse_core.data import cells, legends, patches, place_layers, stac
+from lcfuse_core.data.files import B10
+from lcfuse_core.data.places import SERVICES, Request, fetch_place, read_places, read_services
+from lcfuse_core.errors import DataError, FetchError, MissingDataError, ParameterError
+
+OLD = {"s2:processing_baseline": "02.14"}
+NEW = {"s2:processing_baseline": "05.09"}
+CORRECTED = NEW | {"earthsearch:boa_offset_applied": True}
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """The scene that all servers of this file have, and its labels as files."""
+    folder = tmp_path_factory.mktemp("scene")
+    found = content(folder)
+    with serving(folder / "labels") as server:
+        add_labels(server, found)
+    return found, folder / "labels"
+
+
+@pytest.fixture
+def server(scene, tmp_path):
+    """A server with the labels alone."""
+    shutil.copytree(scene[1], tmp_path / "files")
+    with serving(tmp_path / "files", scene[1].with_name("products")) as running:
+        yield running
+
+
+@pytest.fixture
+def fetch(scene, server, tmp_path):
+    """Fetch the place in the middle of the scene from the server; keywords change the request or the services."""
+
+    def do(*, signed=False, sentinel1=True, **changes):
+        request = replace(Request(scene[0].lon, scene[0].lat, 2.56, name="Here", dates=3), **changes)
+        services = server.services(tmp_path / "services.yaml", signed=signed, sentinel1=sentinel1)
+        return fetch_place(request, tmp_path / "out", services=services)
+
+    return do
+
+
+def reflectance(folder):
+    with rasterio.open(folder / "s2.tif") as file:
+        return file.read().astype(int)
+
+
+def record(folder):
+    return json.loads((folder / "place.json").read_text())
+
+
+# What is written -----------------------------------------------------------------------------------
+
+
+def test_the_folder_is_a_bundle_of_dfc2020(scene, server, fetch):
+    add_item(server, scene[0], "a", "2021-06-05", properties=OLD)
+    add_radar(server, scene[0], "r", "2021-07-01")
+    assert Request(0, 0, 2.57).grid.side == 512  # rounded up to whole patches
+    folder = fetch()
+    table = patches.index(folder)
+    assert list(table["layout"]) == ["dfc2020-bundle"]
+    (patch,), report = patches.read_many(table)
+    assert report.repaired == report.skipped == []
+    assert (patch.s2[B10] == 0).all()
+    assert (np.delete(patch.s2, B10, 0) > 0).all()
+    ids, _ = cells.cell_ids(patch.transform, patch.crs, patch.lc[0].shape)
+    for cell in range(ids.max() + 1):
+        assert len(np.unique(patch.lc[0][ids == cell])) == 1
+
+
+def test_values_are_those_of_the_scene(scene, server, fetch):
+    found = scene[0]
+    add_item(server, found, "a", "2021-06-05", properties=OLD)
+    add_radar(server, found, "r", "2021-07-01")
+    (patch,), _ = patches.read_many(patches.index(fetch()))
+    x, y = patch.transform @ (128.5, 128.5)
+    col, row = (int(part) for part in ~found.transform @ (x, y))
+    near = np.s_[row - 60 : row + 60, col - 60 : col + 60]
+    middle = np.s_[68:188, 68:188]
+    assert (patch.dfc[middle] == found.truth[near]).mean() > 0.99
+    for band in (1, 7, 12):  # resampled by a part of a pixel
+        ours, theirs = patch.s2[band][middle].astype(float), found.s2[band][near].astype(float)
+        assert abs(ours.mean() - theirs.mean()) < 10
+        assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.9
+    assert abs(patch.s1[0][middle].mean() - found.s1[0][near].mean()) < 1
+    rows, cols = cells.modis_cells(patch.transform, patch.crs, patch.lc[0].shape)
+    own = dict(zip(zip(rows.ravel(), cols.ravel(), strict=True), patch.lc[0].ravel(), strict=True))
+    rows, cols = cells.modis_cells(found.transform, found.crs, found.igbp.shape)
+    known = {
+        key: code for key, code in zip(zip(rows.ravel(), cols.ravel(), strict=True), found.igbp.ravel(), strict=True)
+    }
+    assert all(known[key] == code for key, code in own.items())
+
+
+@pytest.mark.parametrize("wrong", [None, "old", "new", "corrected"])
+def test_mixed_baselines_make_one_composite(scene, server, fetch, wrong):
+    """Each product covers a third of one date; any of them read as another kind shows in its third."""
+    kinds = {"old": (OLD, 0), "new": (NEW, 1000), "corrected": (CORRECTED, 0)}
+    if wrong:  # the same values under the properties of another kind: what a wrong rule would see
+        kinds[wrong] = ({"old": NEW, "new": OLD, "corrected": NEW}[wrong], kinds[wrong][1])
+    for number, (name, (properties, stored)) in enumerate(kinds.items()):
+        columns = slice(133 * number, 400 if number == 2 else 133 * (number + 1))
+        add_item(server, scene[0], name, "2021-06-05", properties=properties, stored=stored, columns=columns)
+    mixed = reflectance(fetch())
+    server.items.clear()
+    add_item(server, scene[0], "whole", "2021-06-05", properties=OLD)
+    whole = reflectance(fetch(name="Whole"))
+    worst = np.percentile(np.abs(mixed - whole), 95)
+    assert worst < 100 if wrong is None else worst > 400
+
+
+def test_offsets_follow_the_item():
+    def item(properties, band=None):
+        asset = {"href": "x"} if band is None else {"href": "x", "raster:bands": [band]}
+        return stac.Item("id", "2021-06-01", {"B02": asset}, properties, "s2")
+
+    assert item(NEW).offset("B02") == -1000
+    assert item(OLD).offset("B02") == 0
+    assert item(CORRECTED).offset("B02") == 0
+    assert item(NEW, {"offset": -0.1, "scale": 0.0001}).offset("B02") == -1000
+    assert item(NEW, {"offset": 0, "scale": 0.0001}).offset("B02") == 0
+    assert item(CORRECTED, {"offset": -0.1, "scale": 0.0001}).offset("B02") == 0
+    assert item({"processing:version": "04.00"}).offset("B02") == -1000
+    with pytest.raises(DataError, match="baseline"):
+        item({"datetime": "2022-06-01"}).offset("B02")  # the date alone decides nothing
+    with pytest.raises(MissingDataError, match="B03"):
+        item(NEW).address("B03")
+
+
+def test_the_composite_leaves_out_clouds(scene, server, fetch):
+    left, right = np.zeros((400, 400), bool), np.zeros((400, 400), bool)
+    left[:, :200], right[:, 200:] = True, True
+    add_item(server, scene[0], "a", "2021-06-05", properties=OLD, clouds=left)
+    add_item(server, scene[0], "b", "2021-06-15", properties=OLD, clouds=right)
+    folder = fetch()
+    assert reflectance(folder)[1].max() < 5000
+    assert record(folder)["sentinel2"]["unseen_share"] < 0.01
+    assert len(record(folder)["sentinel2"]["dates"]) == 2
+
+
+def test_the_clearest_dates_are_taken(scene, server, fetch):
+    for day, share in enumerate((0.7, 0.0, 0.3, 0.05), start=1):
+        clouds = np.zeros((400, 400), bool)
+        clouds[: int(400 * share)] = True
+        add_item(server, scene[0], f"d{day}", f"2021-06-0{day}", properties=OLD, clouds=clouds)
+    assert list(record(fetch(dates=2))["sentinel2"]["dates"]) == ["2021-06-02", "2021-06-04"]
+
+
+def test_pages_are_all_read(scene, server, fetch):
+    server.page_size = 1
+    for day in (1, 2, 3):
+        add_item(server, scene[0], f"d{day}", f"2021-06-0{day}", properties=OLD)
+    assert len(record(fetch())["sentinel2"]["items"]) == 3
+
+
+def test_few_bytes_are_read(scene, server, fetch):
+    """At most 1.3 times the bytes of the blocks that the windows touch."""
+    add_item(server, scene[0], "a", "2021-06-05", properties=OLD)
+    folder = fetch(sentinel1=False)
+    place = record(folder)["grid"]
+    needed = 0
+    for path in server.links["a"].iterdir():
+        with rasterio.open(path) as file:
+            col, row = ~file.transform @ (place["transform"][2], place["transform"][5])
+            blocks = [
+                file.block_size(1, i, j)
+                for (i, j), window in file.block_windows(1)
+                if window.row_off < row + 258 and window.row_off + 128 > row - 2
+                and window.col_off < col + 258 and window.col_off + 128 > col - 2
+            ]  # fmt: skip
+            needed += sum(blocks)
+    sent = sum(size for path, size in server.sent.items() if path.startswith("/files/a/"))
+    assert needed < sent <= 1.3 * needed
+
+
+def test_signed_addresses_and_expired_tokens(scene, server, fetch):
+    server.token = "sig=2"
+    tokens = iter(["sig=1", "sig=2", "sig=2"])
+    server.tokens = lambda: next(tokens)
+    add_item(server, scene[0], "a", "2021-06-05", properties=OLD)
+    original = server.services
+
+    def own_labels(path, **options):  # MODIS and reference are public: only the catalogue signs
+        found = yaml.safe_load(original(path, **options).read_text())
+        for part in (found["modis"], found["references"]["worldcover"]):
+            part["url"] += "?sig=2"
+        path.write_text(yaml.safe_dump(found))
+        return path
+
+    server.services = own_labels
+    folder = fetch(signed=True, sentinel1=False)
+    assert (
+        "sig="
+        not in (folder / "place.json").read_text().split('"modis"')[1].split('"sentinel2"')[1].split('"reference"')[0]
+    )
+    server.token = "sig=3"
+    server.tokens = lambda: "sig=1"
+    with pytest.raises(FetchError, match="403"):
+        fetch(signed=True, sentinel1=False, name="Never")
+
+
+def test_without_sentinel1_its_channels_are_constant(scene, server, fetch):
+    add_item(server, scene[0], "a", "2021-06-05", properties=OLD)
+    folder = fetch(sentinel1=False)
+    (patch,), _ = patches.read_many(patches.index(folder))
+    assert [np.unique(band).tolist() for band in patch.s1] == [[value] for value in place_layers.CONSTANT_DB]
+    assert record(folder)["sentinel1"] is None
+    assert not (folder / "s1.tif").exists()
+    add_radar(server, scene[0], "r", "2021-07-01")
+    server.fault = lambda path, times: (403, {}) if path.endswith(("vv.tif", "vh.tif")) else None
+    assert "Sentinel-2 alone" in record(fetch(name="Refused"))["sentinel1_reason"]
+
+
+# Faults --------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_left_under_the_final_name_after_a_fault(scene, server, fetch, tmp_path):
+    add_item(server, scene[0], "a", "2021-06-05", properties=OLD)
+    server.fault = lambda path, times: (404, {}) if path.endswith("B12.tif") else None
+    with pytest.raises(FetchError, match="B12"):
+        fetch()
+    assert not (tmp_path / "out" / "Here").exists()
+    server.fault, before = None, len(server.requests)
+    folder = fetch()
+    again = [path for path in server.requests[before:] if path.endswith(".tif")]
+    assert not any(path.endswith(("B01.tif", "SCL.tif", "modis_2021.tif")) for path in again)  # kept from before
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [folder.name]
+    before = len(server.requests)
+    assert fetch() == folder
+    assert len(server.requests) == before  # complete: nothing is asked again
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_busy_service_is_asked_again(scene, server, fetch, status):
+    add_item(server, scene[0], "a", "2021-06-05", properties=OLD)
+    headers = {"Retry-After": "1"} if status == 429 else {}
+    server.fault = lambda path, times: (
+        (status, headers) if path in ("/v1/search", "/files/a/B02.tif") and times < 2 else None
+    )
+    fetch(sentinel1=False)
+
+
+@pytest.mark.parametrize("cut", [1, 1000])
+def test_a_connection_that_breaks_is_made_again(scene, server, fetch, cut):
+    add_item(server, scene[0], "a", "2021-06-05", properties=OLD)
+    add_item(server, scene[0], "b", "2021-06-06", properties=OLD)
+    whole = reflectance(fetch(name="Whole", sentinel1=False))
+    server.fault = lambda path, times: cut if path == "/files/b/B03.tif" and times in (3, 4) else None
+    assert (reflectance(fetch(sentinel1=False)) == whole).all()
+
+
+@pytest.mark.parametrize(
+    ("items", "error", "message"),
+    [
+        ([], MissingDataError, "no Sentinel-2 image"),
+        ([{"clouds": np.ones((400, 400), bool)}], MissingDataError, "clear"),
+        ([{"clouds": np.arange(400) < 200}], MissingDataError, "clear view"),
+        ([{"lacks": "B07"}], MissingDataError, "B07"),
+        ([{"properties": {"eo:cloud_cover": 0}}], DataError, "baseline"),
+        ([{"columns": slice(0, 120)}], MissingDataError, "clear"),
+    ],
+)
+def test_images_that_do_not_serve(scene, server, fetch, items, error, message):
+    for number, item in enumerate(items):
+        if item.get("clouds") is not None and item["clouds"].ndim == 1:
+            item = item | {"clouds": np.broadcast_to(item["clouds"], (400, 400))}
+        add_item(server, scene[0], f"i{number}", "2021-06-05", **{"properties": OLD} | item)
+    with pytest.raises(error, match=message):
+        fetch()
+
+
+def test_a_year_that_is_not_published(scene, server, fetch):
+    with pytest.raises(MissingDataError, match="2017"):
+        fetch(year=2017)
+
+
+def test_the_open_sea_has_no_label(server, fetch):
+    with pytest.raises(MissingDataError, match="no label"):
+        fetch(lon=-30.0, lat=20.0)
+
+
+def test_a_product_of_the_neighbouring_zone(scene, server, fetch):
+    add_item(server, scene[0], "a", "2021-06-05", properties=OLD)
+    own = reflectance(fetch(name="Own"))
+    server.items.clear()
+    add_item(server, scene[0], "b", "2021-06-05", properties=OLD, crs="EPSG:32631")
+    other = reflectance(fetch(name="Other"))
+    assert abs(own - other).mean() < 0.1 * own.mean()
+
+
+def test_the_grid_at_180_degrees(tmp_path):
+    request = Request(180.0, -16.8, name="Taveuni")
+    west, _, east, _ = request.grid.bounds
+    assert west > east
+    assert list(place_layers._tiles(request.grid, 3)) == ["S18E177", "S18W180"]
+    degrees = 1 / 240
+    world = np.zeros((round(180 / degrees / 60), round(360 / degrees / 20)), np.uint8)  # coarser: 0.25 degrees
+    world[:] = np.arange(world.shape[1]) % 17 + 1
+    path = tmp_path / "world.tif"
+    step_x, step_y = 360 / world.shape[1], 180 / world.shape[0]
+    profile = {"driver": "GTiff", "dtype": "uint8", "count": 1, "height": world.shape[0], "width": world.shape[1]}
+    with rasterio.open(
+        path, "w", crs="EPSG:4326", transform=rasterio.Affine(step_x, 0, -180, 0, -step_y, 90), **profile
+    ) as file:
+        file.write(world, 1)
+    found = stac.read_nearest(str(path), np.array([179.99, -179.99, 0.0]), np.array([-16.8, -16.8, 95.0]))
+    assert found.tolist() == [world[0, -1], world[0, 0], 255]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lat": 88.0}, {"lat": -85.0}, {"lon": 181.0}, {"lat": float("nan")}, {"size_km": 0.0}, {"size_km": 500.0},
+        {"year": 1999}, {"name": "../out"}, {"name": "a b"}, {"months": (8, 6)}, {"months": (0, 3)}, {"dates": 0},
+    ],
+)  # fmt: skip
+def test_requests_out_of_range(changes):
+    with pytest.raises(ParameterError, match=next(iter(changes))):
+        Request(**{"lon": 10.0, "lat": 50.0} | changes)
+
+
+def test_answers_that_are_not_of_stac(scene, server, fetch):
+    server.items.append({"type": "Feature", "id": "x", "collection": "s2", "properties": {"datetime": "2021-06-05"}})
+    with pytest.raises(DataError, match="STAC"):
+        fetch()
+
+
+def test_a_catalogue_that_is_not_there(scene, fetch, server, tmp_path):
+    request = Request(scene[0].lon, scene[0].lat, 2.56, name="Here")
+    known = yaml.safe_load(server.services(tmp_path / "s.yaml").read_text())
+    known["catalogues"]["earth-search"]["url"] = f"{server.url}/nothing"
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(known))
+    with pytest.raises(FetchError, match="404"):
+        fetch_place(request, tmp_path / "out", services=tmp_path / "s.yaml")
+    with pytest.raises(ParameterError, match="catalogue"):
+        fetch_place(replace(request, catalogue="other"), tmp_path / "out")
+
+
+def test_a_reference_with_unknown_codes(scene, server, fetch):
+    add_item(server, scene[0], "a", "2021-06-05", properties=OLD)
+    path = next(server.folder.glob("reference_*"))
+    with rasterio.open(path) as file:
+        array, profile = file.read(), file.profile
+    array[array == 10] = 17
+    with rasterio.open(path, "w", **profile | {"driver": "GTiff"}) as file:
+        file.write(array)
+    with pytest.raises(DataError, match="17"):
+        fetch()
+    assert patches.index(fetch(reference=""))["dfc"].isna().all()
+
+
+def test_another_place_of_that_name(scene, server, fetch):
+    add_item(server, scene[0], "a", "2021-06-05", properties=OLD)
+    fetch(sentinel1=False)
+    with pytest.raises(ParameterError, match="name"):
+        fetch(dates=1, sentinel1=False)
+
+
+# Lists and services --------------------------------------------------------------------------------
+
+
+def test_the_shipped_services_are_complete():
+    known = read_services()
+    for catalogue in known["catalogues"].values():
+        assert len(catalogue["bands"]) == len(ASSETS)
+        assert [name is None for name in catalogue["bands"]] == [name is None for name in ASSETS]
+    classes = known["references"]["worldcover"]["classes"]
+    assert set(classes) == {10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100}
+    legends.DFC2020.check(np.array([code for code in classes.values() if code], np.uint8), SERVICES)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "catalogues: 1\nmodis: {}\nreferences: {}", "a: [", "\x00"])
+def test_services_of_another_form(tmp_path, text):
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(DataError, match=r"s\.yaml"):
+        read_services(tmp_path / "s.yaml")
+
+
+@pytest.mark.parametrize("text", ["", "1", "- 3", "- {lon: 1}", "- {lon: a, lat: 2}", "- {lon: 1, lat: 2, hight: 3}"])
+def test_lists_of_another_form(tmp_path, text):
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(DataError, match=r"p\.yaml"):
+        read_places(tmp_path / "p.yaml")
+
+
+def test_a_list_of_places(tmp_path):
+    (tmp_path / "p.yaml").write_text("- {lon: 1, lat: 2, reason: rice}\n- {lon: 1, lat: 2, name: B, months: [2, 3]}\n")
+    first, second = read_places(tmp_path / "p.yaml")
+    assert first.title == "N2_0000_E1_0000"
+    assert second.season == ("season", "2021-02-01/2021-03-31")
+    (tmp_path / "p.yaml").write_text("- {lon: 1, lat: 2}\n- {lon: 1, lat: 2}\n")
+    with pytest.raises(DataError, match="twice"):
+        read_places(tmp_path / "p.yaml")

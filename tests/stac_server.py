@@ -1,0 +1,310 @@
+"""
+A local server that behaves as the services behind `place` do: a STAC API with pages, rasters by range requests, signed
+addresses. Its content is the georeferenced scene of the sample, cut into one cloud-optimised GeoTIFF per band.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import rasterio
+import yaml
+from affine import Affine
+from numpy.typing import NDArray
+from pyproj import Transformer
+from rasterio.warp import Resampling, reproject
+
+from lcfuse_core.data import cells
+from lcfuse_core.data.files import S2_BANDS
+from lcfuse_core.data.places import SERVICES
+from lcfuse_core.data.sample import world
+
+ASSETS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", None, "B11", "B12")
+DEGREES = 1 / 240  # of a pixel of the global MODIS copy
+_TO_WORLDCOVER = {1: 10, 2: 20, 4: 30, 5: 90, 6: 40, 7: 50, 9: 60, 10: 80}
+
+
+@dataclass
+class Server:
+    """A running server: its folder of files, items, faults, and what was asked of it."""
+
+    folder: Path
+    shared: Path | None = None  # products of equal content are made once, in this folder
+    links: dict[str, Path] = field(default_factory=dict)  # where the files of a product are
+    url: str = ""
+    items: list[dict[str, Any]] = field(default_factory=list)
+    page_size: int = 2
+    token: str | None = None  # a query that every raster needs
+    tokens: Callable[[], str] = lambda: ""
+    sent: Counter[str] = field(default_factory=Counter)  # bytes by path
+    requests: list[str] = field(default_factory=list)
+    fault: Callable[[str, int], Any] | None = None  # (path, how often it was asked for) -> status, or bytes to cut at
+
+    def path(self, address: str) -> Path:
+        """Return the file behind a path of the server."""
+        name, _, rest = address.removeprefix("/files/").partition("/")
+        return (
+            self.links[name] / rest if name in self.links else self.folder / name / rest if rest else self.folder / name
+        )
+
+    def services(self, path: Path, *, signed: bool = False, sentinel1: bool = True) -> Path:
+        """Write the file of services that points here."""
+        known = yaml.safe_load(SERVICES.read_text(encoding="utf-8"))
+        catalogue: dict[str, Any] = {"url": f"{self.url}/v1", "sentinel2": "s2", "bands": list(ASSETS), "scenes": "SCL"}
+        catalogue |= {"sentinel1": "s1"} if sentinel1 else {}
+        catalogue |= {"token": f"{self.url}/token/{{collection}}"} if signed else {}
+        known["catalogues"] = {"earth-search": catalogue}
+        known["modis"]["url"] = f"{self.url}/files/modis_{{year}}.tif"
+        known["references"]["worldcover"]["url"] = f"{self.url}/files/reference_{{tile}}.tif"
+        path.write_text(yaml.safe_dump(known, allow_unicode=True), encoding="utf-8")
+        return path
+
+
+@dataclass(frozen=True)
+class Content:
+    """The scene that the server has: its arrays, grid, and centre in degrees."""
+
+    s2: NDArray[np.uint16]
+    s1: NDArray[np.float32]
+    truth: NDArray[np.uint8]
+    igbp: NDArray[np.uint8]  # of the cell of each pixel
+    crs: str
+    transform: Affine
+    lon: float
+    lat: float
+
+
+def content(folder: Path, side: int = 400) -> Content:
+    """Return the sample scene without clouds, *side* pixels wide."""
+    files = world.make_sample_scene(folder / "scene", seed=0, side=side, region=3, weather=False)
+    with rasterio.open(files.s2) as s2, rasterio.open(files.s1) as s1, rasterio.open(files.truth) as truth:
+        arrays, crs, transform = (s2.read(), s1.read(), truth.read(1)), s2.crs.to_string(), s2.transform
+    with rasterio.open(files.coarse) as coarse:
+        codes, origin = coarse.read(1), coarse.transform
+    row, col = cells.modis_cells(transform, crs, arrays[2].shape)
+    top = round(cells.GRID_ROWS // 2 - origin.f / cells.CELL_M)
+    left = round(origin.c / cells.CELL_M + cells.GRID_COLS // 2)
+    lon, lat = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(*(transform @ (side / 2, side / 2)))
+    return Content(*arrays, codes[row - top, col - left], crs, transform, lon, lat)
+
+
+def write_cog(path: Path, array: NDArray[Any], crs: str, transform: Affine, nodata: float | None = 0) -> None:
+    """Write one band as a cloud-optimised GeoTIFF."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows, cols = array.shape
+    profile = {"driver": "COG", "dtype": array.dtype, "count": 1, "height": rows, "width": cols, "nodata": nodata}
+    with rasterio.open(path, "w", crs=crs, transform=transform, blocksize=128, compress="deflate", **profile) as file:
+        file.write(array, 1)
+
+
+def add_item(
+    server: Server,
+    found: Content,
+    name: str,
+    date: str,
+    *,
+    clouds: NDArray[np.bool_] | None = None,
+    stored: int = 0,
+    properties: dict[str, Any] | None = None,
+    bands: dict[str, Any] | None = None,
+    lacks: str = "",
+    columns: slice = slice(None),
+    crs: str | None = None,
+) -> None:
+    """Add a Sentinel-2 product: *stored* is added to its values; outside its *columns* it has no data."""
+    hidden = np.zeros(found.truth.shape, bool) if clouds is None else clouds
+    covered = np.zeros(found.truth.shape, bool)
+    covered[:, columns] = True
+    key = hashlib.sha256(repr((stored, hidden.tobytes(), covered.tobytes(), crs)).encode()).hexdigest()[:12]
+    product = (server.shared or server.folder) / key
+    server.links[name] = product
+    bands_of = {asset: found.s2[band] for band, asset in enumerate(ASSETS) if asset is not None}
+    if not product.exists():
+        for asset, values in bands_of.items():
+            seen = np.where(covered, np.where(hidden, 9000, values) + stored, 0)
+            _store(product / f"{asset}.tif", seen.astype(np.uint16), found, crs)
+        _store(product / "SCL.tif", np.where(covered, np.where(hidden, 9, 4), 0).astype(np.uint8), found, crs)
+    assets = {
+        asset: {"href": f"{server.url}/files/{name}/{asset}.tif", **(bands or {})}
+        for asset in (*bands_of, "SCL")
+        if asset != lacks
+    }
+    cover = round(100 * float(hidden.mean()), 1)
+    own = {"datetime": f"{date}T10:00:00Z", "eo:cloud_cover": cover, **(properties or {})}
+    server.items.append({"type": "Feature", "id": name, "collection": "s2", "assets": assets, "properties": own})
+
+
+def add_radar(server: Server, found: Content, name: str, date: str) -> None:
+    """Add a Sentinel-1 product: linear power, as terrain-corrected products are published."""
+    assets = {}
+    for band, asset in enumerate(("vv", "vh")):
+        power = (10 ** (found.s1[band] / 10)).astype(np.float32)
+        write_cog(server.folder / name / f"{asset}.tif", power, found.crs, found.transform, -32768)
+        assets[asset] = {"href": f"{server.url}/files/{name}/{asset}.tif"}
+    own = {"datetime": f"{date}T05:00:00Z"}
+    server.items.append({"type": "Feature", "id": name, "collection": "s1", "assets": assets, "properties": own})
+
+
+def add_labels(server: Server, found: Content, year: int = 2021) -> None:
+    """Add the MODIS copy in degrees around the scene, and the 10 m reference."""
+    west, north = np.floor(found.lon) - 0.5, np.ceil(found.lat) + 0.5
+    side = round(2 / DEGREES)
+    rows, cols = np.mgrid[:side, :side] + 0.5
+    lon, lat = west + cols * DEGREES, north - rows * DEGREES
+    x, y = cells.lonlat_to_modis(lon, lat)
+    key = (np.floor(y / cells.CELL_M).astype(int), np.floor(x / cells.CELL_M).astype(int))
+    row, col = cells.modis_cells(found.transform, found.crs, found.truth.shape)
+    codes = {
+        (int(cells.GRID_ROWS // 2 - 1 - r), int(c - cells.GRID_COLS // 2)): int(code)
+        for r, c, code in zip(row.ravel()[::7], col.ravel()[::7], found.igbp.ravel()[::7], strict=True)
+    }
+    copy = np.full((side, side), 17, np.uint8)
+    for i in range(side):
+        for j in range(side):
+            if (code := codes.get((int(key[0][i, j]), int(key[1][i, j])))) is not None:
+                copy[i, j] = code
+    write_cog(server.folder / f"modis_{year}.tif", copy, "EPSG:4326", Affine(DEGREES, 0, west, 0, -DEGREES, north), 255)
+    table = np.zeros(256, np.uint8)
+    for own, code in _TO_WORLDCOVER.items():
+        table[own] = code
+    south, left = int(np.floor(found.lat / 3) * 3), int(np.floor(found.lon / 3) * 3)
+    tile = f"{'NS'[south < 0]}{abs(south):02}{'EW'[left < 0]}{abs(left):03}"
+    write_cog(server.folder / f"reference_{tile}.tif", table[found.truth], found.crs, found.transform)
+
+
+def _store(path: Path, values: NDArray[Any], found: Content, crs: str | None) -> None:
+    transform, own = found.transform, found.crs
+    if crs is not None:  # the neighbouring UTM zone, as at the border of two zones
+        from rasterio.warp import calculate_default_transform
+
+        rows, cols = values.shape
+        bounds = rasterio.transform.array_bounds(rows, cols, transform)
+        transform, width, height = calculate_default_transform(own, crs, cols, rows, *bounds, resolution=10)
+        warped = np.zeros((height, width), values.dtype)
+        reproject(
+            values, warped, src_transform=found.transform, src_crs=own, dst_transform=transform, dst_crs=crs,
+            resampling=Resampling.nearest,
+        )  # fmt: skip
+        values, own = warped, crs
+    write_cog(path, values, own, transform)
+
+
+@contextmanager
+def serving(folder: Path, shared: Path | None = None) -> Iterator[Server]:
+    """Run a server on a free port of this machine."""
+    server = Server(folder, shared)
+    http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(server))
+    server.url = f"http://127.0.0.1:{http.server_address[1]}"
+    thread = threading.Thread(target=http.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        http.shutdown()
+        http.server_close()
+
+
+def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: Any) -> None:
+            """Print nothing."""
+
+        def do_GET(self) -> None:
+            self._answer({})
+
+        def do_HEAD(self) -> None:
+            path = server.path(urlsplit(self.path).path)
+            status = 200 if path.is_file() else 404
+            if server.token is not None and urlsplit(self.path).query != server.token:
+                status = 403
+            self.send_response(status)
+            self.send_header("Content-Length", str(path.stat().st_size) if status == 200 else "0")
+            self.send_header("Accept-Ranges", "bytes")
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            length = int(self.headers.get("Content-Length", 0))
+            self._answer(json.loads(self.rfile.read(length) or b"{}"))
+
+        def _answer(self, body: dict[str, Any]) -> None:
+            parts = urlsplit(self.path)
+            server.requests.append(parts.path)
+            cut = None
+            if server.fault is not None:
+                found = server.fault(parts.path, server.requests.count(parts.path))
+                if isinstance(found, tuple):
+                    return self._send(found[0], b"", found[1])
+                cut = found
+            if parts.path.startswith("/token/"):
+                return self._json({"token": server.tokens()})
+            if parts.path == "/v1/search":
+                return self._search(body, parse_qs(parts.query))
+            if server.token is not None and parts.query != server.token and parts.path.startswith("/files/"):
+                return self._send(403, b"expired")
+            path = server.path(parts.path)
+            if not path.is_file():
+                return self._send(404, b"")
+            data = path.read_bytes()
+            status, headers = 200, {"Accept-Ranges": "bytes"}
+            wanted = self.headers.get("Range")
+            if wanted:
+                first, last = wanted.removeprefix("bytes=").split("-")
+                size, start = len(data), int(first)
+                data = data[start : int(last) + 1 if last else None]
+                status, headers["Content-Range"] = 206, f"bytes {start}-{start + len(data) - 1}/{size}"
+            server.sent[parts.path] += len(data)
+            return self._send(status, data, headers, cut)
+
+        def _search(self, body: dict[str, Any], query: dict[str, list[str]]) -> None:
+            wanted = body.get("collections", query.get("collections", [""]))
+            first, last = (part[:10] for part in body.get("datetime", "0000/9999").split("/"))
+            found = [
+                item
+                for item in server.items
+                if item["collection"] in wanted and first <= item["properties"]["datetime"][:10] <= last
+            ]
+            start = int(body.get("token", 0))
+            page: dict[str, Any] = {"type": "FeatureCollection", "features": found[start : start + server.page_size]}
+            if start + server.page_size < len(found):
+                following = {"token": start + server.page_size}
+                link = {"rel": "next", "href": f"{server.url}/v1/search", "method": "POST", "merge": True}
+                page["links"] = [{**link, "body": following}]
+            return self._json(page)
+
+        def _json(self, value: Any) -> None:
+            self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+        def _send(
+            self, status: int, data: bytes, headers: dict[str, str] | None = None, cut: int | None = None
+        ) -> None:
+            self.send_response(status)
+            for name, value in ({"Content-Length": str(len(data))} | (headers or {})).items():
+                self.send_header(name, value)
+            self.end_headers()
+            try:
+                self.wfile.write(data if cut is None else data[:cut])
+            except ConnectionError:  # the reader had enough
+                return
+            if cut is not None:
+                self.wfile.flush()
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
+
+    return Handler
+
+
+assert len(ASSETS) == len(S2_BANDS)
