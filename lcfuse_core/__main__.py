@@ -9,6 +9,7 @@ The command line.
     python -m lcfuse_core sample [--seed N]
     python -m lcfuse_core data {list,fetch,verify,status} [--profile P]
     python -m lcfuse_core map --s2 FILE [--s1 FILE] [--coarse FILE] [--model CHECKPOINT] --out DIR
+    python -m lcfuse_core place --lon LON --lat LAT [--map] --out DIR
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from lcfuse_core.book import reruns, settings
 from lcfuse_core.data import commands as data_commands
 from lcfuse_core.errors import LcfuseError, ParameterError
 from lcfuse_core.mapping import commands as map_commands
+from lcfuse_core.mapping import place as place_commands
 from lcfuse_core.methods import commands as method_commands
 from lcfuse_core.scoring import ledger
 from lcfuse_core.training import commands as train_commands
@@ -118,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.set_defaults(command=make_sample)
     data_commands.add_parser(commands)
     map_commands.add_parser(commands)
+    place_commands.add_parser(commands)
     train_commands.add_parser(commands)
     method_commands.add_parser(commands)
     return parser

@@ -82,7 +82,8 @@ def test_modules_import_only_what_the_package_declares():
     desk = package | {name_of(item) for extra in ("book", "cluster") for item in EXTRAS[extra]}
     for file in (ROOT / "lcfuse_core").rglob("*.py"):
         is_desk = file.parent.name == "book" or file.name in ("__main__.py", "_runtime.py")
-        assert imported(file.read_text()) <= (desk if is_desk else package), file
+        online = {name_of(item) for item in EXTRAS["places"]} if file.name == "stac.py" else set()
+        assert imported(file.read_text()) <= (desk if is_desk else package) | online, file
 
 
 # Files in subfolders of the module ---------------------------------------------------------------

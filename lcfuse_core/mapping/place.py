@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -68,19 +69,19 @@ def _run(options: argparse.Namespace) -> int:
     if options.catalogue:
         requests = [replace(request, catalogue=options.catalogue) for request in requests]
     out = options.out.absolute()
-    fetch = partial(
+    fetch: Callable[[places.Request], Path] = partial(
         places.fetch_place, out=out, services=options.services.absolute(), progress=not options.quiet and one
     )
     if one:
         _finish(fetch(requests[0]), options)
         return 0
     failed = 0
-    for request, found in _runtime.map_parallel(fetch, requests, jobs=options.jobs, cluster=options.cluster):
-        if isinstance(found, BaseException):
+    for request, outcome in _runtime.map_parallel(fetch, requests, jobs=options.jobs, cluster=options.cluster):
+        if isinstance(outcome, BaseException):
             failed += 1
-            print(f"{request.title}: {found}", file=sys.stderr)
+            print(f"{request.title}: {outcome}", file=sys.stderr)
         else:
-            _finish(found, options)
+            _finish(outcome, options)
     print(f"{len(requests)} places: {len(requests) - failed} complete, {failed} failed")
     return int(failed > 0)
 

@@ -96,9 +96,7 @@ def test_values_are_those_of_the_scene(scene, server, fetch):
     rows, cols = cells.modis_cells(patch.transform, patch.crs, patch.lc[0].shape)
     own = dict(zip(zip(rows.ravel(), cols.ravel(), strict=True), patch.lc[0].ravel(), strict=True))
     rows, cols = cells.modis_cells(found.transform, found.crs, found.igbp.shape)
-    known = {
-        key: code for key, code in zip(zip(rows.ravel(), cols.ravel(), strict=True), found.igbp.ravel(), strict=True)
-    }
+    known = dict(zip(zip(rows.ravel(), cols.ravel(), strict=True), found.igbp.ravel(), strict=True))
     assert all(known[key] == code for key, code in own.items())
 
 

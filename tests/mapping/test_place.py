@@ -1,0 +1,80 @@
+"""The command `place`: one place, a list, and what it prints."""
+
+import json
+from argparse import Namespace
+
+import pytest
+from project import ROOT
+from stac_server import add_item, add_labels, content, serving
+
+from lcfuse_core.__main__ import main
+from lcfuse_core.data.places import Request, read_places
+from lcfuse_core.mapping import commands, place
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    """A server with one product, its scene and the file of services."""
+    folder = tmp_path_factory.mktemp("place")
+    found = content(folder)
+    with serving(folder / "files") as server:
+        add_labels(server, found)
+        add_item(server, found, "a", "2021-06-05", properties={"s2:processing_baseline": "02.14"})
+        yield found, server.services(folder / "services.yaml", sentinel1=False)
+
+
+def words(service, out, *more):
+    found, services = service
+    where = ["--lon", str(found.lon), "--lat", str(found.lat), "--size", "2.56", "--services", str(services)]
+    return ["place", *where, "--quiet", "--out", str(out), *more]
+
+
+def test_one_place(service, tmp_path, capsys):
+    assert main(words(service, tmp_path, "--name", "Here")) == 0
+    printed = capsys.readouterr().out
+    assert "Sentinel-2 of 2021-06-05" in printed
+    assert "Sentinel-2 alone" in printed
+    assert "Copernicus" in printed
+    assert main(words(service, tmp_path, "--name", "Here", "--json")) == 0  # found, not fetched again
+    assert json.loads(capsys.readouterr().out)["folder"] == str(tmp_path / "Here")
+
+
+def test_a_list_goes_on_after_a_failure(service, tmp_path, capsys):
+    found, services = service
+    (tmp_path / "list.yaml").write_text(
+        f"- {{name: Good, lon: {found.lon}, lat: {found.lat}, size_km: 2.56}}\n- {{name: Sea, lon: -30, lat: 20}}\n"
+    )
+    given = ["place", "--places", str(tmp_path / "list.yaml"), "--services", str(services), "--out", str(tmp_path)]
+    assert main([*given, "--jobs", "2"]) == 1
+    output = capsys.readouterr()
+    assert "2 places: 1 complete, 1 failed" in output.out
+    assert "Sea: " in output.err
+    assert (tmp_path / "Good" / "place.json").exists()
+    assert not (tmp_path / "Sea").exists()
+
+
+@pytest.mark.parametrize("given", [[], ["--lon", "1"], ["--lon", "1", "--lat", "2", "--places", "x.yaml"]])
+def test_one_place_or_a_list(given, tmp_path, capsys):
+    assert main(["place", *given, "--out", str(tmp_path)]) == 2
+    assert "--places" in capsys.readouterr().err
+
+
+def test_the_map_is_learned_from_the_label_of_the_place(service, tmp_path, monkeypatch):
+    """`place --map` hands its files to `map`, which trains on the coarse label of the scene."""
+    seen: list[Namespace] = []
+    monkeypatch.setattr(commands, "_run", lambda options: seen.append(options) or 0)
+    assert main(words(service, tmp_path, "--name", "Here", "--map")) == 0
+    (options,) = seen
+    folder = tmp_path / "Here"
+    assert options.s2 == [folder / "s2.tif"]
+    assert options.coarse == folder / "coarse.tif"
+    assert options.s1 == []  # the catalogue has none
+    assert options.out == folder / "map"
+    assert all(path.exists() for path in (*options.s2, options.coarse))
+
+
+def test_the_places_of_the_book():
+    places = read_places(ROOT / "book" / "places.yaml")
+    assert len(places) >= 20
+    assert all(isinstance(request, Request) for request in places)
+    assert place.places.read_services()
