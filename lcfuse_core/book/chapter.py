@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,21 +68,17 @@ class Chapter(Experiment):
 
     started: float = field(default_factory=time.monotonic)
 
+    @property
+    def data_folder(self) -> Path:
+        """The folder of samples, downloads and trained networks."""
+        return _runtime.data_folder()
+
     def example_patch(self, number: int = 0) -> patches.Patch:
         """
-        Return the example patch of the book: the most varied of the patches that are evaluated.
+        Return the example patch: the most varied of the patches that are evaluated, or with *number* 1 the second.
 
         It is chosen by its MODIS label (`protocol.by_variety`). Its reference, if there is one, is only for display.
-
-        Parameters
-        ----------
-        number : int
-            1 for the second most varied patch, and so on.
-
-        Raises
-        ------
-        ParameterError
-            If there are not so many patches.
+        Raises ParameterError if there are not so many patches.
         """
         try:
             rows = protocol.evaluation_patches(self.data_root)

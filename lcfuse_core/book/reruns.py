@@ -133,21 +133,20 @@ def grid(
         If the book has no such notebook.
     """
     values = parse(chapter, given, profile)
-    if not (book / f"{chapter}.ipynb").exists():
+    where = book / f"{chapter}.ipynb"
+    if not where.exists():
         do = "Run this from a checkout of the book, or name the folder of the chapters with --book."
-        where = book / f"{chapter}.ipynb"
         raise MissingDataError(where, found="no such file", expected="the chapter's notebook", do=do)
     varied = [name for name, several in values.items() if len(several) > 1]
     n_runs = math.prod(map(len, values.values()))
     if n_runs > LARGEST_GRID:
         found = f"{n_runs:,} runs ({' x '.join(f'{len(values[name]):,} of {name}' for name in varied)})"
         raise ParameterError("grid", found=found, expected=f"at most {LARGEST_GRID:,}", do="Vary fewer values.")
-    points = [dict(zip(values, point, strict=True)) for point in itertools.product(*values.values())]
-    out, book = out.absolute(), book.absolute()
-    runs = []
-    for point in points:
+    out, book, runs = out.absolute(), book.absolute(), []
+    for combination in itertools.product(*values.values()):
+        point = dict(zip(values, combination, strict=True))
         settings.resolve(point, chapter)
-        folder = out / _folder_name(point, varied) if len(points) > 1 else out
+        folder = out / _folder_name(point, varied) if varied else out
         runs.append(Run(chapter, point | _profile_paths(chapter, point), folder, book))
     return runs
 
@@ -168,10 +167,10 @@ def parse(chapter: str, given: Sequence[Sequence[str]], profile: str) -> dict[st
     return {name: list(dict.fromkeys(several)) for name, several in values.items()}
 
 
-def _values(name: str, text: str) -> list[Any]:
+def _values(name: str, text: str) -> Iterable[Any]:
     if name in settings.PATHS:
         return [str(Path(text).absolute()) if text else ""]
-    return [value for part in text.split(",") for value in _range(name, part)]
+    return itertools.chain.from_iterable(_range(name, part) for part in text.split(","))
 
 
 def _range(name: str, text: str) -> Iterable[Any]:
@@ -179,13 +178,11 @@ def _range(name: str, text: str) -> Iterable[Any]:
     if ends is None or settings.Settings.model_fields[name].annotation is not int:
         return [settings.from_text(name, text)]
     first, last = (settings.from_text(name, end) for end in ends.groups())
-    if first > last:
-        expected = "the smaller end first"
-        raise ParameterError(f"parameter {name}", found=repr(text), expected=expected, do=f"Write {last}..{first}.")
-    if last - first >= LARGEST_GRID:
-        found = f"{last - first + 1} values"
-        expected = f"at most {LARGEST_GRID}"
-        raise ParameterError(f"parameter {name}", found=found, expected=expected, do="Ask for fewer.")
+    found, expected, do = repr(text), "the smaller end first", f"Write {last}..{first}."
+    if first <= last:
+        found, expected, do = f"{last - first + 1} values", f"at most {LARGEST_GRID}", "Ask for fewer."
+    if not 0 <= last - first < LARGEST_GRID:
+        raise ParameterError(f"parameter {name}", found=found, expected=expected, do=do)
     return range(first, last + 1)
 
 
@@ -278,14 +275,8 @@ def execute_apart(run: Run, data: str, threads: int = 1) -> Outcome:
     The process continues when its parent is killed, such as a worker of a cluster; another call for the same run
     waits for it. The ledger of an earlier attempt is kept as `earlier-ledger.jsonl`.
 
-    Parameters
-    ----------
-    run : Run
-        What to execute.
-    data : str
-        Folder of samples and downloads, if the environment does not name one.
-    threads : int
-        Threads of its numerical libraries, likewise.
+    *data* is the folder of samples and downloads, *threads* the number of threads of its numerical libraries, both
+    unless the environment sets them.
     """
     with _runtime.lock(run.folder / ".run.lock") as held:
         if run.is_finished:
@@ -305,39 +296,30 @@ def execute_apart(run: Run, data: str, threads: int = 1) -> Outcome:
         done = subprocess.run(
             command, env=environment, pass_fds=held, capture_output=True, text=True, errors="replace", check=False
         )
-        return _outcome(run, done, time.monotonic() - began)
-
-
-def _outcome(run: Run, done: subprocess.CompletedProcess[str], seconds: float) -> Outcome:
+    seconds, lines = time.monotonic() - began, done.stderr.splitlines()
     if done.returncode == 0:
         return Outcome(run, "done", seconds)
-    lines = done.stderr.splitlines()
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     ended = f"ended with code {done.returncode}" if done.returncode > 0 else f"killed by signal {-done.returncode}"
-    return Outcome(run, "failed", seconds, "; ".join(errors) or "; ".join([ended, *lines[-1:]]))
+    return Outcome(run, "failed", seconds, "; ".join(errors or [ended, *lines[-1:]]))
 
 
 def execute_all(
     runs: Sequence[Run], *, jobs: int = 1, cluster: str = "", tell: Callable[[str], None] = print
 ) -> list[Outcome]:
     """
-    Execute all runs of a grid and report each as it ends; a failure does not stop the others.
+    Execute all runs of a grid; a failure does not stop the others.
 
     Parameters
     ----------
     runs : sequence of Run
-        As `grid` returns them.
+        As `grid` returns them; the outcomes are in their order.
     jobs : int
         Runs at a time on this machine.
     cluster : str
         Address of a Dask scheduler, such as tcp://host:8786; empty for this machine.
     tell : callable
-        Gets a line per finished run.
-
-    Returns
-    -------
-    list of Outcome
-        In the order of *runs*.
+        Is called with a line as each run ends.
     """
     outcomes: dict[str, Outcome] = {}
     threads = 1 if cluster else max(1, (os.cpu_count() or 1) // jobs)

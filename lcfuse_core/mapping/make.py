@@ -286,7 +286,7 @@ def adapt_to_scene(
     path = Path(folder) / f"adapted-{key[:16]}.safetensors"
     if not path.exists():
         stack = training_windows(scene, coarse, crop=plan.crop, seed=plan.seed)
-        checkpoint.save_checkpoint(adapt.adapted(member.run, {"scene": stack}, plan)["scene"], path)
+        checkpoint.save_checkpoint(adapt.adapted(member.run, stack, plan), path)
     return load_member(path)
 
 

@@ -6,31 +6,28 @@ shift to overcome in a target region, but MODIS labels exist there as well. Lear
 the images that are evaluated. The reference is never read; the label regime stays *coarse only*.
 
     adapted          fine-tune a network on the region's coarse labels
-    pseudo_labels    map the region, as labels for a student network (self-training)
+    pseudo_labelled  map the region, as labels for a student network (self-training)
     fit_clusters     without a network: cluster the region's pixels, and estimate the class of each cluster from cells
+
+Everything reads its `PatchSource` patch by patch and keeps a bounded sample of pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lcfuse_core.data.legends import IGNORE, N_COARSE, SCORED
 from lcfuse_core.data.patches import Patch
-from lcfuse_core.data.source import (
-    Images,
-    PatchStack,
-    Statistics,
-    channel_statistics,
-    class_counts,
-    normalise,
-    s2_and_s1,
-)
+from lcfuse_core.data.source import Crops, Images, PatchSource, Place, Statistics, normalise, s2_and_s1, turn
 from lcfuse_core.errors import DataError, ParameterError
 from lcfuse_core.models.transition import Matrix
 from lcfuse_core.training.checkpoint import Run
@@ -40,54 +37,39 @@ from lcfuse_core.training.plan import TrainPlan
 ADAPTATION_LOSS, ADAPTATION_RATE, ADAPTATION_STEPS_FRACTION = "cell_mean", 4e-3, 2.25
 """Fine-tuning on a target region: loss, highest learning rate, and steps as a multiple of those of the training."""
 
+MOST_PIXELS = 2**22
+"""Most pixels of a sample, over all patches: fewer per patch are taken of more than 512 patches of 256 x 256."""
+
 Predict = Callable[[Patch], NDArray[np.float32]]
 """Probabilities, float32 (8, H, W), of a patch from its images and its MODIS label, never from its reference."""
 
 N = len(SCORED)
 
 
-def by_region(stack: PatchStack, regions: Sequence[str]) -> dict[str, PatchStack]:
-    """Return a stack for each region; *regions* has the region of each patch of *stack*."""
-    if len(regions) != len(stack):
-        found = f"{len(regions)} regions for {len(stack)} patches"
-        raise DataError("regions", found=found, expected="one for each patch", do="Name the region of each.")
-    return {
-        name: stack.part([number for number, own in enumerate(regions) if own == name])
-        for name in dict.fromkeys(regions)
-    }
-
-
-def adapted(run: Run | None, regions: Mapping[str, PatchStack], plan: TrainPlan) -> dict[str, Run]:
+def adapted(run: Run | None, source: PatchSource, plan: TrainPlan, folder: str | os.PathLike[str] | None = None) -> Run:
     """
-    Return a network for each region: a copy that was fine-tuned on the region's coarse labels.
+    Return a copy of a network that was fine-tuned on the coarse labels of a target region.
 
     Parameters
     ----------
     run : Run or None
         The network to start from; None starts from fresh weights.
-    regions : mapping
-        Stacks by region. A region without a label of the eight classes keeps the network as it is.
+    source : PatchSource
+        Of the region. Without a label of the eight classes the network stays as it is.
     plan : TrainPlan
         Of the fine-tuning. Class weights and shares are the region's own, and so are the statistics of batch
         normalisation (adaptive batch normalisation, Li et al. 2016, arXiv 1603.04779).
-
-    Returns
-    -------
-    dict of str to Run
-        By region.
+    folder : path, optional
+        From which an interrupted training continues.
 
     Raises
     ------
     DataError
-        If a region has no label and *run* is None.
+        If the region has no label and *run* is None.
     """
-    models = {}
-    for name, stack in regions.items():
-        if run is not None and not class_counts(stack.labels).any():
-            models[name] = run
-        else:
-            models[name] = train(stack, plan, progress=False, start=run)
-    return models
+    if run is not None and not source.class_counts().any():
+        return run
+    return train(source, plan, folder, progress=False, start=run)
 
 
 def adaptation_plan(plan: TrainPlan, **changes: Any) -> TrainPlan:
@@ -97,34 +79,63 @@ def adaptation_plan(plan: TrainPlan, **changes: Any) -> TrainPlan:
     return replace(short, **changes)
 
 
-def pseudo_labels(predict: Predict, patches: Iterable[Patch], *, confidence: float = 0.0) -> NDArray[np.uint8]:
+def images_of(source: PatchSource) -> Iterator[tuple[Patch, Crops]]:
+    """Yield the images of each patch of a source, as a `Patch` without labels, and its window with labels and cells."""
+    for name, window in zip(source.names, source.windows(), strict=True):
+        yield Patch(name, window.s1.numpy(), window.s2.numpy()), window
+
+
+def pseudo_labelled(predict: Predict, source: PatchSource, *, confidence: float = 0.0) -> PseudoLabels:
     """
-    Return the most probable class of each pixel, as labels for a student network by `stack.with_labels(...)`.
+    Return a source of the same images with the most probable class of each pixel as labels for a student network.
 
     Parameters
     ----------
     predict : callable
         The teacher's probabilities.
-    patches : iterable of Patch
-        What to label.
+    source : PatchSource
+        What to label. The labels, a byte per pixel, are held in memory.
     confidence : float
-        Lowest probability of a label, from 0 to less than 1. Training on confident areas alone follows L2HNet
-        (Li et al. 2022).
-
-    Returns
-    -------
-    ndarray of uint8, shape (N, H, W)
-        Class indices; 255 where the probability is below *confidence*.
+        Lowest probability of a label, from 0 to less than 1; other pixels are ignored. Training on confident areas
+        alone follows L2HNet (Li et al. 2022).
     """
     if not 0 <= confidence < 1:
         found = f"{confidence}"
         raise ParameterError("confidence", found=found, expected="0 to less than 1", do="0 keeps every pixel.")
     maps = []
-    for patch in patches:
+    for patch, _ in images_of(source):
         probabilities = predict(patch)
         best = probabilities.argmax(axis=0).astype(np.uint8)
-        maps.append(np.where(probabilities.max(axis=0) < confidence, np.uint8(IGNORE), best))
-    return np.stack(maps)
+        maps.append(torch.from_numpy(np.where(probabilities.max(axis=0) < confidence, np.uint8(IGNORE), best)))
+    return PseudoLabels(source, maps)
+
+
+class PseudoLabels(PatchSource):
+    """Images and cells of a source of patches with other labels: uint8 (H, W), 0..7 or 255, for each patch."""
+
+    def __init__(self, source: PatchSource, labels: Sequence[Tensor]) -> None:
+        self.source, self.labels, self.names, self.shape = source, labels, source.names, source.shape
+
+    def cut(self, places: Sequence[Place], size: int) -> Crops:
+        """Return the squares of *size* pixels at these positions."""
+        labels = (turn(self.labels[n][r : r + size, c : c + size], symmetry) for n, r, c, symmetry in places)
+        return self.source.cut(places, size)._replace(labels=torch.stack(list(labels)))
+
+    def windows(self) -> Iterator[Crops]:
+        """Yield the patches."""
+        for window, labels in zip(self.source.windows(), self.labels, strict=True):
+            yield window._replace(labels=labels)
+
+    def part(self, numbers: Sequence[int]) -> PseudoLabels:
+        """Return the patches of these numbers."""
+        return PseudoLabels(self.source.part(numbers), [self.labels[number] for number in numbers])
+
+    def digest(self) -> str:
+        """Return a SHA-256 of pixels, cells and labels."""
+        total = hashlib.sha256(self.source.digest().encode())
+        for labels in self.labels:
+            total.update(labels.numpy().tobytes())
+        return total.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -142,7 +153,7 @@ class Clusters:
 
 
 def fit_clusters(
-    stack: PatchStack,
+    source: PatchSource,
     matrix: Matrix,
     *,
     seed: int,
@@ -158,7 +169,7 @@ def fit_clusters(
 
     Parameters
     ----------
-    stack : PatchStack
+    source : PatchSource
         Of the region, with labels "modis+savanna".
     matrix : ndarray, shape (8, 9)
         p(coarse | fine).
@@ -176,32 +187,29 @@ def fit_clusters(
     DataError
         If no pixel has a label.
     """
-    statistics = channel_statistics(stack)
+    statistics = source.statistics()
     rng = np.random.default_rng(seed)
-    parts = []
-    for number in range(len(stack)):  # every eighth pixel is enough for k-means
-        pixels = _pixels(stack, number, statistics)
-        parts.append(pixels[rng.choice(len(pixels), max(1, len(pixels) // 8), replace=False)])
+    sample = []
+    for window in source.windows():  # every eighth pixel is enough for k-means
+        pixels = _pixels(window.s2, window.s1, statistics)
+        size = max(1, min(len(pixels) // 8, MOST_PIXELS // len(source)))
+        sample.append(pixels[rng.choice(len(pixels), size, replace=False)])
     # Only here: see `forest.train_forest`.
     from sklearn.cluster import MiniBatchKMeans
 
     means = MiniBatchKMeans(n_clusters, random_state=int(rng.integers(2**31)), n_init=1, batch_size=4096)
-    centres = means.fit(np.concatenate(parts)).cluster_centers_.astype(np.float32)
-    shares, labels, sizes, guesses = [], [], [], np.zeros((n_clusters, N))
-    for number in range(len(stack)):
-        group = _nearest(_pixels(stack, number, statistics), centres)
-        share, label, size = _cells(group, stack.labels[number].numpy(), stack.cells[number].numpy(), n_clusters)
-        shares.append(share)
-        labels.append(label)
-        sizes.append(size)
+    centres = means.fit(np.concatenate(sample)).cluster_centers_.astype(np.float32)
+    cells, guesses = [], np.zeros((n_clusters, N))
+    for patch, window in images_of(source):
+        group = _nearest(_pixels(window.s2, window.s1, statistics), centres)
+        cells.append(_cells(group, window.labels.numpy(), window.cells.numpy(), n_clusters))
         if guess is not None:
-            patch = Patch(stack.names[number], stack.s1[number].numpy(), stack.s2[number].numpy())
             np.add.at(guesses, group, guess(patch).reshape(N, -1).T)
     prior = np.full((n_clusters, N), 1 / N) if guess is None else (guesses + 1) / (guesses + 1).sum(1, keepdims=True)
-    h, label, size = np.concatenate(shares), np.concatenate(labels), np.concatenate(sizes)
-    if not len(h):
+    shares, labels, sizes = (np.concatenate(parts) for parts in zip(*cells, strict=True))
+    if not len(shares):
         raise DataError("clusters", found="no labelled pixel", expected="at least one", do="Check the labels.")
-    classes = classes_of_clusters(h, label, size / 2146, matrix, prior, pseudo_count_cells)
+    classes = classes_of_clusters(shares, labels, sizes / 2146, matrix, prior, pseudo_count_cells)
     return Clusters(centres, classes, statistics)
 
 
@@ -217,24 +225,9 @@ def classes_of_clusters(
     """
     Return p(class | cluster), (G, 8), the most likely given the labels of the cells, by EM.
 
-    The likelihood of a cell's label is sum_gk share[g] p(k | g) T[k, label].
-
-    Parameters
-    ----------
-    shares : ndarray, shape (J, G)
-        Shares of the clusters in each cell.
-    labels : ndarray of int, shape (J,)
-        Coarse labels of the cells.
-    weights : ndarray, shape (J,)
-        Weights of the cells.
-    matrix : ndarray, shape (8, 9)
-        The transition matrix T = p(coarse | fine).
-    prior : ndarray, shape (G, 8)
-        Of the classes of each cluster.
-    pseudo_counts : float
-        Weight of the prior, in cells.
-    iterations : int
-        Most EM steps.
+    The likelihood of a cell's label is sum_gk share[g] p(k | g) T[k, label]: *shares* (J, G) of the clusters in each
+    cell, coarse *labels* (J,) and *weights* (J,) of the cells, the transition *matrix* T = p(coarse | fine). The *prior*
+    (G, 8) of the classes of each cluster weighs as much as *pseudo_counts* cells.
     """
     likelihood = matrix[:, labels].T  # (J, 8)
     classes = prior
@@ -251,14 +244,13 @@ def classes_of_clusters(
 def predict_clusters(clusters: Clusters, images: Images) -> NDArray[np.float32]:
     """Return probabilities, float32 (8, H, W): those of the nearest cluster of each pixel."""
     s2, s1 = s2_and_s1(images)
-    channels = normalise(torch.as_tensor(s2), torch.as_tensor(s1), clusters.statistics)
-    group = _nearest(channels.flatten(1).T.numpy(), clusters.centres)
-    return clusters.classes.astype(np.float32)[group].T.reshape(N, *channels.shape[1:])
+    group = _nearest(_pixels(torch.as_tensor(s2), torch.as_tensor(s1), clusters.statistics), clusters.centres)
+    return clusters.classes.astype(np.float32)[group].T.reshape(N, *s2.shape[1:])
 
 
-def _pixels(stack: PatchStack, number: int, statistics: Statistics) -> NDArray[np.float32]:
+def _pixels(s2: Tensor, s1: Tensor, statistics: Statistics) -> NDArray[np.float32]:
     """Return the normalised channels of a patch, one row per pixel."""
-    return normalise(stack.s2[number], stack.s1[number], statistics).flatten(1).T.numpy()
+    return normalise(s2, s1, statistics).flatten(1).T.numpy()
 
 
 def _nearest(pixels: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[np.int64]:

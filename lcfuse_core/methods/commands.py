@@ -1,14 +1,18 @@
 """
-Compare methods over several seeds from a shell: `python -m lcfuse_core compare ...`.
+Evaluate one trained network or method, or compare many over several seeds, from a shell.
 
-    compare --out FILE                                    all methods, seeds 0 to 4, on the synthetic sample
+    evaluate --checkpoint RUN --train-root DIR --data DIR     what `train` wrote to the folder RUN
+    evaluate --method "Fusion, target regions" --profile full --ledger FILE
+
+    compare --out FILE                                        all methods, seeds 0 to 4, on the synthetic sample
     compare --only "FCN*" --seeds 0 1 --jobs 2 --out FILE
+    compare --worlds 0 1 2 --seeds 0 1 2 --out FILE           each training on each sample world
     compare --profile full --train-root DIR --data-root DIR [--cluster ADDRESS] --out FILE
     compare --list
 
-On the sample, a seed is a world and trainings of its own; on other data, trainings alone. Each method is a line of the
-ledger FILE, written as soon as it is evaluated: the same command again continues, and a new method is all that runs.
-A name may end in `*`.
+Without --worlds, a seed is a world and trainings of its own on the sample, and trainings alone on other data. All methods
+of a seed are evaluated in one pass over the patches, then appended to the ledger FILE. Trained networks are stored, so
+the same command continues, and only methods without a line are run. A name may end in `*`.
 """
 
 from __future__ import annotations
@@ -18,7 +22,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -28,31 +33,78 @@ from lcfuse_core import _runtime
 from lcfuse_core.errors import LcfuseError, ParameterError
 
 if TYPE_CHECKING:
+    from lcfuse_core.data.patches import Patch
     from lcfuse_core.methods.experiment import Experiment
+    from lcfuse_core.methods.registry import Method
 
+PATHS, SIZES = ("train_root", "data_root", "checkpoint"), ("steps", "crop", "batch")
 
-ROOTS = ("train_root", "data_root")
+Seeds = tuple[int | None, int]
+"""Of the sample world (None: that of the training) and of the training."""
 
 
 def add_parser(commands: Any) -> None:
-    """Add `compare` to the commands of `__main__`."""
+    """Add `evaluate` and `compare` to the commands of `__main__`."""
+    raw = argparse.RawTextHelpFormatter
+    evaluate = commands.add_parser(
+        "evaluate", help="score one network or method", description=__doc__, formatter_class=raw
+    )
     compare = commands.add_parser(
-        "compare", help="score methods over several seeds", description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )  # fmt: skip
-    compare.add_argument("--out", type=Path, help="ledger that the lines are appended to")
-    compare.add_argument("--profile", default="smoke", help=", ".join(_runtime.PROFILES))
-    compare.add_argument("--train-root", help="folder of the training patches; empty: the sample")
-    compare.add_argument("--data-root", help="folder of the patches to evaluate on; empty: the sample")
-    for name in ("steps", "crop", "batch"):
-        compare.add_argument(f"--{name}", type=int, help="of each training (default: the profile's)")
+        "compare", help="score methods over several seeds", description=__doc__, formatter_class=raw
+    )
+    for parser, data, ledger in ((evaluate, "--data", "--ledger"), (compare, "--data-root", "--out")):
+        parser.add_argument(ledger, dest="out", type=Path, metavar="FILE", help="ledger that the lines are appended to")
+        parser.add_argument("--profile", default="smoke", help=", ".join(_runtime.PROFILES))
+        parser.add_argument("--train-root", help="folder of the training patches or packed scenes; empty: the sample")
+        parser.add_argument(data, dest="data_root", help="folder of the patches to evaluate on; empty: the sample")
+        for name in SIZES:
+            parser.add_argument(f"--{name}", type=int, help="of each training (default: the profile's)")
+        parser.add_argument("--checkpoint", help="file or folder of a trained network, used for all of its kind")
+    evaluate.add_argument("--method", metavar="NAME", help="a name of `compare --list`, instead of a checkpoint")
+    evaluate.add_argument("--seed", type=int, default=0, help="of the trainings (default: 0)")
+    evaluate.set_defaults(command=run_evaluate)
     compare.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    compare.add_argument("--worlds", type=int, nargs="+", help="sample worlds, each with each seed")
     compare.add_argument("--only", nargs="+", metavar="NAME", help="methods (default: all but the bounds)")
     compare.add_argument("--jobs", type=int, default=1, help="seeds at a time, on this machine")
     compare.add_argument("--cluster", default="", metavar="ADDRESS", help="of a Dask scheduler")
     compare.add_argument("--small", action="store_true", help="on a sample world of a few scenes, to try a method")
     compare.add_argument("--list", action="store_true", help="print the names of the methods")
     compare.set_defaults(command=run_compare)
+
+
+def run_evaluate(options: argparse.Namespace) -> int:
+    """Score one method beside the MODIS label, and print the claims that its line concerns."""
+    from lcfuse_core.methods.experiment import Experiment
+    from lcfuse_core.methods.registry import METHODS, Method, name_of, of_run
+    from lcfuse_core.scoring import claims, ledger
+    from lcfuse_core.training.checkpoint import load_checkpoint
+
+    if (options.checkpoint is None) == (options.method is None):
+        do = "Give --checkpoint FILE, or --method NAME out of `compare --list`."
+        raise ParameterError("evaluate", found="not one of the two", expected="a checkpoint or a method", do=do)
+    _absolute(options)
+    changes = {name: getattr(options, name) for name in (*PATHS, *SIZES)}
+    if options.method is not None:
+        (name,) = chosen([options.method])
+        methods = registered([name])
+        experiment = Experiment.from_profile("evaluation", options.profile, options.seed, **changes)
+    else:
+        if options.train_root is None:
+            do = 'Give --train-root, "" for the sample: the line names the data that the network was trained on.'
+            raise ParameterError("evaluate", found="no --train-root", expected="the training data", do=do)
+        run = load_checkpoint(options.checkpoint)
+        name, label_regime = name_of(run.plan), "fine" if run.plan.labels == "fine" else "coarse only"
+        changes |= {size: getattr(run.plan, size) for size in SIZES}
+        experiment = Experiment.from_profile("evaluation", options.profile, run.plan.seed, **changes)
+        file = Path(options.checkpoint)
+        methods = {name: Method(lambda _: of_run(run, file, is_given=True), label_regime=label_regime)}
+    out = options.out or ledger.default_path()
+    failed = score(experiment, {"MODIS label": METHODS["MODIS label"]} | methods, out)
+    concerned = [claim for claim in claims.read_claims() if claim.where.get("parameters.method") == name]
+    if concerned and not failed:
+        print(claims.table(concerned, claims.evidence(out)).to_string(index=False))
+    return int(failed)
 
 
 def run_compare(options: argparse.Namespace) -> int:
@@ -67,24 +119,40 @@ def run_compare(options: argparse.Namespace) -> int:
         raise ParameterError("compare", found="no --out", expected="a ledger", do="Give --out FILE.")
     if options.jobs < 1:
         raise ParameterError("--jobs", found=str(options.jobs), expected="1 or more", do="Correct the number.")
-    profile = _runtime.read_profile(options.profile)
-    for root in ROOTS:  # absolute, as a worker of a cluster may run in another folder
-        given = getattr(options, root)
-        path = profile[root] if given is None else given
-        setattr(options, root, str(Path(path).absolute()) if path else given)
-    names, seeds, failed = chosen(options.only), sorted(set(options.seeds)), False
+    _absolute(options)
+    if options.worlds and (options.small or options.train_root or options.data_root):
+        do = "Drop --worlds: the other data are the same for all seeds."
+        raise ParameterError("--worlds", found="other data", expected="the synthetic sample", do=do)
+    names, worlds = chosen(options.only), sorted(set(options.worlds or [])) or [None]
+    seeds: list[Seeds] = [(world, seed) for world in worlds for seed in sorted(set(options.seeds))]
+    failed = False
     if len(seeds) == 1:
-        score_seed(experiment_of(options, seeds[0]), names, options.out)
+        experiment = experiment_of(options, *seeds[0])
+        done = _scored(experiment, options.out)
+        failed = score(experiment, registered([name for name in names if name not in done]), options.out)
     else:
-        score = partial(_score_apart, _command(options, names))
-        for seed, result in _runtime.map_parallel(score, seeds, jobs=options.jobs, cluster=options.cluster):
+        score_one = partial(_score_apart, _command(options, names))
+        for (world, seed), result in _runtime.map_parallel(
+            score_one, seeds, jobs=options.jobs, cluster=options.cluster
+        ):
             failed |= isinstance(result, BaseException)
-            print(f"seed {seed}: {result}", file=sys.stderr if failed else sys.stdout)
+            of_world = "" if world is None else f"world {world}, "
+            print(f"{of_world}seed {seed}: {result}", file=sys.stderr if failed else sys.stdout)
     if options.out.exists():
-        lines = ledger.read(options.out)
-        for regime, own in lines.groupby("label_regime", sort=False):
+        for regime, own in ledger.read(options.out).groupby("label_regime", sort=False):
             print(f"\nAA in per cent, {regime}, profile {options.profile}\n{protocol.over_seeds(own).to_string()}")
     return int(failed)
+
+
+def _absolute(options: argparse.Namespace) -> None:
+    """Make the given paths and those of the profile absolute, as a worker of a cluster may run in another folder."""
+    profile = _runtime.read_profile(options.profile)
+    for name in PATHS:
+        given = getattr(options, name)
+        path = profile.get(name) if given is None else given
+        setattr(options, name, str(Path(path).absolute()) if path else given)
+    if options.checkpoint and Path(options.checkpoint).is_dir():
+        options.checkpoint = str(Path(options.checkpoint) / "last.safetensors")
 
 
 def chosen(only: Sequence[str] | None) -> list[str]:
@@ -96,16 +164,23 @@ def chosen(only: Sequence[str] | None) -> list[str]:
     known = [*METHODS, *BOUNDS]
     for name in only:
         if not any(fnmatchcase(method, name) for method in known):
-            raise ParameterError("--only", found=repr(name), expected="a method of --list", do="Correct the name.")
+            raise ParameterError("method", found=repr(name), expected="one of `compare --list`", do="Correct the name.")
     return [method for method in known if any(fnmatchcase(method, name) for name in only)]
 
 
-def experiment_of(options: argparse.Namespace, seed: int) -> Experiment:
-    """Return the experiment that the options describe, for one seed."""
+def registered(names: Sequence[str]) -> dict[str, Method]:
+    """Return methods and bounds by name."""
+    from lcfuse_core.methods.registry import BOUNDS, METHODS
+
+    return {name: (METHODS | BOUNDS)[name] for name in names}
+
+
+def experiment_of(options: argparse.Namespace, world_seed: int | None, seed: int) -> Experiment:
+    """Return the experiment that the options of `compare` describe, for one world and training."""
     from lcfuse_core.data.sample import world
     from lcfuse_core.methods.experiment import Experiment
 
-    changes = {name: getattr(options, name) for name in (*ROOTS, "steps", "crop", "batch")}
+    changes = {name: getattr(options, name) for name in (*PATHS, *SIZES)} | {"world": world_seed}
     if options.small:
         plan = world.WorldPlan(seed, n_train=4, n_validation=1, n_test=2)
         small = world.make_world(_runtime.data_folder() / "small" / f"world-{seed}", plan)
@@ -113,23 +188,54 @@ def experiment_of(options: argparse.Namespace, seed: int) -> Experiment:
     return Experiment.from_profile("compare", options.profile, seed, **changes)
 
 
-def score_seed(experiment: Experiment, names: Sequence[str], out: Path) -> None:
-    """Train and evaluate the methods that a ledger has no line of with these parameters; append a line for each."""
-    from lcfuse_core.methods.registry import BOUNDS, METHODS
+class _Timed:
+    """A classifier that adds up its seconds; those of a shared member count for the first method that uses it."""
+
+    def __init__(self, classify: Callable[[Patch], Any]) -> None:
+        self.classify, self.seconds = classify, 0.0
+
+    def __call__(self, patch: Patch) -> Any:
+        began = time.perf_counter()
+        found = self.classify(patch)
+        self.seconds += time.perf_counter() - began
+        return found
+
+
+def score(experiment: Experiment, methods: Mapping[str, Method], out: Path) -> bool:
+    """
+    Train the methods, evaluate them in one pass over the patches, and append a line for each to a ledger.
+
+    Returns
+    -------
+    bool
+        Whether a method failed. Its error is printed, and the others are evaluated.
+    """
     from lcfuse_core.scoring import protocol
 
-    experiment.ledger_path = out.absolute()
-    done = _scored(experiment, out)
-    for name in [name for name in names if name not in done]:
-        method = (METHODS | BOUNDS)[name]
-        learned = method.learn(experiment)
-        rows, began = experiment.rows if learned.rows is None else learned.rows, time.perf_counter()
-        results, _ = protocol.evaluate_methods({name: learned.classify}, rows)
-        cost = {"train_s": round(learned.train_s, 1), "evaluate_s": round(time.perf_counter() - began, 1)}
-        result = results[name]
-        experiment.record(name, result, label_regime=method.label_regime, regime=method.regime, cost=cost)
-        scores = f"AA {100 * result.scores.aa:.1f}, mIoU {100 * result.scores.miou_8:.1f}"
-        print(f"seed {experiment.parameters['seed']}: {scores}  {name}, trained in {learned.train_s:.0f} s", flush=True)
+    experiment.ledger_path, learned = out.absolute(), {}
+    for name, method in methods.items():
+        try:
+            learned[name] = method.learn(experiment)
+        except LcfuseError as error:
+            print(f"error: {name}: {error}", file=sys.stderr)
+    passes = defaultdict(list)  # a bound has patches of its own
+    for name, one in learned.items():
+        passes[id(one.rows)].append(name)
+    for names in passes.values():
+        own, began = learned[names[0]].rows, time.perf_counter()
+        timed = {name: _Timed(learned[name].classify) for name in names}
+        results, report = protocol.evaluate_methods(timed, experiment.rows if own is None else own)
+        per_patch = (time.perf_counter() - began) / max(1, report.n_read)
+        for name in names:
+            method, one, result = methods[name], learned[name], results[name]
+            cost = {"train_s": round(one.train_s, 1), "evaluate_s": round(timed[name].seconds, 1)}
+            regimes = {"label_regime": method.label_regime, "regime": method.regime}
+            experiment.record(name, result, **regimes, parameters=one.parameters, cost=cost, hashes=one.hashes)
+            scores = f"AA {100 * result.scores.aa:.1f}, mIoU {100 * result.scores.miou_8:.1f}"
+            print(f"seed {experiment.seeds['training']}: {scores}  {name}, trained in {one.train_s:.0f} s", flush=True)
+        memory = _runtime.peak_memory_mb()
+        print(f"{report}; {len(names)} methods, {per_patch:.2f} s per patch, at most {memory:.0f} MB", flush=True)
+    return len(learned) < len(methods)
 
 
 def _scored(experiment: Experiment, out: Path) -> set[str]:
@@ -139,28 +245,35 @@ def _scored(experiment: Experiment, out: Path) -> set[str]:
 
     if not out.exists() or not out.read_bytes().strip():
         return set()
-    lines, parameters = ledger.read(out), experiment.parameters
-    wanted = {f"parameters.{name}": parameters[name] for name in ("profile", "seed", "steps", "crop", "batch")}
+    lines = ledger.read(out)
+    wanted = {f"parameters.{name}": experiment.parameters.get(name) for name in ("profile", *SIZES, "checkpoint")}
+    wanted |= {f"seeds.{name}": seed for name, seed in experiment.seeds.items()}
     wanted |= {f"hashes.{role}": data_digest(root) for role, root in experiment.roots.items()}
     for name, value in wanted.items():
-        lines = lines[lines[name] == value] if name in lines else lines[:0]
+        column = lines.get(name)
+        if column is None:
+            lines = lines if value is None else lines[:0]
+        else:
+            lines = lines[column.isna() if value is None else column == value]
     return set(lines["parameters.method"])
 
 
 def _command(options: argparse.Namespace, names: Sequence[str]) -> list[str]:
-    """Return the command for one seed, which is added at its end; all paths are absolute."""
+    """Return the command without the seeds; all paths are absolute."""
     words = [sys.executable, "-m", "lcfuse_core", "compare", "--out", str(options.out.absolute())]
     words += ["--profile", options.profile, *(["--small"] if options.small else []), "--only", *names]
-    for name in (*ROOTS, "steps", "crop", "batch"):
+    for name in (*PATHS, *SIZES):
         if getattr(options, name) is not None:
             words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-    return [*words, "--seeds"]
+    return words
 
 
-def _score_apart(command: Sequence[str], seed: int) -> str:
-    """Score one seed in a process of its own, as a thread or on a worker; return "done"."""
+def _score_apart(command: Sequence[str], seeds: Seeds) -> str:
+    """Score one world and seed in a process of its own, as a thread or on a worker; return "done"."""
+    world, seed = seeds
+    words = [*command, "--seeds", str(seed), *([] if world is None else ["--worlds", str(world)])]
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
-    done = subprocess.run([*command, str(seed)], env=environment, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(words, env=environment, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         do = "Correct it and give the same command again; finished lines are kept."
         found = (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]

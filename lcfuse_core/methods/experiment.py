@@ -5,16 +5,16 @@ An experiment: the data, plans, trained networks and ledger that methods, chapte
     run = experiment.network("fcn")
     experiment.record("FCN, weighted", scores)
 
-Everything is made at first use and kept. Trained networks are stored under a digest of all that they depend on: plan,
-data and training code. Methods may learn from the images and the coarse labels of the target regions (the regions that
-are evaluated); the reference of these regions is not opened here.
+Everything is made at first use. Data are opened as a `PatchSource`, in memory or not, and predictions are kept for one
+patch only, so that memory does not depend on the number of patches. Trained networks are stored under a digest of all
+that they depend on: plan, data and training code. Methods may learn from the images and the coarse labels of the target
+regions (the regions that are evaluated); the reference of these regions is not opened here.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -32,9 +32,11 @@ from lcfuse_core.data.identity import data_digest, data_kind, data_name, is_samp
 from lcfuse_core.data.legends import N_COARSE
 from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.sample import world
+from lcfuse_core.data.source import PatchSource
+from lcfuse_core.data.streamed import open_source
 from lcfuse_core.methods import adapt
 from lcfuse_core.methods.adapt import Predict
-from lcfuse_core.models import forest, networks, transition
+from lcfuse_core.models import transition
 from lcfuse_core.models.transition import Matrix
 from lcfuse_core.scoring import ledger, protocol
 from lcfuse_core.scoring.protocol import Result
@@ -54,7 +56,26 @@ BOTH = "modis+savanna"
 
 ALL_REGIONS = "all regions"
 
+KIND = ("network", "width", "inputs", "fusion", "labels", "loss", "transition", "class_weight_power")
+"""The fields of a plan that decide which method a network is; the others decide how long and how it is trained."""
+
 Made = TypeVar("Made")
+
+
+class Regions(Mapping[str, PatchSource]):
+    """The patches of each region with "modis+savanna" labels, opened when they are used."""
+
+    def __init__(self, rows: pd.DataFrame) -> None:
+        self._rows = {str(region): own for region, own in rows.groupby("scene_id", sort=False)}
+
+    def __getitem__(self, region: str) -> PatchSource:
+        return open_source(self._rows[region], BOTH)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
 
 @dataclass
@@ -67,8 +88,8 @@ class Experiment:
     name : str
         What is done, such as the name of a chapter; the `kind` of its ledger lines.
     parameters : dict
-        Values by parameter name (`settings.Settings`); `profile` and `seed` are needed, an empty or missing
-        `train_root` or `data_root` means the synthetic sample of that seed.
+        Values by parameter name (`settings.Settings`); `profile` and `seed` are needed. An empty or missing root means
+        the synthetic sample of `world`, by default that of `seed`. A `checkpoint` replaces the network of its kind.
     progress : bool
         Whether to show progress bars.
     """
@@ -82,9 +103,11 @@ class Experiment:
     def from_profile(cls, name: str, profile: str = "smoke", seed: int = 0, **changes: Any) -> Self:
         """Return the experiment of a profile with *changes* to its parameters; None leaves a value as it is."""
         values = _runtime.read_profile(profile) | {"seed": seed}
-        values |= {key: value for key, value in changes.items() if value is not None}
+        changes = {key: value for key, value in changes.items() if value is not None}
+        values |= changes
         roots = ("train_root", "data_root") if values["train_root"] or values["data_root"] else ()
-        return cls(name, {key: values[key] for key in ("profile", "steps", "crop", "batch", "seed", *roots)})
+        further = [key for key in ("world", "checkpoint") if key in changes]
+        return cls(name, {key: values[key] for key in ("profile", "steps", "crop", "batch", "seed", *roots, *further)})
 
     def once(self, key: Any, make: Callable[[], Made]) -> Made:
         """Return what *make* returned when it was first called for this key."""
@@ -95,24 +118,25 @@ class Experiment:
 
     # Data
 
-    @property
-    def data_folder(self) -> Path:
-        """The folder of samples, downloads and trained networks."""
-        return _runtime.data_folder()
-
     @cached_property
     def ledger_path(self) -> Path:
         """The ledger to write to: LCFUSE_LEDGER, or `ledger.jsonl` in the data folder."""
         return ledger.default_path()
 
     @property
+    def seeds(self) -> dict[str, int]:
+        """The seeds of the sample world and of the training, which are one unless the parameters have a `world`."""
+        training = self.parameters["seed"]
+        return {"world": self.parameters.get("world", training), "training": training}
+
+    @property
     def sample(self) -> Path:
-        """The folder of the sample world of this seed; made at first use (half a minute)."""
-        return world.sample_folder(self.parameters["seed"])
+        """The folder of the sample world; made at first use (half a minute)."""
+        return world.sample_folder(self.seeds["world"])
 
     @property
     def train_root(self) -> Path:
-        """The folder of the training patches."""
+        """The folder of the training patches, or of packed scenes."""
         return Path(self.parameters.get("train_root") or self.sample / "sen12ms")
 
     @property
@@ -137,29 +161,20 @@ class Experiment:
         """Where the pixels come from, in two words for captions and tables."""
         return "synthetic sample" if self.on_sample else "your data"
 
-    def training_stack(self, labels: str = "modis") -> source.PatchStack:
-        """Return the training patches with "modis", "modis+savanna" or "fine" labels; report refused patches."""
-        return self._stack(0, labels)
-
-    def held_out_stack(self, labels: str = "modis") -> source.PatchStack:
-        """Return the patches of the scenes that are never trained on; see `protocol.split_scenes`."""
-        return self._stack(1, labels)
-
-    def _stack(self, part: int, labels: str) -> source.PatchStack:
+    def training_rows(self, labels: str = "modis") -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Return index rows of the training patches and of the held-out scenes; see `protocol.split_scenes`."""
         table = patches.index(self.train_root)
         if labels == "fine":  # the sample keeps the reference of its training scenes apart; SEN12MS has none
             table = patches.with_truth(table, self.train_root.with_name("truth"))
-        table = patches.complete(table, source.LABEL_KINDS[labels])
-        stack, report = source.read_stack(protocol.split_scenes(table)[part], labels)
-        if report.skipped or report.repaired:
-            print(report)
-        return stack
+        return protocol.split_scenes(patches.complete(table, source.LABEL_KINDS[labels]))
 
-    @cached_property
-    def held_out(self) -> list[Patch]:
-        """The patches of the held-out training scenes."""
-        table = patches.complete(patches.index(self.train_root), source.LABEL_KINDS[BOTH])
-        return patches.read_many(protocol.split_scenes(table)[1], source.LABEL_KINDS[BOTH])[0]
+    def training_source(self, labels: str = "modis") -> PatchSource:
+        """Open the training patches with "modis", "modis+savanna" or "fine" labels."""
+        return open_source(self.training_rows(labels)[0], labels)
+
+    def held_out_source(self, labels: str = "modis") -> PatchSource:
+        """Open the patches of the scenes that are never trained on."""
+        return open_source(self.training_rows(labels)[1], labels)
 
     @cached_property
     def rows(self) -> pd.DataFrame:
@@ -173,18 +188,14 @@ class Experiment:
         return dict(zip(names, self.rows["scene_id"], strict=True))
 
     @cached_property
-    def target_stack(self) -> source.PatchStack:
-        """Images, MODIS labels and cells of the evaluated patches, without their reference."""
-        return source.read_stack(self.rows, BOTH)[0]
+    def target_source(self) -> PatchSource:
+        """Images, "modis+savanna" labels and cells of the evaluated patches, without their reference."""
+        return open_source(self.rows, BOTH)
 
     @cached_property
-    def target_regions(self) -> dict[str, source.PatchStack]:
-        """The patches of `target_stack` by region."""
-        return adapt.by_region(self.target_stack, [self.region_of[name] for name in self.target_stack.names])
-
-    def target_patches(self) -> Iterator[Patch]:
-        """Yield the evaluated patches in the order of `target_stack`, without their reference."""
-        return patches.iter_patches(self.rows, patches.Report(), source.LABEL_KINDS[BOTH])
+    def target_regions(self) -> Regions:
+        """The patches of `target_source` by region."""
+        return Regions(self.rows)
 
     # Networks
 
@@ -195,62 +206,48 @@ class Experiment:
         report_every = max(1, chosen["steps"] // 8)
         return TrainPlan(network=network, class_weight_power=class_weight_power, report_every=report_every, **chosen)
 
-    def learned(self, learner: str, class_weight_power: float) -> tuple[protocol.Classify, float]:
-        """
-        Return the classifier that a learner yields on the training patches.
-
-        Parameters
-        ----------
-        learner : str
-            "forest" or the name of a network; see `protocol.NAMES`.
-        class_weight_power : float
-            Classes are weighted by 1 / frequency ** power.
-
-        Returns
-        -------
-        classify : callable
-            Draws the map of a patch.
-        seconds : float
-            Duration of the training.
-        """
-        if learner != "forest":
-            run = self.trained(self.plan(learner, class_weight_power))
-            return partial(loop.classify, run), seconds(run)
-        stack, began = self.training_stack(), time.perf_counter()
-        trees = forest.train_forest(stack, seed=self.parameters["seed"], class_weight_power=class_weight_power)
-        return partial(forest.classify, trees), round(time.perf_counter() - began, 2)
-
     def network(self, kind: str = "fcn", power: float = protocol.WEIGHTED, **changes: Any) -> Run:
         """Return a network trained on the training patches, with *changes* to its plan."""
         plan = replace(self.plan(kind, power), **changes)
         return self.once(plan, lambda: self.trained(plan))
+
+    @cached_property
+    def given(self) -> Run | None:
+        """The network of the parameter `checkpoint`, if there is one."""
+        path = self.parameters.get("checkpoint")
+        return _on_device(checkpoint.load_checkpoint(path)) if path else None
+
+    def is_given(self, plan: TrainPlan) -> bool:
+        """Whether the parameter `checkpoint` names a network of the same kind as *plan* (`KIND`)."""
+        return self.given is not None and all(getattr(self.given.plan, name) == getattr(plan, name) for name in KIND)
 
     def trained(self, plan: TrainPlan) -> Run:
         """
         Return the network of a plan, trained on `train_root`: from its checkpoint if there is one, else trained now.
 
         A checkpoint counts only for the same plan, data and training code, whether it was trained here or comes with
-        the package (`SHIPPED`). Its history has the agreement with the labels of the held-out scenes.
+        the package (`SHIPPED`). Its history has the agreement with the labels of the held-out scenes. The network of
+        the parameter `checkpoint` takes the place of all of its kind.
         """
+        if self.given is not None and self.is_given(plan):
+            return self.given
 
         def train(folder: Path) -> Run:
-            stack, held_out = self.training_stack(plan.labels), self.held_out_stack(plan.labels)
-            return loop.train(stack, plan, folder, validation=held_out, progress=self.progress)
+            sources = self.training_source(plan.labels), self.held_out_source(plan.labels)
+            return loop.train(sources[0], plan, folder, validation=sources[1], progress=self.progress)
 
         return self.kept(self.checkpoint_name(plan), train)
 
     def adapted_network(
-        self, run: Run, *, fresh: bool = False, each_region: bool = False, **changes: Any
+        self, start: Run | TrainPlan, *, each_region: bool = False, **changes: Any
     ) -> tuple[Predict, float]:
         """
         Return a network that was fine-tuned on the target regions: transductive learning.
 
         Parameters
         ----------
-        run : Run
-            The network to start from.
-        fresh : bool
-            Whether to start from fresh weights, with only the plan of *run*.
+        start : Run or TrainPlan
+            The network to start from; a plan starts from fresh weights.
         each_region : bool
             Whether to train a copy for each region, with its part of the steps, instead of one for all regions.
         **changes
@@ -263,20 +260,23 @@ class Experiment:
         seconds : float
             Duration of the fine-tuning.
         """
-        plan, start = adapt.adaptation_plan(run.plan, **changes), None if fresh else run
-        if each_region:
-            steps = max(1, plan.steps // len(self.target_regions))
-            plan = replace(plan, steps=steps, report_every=steps)
-        stacks = self.target_regions if each_region else {ALL_REGIONS: self.target_stack}
+        run, base = (start, start.plan) if isinstance(start, Run) else (None, start)
+        own = self.plan(base.network, base.class_weight_power)  # of a given checkpoint only the kind counts
+        sizes = {name: getattr(own, name) for name in ("steps", "crop", "batch", "seed")}
+        plan = adapt.adaptation_plan(replace(base, **sizes), **changes)
+        names = list(self.target_regions) if each_region else [ALL_REGIONS]
+        steps = max(1, plan.steps // len(names))
+        plan = replace(plan, steps=steps, report_every=steps) if each_region else plan
 
         def train(region: str, folder: Path) -> Run:
-            return adapt.adapted(start, {region: stacks[region]}, plan)[region]
+            opened = self.target_regions[region] if each_region else self.target_source
+            return adapt.adapted(run, opened, plan, folder)
 
         def load() -> dict[str, Run]:
-            names = {region: self.adapted_name(start.plan if start else None, plan, region) for region in stacks}
-            return {region: self.kept(name, partial(train, region)) for region, name in names.items()}
+            files = {region: self.adapted_name(run, plan, region) for region in names}
+            return {region: self.kept(file, partial(train, region)) for region, file in files.items()}
 
-        runs = self.once((fresh, each_region, run.plan, plan), load)
+        runs = self.once((run is None, each_region, base, plan), load)
         return self.by_region(runs, loop.predict), sum(map(seconds, runs.values()))
 
     def by_region(self, models: Mapping[str, Any], predict: Callable[[Any, Patch], NDArray[np.float32]]) -> Predict:
@@ -285,9 +285,20 @@ class Experiment:
             return partial(predict, models[ALL_REGIONS])
         return lambda patch: predict(models[self.region_of[patch.name]], patch)
 
-    def cached(self, key: Any, predict: Predict) -> Predict:
-        """Return *predict* with its probabilities kept by patch name (2 MB per patch), for members of many fusions."""
-        return lambda patch: self.once((key, patch.name), lambda: predict(patch))
+    def shared(self, key: Any, predict: Predict) -> Predict:
+        """Return *predict* with its result kept until the next patch, for members of several fusions."""
+
+        def predict_once(patch: Patch) -> NDArray[np.float32]:
+            last, found = self.memory.get("predictions", (None, {}))
+            if last is not patch:  # not by name: augmented patches have the name of the original
+                found = {}
+                self.memory["predictions"] = patch, found
+            if key not in found:
+                found[key] = predict(patch)
+            probabilities: NDArray[np.float32] = found[key]
+            return probabilities
+
+        return predict_once
 
     # Stored networks
 
@@ -298,21 +309,25 @@ class Experiment:
         depends_on = "\n".join([decided, data_digest(self.train_root), code, *further])
         return f"{plan.network}-{hashlib.sha256(depends_on.encode()).hexdigest()[:16]}.safetensors"
 
-    def adapted_name(self, start: TrainPlan | None, plan: TrainPlan, region: str = ALL_REGIONS) -> str:
+    def adapted_name(self, start: Run | TrainPlan | None, plan: TrainPlan, region: str = ALL_REGIONS) -> str:
         """Return the file name of the network of *start* (None: fresh weights) after training by *plan* on a region."""
-        return self.checkpoint_name(plan, region, repr(start), data_digest(self.data_root))
+        begun = start.plan if isinstance(start, Run) else start
+        further = [region, repr(begun), data_digest(self.data_root)]
+        if isinstance(start, Run) and start is self.given:
+            further.append(checkpoint.network_digest(start.network))
+        return self.checkpoint_name(plan, *further)
+
+    def file_of(self, plan: TrainPlan) -> Path:
+        """Return the file of the network of a plan: the given checkpoint, or where `trained` keeps it."""
+        path = (
+            self.parameters["checkpoint"] if self.is_given(plan) else self.checkpoint_path(self.checkpoint_name(plan))
+        )
+        return Path(path)
 
     def checkpoint_path(self, name: str) -> Path:
         """Return where the network of that name is, or would be kept."""
         shipped = (SHIPPED / name, SHIPPED / "adapted" / name, SHIPPED / "large" / name)
-        return next(filter(Path.exists, shipped), self.data_folder / "runs" / name)
-
-    def checkpoint_hash(self, learner: str, class_weight_power: float) -> dict[str, str]:
-        """Return the SHA-256 of the checkpoint of `learned`, as `{"checkpoint": ...}`; empty if there is none."""
-        if learner not in networks.NETWORKS:
-            return {}
-        path = self.checkpoint_path(self.checkpoint_name(self.plan(learner, class_weight_power)))
-        return {"checkpoint": hashlib.sha256(path.read_bytes()).hexdigest()} if path.exists() else {}
+        return next(filter(Path.exists, shipped), _runtime.data_folder() / "runs" / name)
 
     def kept(self, name: str, train: Callable[[Path], Run]) -> Run:
         """
@@ -326,13 +341,13 @@ class Experiment:
             Gets a folder of its own, from which an interrupted training continues.
         """
         path = self.checkpoint_path(name)
-        with _runtime.lock((self.data_folder / "runs" / name).with_suffix(".lock")):  # chapters may run side by side
+        with _runtime.lock(
+            (_runtime.data_folder() / "runs" / name).with_suffix(".lock")
+        ):  # chapters may run side by side
             if not path.exists():
                 checkpoint.save_checkpoint(train(path.with_suffix("")), path)
         # Read back even when it was trained just now: both ways must give the same maps.
-        run = checkpoint.load_checkpoint(path)
-        run.network.to(loop.choose_device(run.plan.device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return run
+        return _on_device(checkpoint.load_checkpoint(path))
 
     # The transition matrix
 
@@ -348,7 +363,7 @@ class Experiment:
 
     @cached_property
     def _label_counts(self) -> NDArray[np.float64]:
-        return source.class_counts(self.training_stack(BOTH).labels, N_COARSE).double().numpy()
+        return self.training_source(BOTH).class_counts(N_COARSE).double().numpy()
 
     # The ledger
 
@@ -385,7 +400,7 @@ class Experiment:
             regime=regime,
             split=found.split if isinstance(found, Result) else "",
             profile=self.parameters["profile"],
-            seeds={"world": self.parameters["seed"], "training": self.parameters["seed"]},
+            seeds=self.seeds,
             synthetic=any(map(is_sample, self.roots.values())),
             data_kind=data_kind(self.roots.values()),
             data={role: data_name(root) for role, root in self.roots.items()},
@@ -393,6 +408,11 @@ class Experiment:
             cost=cost,
         )
         ledger.append(self.ledger_path, entry)
+
+
+def _on_device(run: Run) -> Run:
+    run.network.to(loop.choose_device(run.plan.device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return run
 
 
 def seconds(run: Run) -> float:

@@ -2,7 +2,7 @@
 Fusion: the probabilities of several ensemble members, calibrated, averaged and combined with the coarse label.
 
     fusion = Fusion({"fcn": predict_fcn, "forest": predict_forest}, FusionPlan(), posterior)
-    maps = fusion.classify(patch)
+    classes = fusion.classify(patch)
 
 A member is any function that gives the probabilities (8, H, W) of a patch. Temperatures and weights are fitted on
 coarse labels (of held-out scenes, or of the target region) through the transition matrix: a member is good if its mean
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -26,9 +27,9 @@ from scipy.optimize import minimize_scalar
 
 from lcfuse_core.data.legends import N_COARSE, SCORED, index_to_dfc
 from lcfuse_core.data.patches import Patch
-from lcfuse_core.data.source import label_index, patch_cells
+from lcfuse_core.data.source import PatchSource, label_index
 from lcfuse_core.errors import DataError, ParameterError
-from lcfuse_core.methods.adapt import Predict
+from lcfuse_core.methods.adapt import MOST_PIXELS, Predict, images_of
 from lcfuse_core.models.transition import Matrix
 from lcfuse_core.training.predict import tta_mean
 
@@ -67,12 +68,11 @@ class FusionPlan:
     weighted: bool = False
 
     def __post_init__(self) -> None:
+        numbers = {"prior_power": 4, "prior_blur_px": 500, "prior_doubt": 1}
         checks = {
             "rule": (self.rule in ("mean", "product"), "mean or product"),
             "symmetries": (self.symmetries in (1, 2, 4, 8), "1, 2, 4 or 8"),
-            "prior_power": (0 <= self.prior_power <= 4, "0 to 4"),
-            "prior_blur_px": (0 <= self.prior_blur_px <= 500, "0 to 500"),
-            "prior_doubt": (0 <= self.prior_doubt <= 1, "0 to 1"),
+            **{name: (0 <= getattr(self, name) <= most, f"0 to {most}") for name, most in numbers.items()},
         }
         for name, (is_good, expected) in checks.items():
             if not is_good:
@@ -138,22 +138,17 @@ class Fusion:
             self.temperatures.setdefault(name, 1.0)
             self.weights.setdefault(name, 1 / len(self.members))
 
-    def fit(self, patches: Iterable[Patch], matrix: Matrix, *, seed: int = 0) -> None:
+    def fit(self, evidence: Mapping[str, Evidence], matrix: Matrix) -> None:
         """
-        Fit temperatures and weights, if the plan has them, on the coarse labels of patches.
+        Fit temperatures and weights, as the plan has them, on the coarse labels of cells.
 
         Parameters
         ----------
-        patches : iterable of Patch
-            Not training patches, on which overfitted members look too good.
+        evidence : mapping
+            Of each member by `gather`; not of training patches, on which overfitted members look too good.
         matrix : ndarray, shape (8, 9)
             p(coarse | fine).
-        seed : int
-            Of the sample of pixels.
         """
-        if not self.plan.calibrated and not self.plan.weighted:
-            return
-        evidence = gather(self.members, patches, seed=seed)
         if self.plan.calibrated:
             self.temperatures |= {name: best_temperature(found, matrix) for name, found in evidence.items()}
         if self.plan.weighted:
@@ -215,7 +210,7 @@ def coarse_prior(labels: NDArray[np.uint8], posterior: Matrix, blur_px: float = 
     table[: len(posterior)] = posterior
     prior: NDArray = table.T.astype(np.float32)[:, labels]
     if blur_px:
-        prior = np.stack([gaussian_filter(one, blur_px, mode="nearest") for one in prior]).astype(np.float32)
+        prior = np.stack([gaussian_filter(p, blur_px, mode="nearest") for p in prior]).astype(np.float32)
     return (prior / np.maximum(prior.max(axis=0), 1e-12)).astype(np.float32)
 
 
@@ -241,25 +236,37 @@ class Evidence(NamedTuple):
 
 
 def gather(
-    members: Mapping[str, Predict], patches: Iterable[Patch], *, pixels: int = 2048, seed: int = 0
+    members: Mapping[str, Predict], source: PatchSource, *, pixels: int = 2048, seed: int = 0
 ) -> dict[str, Evidence]:
     """
-    Return the predictions of each member for a sample of *pixels* per patch, with the labels of their cells.
+    Return the predictions of each member for a sample of pixels, with the labels of their cells.
 
-    Raises DataError if no patch has a coarse label.
+    Parameters
+    ----------
+    members : mapping
+        Functions that give probabilities from the images of a patch.
+    source : PatchSource
+        With labels "modis+savanna".
+    pixels : int
+        Per patch; fewer if the sample would exceed `adapt.MOST_PIXELS`.
+    seed : int
+        Of the sample.
+
+    Raises
+    ------
+    DataError
+        If no patch has a coarse label.
     """
-    rng = np.random.default_rng(seed)
+    rng, pixels = np.random.default_rng(seed), min(pixels, max(1, MOST_PIXELS // len(source)))
     parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in members}
-    cells: list[NDArray] = []
-    labels: list[NDArray] = []
-    n_cells = 0
-    for patch in patches:
-        label = label_index(patch, "modis+savanna").reshape(-1)
+    cells, labels, n_cells = [], [], 0
+    for patch, window in images_of(source):
+        label = window.labels.numpy().reshape(-1)
         known = np.flatnonzero(label < N_COARSE)
         if not len(known):
             continue
         chosen = np.sort(rng.choice(known, min(pixels, len(known)), replace=False))
-        key = patch_cells(patch).reshape(-1)[chosen].astype(np.int64) * N_COARSE + label[chosen]
+        key = window.cells.numpy().reshape(-1)[chosen].astype(np.int64) * N_COARSE + label[chosen]
         found, number = np.unique(key, return_inverse=True)
         cells.append(number + n_cells)
         labels.append(found % N_COARSE)
@@ -311,50 +318,35 @@ def member_weights(likelihoods: NDArray[np.floating], iterations: int = 500) -> 
 
 
 def reliability(
-    probabilities: NDArray[np.floating], right: NDArray[np.bool_], bins: int = 10
+    predict: Predict, patches: Iterable[Patch], temperature: float = 1.0, bins: int = 10
 ) -> dict[str, NDArray[np.float64]]:
     """
-    Return mean confidence, accuracy and number of pixels by bins of confidence.
-
-    Parameters
-    ----------
-    probabilities : ndarray, shape (n,)
-        Of the predicted class.
-    right : ndarray of bool, shape (n,)
-        Whether the prediction is right.
-    bins : int
-        Number of bins.
+    Return the reliability of a member, after temperature scaling, over the pixels that have a reference.
 
     Returns
     -------
     dict of ndarray, shape (bins,)
-        Keys confidence, accuracy (NaN for empty bins) and count.
-    """
-    number = np.minimum((np.asarray(probabilities) * bins).astype(np.int64), bins - 1)
-    count = np.bincount(number, minlength=bins).astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        confidence = np.bincount(number, probabilities, bins) / count
-        accuracy = np.bincount(number, right, bins) / count
-    return {"confidence": confidence, "accuracy": accuracy, "count": count}
+        By bins of the confidence, the probability of the predicted class: mean confidence, accuracy (both NaN in an
+        empty bin) and count of pixels.
 
-
-def reliability_of(
-    predict: Predict, patches: Iterable[Patch], temperature: float = 1.0, bins: int = 10
-) -> dict[str, NDArray[np.float64]]:
+    Raises
+    ------
+    DataError
+        If no pixel has a reference.
     """
-    Return the `reliability` of a member, after temperature scaling, over the pixels that have a reference.
-
-    Raises DataError if no pixel has one.
-    """
-    confidence, right = [], []
+    count, confidence, right = np.zeros((3, bins))
     for patch in patches:
         truth, p = label_index(patch, "fine"), temper(predict(patch), temperature)
-        known = truth < len(SCORED)
-        confidence.append(p.max(axis=0)[known])
-        right.append((p.argmax(axis=0) == truth)[known])
-    if not sum(map(len, confidence)):
+        known = truth < N
+        highest = p.max(axis=0)[known]
+        number = np.minimum((highest * bins).astype(np.int64), bins - 1)
+        count += np.bincount(number, minlength=bins)
+        confidence += np.bincount(number, highest, bins)
+        right += np.bincount(number, (p.argmax(axis=0) == truth)[known], bins)
+    if not count.any():
         raise DataError("reliability", found="no pixel with a reference", expected="some", do="Take other patches.")
-    return reliability(np.concatenate(confidence), np.concatenate(right), bins)
+    with np.errstate(invalid="ignore"):
+        return {"confidence": confidence / count, "accuracy": right / count, "count": count}
 
 
 def calibration_error(curve: Mapping[str, NDArray[np.float64]]) -> float:
@@ -388,15 +380,14 @@ def shared_errors(members: Mapping[str, Predict], patches: Iterable[Patch]) -> p
         truths.append(truth[known])
         for name, predict in members.items():
             predictions[name].append(predict(patch).argmax(axis=0)[known])
-    truth, names, rows = np.concatenate(truths), list(members), {}
+    truth, rows = np.concatenate(truths), {}
     found = {name: np.concatenate(parts) for name, parts in predictions.items()}
-    for number, one in enumerate(names):
-        for other in names[number + 1 :]:
-            wrong, also = found[one] != truth, found[other] != truth
-            both = wrong & also
-            alike = (found[one] == found[other])[both].mean() if both.any() else np.nan
-            shares = [wrong.mean(), also.mean(), both.mean(), wrong.mean() * also.mean(), alike]
-            rows[f"{one} / {other}"] = [100 * share for share in shares]
+    for first, second in combinations(members, 2):
+        wrong, other_wrong = found[first] != truth, found[second] != truth
+        both = wrong & other_wrong
+        alike = (found[first] == found[second])[both].mean() if both.any() else np.nan
+        fractions = [wrong.mean(), other_wrong.mean(), both.mean(), wrong.mean() * other_wrong.mean(), alike]
+        rows[f"{first} / {second}"] = [100 * fraction for fraction in fractions]
     return pd.DataFrame.from_dict(rows, "index", columns=["wrong", "other wrong", "both", "by chance", "alike"])
 
 

@@ -1,91 +1,82 @@
-"""Adaptation: planted shares and planted groups found again; a network that is a stranger made at home."""
+"""Adaptation: planted shares and clusters are found again; a network is fine-tuned under domain shift."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from toys import toy_patch, toy_stack
 
 from lcfuse_core.data.legends import IGNORE, igbp_to_dfc
 from lcfuse_core.data.source import PatchStack
 from lcfuse_core.errors import DataError, ParameterError
-from lcfuse_core.methods.adapt import (
-    adapted,
-    by_region,
-    classes_of_clusters,
-    fit_clusters,
-    predict_clusters,
-    pseudo_labels,
-)
+from lcfuse_core.methods import adapt
+from lcfuse_core.methods.adapt import adapted, classes_of_clusters, fit_clusters, predict_clusters, pseudo_labelled
 from lcfuse_core.models import transition
 from lcfuse_core.training import loop
 from lcfuse_core.training.plan import TrainPlan
 
 TINY = TrainPlan(steps=30, crop=32, batch=4, width=8, report_every=30, precision="float32")
 MATRIX = transition.from_accuracy(np.ones(9), 0.9)
+CODES = np.array([1, 2, 4, 5, 6, 7, 9, 10])[:, None, None]
 
 
-def strange_patch(seed, size=64):
-    """A toy patch in a region where everything looks otherwise: bands and brightness in reverse."""
+def shifted_patch(seed, size=64):
+    """A toy patch with other signatures: bands and brightness in reverse."""
     patch = toy_patch(seed, size=size)
     return replace(patch, s2=np.ascontiguousarray(9000 - patch.s2[::-1]).astype(np.uint16))
 
 
-def test_regions_part_a_stack():
-    """Each patch goes to its own, in order; one name too few is an error."""
-    stack = toy_stack(4, size=32)
-    parts = by_region(stack, ["a", "b", "a", "a"])
-    assert {name: part.names for name, part in parts.items()} == {"a": ["toy 0", "toy 2", "toy 3"], "b": ["toy 1"]}
-    np.testing.assert_array_equal(parts["b"].s2.numpy(), stack.s2[1:2].numpy())
-    with pytest.raises(DataError, match="3 regions for 4 patches"):
-        by_region(stack, ["a", "b", "a"])
-
-
-def test_a_network_comes_to_know_a_strange_region():
-    """Learnt at home it is lost there; some steps on that region's labels, and it is not. The old one stays."""
+def test_fine_tuning_overcomes_a_domain_shift():
+    """Trained on other signatures the network fails in the target region, after some steps there it does not."""
     run = loop.train(toy_stack(4), replace(TINY, steps=60), progress=False)
-    there = PatchStack([strange_patch(seed) for seed in range(3)])
-    before = loop.evaluate(run, there).aa
+    target, unseen = PatchStack([shifted_patch(seed) for seed in range(3)]), PatchStack([shifted_patch(99)])
     weights = {name: value.clone() for name, value in run.network.state_dict().items()}
-    at_home = adapted(run, {"there": there}, replace(TINY, steps=60))["there"]
-    unseen = PatchStack([strange_patch(99)])
-    assert before < 0.5
-    assert loop.evaluate(at_home, unseen).aa > 0.85
+    tuned = adapted(run, target, replace(TINY, steps=60))
+    assert loop.evaluate(run, target).aa < 0.5
+    assert loop.evaluate(tuned, unseen).aa > 0.85
     assert all((weights[name] == value).all() for name, value in run.network.state_dict().items())
-    assert at_home.statistics == run.statistics
+    assert tuned.statistics == run.statistics
 
 
 def test_a_region_without_labels_keeps_its_network():
-    """There is nothing to learn; from fresh weights that is an error, and with labels a training of its own."""
-    run = loop.train(toy_stack(1, size=32), replace(TINY, steps=1), progress=False)
+    """From fresh weights that is an error; with labels the plan's seed decides the first weights."""
     stack = toy_stack(1, size=32)
+    run = loop.train(stack, replace(TINY, steps=1), progress=False)
     blank = stack.with_labels(np.full((1, 32, 32), IGNORE, np.uint8))
-    assert adapted(run, {"blank": blank}, TINY)["blank"] is run
+    assert adapted(run, blank, TINY) is run
     with pytest.raises(DataError, match="no labelled pixel"):
-        adapted(None, {"blank": blank}, TINY)
-    fresh = adapted(None, {"there": stack}, replace(TINY, steps=1))["there"]
+        adapted(None, blank, TINY)
+    fresh = adapted(None, stack, replace(TINY, steps=1))
     assert (fresh.network.classify.weight == run.network.classify.weight).all()
 
 
-def test_pseudo_labels_are_sure_or_silent():
-    """The best class, and 255 where it is not sure enough."""
+def stripes(patch):
+    """Class 3 with probability 0.65, but below 0.5 in the first row."""
+    p = np.full((8, *patch.s2.shape[1:]), 0.05, np.float32)
+    p[3], p[3, 0] = 0.65, 0.1
+    return p
 
-    def member(patch):
-        p = np.full((8, 4, 4), 0.05, np.float32)
-        p[3], p[3, 0, 0] = 0.65, 0.1
-        return p
 
-    labels = pseudo_labels(member, [toy_patch(0, size=32)] * 2, confidence=0.5)
-    assert (labels.shape, labels.dtype) == ((2, 4, 4), np.uint8)
-    assert (labels[:, 0, 0] == IGNORE).all()
-    assert (labels[:, 1:] == 3).all()
-    assert pseudo_labels(member, [toy_patch(0)], confidence=0.0)[0, 0, 0] != IGNORE
+def test_pseudo_labels_are_the_most_probable_classes():
+    """255 where the probability is too low; images, cells and random crops are those of the source."""
+    stack = toy_stack(3, size=32)
     with pytest.raises(ParameterError, match="confidence"):
-        pseudo_labels(member, [], confidence=1.0)
+        pseudo_labelled(stripes, stack, confidence=1.0)
+    assert (pseudo_labelled(stripes, stack).class_counts() == torch.eye(8)[3] * 3 * 32 * 32).all()
+    labelled = pseudo_labelled(stripes, stack, confidence=0.5)
+    windows = list(labelled.windows())
+    assert all((window.labels[0] == IGNORE).all() and (window.labels[1:] == 3).all() for window in windows)
+    # The same crops as a stack with these labels in memory gives.
+    plain = stack.with_labels(torch.stack([window.labels for window in windows]))
+    crops = [own.crops(20, 16, torch.Generator().manual_seed(0)) for own in (labelled, plain)]
+    assert all((ours == theirs).all() for ours, theirs in zip(*crops, strict=True))
+    assert labelled.part([2]).names == ["toy 2"]
+    assert len({labelled.digest(), pseudo_labelled(stripes, stack).digest(), stack.digest()}) == 3
 
 
-def test_groups_get_their_planted_names_from_mixed_cells():
-    """Cells mix six groups of known class and are labelled through the matrix: each group is named right."""
+def test_planted_classes_of_clusters_are_found_from_mixed_cells():
+    """Cells mix six clusters of known class and are labelled through the matrix; the likelihood rises each step."""
     rng = np.random.default_rng(0)
     planted = np.array([0, 2, 2, 5, 7, 4])
     shares = rng.dirichlet(np.full(6, 0.5), 2000)
@@ -96,54 +87,41 @@ def test_groups_get_their_planted_names_from_mixed_cells():
     np.testing.assert_array_equal(found.argmax(axis=1), planted)
     assert found.max(axis=1).min() > 0.8
     np.testing.assert_allclose(found.sum(axis=1), 1)
-
-
-def test_naming_groups_never_fits_worse():
-    """The likelihood of the labels rises with every step."""
-    rng = np.random.default_rng(1)
-    shares, labels = rng.dirichlet(np.ones(5), 300), rng.integers(0, 9, 300)
-    prior = rng.dirichlet(np.ones(8), 5)
     fits = []
     for steps in range(1, 8):
-        found = classes_of_clusters(shares, labels, np.ones(300), MATRIX, prior, 0.0, iterations=steps)
-        fits.append(np.log((shares @ found @ MATRIX)[np.arange(300), labels]).sum())
+        classes = classes_of_clusters(shares, labels, np.ones(2000), MATRIX, flat, 0.0, iterations=steps)
+        fits.append(np.log((shares @ classes @ MATRIX)[np.arange(2000), labels]).sum())
     assert all(np.diff(fits) > -1e-9)
 
 
-def test_groups_without_evidence_keep_their_prior():
-    """A group in no cell is what the network takes it for."""
-    shares = np.array([[1.0, 0.0]] * 5)
-    prior = np.random.default_rng(2).dirichlet(np.ones(8), 2)
+def test_clusters_without_evidence_keep_their_prior():
+    shares, prior = np.array([[1.0, 0.0]] * 5), np.random.default_rng(2).dirichlet(np.ones(8), 2)
     found = classes_of_clusters(shares, np.zeros(5, int), np.ones(5), MATRIX, prior, 0.5)
     np.testing.assert_allclose(found[1], prior[1])
     assert found[0].argmax() == 0
 
 
-def test_clusters_map_a_strange_region():
-    """No network: groups of like pixels, named by labels that err, map a patch that was not among them."""
-    patches = [strange_patch(seed) for seed in range(4)]
-    clusters = fit_clusters(PatchStack(patches, "modis+savanna"), MATRIX, seed=0, n_clusters=16)
-    unseen = strange_patch(50)
-    p = predict_clusters(clusters, unseen)
-    assert (p.shape, p.dtype) == ((8, 64, 64), np.float32)
-    np.testing.assert_allclose(p.sum(axis=0), 1, rtol=1e-5)
-    right = p.argmax(axis=0) == np.searchsorted([1, 6, 10, 11], unseen.lc[0])
-    assert right.mean() > 0.95
-    again = fit_clusters(PatchStack(patches, "modis+savanna"), MATRIX, seed=0, n_clusters=16)
-    np.testing.assert_array_equal(clusters.classes, again.classes)
+def test_clusters_map_a_region_with_domain_shift(monkeypatch):
+    """Of a patch that was not clustered; the same seed gives the same clusters; a smaller sample is drawn of many."""
+    source = PatchStack([shifted_patch(seed) for seed in range(4)], "modis+savanna")
+    unseen = shifted_patch(50)
+    truth = np.searchsorted([1, 6, 10, 11], unseen.lc[0])
+    for most, accuracy in ((2**22, 0.95), (400, 0.8)):
+        monkeypatch.setattr(adapt, "MOST_PIXELS", most)
+        clusters = fit_clusters(source, MATRIX, seed=0, n_clusters=16)
+        p = predict_clusters(clusters, unseen)
+        assert (p.shape, p.dtype) == ((8, 64, 64), np.float32)
+        np.testing.assert_allclose(p.sum(axis=0), 1, rtol=1e-5)
+        assert (p.argmax(axis=0) == truth).mean() > accuracy
+        np.testing.assert_array_equal(clusters.classes, fit_clusters(source, MATRIX, seed=0, n_clusters=16).classes)
 
 
-def test_clusters_listen_to_a_guess():
-    """Where labels say nothing, groups take the classes that the guess gives them."""
+def test_a_guess_decides_where_labels_are_missing():
+    """One pixel is labelled; the other clusters take the classes of the guess."""
+    truth = {toy_patch(n).name: igbp_to_dfc(toy_patch(n).lc[0]) for n in (0, 1)}
     blank = [replace(p, lc=np.full_like(p.lc, 255)) for p in (toy_patch(0), toy_patch(1))]
     blank[0].lc[0, 0, 0] = 1
-    truth = [igbp_to_dfc(toy_patch(n).lc[0]) for n in (0, 1)]
-
-    def guess(patch):
-        number = int(patch.name.split()[1])
-        return (truth[number] == np.array([1, 2, 4, 5, 6, 7, 9, 10])[:, None, None]).astype(np.float32)
-
-    stack = PatchStack(blank, "modis+savanna")
-    clusters = fit_clusters(stack, MATRIX, seed=0, n_clusters=16, guess=guess)
-    p = predict_clusters(clusters, blank[1])
-    assert (np.array([1, 2, 4, 5, 6, 7, 9, 10])[p.argmax(axis=0)] == truth[1]).mean() > 0.95
+    source = PatchStack(blank, "modis+savanna")
+    guess = {"guess": lambda patch: (truth[patch.name] == CODES).astype(np.float32)}
+    p = predict_clusters(fit_clusters(source, MATRIX, seed=0, n_clusters=16, **guess), blank[1])
+    assert (CODES[p.argmax(axis=0), 0, 0] == truth["toy 1"]).mean() > 0.95

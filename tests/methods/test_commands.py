@@ -1,14 +1,17 @@
-"""The command `compare`: lines are appended, a stopped call continues, wrong names stop it."""
+"""The commands `evaluate` and `compare`: lines are appended, a stopped call continues, wrong names stop it."""
 
+import hashlib
 import os
 
 import pytest
 
 from lcfuse_core import __main__ as shell
 from lcfuse_core.data.sample import world
+from lcfuse_core.errors import DataError
 from lcfuse_core.methods import commands
-from lcfuse_core.methods.registry import BOUNDS, METHODS
+from lcfuse_core.methods.registry import BOUNDS, METHODS, Method
 from lcfuse_core.scoring import ledger, protocol
+from lcfuse_core.training.checkpoint import LAST
 
 
 def compare(folder, out, *arguments):
@@ -29,11 +32,76 @@ def test_a_stopped_call_continues(tiny, folder, tmp_path, capsys):
     found = list(zip(lines["parameters.method"], lines["seeds.world"], strict=True))
     assert found == [("MODIS label", 3), ("MODIS label, interpolated", 3), ("MODIS label", 4)]
     assert set(lines["label_regime"]) == {"coarse only"}
-    assert set(lines["regime"]) == {"inductive"}
+    assert (set(lines["regime"]), set(lines["split"])) == ({"inductive"}, {"test"})
     assert lines.filter(like="scores.counts.").notna().any(axis=1).all()  # for intervals
     assert (lines["scores.n_patches"] == 2).all()
-    assert "seed 4: AA" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "seed 4: AA" in printed
+    assert "2 patches read (0 of them repaired), 0 skipped; 1 methods" in printed
     assert compare(folder, out, "--seeds", "4", "--only", "MODIS label", "--data-root", str(folder / "copy")) == 2
+
+
+def test_methods_share_one_pass_over_the_patches(tiny, tmp_path, monkeypatch, capsys):
+    """Whatever their number; one that cannot learn is reported, and the others are recorded."""
+    tables, evaluate = [], protocol.evaluate_methods
+    monkeypatch.setattr(protocol, "evaluate_methods", lambda *a, **k: tables.append(set(a[0])) or evaluate(*a, **k))
+
+    def fail(experiment):
+        raise DataError("labels", found="none", expected="some", do="Label.")
+
+    names = ["MODIS label", "Random forest, weighted, target regions", "Fusion, target regions"]
+    methods = commands.registered(names) | {"broken": Method(fail)}
+    assert commands.score(tiny, methods, tmp_path / "lines.jsonl")
+    assert tables == [set(names)]
+    assert "error: broken: labels: found none" in capsys.readouterr().err
+    lines = ledger.read(tmp_path / "lines.jsonl").set_index("parameters.method")
+    assert lines["regime"].to_dict() == dict(zip(names, ["inductive", "transductive", "transductive"], strict=True))
+    assert not commands.score(tiny, commands.registered(names[:1]), tmp_path / "lines.jsonl")
+
+
+def evaluate(folder, out, *arguments):
+    roots = ["--train-root", str(folder / "sen12ms"), "--data", str(folder / "dfc2020")]
+    return shell.main(["evaluate", *roots, "--ledger", str(out), *arguments])
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_trained_network_is_evaluated(folder, tmp_path, capsys, is_folder):
+    """What `train` wrote: its line has its plan, its seed and the hash of its file, beside that of the MODIS label."""
+    run, out = tmp_path / "run", tmp_path / "lines.jsonl"
+    values = {"steps": 3, "crop": 32, "batch": 2, "seed": 7, "class_weight_power": 0.0, "report_every": 3}
+    words = [word for name, value in values.items() for word in ("-p", name, str(value))]
+    assert shell.main(["train", str(folder / "sen12ms"), "--out", str(run), *words]) == 0
+    file = run / LAST
+    assert evaluate(folder, out, "--checkpoint", str(run if is_folder else file)) == 0
+    lines = ledger.read(out)
+    assert lines["parameters.method"].tolist() == ["MODIS label", "FCN, plain"]
+    line = lines.iloc[1]
+    assert (line["kind"], line["profile"], line["seeds.training"], line["split"]) == ("evaluation", "smoke", 7, "test")
+    assert [line[f"parameters.{name}"] for name in ("steps", "crop", "batch", "loss")] == [3, 32, 2, "cross_entropy"]
+    assert line["hashes.checkpoint"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert "better-than-modis" in capsys.readouterr().out  # a claim about this method, with its verdict
+
+
+def test_a_method_is_evaluated(tiny, folder, tmp_path):
+    out = tmp_path / "lines.jsonl"
+    assert evaluate(folder, out, "--method", "MODIS label, interpolated", "--seed", "3") == 0
+    assert ledger.read(out)["parameters.method"].tolist() == ["MODIS label", "MODIS label, interpolated"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "found not one of the two, expected a checkpoint or a method"),
+        (["--checkpoint", "x", "--method", "FCN, plain"], "found not one of the two"),
+        (["--checkpoint", "x"], "found no --train-root"),
+        (["--checkpoint", "x", "--train-root", ""], "x: found no such file, expected a checkpoint"),
+        (["--method", "FNC"], "method: found 'FNC', expected one of `compare --list`"),
+    ],
+)
+def test_wrong_options_stop_evaluate(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert shell.main(["evaluate", *arguments]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_bounds_are_evaluated_on_their_own_patches(tiny, monkeypatch):
@@ -44,6 +112,22 @@ def test_bounds_are_evaluated_on_their_own_patches(tiny, monkeypatch):
     assert learned.rows is None
     held_out = BOUNDS["DeepLabv3+, supervised, target regions"].learn(tiny)
     assert held_out.rows.index.tolist() == []  # of two patches none is the fourth
+
+
+def test_worlds_and_seeds_are_crossed(tmp_path, monkeypatch):
+    """Each training on each world; without worlds a seed is both; other data have no worlds."""
+    seen, out = [], ["--out", str(tmp_path / "x"), "--only", "MODIS label"]
+    monkeypatch.setattr(commands, "_score_apart", lambda command, seeds: seen.append(seeds) or "done")
+    assert shell.main(["compare", *out, "--worlds", "0", "1", "--seeds", "2", "1"]) == 0
+    assert sorted(seen) == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    seen.clear()
+    assert shell.main(["compare", *out, "--seeds", "2", "1"]) == 0
+    assert sorted(seen, key=str) == [(None, 1), (None, 2)]
+    experiments = []
+    monkeypatch.setattr(commands, "score", lambda experiment, *more: bool(experiments.append(experiment.seeds)))
+    assert shell.main(["compare", *out, "--worlds", "4", "--seeds", "2"]) == 0
+    assert experiments == [{"world": 4, "training": 2}]
+    assert shell.main(["compare", *out, "--worlds", "4", "--data-root", str(tmp_path)]) == 2
 
 
 @pytest.mark.slow
@@ -69,7 +153,7 @@ def test_methods_are_chosen_by_name_or_beginning(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--out", "x", "--only", "FNC"], "found 'FNC', expected a method of --list"),
+        (["--out", "x", "--only", "FNC"], "found 'FNC', expected one of `compare --list`"),
         (["--only", "MODIS label"], "no --out"),
         (["--out", "x", "--jobs", "0"], "found 0, expected 1 or more"),
         (["--out", "x", "--profile", "huge"], "expected one of smoke, colab, full"),
@@ -86,7 +170,7 @@ def test_the_paths_of_a_profile_are_those_of_the_current_folder(tmp_path, monkey
     """Also for workers of a cluster, which run elsewhere; what is given wins, also if it is empty."""
     seen = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(commands, "score_seed", lambda experiment, names, out: seen.append(experiment.parameters))
+    monkeypatch.setattr(commands, "score", lambda experiment, *more: bool(seen.append(experiment.parameters)))
     arguments = ["compare", "--profile", "colab", "--seeds", "0", "--out", "x", "--steps", "400"]
     for more in ([], ["--data-root", ""]):
         assert shell.main(arguments + more) == 0

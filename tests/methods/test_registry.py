@@ -1,11 +1,14 @@
-"""The registry: every method learns, none sees the reference, and each row has its regime."""
+"""The registry: every method learns without the reference, and each row has its regime."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from miniatures import dfc_array, lc_array
 
-from lcfuse_core.methods.registry import BOUNDS, METHODS, counted, estimated
+from lcfuse_core.methods import ensemble, registry
+from lcfuse_core.methods.experiment import Experiment
+from lcfuse_core.methods.registry import BOUNDS, METHODS, counted, estimated, name_of
 from lcfuse_core.models.losses import LOSSES, MIXED_LABEL_LOSSES
 from lcfuse_core.models.networks import NETWORKS
 from lcfuse_core.scoring import protocol
@@ -30,6 +33,39 @@ def test_names_show_the_regime():
     assert {(method.regime, method.label_regime) for method in BOUNDS.values()} == {("inductive", "fine")}
 
 
+@pytest.fixture
+def plans(tiny, monkeypatch):
+    """The plans by which methods train networks, which are not trained."""
+    seen, run = [], tiny.network()
+
+    def note(experiment, plan, *further):
+        seen.append(plan)
+        return "name"
+
+    monkeypatch.setattr(Experiment, "checkpoint_name", note)
+    monkeypatch.setattr(Experiment, "file_of", lambda experiment, plan: Path(__file__))
+    monkeypatch.setattr(Experiment, "kept", lambda experiment, name, train: run)
+    return seen
+
+
+def test_plans_are_named_as_their_rows(tiny, plans):
+    """So that the line of a checkpoint in a ledger is one of the method's."""
+    of_networks = [name for name in METHODS if name.startswith(tuple(registry._KINDS.values()))]
+    rows = [name for name in of_networks if not any(word in name for word in ("matrix", "prior", "target"))]
+    for name in rows:
+        METHODS[name].learn(replace(tiny, memory={}))
+    assert [name_of(plan) for plan in plans] == [name.removesuffix(", 3.25 times the steps") for name in rows]
+    assert {(plan.steps, "3.25" in name) for name, plan in zip(rows, plans, strict=True)} == {(2, False), (6, True)}
+
+
+def test_the_ablation_crosses_loss_and_data_with_equal_plans(tiny, plans):
+    for where in ("", ", target regions only"):
+        for loss in ("", ", cell_mean"):
+            METHODS[f"FCN, weighted{loss}, 3.25 times the steps{where}"].learn(replace(tiny, memory={}))
+    assert {(plan.steps, plan.learning_rate) for plan in plans} == {(6, 5e-3)}
+    assert [plan.loss for plan in plans] == 2 * ["cross_entropy", "cell_mean"]
+
+
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in METHODS])
 def test_every_method_draws_maps_in_the_legend(tiny, name):
     """Of patches whose reference it does not get."""
@@ -45,6 +81,21 @@ def test_transductive_methods_do_without_the_reference(tiny, tmp_path):
     blind.rows = tiny.rows.assign(dfc=str(tmp_path / "nowhere.tif"))
     for name in ("FCN, cell_mean", "Student of the fusion", "Clusters"):
         METHODS[f"{name}, target regions"].learn(blind)
+
+
+def test_a_member_is_computed_once_per_patch_for_all_fusions(tiny, monkeypatch):
+    """In the pass over the patches, whatever the number of methods that use it."""
+    calls = []
+
+    def counting(experiment):
+        predict, spent = ensemble._target_forest(experiment)
+        return lambda patch: calls.append(patch.name) or predict(patch), spent
+
+    monkeypatch.setitem(ensemble.MEMBERS, "Random forest", counting)
+    names = [f"{name}, target regions" for name in ("Random forest, weighted", "Fusion", "Fusion by product")]
+    methods = {name: METHODS[name].learn(replace(tiny, memory=tiny.memory)).classify for name in names}
+    protocol.evaluate_methods(methods, tiny.rows)
+    assert sorted(calls) == sorted(tiny.region_of)
 
 
 def test_matrices_are_of_their_sources(tiny):
