@@ -226,8 +226,8 @@ def classes_of_clusters(
     Return p(class | cluster), (G, 8), the most likely given the labels of the cells, by EM.
 
     The likelihood of a cell's label is sum_gk share[g] p(k | g) T[k, label]: *shares* (J, G) of the clusters in each
-    cell, coarse *labels* (J,) and *weights* (J,) of the cells, the transition *matrix* T = p(coarse | fine). The *prior*
-    (G, 8) of the classes of each cluster weighs as much as *pseudo_counts* cells.
+    cell, coarse *labels* (J,) and *weights* (J,) of the cells, the transition *matrix* T = p(coarse | fine). The
+    *prior* (G, 8) of the classes of each cluster weighs as much as *pseudo_counts* cells.
     """
     likelihood = matrix[:, labels].T  # (J, 8)
     classes = prior

@@ -10,9 +10,9 @@ Evaluate one trained network or method, or compare many over several seeds, from
     compare --profile full --train-root DIR --data-root DIR [--cluster ADDRESS] --out FILE
     compare --list
 
-Without --worlds, a seed is a world and trainings of its own on the sample, and trainings alone on other data. All methods
-of a seed are evaluated in one pass over the patches, then appended to the ledger FILE. Trained networks are stored, so
-the same command continues, and only methods without a line are run. A name may end in `*`.
+Without --worlds, a seed is a world and trainings of its own on the sample, and trainings alone on other data. All
+methods of a seed are evaluated in one pass over the patches, then appended to the ledger FILE. Trained networks are
+stored, so the same command continues, and only methods without a line are run. A name may end in `*`.
 """
 
 from __future__ import annotations

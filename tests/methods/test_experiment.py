@@ -184,7 +184,7 @@ def test_a_given_checkpoint_takes_the_place_of_the_network_of_its_kind(own, tmp_
     names = [one.adapted_name(one.network(), one.plan("fcn", 0.5)) for one in (own, here)]
     assert names[0] != names[1]
     _, seconds = here.adapted_network(here.network())
-    assert 0 < seconds
+    assert seconds > 0
     (tuned,) = (value[ALL_REGIONS] for key, value in here.memory.items() if isinstance(key, tuple))
     assert tuned.plan.steps == round(2.25 * 2)
     learned = learner("fcn", 0.5).learn(here)
