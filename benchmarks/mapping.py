@@ -67,12 +67,12 @@ def big_scene(folder: Path, rows: int, cols: int, seed: int = 0) -> Inputs:
     return Inputs((out[0],), (out[1],))
 
 
-def chosen(paths: list[Path]) -> list[predict.Member]:
+def chosen(paths: list[Path]) -> list[predict.Network]:
     """The networks of the command line, or those of the package."""
     return [predict.load_member(path) for path in paths] or predict.default_members()
 
 
-def bare_seconds(member: predict.Member, tiling: Tiling, n: int) -> tuple[float, float]:
+def bare_seconds(member: predict.Network, tiling: Tiling, n: int) -> tuple[float, float]:
     """Wall and processor seconds of *n* forward passes on a window of this tiling, and nothing else."""
     size = min(tiling.window, *tiling.shape)
     image = torch.randn(1, member.run.plan.in_channels, size, size).contiguous(memory_format=torch.channels_last)

@@ -1,10 +1,12 @@
 """
-Map any scene from a shell: `python -m lcfuse_core map ...`.
+Map any scene from a shell.
 
-    map --s2 FILE [--s1 FILE] [--coarse FILE] --out DIR        one scene
-    map --list SCENES.csv --out DIR [--jobs N | --cluster A]   many, each in its own process and folder
+    map --s2 FILE [--s1 FILE] --coarse FILE --out DIR                 trains on the coarse labels of the scene
+    map --s2 FILE [--s1 FILE] [--coarse FILE] --model CHECKPOINT --out DIR
+    map --list SCENES.csv ... --out DIR [--jobs N | --cluster A]      many, each in its own process and folder
+    map --demo --out DIR                                              the synthetic sample scene
 
-A scene that was finished by the same command is found. The other options apply to every scene of a list; a column of
+A finished map of the same inputs and options is found. The other options apply to every scene of a list; a column of
 the list takes precedence over the option of the same name.
 """
 
@@ -12,19 +14,24 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lcfuse_core import _runtime
-from lcfuse_core.errors import MissingDataError, ParameterError
+from lcfuse_core.errors import DataError, MissingDataError, ParameterError
 
 COLUMNS = ("name", "s2", "s1", "coarse", "clouds", "scl")
 """Columns of a list of scenes; only `name` and `s2` are required."""
+
+_TO_EACH_SCENE = (
+    "s2", "s1", "coarse", "clouds", "scl", "legend", "model", "adapt", "steps", "prior_power", "symmetries", "window",
+    "probabilities",
+)  # fmt: skip
 
 
 def add_parser(commands: Any) -> None:
@@ -38,15 +45,16 @@ def add_parser(commands: Any) -> None:
     mapped.add_argument("--legend", default="igbp", help="of the coarse map: igbp, dfc2020, or a YAML file")
     mapped.add_argument("--clouds", type=Path, help="mask, not 0 where clouds hide the ground")
     mapped.add_argument("--scl", type=Path, help="scene classification of Sen2Cor, as a mask")
-    mapped.add_argument("--model", action="append", type=Path, default=[], help="checkpoint or run; may be repeated")
-    mapped.add_argument("--out", type=Path, required=True, help="folder of the map")
-    mapped.add_argument("--window", type=int, default=512, help="side of a window, px (default: 512)")
-    mapped.add_argument("--overlap", type=int, default=64, help="overlap of two windows, px (default: 64)")
+    mapped.add_argument("--model", nargs="+", type=Path, default=[], help="checkpoints or folders of runs")
+    mapped.add_argument("--adapt", action="store_true", help="first fine-tune --model on the labels of --coarse")
+    mapped.add_argument("--steps", type=int, help="training steps on the scene (default: 900)")
+    mapped.add_argument("--prior-power", type=float, help="exponent of the coarse prior (default: 0.6 with --model)")
     mapped.add_argument("--symmetries", type=int, default=1, help="flips and rotations averaged: 1, 2, 4 or 8")
-    mapped.add_argument("--prior-power", type=float, help="exponent of the coarse prior (default: 0.6; 0 with --learn)")
-    mapped.add_argument("--learn", action="store_true", help="first adapt the networks to the scene, from --coarse")
+    mapped.add_argument("--window", type=int, default=512, help="side of a window, px (default: 512)")
     mapped.add_argument("--probabilities", action="store_true", help="keep the probabilities of all classes")
+    mapped.add_argument("--out", type=Path, required=True, help="folder of the map")
     mapped.add_argument("--quiet", action="store_true", help="do not show the progress bar")
+    mapped.add_argument("--demo", action="store_true", help="map the synthetic sample scene, by synthetic networks")
     mapped.add_argument("--list", type=Path, help=f"CSV of scenes with columns {', '.join(COLUMNS)}")
     mapped.add_argument("--jobs", type=int, default=1, help="scenes of a list at a time, on this machine")
     mapped.add_argument("--cluster", default="", metavar="ADDRESS", help="Dask scheduler that maps a list")
@@ -54,13 +62,13 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if (options.list is None) == (options.s2 is None):
-        found = "both --s2 and --list" if options.s2 else "neither --s2 nor --list"
-        do = "Give --s2 FILE for one scene, --list FILE for many."
-        raise ParameterError("map", found=found, expected="either --s2 or --list", do=do)
+    given = [f"--{name}" for name in ("s2", "list", "demo") if getattr(options, name)]
+    if len(given) != 1:
+        do = "Give --s2 FILE for one scene, --list FILE for many, --demo to try it."
+        raise ParameterError("map", found=" and ".join(given) or "no scene", expected="one of the three", do=do)
     if options.jobs < 1:
         raise ParameterError("--jobs", found=str(options.jobs), expected="1 or more", do="Give a whole number.")
-    return _map_one(options) if options.list is None else _map_list(options)
+    return _map_list(options) if options.list else _map_one(options)
 
 
 def _map_one(options: argparse.Namespace) -> int:
@@ -68,22 +76,20 @@ def _map_one(options: argparse.Namespace) -> int:
     # torch is imported only here, so that `--help` and the other commands are quick.
     from lcfuse_core.mapping import make, predict
 
-    networks = [predict.load_member(path) for path in options.model] or predict.default_members()
-    if not options.model:
+    if options.demo:
         print(predict.SYNTHETIC)
-    changes = {} if options.prior_power is None else {"prior_power": options.prior_power}
-    plan = predict.plan_for(options.coarse is not None, adapted=options.learn, symmetries=options.symmetries, **changes)
-    margin = min(make.MapOptions.margin, options.overlap // 4)
-    made = make.make_map(
-        make.Inputs(tuple(options.s2), tuple(options.s1), options.coarse, options.legend, options.clouds, options.scl),
-        networks,
-        options.out,
-        make.MapOptions(
-            plan, options.window, options.overlap, margin, probabilities=options.probabilities, learn=options.learn
-        ),
-        progress=not options.quiet,
-        report=print,
-    )
+        inputs, _ = make.chosen_inputs({"s2_path": "", "seed": 0}, _runtime.data_folder())
+        networks = predict.default_members()
+    else:
+        files = options.coarse, options.legend, options.clouds, options.scl
+        inputs = make.Inputs(tuple(options.s2), tuple(options.s1), *files)
+        networks = [predict.load_member(path) for path in options.model]
+    chosen = {
+        name: getattr(options, name) for name in ("adapt", "prior_power", "symmetries", "window", "probabilities")
+    }
+    chosen |= {"steps": options.steps or make.STEPS, "overlap": options.window // 8, "margin": options.window // 32}
+    plan = make.MapOptions(**chosen)
+    made = make.make_map(inputs, networks, options.out, plan, progress=not options.quiet, report=print)
     valid, found = made.record["valid_fraction"], " (found)" if made.found else ""
     print(f"{made.path()}{found}: {100 * valid:.1f} % of the scene has a class")
     for name, pixels in made.record["pixels"].items():
@@ -102,7 +108,7 @@ class _Scene(NamedTuple):
 def _map_list(options: argparse.Namespace) -> int:
     """Map the scenes of a list; report the failures together and return 1 if there are any."""
     threads = 1 if options.cluster or options.jobs > 1 else None
-    scenes = [_Scene(name, row, threads) for name, row in _read_list(options)]
+    scenes = [_Scene(name, _arguments(options, name, row), threads) for name, row in _read_list(options.list).items()]
     failures = {}
     for scene, outcome in _runtime.map_parallel(_map_apart, scenes, jobs=options.jobs, cluster=options.cluster):
         code, text = (1, str(outcome)) if isinstance(outcome, BaseException) else outcome
@@ -132,57 +138,56 @@ def _map_apart(scene: _Scene) -> tuple[int, str]:
     return done.returncode, (marked or lines or [f"exit code {done.returncode}"])[-1]
 
 
-def _read_list(options: argparse.Namespace) -> list[tuple[str, tuple[str, ...]]]:
+def _read_list(path: Path) -> dict[str, dict[str, Path]]:
     """
-    Return the name and the arguments of each scene of a list; relative paths start at the list's own folder.
+    Return the files of each scene of a list by column; relative paths start at the list's own folder.
 
-    Raises MissingDataError or ParameterError that names the line, before any scene is mapped.
+    Raises MissingDataError, DataError or ParameterError that names the line, before any scene is mapped.
     """
-    path: Path = options.list
-    if not path.is_file():
-        raise MissingDataError(path, found="no such file", expected="a CSV of scenes", do="Check the path.")
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")  # Excel writes a byte order mark
+    except UnicodeDecodeError as error:
+        found = f"a byte that is not UTF-8 ({error.reason})"
+        raise DataError(path, found=found, expected="a CSV in UTF-8", do="Save it in that encoding.") from None
+    except OSError as error:
+        found = f"no file that can be read ({error.strerror})"
+        raise MissingDataError(path, found=found, expected="a CSV of scenes", do="Check the path.") from None
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""))
         rows, columns = list(reader), reader.fieldnames or []
+    except csv.Error as error:
+        raise DataError(path, found=f"no CSV ({error})", expected="a CSV of scenes", do="Correct the file.") from None
     if not rows or not {"name", "s2"} <= set(columns) <= set(COLUMNS):
         found = f"columns {', '.join(columns)}" if rows else "no scene"
         expected = f"name, s2, and some of {', '.join(COLUMNS[2:])}"
         raise ParameterError(path, found=found, expected=expected, do="Correct the first line.")
-    scenes: dict[str, tuple[str, ...]] = {}
+    scenes: dict[str, dict[str, Path]] = {}
     for number, row in enumerate(rows, start=2):
         where, name = f"{path}, line {number}", (row["name"] or "").strip()
-        if not name or name in scenes or Path(name).name != name or name.startswith("."):
+        if not name or name in scenes or Path(name).name != name or name.startswith(".") or "\0" in name:
             do = "Name each scene once, by a name that a folder may have."
             raise ParameterError(where, found=repr(name), expected="a unique name", do=do)
         if None in row or not (row["s2"] or "").strip():
             found = "too many columns" if None in row else "no s2"
             do = "Give the Sentinel-2 file of the scene in column s2."
             raise ParameterError(where, found=found, expected=", ".join(columns), do=do)
-        given = {}
-        for column in COLUMNS[1:]:
-            if (row.get(column) or "").strip():
-                given[column] = [(path.parent / row[column].strip()).absolute()]
-                if not given[column][0].exists():
-                    raise MissingDataError(where, found=f"no {given[column][0]}", expected="a file", do="Check it.")
-        scenes[name] = _arguments(options, options.out / name, given)
-    return list(scenes.items())
+        given = {column: (row.get(column) or "").strip() for column in COLUMNS[1:]}
+        scenes[name] = {column: (path.parent / value).absolute() for column, value in given.items() if value}
+        for file in scenes[name].values():
+            if "\0" in str(file) or not file.exists():
+                raise MissingDataError(where, found=f"no {str(file)!r}", expected="a file", do="Check it.")
+    return scenes
 
 
-def _arguments(options: argparse.Namespace, out: Path, given: dict[str, list[Path]]) -> tuple[str, ...]:
+def _arguments(options: argparse.Namespace, name: str, row: dict[str, Path]) -> tuple[str, ...]:
     """Return the arguments that map one scene of a list; paths are absolute, for a worker in another folder."""
-    legend = Path(options.legend).absolute() if Path(options.legend).is_file() else options.legend
-    found: list[object] = ["--out", out.absolute(), "--quiet", "--legend", legend]
-    for name in ("window", "overlap", "symmetries", "prior_power"):
-        value = getattr(options, name)
-        found += [] if value is None else [f"--{name.replace('_', '-')}", value]
-    found += [f"--{name}" for name in ("learn", "probabilities") if getattr(options, name)]
-    for model in options.model:
-        found += ["--model", model.absolute()]
-    for name in COLUMNS[1:]:
-        paths = given.get(name) or _as_list(getattr(options, name))
-        found += [f"--{name}", *(file.absolute() for file in paths)] if paths else []
-    return tuple(map(str, found))
-
-
-def _as_list(value: Path | Sequence[Path] | None) -> list[Path]:
-    return [] if value is None else [value] if isinstance(value, Path) else list(value)
+    words: list[object] = ["--out", (options.out / name).absolute(), "--quiet"]
+    for option in _TO_EACH_SCENE:
+        value = row.get(option, getattr(options, option))
+        if option == "legend" and Path(value).is_file():
+            value = Path(value)
+        if value is not None and value is not False and value != []:
+            values = [] if value is True else value if isinstance(value, list) else [value]
+            words += [f"--{option.replace('_', '-')}"]
+            words += [given.absolute() if isinstance(given, Path) else given for given in values]
+    return tuple(map(str, words))

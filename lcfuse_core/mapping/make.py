@@ -4,29 +4,31 @@ Make the map of a scene: from its files to a folder, in one call.
     landcover.tif        classes, DFC2020 codes, 0 = none; with colours and names
     confidence.tif       the highest probability, in steps of 0.004; 255 = none
     probabilities.tif    the probability of each class, if asked for
-    landcover.json       record of inputs with their SHA-256, networks, plan, versions, areas
+    landcover.json       record of inputs and products with their SHA-256, members, fusion, versions, areas
+    trained-.../         the network that was trained on the coarse labels of the scene, if any
 
-The key of a job is a digest of all that determines its pixels. A finished job is found by its key; an interrupted one
-starts again; a job that another process is working on is waited for.
+A finished map is found if the content of its inputs and products is that of the record and nothing else that decides
+its pixels has changed. Otherwise it is made again, and replaces the earlier one when it is complete and has been read
+back. An interrupted training continues; a folder that another process is working on is waited for.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from lcfuse_core import __version__, _runtime
@@ -36,16 +38,21 @@ from lcfuse_core.data.sample import world
 from lcfuse_core.data.source import N_S1, PatchStack
 from lcfuse_core.errors import DataError, ParameterError
 from lcfuse_core.mapping.coarse import CoarseMap, open_coarse
-from lcfuse_core.mapping.predict import Member, choose, load_member, plan_for, strips
+from lcfuse_core.mapping.predict import PRIOR_POWER, Forest, Member, Network, choose, load_member, strips
 from lcfuse_core.mapping.scene import Scene, Source, open_scene
 from lcfuse_core.mapping.windows import Tiling
-from lcfuse_core.mapping.write import LAYERS, create, disk_errors, write_cog
-from lcfuse_core.methods import adapt
+from lcfuse_core.mapping.write import LAYERS, create, disk_errors, write_category_names, write_cog
+from lcfuse_core.methods.adapt import adaptation_plan
 from lcfuse_core.methods.fusion import FusionPlan
-from lcfuse_core.training import checkpoint
+from lcfuse_core.models.forest import train_forest
+from lcfuse_core.training import checkpoint, loop
+from lcfuse_core.training.plan import TrainPlan
+
+STEPS = 900
+"""Training steps on one scene: those by which the method table fine-tunes a network on its target regions."""
 
 _MAX_WINDOWS, _WINDOW_PX = 64, 256
-"""Adaptation uses at most so many windows of this side: 170 MB, and more than a thousand coarse cells."""
+"""Training uses at most so many windows of this side: 170 MB, and more than a thousand coarse cells."""
 
 _MIN_VALID = 0.9
 """Fraction of a window's pixels that must be valid: others are not learnt from, but they distort the statistics."""
@@ -53,7 +60,7 @@ _MIN_VALID = 0.9
 
 @dataclass(frozen=True)
 class Inputs:
-    """The files of a scene, see `open_scene` and `open_coarse`; *datetime* (ISO 8601) if no file name contains it."""
+    """The files of a scene, see `open_scene` and `open_coarse`."""
 
     s2: tuple[Source, ...]
     s1: tuple[Source, ...] = ()
@@ -61,7 +68,6 @@ class Inputs:
     legend: str = "igbp"
     clouds: Source | None = None
     scl: Source | None = None
-    datetime: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,20 +75,22 @@ class MapOptions:
     """
     Options of `make_map`.
 
-    plan : fusion of members and coarse prior; None: `plan_for` the inputs
+    adapt : whether to fine-tune given networks on the coarse labels of the scene, and to add a random forest
+    steps : training steps on the scene
+    prior_power : exponent of the coarse prior; None: `PRIOR_POWER`, or 0 without a coarse map or after training on it
+    symmetries : 1, 2, 4 or 8 flips and rotations whose predictions are averaged (TTA)
     window, overlap, margin : pixels; see `windows.Tiling`
     probabilities : whether to keep the probabilities of all classes
-    learn : whether to adapt the members to the scene first, on its coarse map; see `adapt_to_scene`
-    learning_steps : training steps of that; None: as many as `methods.adapt` takes
     """
 
-    plan: FusionPlan | None = None
+    adapt: bool = False
+    steps: int = STEPS
+    prior_power: float | None = None
+    symmetries: int = 1
     window: int = 512
     overlap: int = 64
     margin: int = 16
     probabilities: bool = False
-    learn: bool = False
-    learning_steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,7 @@ class Made:
 
 def make_map(
     inputs: Inputs,
-    members: Sequence[Member],
+    networks: Sequence[Network],
     out: Source,
     options: MapOptions | None = None,
     *,
@@ -110,44 +118,75 @@ def make_map(
     """
     Map the scene of *inputs* into the folder *out*.
 
-    Of *members*, those are used that fit the sensors of the scene (`choose`). *progress* shows a bar; *report* gets
-    messages on adaptation and repairs. Raises what `open_scene`, `open_coarse` and `choose` raise, before anything
-    is written, and DiskError.
+    Parameters
+    ----------
+    inputs : Inputs
+        Files of the scene.
+    networks : sequence of Network
+        Those that fit the sensors of the scene are used (`choose`). Without any, a network and a random forest are
+        trained on the coarse labels of the scene, and their probabilities averaged: the default fusion of the book.
+    out : path
+        Folder of the map.
+    options : MapOptions, optional
+        See there.
+    progress : bool
+        Whether to show bars.
+    report : callable
+        Gets messages on training and repairs.
+
+    Raises
+    ------
+    ParameterError
+        If training or a prior needs a coarse map and there is none.
+    DataError, GridError, LegendError, MissingDataError
+        See `open_scene`, `open_coarse` and `choose`; nothing has been written then.
+    DiskError
+        If the folder cannot be written; an earlier map stays.
     """
     options, out = options or MapOptions(), Path(out)
-    plan = options.plan or plan_for(inputs.coarse is not None, adapted=options.learn)
-    if (plan.prior_power or options.learn) and inputs.coarse is None:
-        found = f"{'adaptation' if options.learn else 'a prior power'} without a coarse map"
-        do = "Give one, or set prior_power to 0 and do not adapt."
-        raise ParameterError("plan", found=found, expected="a coarse map", do=do)
+    learns = options.adapt or not networks
+    if inputs.coarse is None and (learns or options.prior_power):
+        found = "no coarse map and no network" if not networks else "no coarse map"
+        do = "Give --coarse MAP, such as MCD12Q1, to train on the scene, or --model CHECKPOINT alone."
+        raise ParameterError("map", found=found, expected="what the map is to be made from", do=do)
+    power = options.prior_power
+    if power is None:
+        power = 0.0 if learns or inputs.coarse is None else PRIOR_POWER
+    plan = FusionPlan(symmetries=options.symmetries, prior_power=power)
     with ExitStack() as stack:
         scene = stack.enter_context(open_scene(inputs.s2, inputs.s1, clouds=inputs.clouds, scl=inputs.scl))
         coarse = None
         if inputs.coarse is not None:
             coarse = stack.enter_context(open_coarse(inputs.coarse, scene.grid, inputs.legend))
-        chosen = choose(members, scene.has_s1)
+        members: Sequence[Member] = choose(networks, scene.has_s1)
         tiling = Tiling(scene.grid.shape, options.window, options.overlap, options.margin)
+        legend = Path(inputs.legend)
+        rules = legend.read_bytes() if legend.is_file() else inputs.legend
+        roles = [len(scene.files), *(bool(given) for given in (inputs.s1, inputs.clouds, inputs.scl, coarse))]
+        digests = [member.digest for member in members if isinstance(member, Network)]
+        decided = (digests, learns and options.steps, rules, roles, plan, tiling, options.probabilities)
+        key = hashlib.sha256(repr((decided, _runtime.code_digest("mapping.make"))).encode()).hexdigest()
         stack.enter_context(disk_errors(out))
         stack.enter_context(_runtime.lock(out / ".lock"))
-        if options.learn and coarse is not None:
-            report("adapting the networks to the coarse map of this scene")
-            chosen = [adapt_to_scene(scene, coarse, m, out, steps=options.learning_steps) for m in chosen]
-        job = _Job(inputs, options, scene, coarse, chosen, plan, tiling)
-        key = job.key()
-        finished = _finished(out, key)
-        if finished is None:
-            for repair in scene.repairs:
-                report(repair)
-            finished = Made(out, job.make(out, key, progress))
-    return finished
+        job = _Job(scene, coarse, members, plan, tiling)
+        made = _found(out, key, job.files)
+        if made is not None:
+            return made
+        for repair in scene.repairs:
+            report(repair)
+        if learns and coarse is not None:
+            report("training a network and a random forest on the coarse map of this scene")
+            members = train_on_scene(scene, coarse, members, out, steps=options.steps, progress=progress)
+            job = replace(job, members=members)
+        names = [name for name in LAYERS if name != "probabilities" or options.probabilities]
+        record = {"key": key} | job.describe() | {"legend": coarse and legend.name}
+        return Made(out, job.write(out, names, record, progress))
 
 
 @dataclass(frozen=True)
 class _Job:
-    """All that determines a map."""
+    """All that determines the pixels of a map."""
 
-    inputs: Inputs
-    options: MapOptions
     scene: Scene
     coarse: CoarseMap | None
     members: Sequence[Member]
@@ -158,58 +197,10 @@ class _Job:
     def files(self) -> list[Path]:
         return [*self.scene.files, *([self.coarse.path] if self.coarse else [])]
 
-    def key(self) -> str:
-        """Return a digest of all that determines the pixels; files by path, size and time, as reading them is slow."""
-        legend = Path(self.inputs.legend)
-        networks = [(m.name, m.digest, m.temperature, m.weight) for m in self.members]
-        rules = legend.read_text() if legend.is_file() else self.inputs.legend
-        return _digest(self.files, networks, rules, self.plan, self.tiling, self.options.probabilities, "mapping.make")
-
-    def make(self, out: Path, key: str, progress: bool) -> dict[str, Any]:
-        """Write all files of the map, the record last, and return it."""
-        for part in (*out.glob(".part-*"), *out.glob(".*.part")):  # left by a process that was killed
-            shutil.rmtree(part) if part.is_dir() else part.unlink()
-        for name in ("landcover.json", "probabilities.tif"):
-            (out / name).unlink(missing_ok=True)
-        names = [name for name in LAYERS if name != "probabilities" or self.options.probabilities]
-        tags = {"SOFTWARE": f"lcfuse_core {__version__}", "PRIOR_POWER": f"{self.plan.prior_power:g}"}
-        counts, crc = np.zeros(256, np.int64), dict.fromkeys(names, 0)
-        with tempfile.TemporaryDirectory(prefix=".part-", dir=out) as folder, ThreadPoolExecutor(1) as pool:
-            hashes = pool.submit(lambda: [{"name": path.name, "sha256": _sha256(path)} for path in self.files])
-            raw = {name: Path(folder) / f"{name}.tif" for name in names}
-            with ExitStack() as stack:
-                files = {n: stack.enter_context(create(raw[n], LAYERS[n], self.scene.grid, tags)) for n in names}
-                made = strips(
-                    self.scene, self.members, self.tiling, self.plan,
-                    coarse=self.coarse, layers=names, progress=progress,
-                )  # fmt: skip
-                # Closed before the scene, whatever happens: its threads read from the scene's files.
-                for rows, strip in stack.enter_context(closing(made)):
-                    for name, pixels in strip.items():
-                        files[name].write(pixels, window=Window.from_slices(rows, (0, self.tiling.shape[1])))
-                        crc[name] = zlib.crc32(pixels.data, crc[name])
-                    counts += np.bincount(strip["landcover"].ravel(), minlength=256)
-            parts = [self.tiling.finished(i) for i in range(len(self.tiling.rows))]
-            for name in names:
-                write_cog(raw[name], out / f"{name}.tif", LAYERS[name], parts, crc[name])
-            pixels_by_class = {DFC2020.name_of(code): int(counts[code]) for code in SCORED}
-            record = {"key": key} | self.describe() | {"inputs": hashes.result(), "pixels": pixels_by_class}
-        record["valid_fraction"] = round(sum(pixels_by_class.values()) / int(counts.sum()), 6)
-        paths = [out / f"{name}.tif" for name in names]
-        record["files"] = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in paths}
-        _runtime.write_atomic(out / "landcover.json", json.dumps(record, indent=1) + "\n")
-        return record
-
     def describe(self) -> dict[str, Any]:
         """Return the part of the record that is known beforehand; names of files are without their folders."""
         grid = self.scene.grid
-        networks = [
-            {"name": m.name, "sha256": m.digest, "network": m.run.plan.network, "inputs": list(m.run.plan.inputs),
-             "weight": m.weight, "temperature": m.temperature}
-            for m in self.members
-        ]  # fmt: skip
         return {
-            "datetime": self.inputs.datetime or _acquired(self.scene.files[0]),
             "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "version": __version__,
             "commit": _runtime.commit(),
@@ -217,43 +208,85 @@ class _Job:
             "transform": list(grid.affine)[:6],
             "shape": list(grid.shape),
             "repairs": list(self.scene.repairs),
-            "members": networks,
+            "members": [
+                {"name": m.name, "sha256": m.digest, "network": m.run.plan.network, "inputs": list(m.run.plan.inputs)}
+                if isinstance(m, Network)
+                else {"name": m.name}
+                for m in self.members
+            ],
             "fusion": asdict(self.plan),
-            "legend": Path(self.inputs.legend).name if self.coarse else None,
             "windows": {name: getattr(self.tiling, name) for name in ("window", "overlap", "margin")},
         }
 
+    def write(self, out: Path, names: Sequence[str], record: dict[str, Any], progress: bool) -> dict[str, Any]:
+        """Write all files of a map under temporary names, then rename all of them; return the completed record."""
+        for part in (*out.glob(".part-*"), *out.glob(".*.part")):  # left by a process that was killed
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
+        with ExitStack() as stack:
+            # Renamed in the reverse order, the record last.
+            files = ["landcover.json", *(f"{name}.tif" for name in names), "landcover.tif.aux.xml"]
+            parts = {name: stack.enter_context(_runtime.atomic_path(out / name)) for name in files}
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".part-", dir=out))
+            hashes = stack.enter_context(ThreadPoolExecutor(1)).submit(_hashes, self.files)
+            raw = {name: Path(folder) / f"{name}.tif" for name in names}
+            counts, crc = self._predict(raw, progress)
+            strips_written = [self.tiling.finished(i) for i in range(len(self.tiling.rows))]
+            for name in names:
+                write_cog(raw[name], parts[f"{name}.tif"], LAYERS[name], strips_written, crc[name])
+            write_category_names(parts["landcover.tif.aux.xml"])
+            record["inputs"] = hashes.result()
+            record["pixels"] = {DFC2020.name_of(code): int(counts[code]) for code in SCORED}
+            record["valid_fraction"] = round(sum(record["pixels"].values()) / int(counts.sum()), 6)
+            record["files"] = {name: sha256(parts[name]) for name in files[1:]}
+            record["sha256"] = _digest(record)
+            parts["landcover.json"].write_text(json.dumps(record, indent=1) + "\n")
+            # Products of an earlier map must never lie beside those of this one, also if the renaming is interrupted.
+            for name in ("landcover.json", "landcover.tif.aux.xml", *(f"{name}.tif" for name in LAYERS)):
+                (out / name).unlink(missing_ok=True)
+        return record
 
-def _acquired(path: Path) -> str | None:
-    """
-    Return the acquisition time in the names of a Sentinel-2 product, None if they have none.
+    def _predict(self, raw: Mapping[str, Path], progress: bool) -> tuple[NDArray[np.int64], dict[str, int]]:
+        """Write the layers as plain GeoTIFFs; return the pixels by class, and the CRC-32 of each layer."""
+        tags = {"SOFTWARE": f"lcfuse_core {__version__}", "PRIOR_POWER": f"{self.plan.prior_power:g}"}
+        counts, crc = np.zeros(256, np.int64), dict.fromkeys(raw, 0)
+        with ExitStack() as stack:
+            files = {n: stack.enter_context(create(raw[n], LAYERS[n], self.scene.grid, tags)) for n in raw}
+            made = strips(
+                self.scene, self.members, self.tiling, self.plan, coarse=self.coarse, layers=raw, progress=progress
+            )
+            # Closed before the scene, whatever happens: its threads read from the scene's files.
+            for rows, strip in stack.enter_context(closing(made)):
+                for name, pixels in strip.items():
+                    files[name].write(pixels, window=Window.from_slices(rows, (0, self.tiling.shape[1])))
+                    crc[name] = zlib.crc32(pixels.data, crc[name])
+                counts += np.bincount(strip["landcover"].ravel(), minlength=256)
+        return counts, crc
 
-    >>> _acquired(Path("S2A_MSIL1C_20180502T102031_N0206_R065_T32UPU_20180502T122524.SAFE/x/T32UPU_B02.jp2"))
-    '2018-05-02T10:20:31Z'
-    """
-    match = re.search(r"(?:MSIL1C|_T\d\d[A-Z]{3})_(\d{8}T\d{6})", str(path))
-    return match and datetime.strptime(match[1], "%Y%m%dT%H%M%S").strftime("%Y-%m-%dT%H:%M:%SZ")
 
-
-def _digest(files: Sequence[Path], *parts: object) -> str:
-    """Return the SHA-256 of files (by path, size and time), of values, and of the code of the last of them."""
-    stats = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    code = _runtime.code_digest(str(parts[-1]))
-    return hashlib.sha256(repr((stats, parts, code)).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _finished(out: Path, key: str) -> Made | None:
-    """Return the map in *out*, if it is complete and of this key."""
+def _digest(record: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a record, without the field that holds it."""
+    text = json.dumps({name: value for name, value in record.items() if name != "sha256"})
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _hashes(files: Sequence[Path]) -> list[dict[str, str]]:
+    return [{"name": path.name, "sha256": sha256(path)} for path in files]
+
+
+def _found(out: Path, key: str, files: Sequence[Path]) -> Made | None:
+    """Return the map in *out*, if it is of this key, and the content of its inputs and products is that recorded."""
     try:
         record = json.loads((out / "landcover.json").read_text())
-        complete = all((out / name).stat().st_size == file["bytes"] for name, file in record["files"].items())
-        return Made(out, record, found=True) if complete and record["key"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
+        same = record["key"] == key and record["sha256"] == _digest(record) and record["inputs"] == _hashes(files)
+        whole = same and all(sha256(out / name) == recorded for name, recorded in record["files"].items())
+        return Made(out, record, found=True) if whole else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -270,24 +303,43 @@ def chosen_inputs(parameters: Mapping[str, Any], data: Path) -> tuple[Inputs, Pa
     return Inputs((parameters["s2_path"],), s1, parameters["coarse_path"] or None), None
 
 
-def adapt_to_scene(
-    scene: Scene, coarse: CoarseMap, member: Member, folder: Source, *, steps: int | None = None
-) -> Member:
+def train_on_scene(
+    scene: Scene, coarse: CoarseMap, networks: Sequence[Member], folder: Source, *, steps: int, progress: bool = False
+) -> list[Member]:
     """
-    Return a copy of *member* that was trained further on windows of *scene* with their coarse labels.
+    Train on windows of *scene* with their coarse labels; return the networks and a random forest.
 
-    The same scene, map and member find the checkpoint that is kept in *folder*. Without *steps*, `methods.adapt`
-    determines their number. Raises DataError if no window is clear enough and labelled with one of the eight classes.
+    Parameters
+    ----------
+    scene, coarse : Scene, CoarseMap
+        Images and labels.
+    networks : sequence of Network
+        Copies are fine-tuned; without any, one network is trained from fresh weights.
+    folder : path
+        Each training has a folder in it: a finished one is found, an interrupted one continues.
+    steps : int
+        Training steps.
+    progress : bool
+        Whether to show a bar.
+
+    Raises
+    ------
+    DataError
+        If no window is clear enough and labelled with one of the eight classes.
     """
-    plan = adapt.adaptation_plan(member.run.plan)
-    if steps is not None:
-        plan = adapt.adaptation_plan(member.run.plan, steps=steps, report_every=steps)
-    key = _digest([*scene.files, coarse.path], member.digest, plan, "methods.adapt")
-    path = Path(folder) / f"adapted-{key[:16]}.safetensors"
-    if not path.exists():
-        stack = training_windows(scene, coarse, crop=plan.crop, seed=plan.seed)
-        checkpoint.save_checkpoint(adapt.adapted(member.run, stack, plan), path)
-    return load_member(path)
+    starts: list[checkpoint.Run | None] = [m.run for m in networks if isinstance(m, Network)] or [None]
+    fresh = TrainPlan(inputs=("s2", "s1") if scene.has_s1 else ("s2",))
+    plans = [adaptation_plan(start.plan if start else fresh, steps=steps, report_every=steps) for start in starts]
+    stack = training_windows(scene, coarse, crop=max(plan.crop for plan in plans), seed=fresh.seed)
+    members: list[Member] = []
+    for start, plan in zip(starts, plans, strict=True):
+        weights = checkpoint.network_digest(start.network) if start else ""
+        parts = (stack.digest(), weights, plan, _runtime.code_digest(*_runtime.TRAINING_CODE))
+        run_dir = Path(folder) / f"trained-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
+        loop.train(stack, plan, run_dir, progress=progress, start=start)
+        # Read back even when it was trained just now: both ways must give the same map.
+        members.append(replace(load_member(run_dir), name=run_dir.name))
+    return [*members, Forest(train_forest(stack, seed=fresh.seed))]
 
 
 def training_windows(scene: Scene, coarse: CoarseMap, *, crop: int, seed: int) -> PatchStack:
@@ -299,7 +351,7 @@ def training_windows(scene: Scene, coarse: CoarseMap, *, crop: int, seed: int) -
     side = min(_WINDOW_PX, *scene.grid.shape)
     if side < crop:
         found, expected = f"{scene.grid.shape} pixels", f"{crop} per side"
-        raise DataError(scene.files[0], found=found, expected=expected, do="Map it without adaptation.")
+        raise DataError(scene.files[0], found=found, expected=expected, do="Map it with --model, without training.")
     rows, cols = scene.grid.shape
     corners = [(row, col) for row in range(0, rows - side + 1, side) for col in range(0, cols - side + 1, side)]
     found_windows = []
@@ -312,7 +364,7 @@ def training_windows(scene: Scene, coarse: CoarseMap, *, crop: int, seed: int) -
         if len(found_windows) == _MAX_WINDOWS:
             break
     if not found_windows:
-        do = "Give the map of this area, or map without adaptation."
+        do = "Give the map of this area, or map it with --model, without training."
         expected = "one that is clear and has a coarse label"
         raise DataError(scene.files[0], found="no window for training", expected=expected, do=do)
     stack = PatchStack.empty(len(found_windows), side, side)

@@ -24,12 +24,13 @@ from tqdm import tqdm
 from lcfuse_core import _runtime
 from lcfuse_core.data.legends import SCORED, index_to_dfc
 from lcfuse_core.data.source import N_S1, normalise
-from lcfuse_core.errors import DataError, GridError, MissingDataError
+from lcfuse_core.errors import DataError, GridError
 from lcfuse_core.mapping.coarse import CoarseMap
 from lcfuse_core.mapping.scene import B1_TO_B4, Scene, ScenePart, Source
 from lcfuse_core.mapping.windows import Predicted, Tiling, blend
 from lcfuse_core.mapping.write import LAYERS, STEPS
-from lcfuse_core.methods.fusion import FusionPlan, combine, temper
+from lcfuse_core.methods.fusion import FusionPlan, combine
+from lcfuse_core.models import forest
 from lcfuse_core.models.transition import Matrix
 from lcfuse_core.training import checkpoint, loop
 from lcfuse_core.training.loop import prefetch
@@ -48,7 +49,7 @@ SYNTHETIC = (
 PRIOR_POWER = 0.6
 """
 Exponent of the coarse prior for networks trained in other regions, chosen on sample worlds of seeds 100 and 101.
-Networks adapted to the labels of the scene already contain them, and lose by a prior (chapter *fusion*).
+Members that were trained on the labels of the scene already contain them, and lose by a prior (chapter *fusion*).
 """
 
 _BLOCK_PX = 512
@@ -56,13 +57,11 @@ _BLOCK_PX = 512
 
 
 @dataclass(frozen=True)
-class Member:
-    """An ensemble member: a trained network with its name, weight and temperature."""
+class Network:
+    """A trained network as an ensemble member; each of its three steps works in a thread of its own."""
 
     name: str
     run: checkpoint.Run
-    weight: float = 1.0
-    temperature: float = 1.0
 
     @property
     def digest(self) -> str:
@@ -70,13 +69,57 @@ class Member:
         parts = (checkpoint.network_digest(self.run.network), self.run.plan, self.run.statistics)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
+    def prepare(self, part: ScenePart) -> Tensor:
+        """Return the channels (1, C, h, w), mean 0 and standard deviation 1; 0 where there is no data."""
+        s2, s1 = map(torch.from_numpy, _sensors(part))
+        channels = normalise(s2, s1, self.run.statistics, self.run.plan.inputs)
+        if not part.valid.all():
+            channels *= torch.from_numpy(part.valid)
+        return channels[None].contiguous(memory_format=torch.channels_last)
+
+    def forward(self, prepared: Tensor, symmetries: int) -> list[Tensor]:
+        """Return the logits (8, h, w) of so many flips and rotations."""
+        return network_logits(self.run, prepared, symmetries)
+
+    def probabilities(self, logits: list[Tensor]) -> NDArray[np.float32]:
+        """Return the mean of their probabilities, float32 (8, h, w)."""
+        return mean_softmax(logits)
+
     def predict(self, s2: NDArray[np.uint16], s1: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the probabilities (8, h, w) of one window for `map_scene`; pixels of 0 in B1 to B4 have no data."""
         part = ScenePart(s2, s1, np.asarray((s2[B1_TO_B4] > 0).all(axis=0)))
-        return mean_softmax(network_logits(self.run, _channels(self.run, part), 1))
+        return self.probabilities(self.forward(self.prepare(part), 1))
 
 
-def load_member(path: Source) -> Member:
+@dataclass(frozen=True)
+class Forest:
+    """A random forest as an ensemble member; it classifies single pixels, so flips do not change its result."""
+
+    forest: forest.Forest
+    name: str = "random forest"
+
+    def prepare(self, part: ScenePart) -> Any:
+        """Return Sentinel-2 and Sentinel-1."""
+        return _sensors(part)
+
+    def forward(self, prepared: Any, symmetries: int) -> Any:
+        """Return the input: the trees compute in the next step, while the network takes the next window."""
+        return prepared
+
+    def probabilities(self, logits: Any) -> NDArray[np.float32]:
+        """Return the probabilities of the trees, float32 (8, h, w)."""
+        return forest.predict(self.forest, logits)
+
+
+Member = Network | Forest
+
+
+def _sensors(part: ScenePart) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
+    """Return Sentinel-2 and Sentinel-1, which is 0 where the scene has none."""
+    return part.s2, np.zeros((N_S1, *part.valid.shape), np.float32) if part.s1 is None else part.s1
+
+
+def load_member(path: Source) -> Network:
     """
     Return the network in a checkpoint, or in the folder of a run, on the device that its plan names.
 
@@ -88,19 +131,15 @@ def load_member(path: Source) -> Member:
     run = checkpoint.load_checkpoint(path)
     network: Any = run.network.to(loop.choose_device(run.plan.device))
     network.to(memory_format=torch.channels_last)
-    return Member(path.stem, run)
+    return Network(path.stem, run)
 
 
-def default_members() -> list[Member]:
-    """Return the networks that come with the package, by name (see `SYNTHETIC`); MissingDataError without any."""
-    files = sorted(SHIPPED.glob("*.safetensors"))
-    if not files:
-        do = "Give a network that you have trained: --model CHECKPOINT."
-        raise MissingDataError(SHIPPED, found="no checkpoint", expected="at least one", do=do)
-    return [load_member(file) for file in files]
+def default_members() -> list[Network]:
+    """Return the networks that come with the package, by name (see `SYNTHETIC`)."""
+    return [load_member(file) for file in sorted(SHIPPED.glob("*.safetensors"))]
 
 
-def choose(members: Sequence[Member], has_s1: bool) -> list[Member]:
+def choose(members: Sequence[Network], has_s1: bool) -> list[Network]:
     """
     Return the members that fit the sensors of a scene.
 
@@ -108,17 +147,12 @@ def choose(members: Sequence[Member], has_s1: bool) -> list[Member]:
     DataError if none is left.
     """
     with_s1 = [member for member in members if "s1" in member.run.plan.inputs]
-    chosen = with_s1 if has_s1 and with_s1 else [member for member in members if "s1" not in member.run.plan.inputs]
-    if not chosen:
+    chosen = with_s1 if has_s1 and with_s1 else [member for member in members if member not in with_s1]
+    if members and not chosen:
         found = f"no Sentinel-1, which {', '.join(member.name for member in members)} uses"
         do = "Give its file (--s1), or a network that uses Sentinel-2 alone (--model)."
         raise DataError("members", found=found, expected="every sensor of a network", do=do)
     return chosen
-
-
-def plan_for(coarse: bool, *, adapted: bool = False, **changes: Any) -> FusionPlan:
-    """Return the default fusion with or without a coarse map, for networks adapted to the scene or not."""
-    return FusionPlan(**({"prior_power": PRIOR_POWER if coarse and not adapted else 0.0} | changes))
 
 
 def most_likely(probabilities: NDArray[np.floating]) -> NDArray[np.uint8]:
@@ -167,12 +201,10 @@ def map_scene(
             for j, cols in enumerate(tiling.cols):
                 part = predict(s2[:, rows, cols], s1[:, rows, cols])
                 shape = (N, rows.stop - rows.start, cols.stop - cols.start)
-                if part.shape != shape:
-                    do = "The function must return probabilities at the size of its window."
-                    raise GridError("predict", found=f"shape {part.shape}", expected=f"{shape}", do=do)
-                if not np.isfinite(part).all():
-                    do = "Check the patch for NaN and that the network was trained to the end."
-                    raise DataError("predict", found="NaN or infinite probabilities", expected="finite ones", do=do)
+                if part.shape != shape or not np.isfinite(part).all():
+                    found = f"shape {part.shape}" if part.shape != shape else "NaN or infinite probabilities"
+                    do = "Check the function, and that its network was trained to the end."
+                    raise DataError("predict", found=found, expected=f"finite probabilities {shape}", do=do)
                 yield Predicted(i, j, np.ones(shape[1:], bool), part)
 
     result = np.empty((N, *tiling.shape), np.float32)
@@ -203,7 +235,7 @@ def strips(
     posterior = coarse.posterior() if coarse is not None and plan.prior_power else None
     with (
         prefetch(_windows(scene, members, tiling), 2) as windows,
-        prefetch(_window_logits(windows, members, plan), 1) as logits,
+        prefetch(_forward(windows, members, plan), 1) as logits,
         prefetch(_fused(logits, members, plan), 1) as predictions,
     ):
         n = len(tiling.rows) * len(tiling.cols)
@@ -223,11 +255,11 @@ class _Window(NamedTuple):
     row: int
     col: int
     valid: NDArray[np.bool_]
-    tensors: list[Any]  # of each member: channels, then a list of logits; empty where no pixel has data
+    inputs: list[Any]  # of each member: what it prepared, then its logits; empty where no pixel has data
 
 
 def _windows(scene: Scene, members: Sequence[Member], tiling: Tiling) -> Iterator[_Window]:
-    """Yield every window, row by row, with the channels of each member; every pixel is read once."""
+    """Yield every window, row by row, with the input of each member; every pixel is read once."""
     above: list[ScenePart | None] = [None] * len(tiling.cols)
     top = 0
     for i, rows in enumerate(tiling.rows):
@@ -239,7 +271,7 @@ def _windows(scene: Scene, members: Sequence[Member], tiling: Tiling) -> Iterato
             above[j] = _cut(column, np.s_[..., kept:, :])
             part = _joined(part and _cut(part, np.s_[..., cols.start - start :]), column, axis=-1)
             left, start = cols.stop, cols.start
-            yield _Window(i, j, part.valid, [_channels(m.run, part) for m in members] if part.valid.any() else [])
+            yield _Window(i, j, part.valid, [m.prepare(part) for m in members] if part.valid.any() else [])
         top = rows.stop
 
 
@@ -256,30 +288,19 @@ def _joined(first: ScenePart | None, second: ScenePart, axis: int) -> ScenePart:
     return ScenePart(*(None if a is None else np.concatenate([a, b], axis=axis) for a, b in pairs))  # type: ignore[arg-type]
 
 
-def _channels(run: checkpoint.Run, part: ScenePart) -> Tensor:
-    """Return the channels (1, C, h, w) of a window, mean 0 and standard deviation 1; 0 where there is no data."""
-    s1 = np.zeros((N_S1, *part.valid.shape), np.float32) if part.s1 is None else part.s1
-    channels = normalise(torch.from_numpy(part.s2), torch.from_numpy(s1), run.statistics, run.plan.inputs)
-    if not part.valid.all():
-        channels *= torch.from_numpy(part.valid)
-    return channels[None].contiguous(memory_format=torch.channels_last)
-
-
-def _window_logits(windows: Iterable[_Window], members: Sequence[Member], plan: FusionPlan) -> Iterator[_Window]:
+def _forward(windows: Iterable[_Window], members: Sequence[Member], plan: FusionPlan) -> Iterator[_Window]:
     """Apply the networks, and do nothing else: this thread is the slowest."""
     for window in windows:
-        pairs = zip(members, window.tensors, strict=False)
-        yield window._replace(
-            tensors=[network_logits(member.run, channels, plan.symmetries) for member, channels in pairs]
-        )
+        pairs = zip(members, window.inputs, strict=False)
+        yield window._replace(inputs=[member.forward(prepared, plan.symmetries) for member, prepared in pairs])
 
 
 def _fused(windows: Iterable[_Window], members: Sequence[Member], plan: FusionPlan) -> Iterator[Predicted]:
     """Combine the members' probabilities of each window as `fusion.Fusion` does."""
     for row, col, valid, logits in windows:
-        parts = [temper(mean_softmax(one), member.temperature) for one, member in zip(logits, members, strict=False)]
+        parts = [member.probabilities(own) for member, own in zip(members, logits, strict=False)]
         if len(parts) > 1:
-            parts = [combine(parts, [member.weight for member in members], plan.rule)]
+            parts = [combine(parts, [1.0] * len(parts), plan.rule)]
         yield Predicted(row, col, valid, parts[0] if parts else None)
 
 

@@ -1,7 +1,7 @@
 """
 Write maps as GeoTIFFs with the legend's colours, names and tags, and read them again.
 
-Every file appears whole or not at all: it is written beside its place, reopened, compared, and then renamed.
+A file is written beside its place, reopened and compared, as GDAL reports not every error of a disk, and then renamed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import rasterio
 import rasterio.shutil
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -29,6 +30,7 @@ from lcfuse_core import _runtime
 from lcfuse_core.data.legends import DFC2020, SCORED
 from lcfuse_core.errors import DataError, DiskError, GridError, LcfuseError
 from lcfuse_core.mapping.scene import Grid, Source, open_raster
+from lcfuse_core.mapping.windows import window_slices
 
 STEPS, NODATA = 250, 255
 """Probabilities and confidence are stored as whole numbers 0..250, in steps of 0.004; 255 where there is no class."""
@@ -107,11 +109,12 @@ def write_map(
     DFC2020.check(classes, str(path))
     grid = Grid(crs if crs is None else CRS.from_user_input(crs), transform, classes.shape)
     options = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
-    with disk_errors(path), _runtime.atomic_path(path) as part:
+    pixels = classes.astype(np.uint8)
+    with disk_errors(path), _runtime.atomic_path(path) as part, _runtime.atomic_path(f"{path}.aux.xml") as aux:
         with create(part, LAYERS["landcover"], grid, tags, **options) as raster:
-            raster.write(classes.astype(np.uint8), 1)
-        _compare(part, [slice(0, len(classes))], zlib.crc32(classes.astype(np.uint8).tobytes()))
-        _runtime.write_atomic(f"{path}.aux.xml", _category_names())
+            raster.write(pixels, 1)
+        _compare(part, [slice(0, len(pixels))], zlib.crc32(pixels.tobytes()))
+        write_category_names(aux)
     return path
 
 
@@ -161,8 +164,8 @@ def write_cog(source: Path, path: Path, layer: Layer, strips: Sequence[slice], c
     """
     Copy a GeoTIFF of `create` to a Cloud-Optimised GeoTIFF: tiles of 512 px, deflated, with overviews.
 
-    strips, crc : rows in the order in which they were written, and the CRC-32 of their pixels; the file is renamed to
-        *path* only if its pixels have it
+    strips, crc : rows in the order in which they were written, and the CRC-32 of their pixels; OSError if the pixels
+        of *path* have another
     """
     options = {
         "COMPRESS": "DEFLATE",
@@ -172,19 +175,22 @@ def write_cog(source: Path, path: Path, layer: Layer, strips: Sequence[slice], c
         "BIGTIFF": "IF_SAFER",
         "NUM_THREADS": "2",
     }
-    with _runtime.atomic_path(path) as part, rasterio.Env(GDAL_PAM_ENABLED="NO"):
-        rasterio.shutil.copy(str(source), str(part), driver="COG", **options)
-        _compare(part, strips, crc)
-    if layer.palette:
-        _runtime.write_atomic(f"{path}.aux.xml", _category_names())
+    with rasterio.Env(GDAL_PAM_ENABLED="NO"):
+        rasterio.shutil.copy(str(source), str(path), driver="COG", **options)
+    _compare(path, strips, crc)
 
 
 def _compare(path: Path, strips: Sequence[slice], crc: int) -> None:
-    """Raise OSError unless the pixels of a file are those that were written."""
+    """Raise OSError unless the pixels of a file are those that were written, and its overviews can be read."""
     found = 0
     with open_raster(path) as raster:
         for rows in strips:
             found = zlib.crc32(raster.read(window=Window.from_slices(rows, (0, raster.width))), found)
+        n_overviews = len(raster.overviews(1))
+    for level in range(n_overviews):
+        with rasterio.open(path, driver="GTiff", OVERVIEW_LEVEL=level) as raster:
+            for rows in window_slices(raster.height, 2048, 0):
+                raster.read(window=Window.from_slices(rows, (0, raster.width)))
     if found != crc:
         raise OSError("the pixels read back differ from those written")
 
@@ -196,15 +202,15 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except LcfuseError:
         raise
-    except (RasterioError, OSError) as error:
+    except (RasterioError, CPLE_BaseError, OSError) as error:
         found = getattr(error, "strerror", None) or str(error)
         do = "Free space or choose another folder, and run it again; an earlier map is untouched."
         raise DiskError(path, found=found, expected="to write the map", do=do) from error
 
 
-def _category_names() -> str:
-    """Return GDAL's side-car file (PAM) with the name of each code from 0."""
+def write_category_names(path: Path) -> None:
+    """Write GDAL's side-car file (PAM) with the name of each code from 0."""
     names = [DFC2020.name_of(code) for code in range(max(DFC2020.codes) + 1)]
     rows = "".join(f"      <Category>{escape(name)}</Category>\n" for name in names)
     band = f'  <PAMRasterBand band="1">\n    <CategoryNames>\n{rows}    </CategoryNames>\n  </PAMRasterBand>\n'
-    return f"<PAMDataset>\n{band}</PAMDataset>\n"
+    path.write_text(f"<PAMDataset>\n{band}</PAMDataset>\n", encoding="utf-8")

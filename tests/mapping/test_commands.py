@@ -2,18 +2,21 @@
 
 import json
 import os
+import re
 import signal
 import threading
 import time
+from functools import partial
 
+import numpy as np
 import pytest
 import rasterio
 from places import network, scene_arrays, write
 
 from lcfuse_core import __main__ as shell
-from lcfuse_core.mapping import predict
+from lcfuse_core.mapping import make, predict
 
-SMALL = ["--window", "32", "--overlap", "8"]
+SMALL = ["--window", "32"]
 
 
 @pytest.fixture
@@ -26,71 +29,94 @@ def scenes(tmp_path):
     return tmp_path
 
 
-def test_map_one_scene_prints_areas_and_finds_it_again(scenes, capsys, monkeypatch):
-    """With a given network, and with those of the package, which are marked as synthetic."""
+def test_map_one_scene_prints_areas_and_finds_it_again(scenes, capsys):
     command = ["map", "--s2", str(scenes / "data/s2_0.tif"), "--quiet", "--out", str(scenes / "out")]
-    assert shell.main([*command, "--model", str(scenes / "net.safetensors")]) == 0
-    printed = capsys.readouterr().out
-    assert "100.0 % of the scene has a class" in printed
-    assert "Forest" in printed
-    assert "synthetic" not in printed
-    monkeypatch.setattr(predict, "SHIPPED", scenes)
-    assert shell.main(command) == 0
-    printed = capsys.readouterr().out
-    assert printed.startswith(predict.SYNTHETIC)
-    assert "(found)" in printed
-    monkeypatch.setattr(predict, "SHIPPED", scenes / "nothing")
+    for found in ("", " (found)"):
+        assert shell.main([*command, "--model", str(scenes / "net.safetensors")]) == 0
+        printed = capsys.readouterr().out
+        assert f"landcover.tif{found}: 100.0 % of the scene has a class" in printed
+        assert "Forest" in printed
+
+
+def test_scene_is_trained_on_its_own_coarse_labels_by_default(scenes, capsys, monkeypatch):
+    """With --coarse alone; with neither --coarse nor --model the command stops and names both."""
+    monkeypatch.setattr(make, "train_forest", partial(make.train_forest, n_pixels=500, n_trees=3))
+    monkeypatch.setattr(make, "TrainPlan", partial(make.TrainPlan, width=4))
+    command = ["map", "--s2", str(scenes / "data/s2_0.tif"), "--quiet", "--out", str(scenes / "out")]
     assert shell.main(command) == 2
-    assert "--model CHECKPOINT" in capsys.readouterr().err
+    assert re.search("found no coarse map and no network.*--coarse MAP.*--model", capsys.readouterr().err)
+    igbp = np.full((1, 70, 90), 10, np.uint8)
+    igbp[0, :, 45:] = 12
+    write(scenes / "igbp.tif", igbp)
+    assert shell.main([*command, "--coarse", str(scenes / "igbp.tif"), "--steps", "2"]) == 0
+    assert "training a network and a random forest" in capsys.readouterr().out
+    record = json.loads((scenes / "out/landcover.json").read_text())
+    assert [member["name"][:8] for member in record["members"]] == ["trained-", "random f"]
+    assert record["fusion"]["prior_power"] == 0
+
+
+def test_demonstration_is_marked_as_synthetic(scenes, capsys, monkeypatch):
+    """Only --demo uses the networks of the package, and only on the sample scene."""
+    monkeypatch.setattr(predict, "SHIPPED", scenes)
+    sample = make.Inputs((scenes / "data/s2_0.tif",))
+    monkeypatch.setattr(make, "chosen_inputs", lambda parameters, data: (sample, None))
+    assert shell.main(["map", "--demo", "--quiet", "--out", str(scenes / "out")]) == 0
+    assert capsys.readouterr().out.startswith(predict.SYNTHETIC)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name,s3\na,b\n", "found columns name, s3"),
-        ("name,s2\n", "found no scene"),
-        ("name,s2\na/b,s2_0.tif\n", "line 2: found 'a/b', expected a unique name"),
-        ("name,s2\na,s2_0.tif\na,s2_1.tif\n", "line 3: found 'a'"),
-        ("name,s2\na,none.tif\n", "line 2: found no "),
-        ("name,s2\na,s2_0.tif\nb,\n", "line 3: found no s2"),
-        ("name,s2\na,s2_0.tif\nb\n", "line 3: found no s2"),
-        ("name,s2\na,s2_0.tif,x,y\n", "line 2: found too many columns"),
+        (b"name,s3\na,b\n", "found columns name, s3"),
+        (b"name,s2\n", "found no scene"),
+        (b"# mine\nname,s2\na,s2_0.tif\n", "found columns # mine"),
+        (b"name,s2\nM\xfcnchen,s2_0.tif\n", "found a byte that is not UTF-8"),
+        (b'name,s2\n"' + 200_000 * b"a", "found no CSV (field larger than"),
+        (b"name,s2\na/b,s2_0.tif\n", "line 2: found 'a/b', expected a unique name"),
+        (b"name,s2\na,s2_0.tif\na,s2_1.tif\n", "line 3: found 'a'"),
+        (b"name,s2\na,none.tif\n", "line 2: found no "),
+        (b"name,s2\na,s2_0.tif\nb,\n", "line 3: found no s2"),
+        (b"name,s2\na,s2_0.tif\nb\n", "line 3: found no s2"),
+        (b"name,s2\na,s2_0.tif,x,y\n", "line 2: found too many columns"),
     ],
 )
 def test_invalid_list_is_refused_by_line(scenes, capsys, text, message):
-    (scenes / "data" / "list.csv").write_text(text)
+    (scenes / "data" / "list.csv").write_bytes(text)
     assert shell.main(["map", "--list", str(scenes / "data/list.csv"), "--out", str(scenes / "maps")]) == 2
     assert message in capsys.readouterr().err
     assert not (scenes / "maps").exists()
 
 
-def test_either_a_scene_or_a_list_is_required(capsys, tmp_path):
-    assert shell.main(["map", "--out", str(tmp_path)]) == 2
-    assert "found neither --s2 nor --list" in capsys.readouterr().err
+@pytest.mark.parametrize("given", [[], ["--demo", "--s2", "a.tif"], ["--list", "a.csv", "--s2", "a.tif"]])
+def test_exactly_one_of_scene_list_and_demonstration_is_required(capsys, tmp_path, given):
+    assert shell.main(["map", *given, "--out", str(tmp_path)]) == 2
+    assert "expected one of the three" in capsys.readouterr().err
 
 
-def test_all_options_of_a_list_reach_each_scene(scenes, monkeypatch, capsys):
+def test_all_options_of_a_list_reach_each_scene(scenes, monkeypatch):
     """The command that maps a row is parsed back: same options, absolute paths; columns take precedence."""
     monkeypatch.chdir(scenes)
     (scenes / "own.yaml").write_text("1: Forest\n")
-    (scenes / "data/list.csv").write_text("name,s2,coarse\na,s2_0.tif,\nb,s2_1.tif,s2_2.tif\n")
-    given = "--model net.safetensors --model net.safetensors --legend own.yaml --clouds m.tif --scl s.tif --learn"
-    given += " --coarse c.tif --s1 vv.tif vh.tif --prior-power 0.25 --window 96 --overlap 16 --symmetries 4"
+    (scenes / "data/list.csv").write_text("\ufeffname,s2,coarse\na,s2_0.tif,\nb,s2_1.tif,s2_2.tif\n")
+    given = "--model net.safetensors net.safetensors --legend own.yaml --clouds m.tif --scl s.tif --adapt --steps 7"
+    given += " --coarse c.tif --s1 vv.tif vh.tif --prior-power 0.25 --window 96 --symmetries 4 --probabilities"
     commands = {}
 
     def note(scene):
-        commands[scene.name] = shell._parser().parse_args(["map", *scene.arguments])
+        commands[scene.name] = vars(shell._parser().parse_args(["map", *scene.arguments]))
         return 0, "noted"
 
     monkeypatch.setattr("lcfuse_core.mapping.commands._map_apart", note)
-    assert shell.main(["map", "--list", "data/list.csv", "--out", "maps", "--probabilities", *given.split()]) == 0
-    a, b = commands["a"], commands["b"]
-    assert a.model == [scenes / "net.safetensors"] * 2
-    assert (a.legend, a.clouds, a.scl) == (str(scenes / "own.yaml"), scenes / "m.tif", scenes / "s.tif")
-    assert (a.learn, a.probabilities, a.prior_power, a.window, a.overlap, a.symmetries) == (True, True, 0.25, 96, 16, 4)
-    assert (a.s2, a.s1) == ([scenes / "data/s2_0.tif"], [scenes / "vv.tif", scenes / "vh.tif"])
-    assert (a.coarse, b.coarse) == (scenes / "c.tif", scenes / "data/s2_2.tif")
-    assert (a.out, b.out) == (scenes / "maps/a", scenes / "maps/b")
+    assert shell.main(["map", "--list", "data/list.csv", "--out", "maps", *given.split()]) == 0
+    expected = vars(shell._parser().parse_args(["map", "--out", "maps/a", "--s2", "data/s2_0.tif", *given.split()]))
+    expected |= {"quiet": True, "legend": str(scenes / "own.yaml")}
+    for name in ("s2", "s1", "coarse", "clouds", "scl", "model", "out"):
+        paths = expected[name] if isinstance(expected[name], list) else [expected[name]]
+        paths = [path.absolute() for path in paths]
+        expected[name] = paths if isinstance(expected[name], list) else paths[0]
+    assert commands["a"] == expected
+    changed = {"s2": [scenes / "data/s2_1.tif"], "coarse": scenes / "data/s2_2.tif", "out": scenes / "maps/b"}
+    assert commands["b"] == expected | changed
 
 
 @pytest.mark.slow

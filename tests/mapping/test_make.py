@@ -1,9 +1,12 @@
 """Maps from files to a folder: complete, found by their key, adapted to the scene, Cloud-Optimised."""
 
 import json
+import os
 import shutil
 import struct
 import threading
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,7 +21,6 @@ from lcfuse_core.mapping import make, scene
 from lcfuse_core.mapping import write as writing
 from lcfuse_core.mapping.coarse import open_coarse
 from lcfuse_core.mapping.make import Inputs, MapOptions, make_map
-from lcfuse_core.methods.fusion import FusionPlan
 
 SMALL = MapOptions(window=64, overlap=24, margin=6, probabilities=True)
 NAMES = ("landcover.tif", "confidence.tif", "probabilities.tif")
@@ -52,38 +54,49 @@ def readers():
 
 
 def test_record_lists_inputs_networks_plan_and_areas(place, whole):
-    """Inputs and networks by name and SHA-256, without folders; the areas are those of the map."""
+    """Inputs, products and networks by name and SHA-256, without folders; the areas are those of the map."""
     record = json.loads((whole.folder / "landcover.json").read_text())
     assert record == whole.record
-    assert record["inputs"][0] == {"name": "s2.tif", "sha256": make._sha256(place["files"].s2[0])}
+    assert record["inputs"][0] == {"name": "s2.tif", "sha256": make.sha256(place["files"].s2[0])}
     assert record["members"][0]["sha256"] == place["both"].digest
     assert (record["crs"], record["shape"], record["fusion"]["rule"]) == ("EPSG:32632", [150, 200], "mean")
-    assert {"datetime", "created", "version", "commit", "repairs", "windows"} <= set(record)
-    assert {name: file["sha256"] for name, file in record["files"].items()} == {
-        name: make._sha256(whole.folder / name) for name in NAMES
-    }
+    assert {"created", "version", "commit", "repairs", "windows", "legend"} <= set(record)
+    assert record["files"] == {name: make.sha256(whole.folder / name) for name in (*NAMES, "landcover.tif.aux.xml")}
     assert str(whole.folder.parent) not in json.dumps(record)
     assert record["valid_fraction"] == pytest.approx(1 - 1500 / 30000)
     codes = writing.read_map(whole.path()).classes
     assert record["pixels"] == {DFC2020.name_of(code): (codes == code).sum() for code in SCORED}
 
 
-def test_finished_map_is_found_by_its_key_and_others_are_made_again(place, whole, tmp_path):
-    """The same call twice; a damaged map; another network; other options, which leave no old layer behind."""
+def test_finished_map_is_found_by_content_and_others_are_made_again(place, whole, tmp_path):
+    """The same call twice, also with inputs in another folder; another network, which leaves no old layer behind."""
     folder = shutil.copytree(whole.folder, tmp_path / "map")
-    assert make_map(place["files"], [place["both"]], folder, SMALL).found
-    (folder / "confidence.tif").write_bytes(b"damaged")
-    assert not make_map(place["files"], [place["both"]], folder, SMALL).found
-    assert contents(folder) == contents(whole.folder)
-    other = make_map(place["files"], [place["alone"]], folder, MapOptions(window=64, overlap=24, margin=6))
+    moved = Inputs(*((shutil.copy(file, tmp_path),) for (file,) in (place["files"].s2, place["files"].s1)))
+    assert make_map(moved, [place["both"]], folder, SMALL).found
+    other = make_map(place["files"], [place["alone"]], folder, replace(SMALL, probabilities=False))
     assert not other.found
     assert not (folder / "probabilities.tif").exists()
     assert (folder / "landcover.tif").read_bytes() != (whole.folder / "landcover.tif").read_bytes()
 
 
-def test_interrupted_job_leaves_no_part_of_a_map_and_starts_again(place, whole, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", [*NAMES, "landcover.tif.aux.xml", "landcover.json", "s2.tif"])
+def test_flipped_bits_of_products_record_and_inputs_are_found(place, whole, tmp_path, name):
+    """Size and time stay the same. Only one file is changed, so the map made again has its earlier content."""
+    folder = shutil.copytree(whole.folder, tmp_path / "map")
+    files = Inputs((shutil.copy(place["files"].s2[0], tmp_path / "s2.tif"),), place["files"].s1)
+    path = tmp_path / name if name == "s2.tif" else folder / name
+    times, content = path.stat().st_mtime_ns, path.read_bytes()
+    for at in np.random.default_rng(0).integers(len(content) // 2, len(content), 3):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        os.utime(path, ns=(times, times))
+        assert not make_map(files, [place["both"]], folder, SMALL).found
+        assert name == "s2.tif" or contents(folder) == contents(whole.folder)
+
+
+def test_interrupted_job_leaves_the_earlier_map_and_starts_again(place, whole, tmp_path, monkeypatch):
     """The disk is full at the second layer; a killed process left its temporary files."""
-    plain, calls = writing.rasterio.shutil.copy, []
+    make_map(place["files"], [place["alone"]], tmp_path, SMALL)
+    earlier, plain, calls = contents(tmp_path), writing.rasterio.shutil.copy, []
 
     def full_at_second(*given, **options):
         calls.append(given)
@@ -95,7 +108,8 @@ def test_interrupted_job_leaves_no_part_of_a_map_and_starts_again(place, whole, 
     with pytest.raises(DiskError, match="No space left on device"):
         make_map(place["files"], [place["both"]], tmp_path, SMALL)
     assert not readers()
-    assert {path.name for path in tmp_path.iterdir()} == {".lock", "landcover.tif", "landcover.tif.aux.xml"}
+    assert contents(tmp_path) == earlier
+    assert make_map(place["files"], [place["alone"]], tmp_path, SMALL).found
     (tmp_path / ".part-killed").mkdir()
     (tmp_path / ".landcover.tif.0123.part").write_bytes(b"half")
     made = make_map(place["files"], [place["both"]], tmp_path, SMALL)
@@ -123,8 +137,13 @@ def test_impossible_jobs_write_nothing(place, tmp_path):
     without = Inputs(place["files"].s2)
     with pytest.raises(DataError, match="found no Sentinel-1"):
         make_map(without, [place["both"]], tmp_path / "a", SMALL)
-    with pytest.raises(ParameterError, match="a prior power without a coarse map"):
-        make_map(without, [place["alone"]], tmp_path / "b", MapOptions(FusionPlan(prior_power=0.3)))
+    for networks, options, found in (
+        ([], SMALL, "no coarse map and no network"),
+        ([place["alone"]], MapOptions(prior_power=0.3), "no coarse map,"),
+        ([place["alone"]], MapOptions(adapt=True), "no coarse map,"),
+    ):
+        with pytest.raises(ParameterError, match=f"{found}.*Give --coarse MAP"):
+            make_map(without, networks, tmp_path / "b", options)
     assert not list(tmp_path.iterdir())
 
 
@@ -225,25 +244,29 @@ def test_training_windows_have_the_labels_and_cells_of_their_pixels(labelled, mo
         make.training_windows(opened, coarse, crop=32, seed=0)
 
 
-def test_network_adapts_to_the_scene_and_is_found_again(labelled, tmp_path):
-    """Random weights learn dark from bright in sixty steps; a second call reads the checkpoint."""
+@pytest.mark.parametrize("start", [False, True])
+def test_network_and_forest_are_trained_on_the_scene_and_found_again(labelled, tmp_path, monkeypatch, start):
+    """Fresh or given weights learn dark from bright in sixty steps; a second call reads the checkpoint."""
     opened, coarse = labelled
-    before, out = member(tmp_path / "both.safetensors"), tmp_path / "out"
+    given = [member(tmp_path / "both.safetensors")] if start else []
+    monkeypatch.setattr(make, "train_forest", partial(make.train_forest, n_pixels=2000, n_trees=5))
+    monkeypatch.setattr(make, "TrainPlan", partial(make.TrainPlan, width=4))
     part, labels = (layer(slice(0, 160), slice(0, 192)) for layer in (opened.read, coarse.labels))
     known = part.valid & (labels < SAVANNA_INDEX)
 
-    def agreement(network):
-        return (network.predict(part.s2, part.s1).argmax(axis=0) == labels)[known].mean()
+    def agreement(one):
+        probabilities = one.probabilities(one.forward(one.prepare(part), 1))
+        return (probabilities.argmax(axis=0) == labels)[known].mean()
 
-    adapted = make.adapt_to_scene(opened, coarse, before, out, steps=60)
-    assert agreement(adapted) > 0.85 > agreement(before) + 0.2
-    (kept,) = out.glob("adapted-*.safetensors")
+    trained, forest = make.train_on_scene(opened, coarse, given, tmp_path / "out", steps=60)
+    assert min(agreement(trained), agreement(forest)) > 0.85
+    [kept] = (tmp_path / "out").glob("trained-*/last.safetensors")
     written = kept.stat().st_mtime_ns
-    again = make.adapt_to_scene(opened, coarse, before, out, steps=60)
+    again, _ = make.train_on_scene(opened, coarse, given, tmp_path / "out", steps=60)
     assert kept.stat().st_mtime_ns == written
-    assert again.digest == adapted.digest != before.digest
-    make.adapt_to_scene(opened, coarse, before, out, steps=2)
-    assert len(list(out.glob("*.safetensors"))) == 2  # other steps, another network
+    assert again.digest == trained.digest
+    make.train_on_scene(opened, coarse, given, tmp_path / "out", steps=2)
+    assert len(list((tmp_path / "out").glob("trained-*"))) == 2  # other steps, another network
 
 
 @needs_semireal

@@ -66,7 +66,7 @@ def test_invalid_scene_or_prediction_is_refused():
         map_scene(coordinates, s2, s1[:, :, 1:])
     with pytest.raises(ParameterError, match="overlap=40"):
         map_scene(coordinates, s2, s1, window=40, overlap=40)
-    with pytest.raises(GridError, match=r"predict: found shape \(8, 39, 50\)"):
+    with pytest.raises(DataError, match=r"predict: found shape \(8, 39, 50\)"):
         map_scene(lambda s2, s1: coordinates(s2, s1)[:, 1:], s2, s1)
     with pytest.raises(DataError, match="NaN"):
         map_scene(lambda s2, s1: coordinates(s2, s1) * np.nan, s2, s1)
