@@ -52,6 +52,8 @@ def begin(name: str, namespace: MutableMapping[str, Any]) -> Chapter:
     torch.manual_seed(values.get("seed", 0))
     chapter = Chapter(name, values, progress=_is_attended())
     images.use_book_style(chapter.origin if chapter.on_sample else "")
+    if not chapter.on_sample:
+        print("Tables and figures are of your data; the text describes the synthetic sample.")
     return chapter
 
 

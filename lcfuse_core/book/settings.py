@@ -36,19 +36,21 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "training": ("profile", "seed", "train_root", "network", "loss", "class_weight_power", "steps", "crop", "batch"),
     "coarse_supervision": ("profile", "seed", "data_root", "train_root", "place"),
     "cell_supervision": ("profile", "seed", "train_root", "place"),
-    "evaluation": ("profile", "seed", "data_root", "train_root", "loss", "steps", "crop", "batch", "place"),
+    "evaluation": (
+        "profile", "seed", "data_root", "train_root", "checkpoint", "loss", "steps", "crop", "batch", "place",
+    ),
     "uncertainty": ("profile", "seed", "data_root", "train_root", "steps", "crop", "batch", "place"),
     "maps": ("profile", "seed", "s2_path", "s1_path", "coarse_path", "map_folder"),
-    "fusion": ("profile", "seed", "data_root", "train_root", "steps", "crop", "batch", "place"),
-    "methods_compared": ("profile", "seed", "data_root", "train_root", "steps", "crop", "batch"),
+    "fusion": ("profile", "seed", "data_root", "train_root", "checkpoint", "steps", "crop", "batch", "place"),
+    "methods_compared": ("profile", "seed", "data_root", "train_root", "checkpoint", "steps", "crop", "batch"),
     "reruns": ("profile", "seed"),
     "scaling_out": ("profile", "seed"),
     "reproduction": ("profile", "seed"),
     "sample_world": ("profile", "seed", "place"),
-}
+}  # fmt: skip
 """The parameters of each chapter: those of its parameters cell (a test compares the two)."""
 
-PATHS = ("data_root", "train_root", "s2_path", "s1_path", "coarse_path", "map_folder")
+PATHS = ("data_root", "train_root", "checkpoint", "s2_path", "s1_path", "coarse_path", "map_folder")
 """Parameters that are paths."""
 
 Loss = Literal[
@@ -67,6 +69,7 @@ class Settings(BaseModel):
     seed: int = Field(0, ge=0, lt=2**31, description="of the sample world and of training")
     data_root: str = Field("", description="folder of the patches to evaluate on; empty: the sample")
     train_root: str = Field("", description="folder of the patches to learn from; empty: the sample")
+    checkpoint: str = Field("", description="file of a trained network, used for all of its kind; empty: none")
     network: Literal["fcn", "unet", "deeplabv3plus"] = Field("fcn", description="network to train")
     loss: Loss = Field("cross_entropy", description="what a network minimises")
     class_weight_power: float = Field(0.5, ge=0, le=1, description="classes count as 1 / frequency ** power")

@@ -24,6 +24,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -76,7 +77,7 @@ def add_parser(commands: Any) -> None:
 def run_evaluate(options: argparse.Namespace) -> int:
     """Score one method beside the MODIS label, and print the claims that its line concerns."""
     from lcfuse_core.methods.experiment import Experiment
-    from lcfuse_core.methods.registry import METHODS, Method, name_of, of_run
+    from lcfuse_core.methods.registry import METHODS, given_network, name_of
     from lcfuse_core.scoring import claims, ledger
     from lcfuse_core.training.checkpoint import load_checkpoint
 
@@ -93,12 +94,11 @@ def run_evaluate(options: argparse.Namespace) -> int:
         if options.train_root is None:
             do = 'Give --train-root, "" for the sample: the line names the data that the network was trained on.'
             raise ParameterError("evaluate", found="no --train-root", expected="the training data", do=do)
-        run = load_checkpoint(options.checkpoint)
-        name, label_regime = name_of(run.plan), "fine" if run.plan.labels == "fine" else "coarse only"
-        changes |= {size: getattr(run.plan, size) for size in SIZES}
-        experiment = Experiment.from_profile("evaluation", options.profile, run.plan.seed, **changes)
-        file = Path(options.checkpoint)
-        methods = {name: Method(lambda _: of_run(run, file, is_given=True), label_regime=label_regime)}
+        plan = load_checkpoint(options.checkpoint).plan
+        name, label_regime = name_of(plan), "fine" if plan.labels == "fine" else "coarse only"
+        changes |= {size: getattr(plan, size) for size in SIZES}
+        experiment = Experiment.from_profile("evaluation", options.profile, plan.seed, **changes)
+        methods = {name: replace(given_network(), label_regime=label_regime)}
     out = options.out or ledger.default_path()
     failed = score(experiment, {"MODIS label": METHODS["MODIS label"]} | methods, out)
     concerned = [claim for claim in claims.read_claims() if claim.where.get("parameters.method") == name]

@@ -163,6 +163,13 @@ def of_run(run: Run, file: Path, *, is_given: bool = False) -> Learned:
 
 
 @inductive
+def given_network(experiment: Experiment, /) -> Learned:
+    """Take the network of the parameter `checkpoint` as it is."""
+    assert experiment.given is not None
+    return of_run(experiment.given, Path(experiment.parameters["checkpoint"]), is_given=True)
+
+
+@inductive
 def _corrected(experiment: Experiment, /, loss: str, matrix_of: Callable[[Experiment], Matrix]) -> Learned:
     """Train a network whose loss has the transition matrix of *matrix_of*."""
     matrix = tuple(map(tuple, matrix_of(experiment).tolist()))

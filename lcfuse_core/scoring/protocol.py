@@ -132,19 +132,20 @@ def evaluation_patches(root: str | os.PathLike[str], split: str = "test") -> pd.
     """
     Return the index rows of the patches under *root* that have images, MODIS label and reference.
 
-    *split* is "test", which gives all patches where there are no splits, or "validation", which gives the patches whose
-    reference the regime *coarse + fine validation* may learn from, and never others. Raises MissingDataError if there
-    are none.
+    *split* is "test", or "validation": the patches whose reference the regime *coarse + fine validation* may learn
+    from. Without a test split, "test" gives the patches without a split or else, if there are only those, the
+    validation patches. Raises MissingDataError if there are none.
     """
     whole = complete(index(root), NEED)
     if whole.empty:
         do = "Give a folder of DFC2020: its patches have s1, s2, lc and dfc files."
         raise MissingDataError(root, found="no patch with a reference", expected="at least one", do=do)
-    chosen = whole[whole["split"] == split]
-    if chosen.empty and split != "test":
+    own, others = whole["split"] == split, whole["split"] != "validation"
+    if not own.any() and split != "test":
         do = "Download the validation part of DFC2020 as well, or use coarse labels only."
         raise MissingDataError(root, found=f"no patch of the {split} split", expected="at least one", do=do)
-    return (whole if chosen.empty else chosen).reset_index(drop=True)
+    chosen = next((part for part in (own, others) if part.any()), ~others)
+    return whole[chosen].reset_index(drop=True)
 
 
 def by_variety(table: pd.DataFrame, first: int = 100) -> pd.DataFrame:

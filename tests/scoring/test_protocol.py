@@ -52,6 +52,14 @@ def test_only_the_test_split_is_evaluated_where_there_is_one(contest, tmp_path):
     assert protocol.evaluation_patches(tmp_path / "bundle")["patch"].tolist() == [3, 5]
 
 
+def test_validation_patches_beside_a_bundle_are_not_evaluated(tmp_path):
+    """Only where there are no others; the split of the result tells."""
+    miniatures.write_patch(tmp_path, "validation", 1)
+    assert protocol.evaluation_patches(tmp_path)["split"].tolist() == ["validation"]
+    miniatures.write_patch(tmp_path, "bundle", 3)
+    assert protocol.evaluation_patches(tmp_path)["split"].tolist() == [""]
+
+
 def test_validation_patches_are_never_taken_from_another_split(contest, tmp_path):
     assert set(protocol.evaluation_patches(contest, "validation")["split"]) == {"validation"}
     miniatures.write_patch(tmp_path / "other", "bundle", 3)
