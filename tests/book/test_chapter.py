@@ -1,12 +1,15 @@
 """What chapters share beside the experiment: parameters, the example patch, provenance."""
 
+import ast
 import shutil
 
 import nbformat
 import numpy as np
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 
+import chapters
 from lcfuse_core.book import chapter, settings
 from lcfuse_core.data import patches
 from lcfuse_core.data.files import KINDS
@@ -67,6 +70,47 @@ def test_all_cells_run_twice_in_one_kernel(tmp_path):
                 client.execute_cell(cell, number)
             printed.append(notebook.cells[2].outputs[0].text.strip())
     assert printed == [f"{{'profile': 'colab', 'seed': 0, 'data_root': '', 'place': {place}}}" for place in (0, 1)]
+
+
+CHANGED = {"place": 1, "steps": 7, "map_folder": "maps", "seed": 1}
+"""A value for each chapter that is not the default; `seed` last, as another seed is another world."""
+
+
+@pytest.mark.parametrize("name", chapters.names())
+def test_a_changed_parameter_counts_in_a_kernel_that_has_run_the_chapter(name):
+    """Run all, change one parameter, run all: names that other cells assign are neither refused nor parameters."""
+    tagged = [(chapters.tags(cell), cell.source) for cell in chapters.code_cells(chapters.read(name))]
+    (parameters,) = (source for tags, source in tagged if "parameters" in tags)
+    sources = [TransformerManager().transform_cell(source) for _, source in tagged]
+    set_up = next(source for source in sources if "chapter.begin(" in source)
+    others = [ast.parse(source) for source in sources if source not in (parameters, set_up)]
+    names = [node for tree in others for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    assigned = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    namespace, found = {"In": [""]}, []
+    changed = next(key for key in CHANGED if key in settings.names_of(name))
+    for value in (None, CHANGED[changed]):
+        first = parameters if value is None else f"{parameters}\n{changed} = {value!r}"
+        for source in (first, set_up):
+            namespace["In"].append(source)
+            exec(source, namespace)
+        found.append(dict(namespace["here"].parameters))
+        namespace["In"] += sources[sources.index(set_up) + 1 :]
+        namespace |= dict.fromkeys(assigned - set(settings.names_of(name)))
+    assert found[0] == {key: settings.read_profile("smoke")[key] for key in settings.names_of(name)}
+    assert found[1] == found[0] | {changed: CHANGED[changed]}
+
+
+@pytest.mark.parametrize("name", chapters.names())
+def test_given_values_win_over_every_profile(name):
+    """Each parameter as it is in `smoke`, given below the parameters cell: also 0, an empty text, the default."""
+    smoke = {key: settings.read_profile("smoke")[key] for key in settings.names_of(name)}
+    cell = "\n".join(f"{key} = {value!r}" for key, value in smoke.items())
+    for profile in ("colab", "full"):
+        for key in smoke:
+            injected = f"# Parameters\nprofile = {profile!r}\n{key} = {smoke[key]!r}"
+            if key != "profile":
+                namespace = {"In": ["", cell, injected, "begin"], **smoke, "profile": profile}
+                assert chapter.begin(name, namespace).parameters[key] == smoke[key], (profile, key)
 
 
 def evaluated_in(folder):
