@@ -11,6 +11,7 @@ result decides no claim, because the miniature is another protocol.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import shlex
 import subprocess
@@ -30,8 +31,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="empty folder for data, networks and results")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT / "tests"))  # the server is that of the tests
-    import mirror
-
+    mirror = importlib.import_module("mirror")
     with mirror.serve(options.out / "mirror", faults=False) as served:
         walk(options.out.absolute(), served.manifest.absolute())
 
@@ -53,9 +53,10 @@ def walk(folder: Path, manifest: Path, show: Callable[[str], object] = print) ->
 
 
 def _run(folder: Path, show: Callable[[str], object], *words: str) -> None:
-    done = subprocess.run(_command(words), **_options(folder), stderr=subprocess.STDOUT, check=False)
+    done = subprocess.run(_command(words), **_options(folder), stderr=subprocess.PIPE, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{_shown(words)}\n{done.stdout}{done.stderr}")
     show("\n  ".join([_shown(words), *(line.rstrip() for line in done.stdout.splitlines()[-12:])]))
-    done.check_returncode()
 
 
 def _kill(folder: Path, words: list[str], step: int) -> int:

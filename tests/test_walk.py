@@ -1,0 +1,35 @@
+"""The whole way on a miniature: fetch, verify, pack, train with two kills, evaluate, verdict."""
+
+import json
+import re
+
+import mirror
+import pytest
+
+import walk
+from lcfuse_core.scoring import claims
+from lcfuse_core.training.checkpoint import LAST, load_checkpoint
+
+
+@pytest.mark.slow
+def test_the_walk_ends_with_a_line_that_decides_no_claim(tmp_path):
+    """Each command succeeds, a killed training ends with all its steps, and a miniature follows the protocol of no claim."""
+    shown = []
+    with mirror.serve(tmp_path / "mirror", faults=False) as served:
+        walk.walk(tmp_path, served.manifest, shown.append)
+    commands = [text.splitlines()[0].split()[4] for text in shown]
+    assert commands == ["data"] * 3 + ["train"] * 3 + ["evaluate"]
+    killed = [int(step) for text in shown for step in re.findall(r"killed; the last checkpoint is of step (\d+)", text)]
+    assert killed == sorted(killed)
+    assert [step >= least for step, least in zip(killed, walk.KILLED_AT, strict=True)] == [True, True]
+    run = load_checkpoint(tmp_path / "runs" / "fcn" / LAST)
+    assert run.history[-1]["step"] == walk.STEPS
+    assert run.history[-1]["aa"] == run.history[-1]["aa_held_out"]
+
+    lines = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    assert {line["parameters"]["method"] for line in lines} == {"FCN, plain", "MODIS label"}
+    assert {(line["split"], line["scores"]["n_patches"]) for line in lines} == {("test", 4)}
+    evidence = [line | {"data_kind": "real"} for line in claims.evidence(tmp_path / "ledger.jsonl")]
+    verdicts = {claim.id: claims.verdict(claim, claims.examine(claim, evidence)) for claim in claims.read_claims()}
+    assert verdicts["better-than-modis"] == "under another protocol"
+    assert not set(verdicts.values()) & set(claims.VERDICTS[:3])
