@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS, KILLED_AT = 100, (5, 30)
+STEPS, KILLED_AT = 60, (5, 20)
 
 
 def main() -> None:
