@@ -13,7 +13,7 @@ from lcfuse_core.training.checkpoint import LAST, load_checkpoint
 
 @pytest.mark.slow
 def test_the_walk_ends_with_a_line_that_decides_no_claim(tmp_path):
-    """Each command succeeds, a killed training ends with all its steps; a miniature follows the protocol of no claim."""
+    """Each command succeeds; a killed training ends with all its steps; a miniature has the protocol of no claim."""
     shown = []
     with mirror.serve(tmp_path / "mirror", faults=False) as served:
         walk.walk(tmp_path, served.manifest, shown.append)
