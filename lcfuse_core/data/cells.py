@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -82,14 +83,47 @@ def modis_cells(
     row, col : int32 arrays, shape (H, W)
         The same for a pixel in whatever raster it is: overlapping patches agree.
     """
-    rows, cols = np.mgrid[: shape[0], : shape[1]] + 0.5
-    easting = transform.a * cols + transform.b * rows + transform.c
-    northing = transform.d * cols + transform.e * rows + transform.f
-    to_lonlat = Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
-    x_m, y_m = lonlat_to_modis(*to_lonlat.transform(easting, northing))
-    col = np.floor(x_m / CELL_M).astype(np.int32) + GRID_COLS // 2
-    row = GRID_ROWS // 2 - 1 - np.floor(y_m / CELL_M).astype(np.int32)
-    return row, col
+    # The projection is smooth: interpolate it between points _STEP pixels apart, and compute it exactly for the few
+    # pixels that lie so near a border of a cell that the error could matter.
+    points = [np.arange(0, side + 2 * _STEP, _STEP) for side in shape]
+    coarse = _grid_position(transform, crs, *np.meshgrid(*points, indexing="ij"))
+    # Linear interpolation between every second point misses the points between by four times as much.
+    misses = [part[:, :-2:2] + part[:, 2::2] - 2 * part[:, 1:-1:2] for part in (coarse, coarse.swapaxes(1, 2))]
+    error = 0.5 * max(np.abs(miss).max(initial=0) for miss in misses)
+    if not error < 0.05:  # at the date line or a pole; NaN outside the CRS
+        position = _grid_position(transform, crs, *np.mgrid[: shape[0], : shape[1]])
+    else:
+        position = _between(_between(coarse, shape[0]).swapaxes(1, 2), shape[1]).swapaxes(1, 2)
+        near = (np.abs(position - np.round(position)) <= error + 1e-6).any(axis=0).nonzero()
+        position[:, *near] = _grid_position(transform, crs, *near)
+    row, col = np.floor(position).astype(np.int32)
+    return GRID_ROWS // 2 - 1 - row, col + GRID_COLS // 2
+
+
+_STEP = 8
+
+
+def _grid_position(
+    transform: Affine, crs: CRS | str, rows: NDArray[np.integer], cols: NDArray[np.integer]
+) -> NDArray[np.float64]:
+    """Return y and x in cells, from the origin of the MODIS grid, of the centres of some pixels, (2, ...)."""
+    down, right = rows + 0.5, cols + 0.5
+    easting = transform.a * right + transform.b * down + transform.c
+    northing = transform.d * right + transform.e * down + transform.f
+    x_m, y_m = lonlat_to_modis(*_to_lonlat(crs).transform(easting, northing))
+    return np.stack([y_m / CELL_M, x_m / CELL_M])
+
+
+@lru_cache(maxsize=32)
+def _to_lonlat(crs: CRS | str) -> Transformer:
+    return Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+
+
+def _between(points: NDArray[np.float64], n: int) -> NDArray[np.float64]:
+    """Interpolate (2, points _STEP apart, any) linearly at 0, 1 ... n - 1 along the second axis."""
+    first, weight = np.divmod(np.arange(n), _STEP)
+    weight = weight[:, None] / _STEP
+    return points[:, first] * (1 - weight) + points[:, first + 1] * weight
 
 
 def cell_ids(transform: Affine, crs: CRS | str, shape: tuple[int, int]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -104,8 +138,15 @@ def cell_ids(transform: Affine, crs: CRS | str, shape: tuple[int, int]) -> tuple
         Position of each cell in the global grid, row * GRID_COLS + col: the same in every raster.
     """
     row, col = modis_cells(transform, crs, shape)
-    keys, ids = np.unique(row.astype(np.int64) * GRID_COLS + col, return_inverse=True)
-    return ids.reshape(shape).astype(np.int32), keys
+    top, left, n_cols = int(row.min()), int(col.min()), int(np.ptp(col)) + 1
+    if (int(np.ptp(row)) + 1) * n_cols > 64 * row.size:  # nearly the whole globe
+        keys, ids = np.unique(row.astype(np.int64) * GRID_COLS + col, return_inverse=True)
+        return ids.reshape(shape).astype(np.int32), keys
+    number = (row - top) * n_cols + col - left
+    is_there = np.bincount(number.ravel()) > 0
+    ids = (np.cumsum(is_there, dtype=np.int32) - 1)[number]
+    rows, cols = np.divmod(is_there.nonzero()[0], n_cols)
+    return ids, (rows + top) * GRID_COLS + cols + left
 
 
 def majority_share(labels: NDArray[np.integer], ids: NDArray[np.int32]) -> NDArray[np.float64]:

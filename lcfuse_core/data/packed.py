@@ -155,20 +155,19 @@ class PackedScene:
 
         Raises ParameterError if a part of the window is covered by no patch; `verify` finds damage.
         """
-        side = self.tile
-        for i in range(row // side, (row + rows - 1) // side + 1):
-            top, bottom = max(row, i * side), min(row + rows, (i + 1) * side)
-            for j in range(col // side, (col + cols - 1) // side + 1):
-                left, right = max(col, j * side), min(col + cols, (j + 1) * side)
-                number = self._number.get((i, j))
+        side, layers = self.tile, [(self.layers[name], array) for name, array in out.items()]
+        for north in range(row - row % side, row + rows, side):
+            top, bottom = max(row, north), min(row + rows, north + side)
+            for west in range(col - col % side, col + cols, side):
+                left, right = max(col, west), min(col + cols, west + side)
+                number = self._number.get((north // side, west // side))
                 if number is None:
                     found = f"rows {row}..{row + rows}, columns {col}..{col + cols}"
                     expected, do = f"a window of {self.shape} pixels that patches cover", "Choose another window."
                     raise ParameterError(self.scene_id, found=found, expected=expected, do=do)
-                part = np.s_[number, :, top - i * side : bottom - i * side, left - j * side : right - j * side]
-                to = np.s_[:, top - row : bottom - row, left - col : right - col]
-                for name, array in out.items():
-                    array[to] = self.layers[name][part]
+                for tiles, array in layers:
+                    part = tiles[number, :, top - north : bottom - north, left - west : right - west]
+                    array[:, top - row : bottom - row, left - col : right - col] = part
 
     def verify(self) -> list[str]:
         """Read every byte and return a sentence for each damaged tile; an empty list if there is none."""

@@ -164,10 +164,12 @@ class PatchFiles(PatchSource):
     def __init__(self, rows: pd.DataFrame, labels: str = "modis") -> None:
         self.labels, self.report = labels, Report()
         self._kind, self._classes = class_table(labels)
+        self._code_layer = STORED[self._kind][0]
         facts = _check(rows, labels, self.report)
         self.report.check()
         is_whole = facts["size"].all(axis=1)
         self._facts, self._rows = facts[is_whole], list(rows[is_whole].itertuples(index=False))
+        self._scenes = [open_scene(row.s1) if is_packed(row.s1) else None for row in self._rows]
         self.names = list(map(patch_name, self._rows))
         self.shape = tuple(self._facts["size"][0].tolist())
         for name, size in zip(self.names, self._facts["size"].tolist(), strict=True):
@@ -180,20 +182,26 @@ class PatchFiles(PatchSource):
         arrays = _empty(len(places), size, size)
         for n, (number, row, col, symmetry) in enumerate(places):
             self._fill(number, row, col, *(_turned(array[n], symmetry) for array in arrays))
-        return Crops(*map(torch.from_numpy, arrays))
+        return self._crops(arrays)
 
     def windows(self) -> Iterator[Crops]:
         """Yield the patches."""
         for number in range(len(self)):
             arrays = _empty(1, *self.shape)
             self._fill(number, 0, 0, *(array[0] for array in arrays))
-            yield Crops(*(torch.from_numpy(array[0]) for array in arrays))
+            yield Crops(*(tensor[0] for tensor in self._crops(arrays)))
+
+    def _crops(self, arrays: tuple[NDArray[Any], ...]) -> Crops:
+        """Return arrays as tensors, with the classes of the label codes."""
+        s2, s1, codes, cells = arrays
+        return Crops(*map(torch.from_numpy, (s2, s1, np.take(self._classes, codes), cells)))
 
     def part(self, numbers: Sequence[int]) -> PatchFiles:
         """Return the patches of these numbers as a source of their own."""
         chosen = copy(self)
         chosen._facts = self._facts[list(numbers)]
         chosen._rows = [self._rows[number] for number in numbers]
+        chosen._scenes = [self._scenes[number] for number in numbers]
         chosen.names = [self.names[number] for number in numbers]
         return chosen
 
@@ -218,34 +226,30 @@ class PatchFiles(PatchSource):
         col: int,
         s2: NDArray[np.uint16],
         s1: NDArray[np.float32],
-        labels: NDArray[np.uint8],
+        codes: NDArray[np.uint8],
         cells: NDArray[np.int32],
     ) -> None:
         """Copy the window of a patch that begins at *row*, *col* into these arrays, which may be views."""
-        shape = labels.shape[0], labels.shape[1]
-        files, window, offset = self._rows[number], (row, col, *shape), int(self._facts["offset"][number])
-        label_file = getattr(files, self._kind)
-        if is_packed(files.s1):
-            scene = open_scene(files.s1)
+        files, scene, shape = self._rows[number], self._scenes[number], (codes.shape[0], codes.shape[1])
+        if scene is not None:
             top, left, _, _ = scene.window_of(self.names[number])
             layers: dict[str, NDArray[Any]] = {"s2": s2, "s1": s1, "cells": cells[None]}
-            if is_packed(label_file):
-                layers[STORED[self._kind][0]] = labels[None]
+            if self._code_layer in scene.layers:
+                layers[self._code_layer] = codes[None]
             scene.fill(layers, top + row, left + col, *shape)
+            if self._code_layer in scene.layers:
+                return
         else:
-            s2[:], s1_layer = read_window(files.s2, "s2", *window).data, read_window(files.s1, "s1", *window)
-            s1[:] = s1_layer.data
-            if offset:
+            s2[:] = read_window(files.s2, "s2", row, col, *shape).data
+            if offset := int(self._facts["offset"][number]):
                 subtract_offset(s2, offset)
-            if s1_layer.crs is not None and s1_layer.transform is not None:
-                part = part_transform(s1_layer.transform, row, col)
-                cells[:] = cell_ids(part, s1_layer.crs, shape)[0]
+            layer = read_window(files.s1, "s1", row, col, *shape)
+            s1[:] = layer.data
+            if layer.crs is not None and layer.transform is not None:
+                cells[:] = cell_ids(part_transform(layer.transform, row, col), layer.crs, shape)[0]
             else:
-                whole = _cells(files, self.labels)
-                cells[:] = whole[row : row + shape[0], col : col + shape[1]]
-        if not is_packed(label_file):
-            labels[:] = read_window(label_file, self._kind, *window, 1).data[0]
-        labels[:] = self._classes[labels]
+                cells[:] = _cells(files, self.labels)[row : row + shape[0], col : col + shape[1]]
+        codes[:] = read_window(getattr(files, self._kind), self._kind, row, col, *shape, 1).data[0]
 
 
 def _empty(n: int, rows: int, cols: int) -> tuple[NDArray[Any], ...]:
