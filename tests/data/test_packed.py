@@ -191,7 +191,7 @@ def test_scenes_that_cannot_be_joined_are_refused(tmp_path):
     assert "no georeference" in why
     assert "train from patch files" in why
     odd = write_scene(tmp_path / "odd", [(0, 0), (5, 3)])
-    assert "share a step of 1 pixels" in refusal(odd, tmp_path / "packs")
+    assert "share a step of less than 16 pixels" in refusal(odd, tmp_path / "packs")
     table = write_scene(tmp_path / "data", WHOLE[:2])
     for path in table["s2"]:
         Path(path).write_bytes(b"")
@@ -220,7 +220,7 @@ def test_an_interrupted_pack_continues_where_it_was(tmp_path, monkeypatch):
     merged, out = packing._merged, tmp_path / "packs"
 
     def interrupt(in_reach, i, *more):
-        if i == 2 and "spring_2" in in_reach[0][2].name:
+        if i == 32 and "spring_2" in in_reach[0][2].name:
             raise KeyboardInterrupt
         return merged(in_reach, i, *more)
 
@@ -262,22 +262,17 @@ def test_a_scene_is_packed_again_when_its_files_or_its_pack_have_changed(tmp_pat
     assert not is_made_anew()
 
 
-@pytest.mark.parametrize("when", ["before", "while writing"])
-def test_a_full_disk_is_an_error_and_finished_scenes_stay(tmp_path, monkeypatch, when):
+def test_a_full_disk_is_an_error_and_finished_scenes_stay(tmp_path, monkeypatch):
     write_scene(tmp_path / "data", scene="1")
     out = tmp_path / "packs"
     packing.pack(patches.index(tmp_path / "data"), out)
     table = write_scene(tmp_path / "data", scene="2")
-    if when == "before":
-        usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    else:
 
-        def fail(*_):
-            raise OSError(28, "No space left on device")
+    def fail(*_):
+        raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(_runtime.os, "fsync", fail)
-    with pytest.raises(DiskError, match=r"(1,000 bytes free|disk is full).*Free some space"):
+    monkeypatch.setattr(_runtime.os, "fsync", fail)
+    with pytest.raises(DiskError, match=r"disk is full.*Free some space"):
         packing.pack(table, out)
     assert files_in(out) == ["ROIs1158_spring_1.json", "ROIs1158_spring_1.npy"]
     assert PackedScene(out / "ROIs1158_spring_1.json").verify() == []
