@@ -240,7 +240,7 @@ def _merged(
         layers |= {} if lc is None else {"igbp": lc[:1], "lccs": lc[1:]}
         layers |= {} if dfc is None else {"dfc": dfc[None]}
         for west in range(left, left + grid.size[1], grid.tile):
-            record = np.zeros((), dtype)
+            record: NDArray[Any] = np.zeros((), dtype)
             for name, layer in layers.items():
                 record[name] = layer[:, north - top :, west - left :][:, : grid.tile, : grid.tile]
             first, stored = made.setdefault(west, (patch, record))

@@ -289,3 +289,26 @@ def test_cells_of_real_places_are_recovered(place):
     found = recover(patch.lc[0])
     assert agreement(ids, found) > 0.98
     assert found.explained > 0.98
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_cells_are_those_of_every_pixel_centre(data):
+    """However the projection is interpolated: UTM, a polar CRS and degrees, also across the date line and the pole."""
+    crs = data.draw(st.sampled_from(["EPSG:32601", "EPSG:32733", "EPSG:3413", "EPSG:4326"]))
+    shape = data.draw(st.tuples(st.integers(1, 90), st.integers(1, 90)))
+    size = data.draw(st.sampled_from([10.0, 60.0, 500.0]) if crs != "EPSG:4326" else st.sampled_from([1e-4, 0.01, 3.0]))
+    reach = {"EPSG:4326": (180, 90), "EPSG:3413": (3e6, 3e6)}.get(crs, (9e5, 9.9e6))
+    x, y = (data.draw(st.floats(-limit if crs[5] != "3" or limit == 3e6 else 0, limit)) for limit in reach)
+    transform = Affine(size, data.draw(st.sampled_from([0, size / 9])), x, 0, -size, y)
+    rows, cols = np.mgrid[: shape[0], : shape[1]] + 0.5
+    lon, lat = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(*(transform * (cols, rows)))
+    x_m, y_m = lonlat_to_modis(lon, lat)
+    expected = GRID_ROWS // 2 - 1 - np.floor(y_m / CELL_M), np.floor(x_m / CELL_M) + GRID_COLS // 2
+    row, col = modis_cells(transform, crs, shape)
+    np.testing.assert_array_equal(row, expected[0].astype(np.int32))
+    np.testing.assert_array_equal(col, expected[1].astype(np.int32))
+    ids, keys = cell_ids(transform, crs, shape)
+    unique, inverse = np.unique(row.astype(np.int64) * GRID_COLS + col, return_inverse=True)
+    np.testing.assert_array_equal(keys, unique)
+    np.testing.assert_array_equal(ids, inverse.reshape(shape))
