@@ -236,7 +236,7 @@ def _merged(
     made: dict[int, tuple[Patch, NDArray[Any]]] = {}
     for top, left, patch in in_reach:
         lc, dfc = patch.lc, patch.dfc
-        layers = {"s2": patch.s2, "s1": patch.s1}
+        layers: dict[str, NDArray[Any]] = {"s2": patch.s2, "s1": patch.s1}
         layers |= {} if lc is None else {"igbp": lc[:1], "lccs": lc[1:]}
         layers |= {} if dfc is None else {"dfc": dfc[None]}
         for west in range(left, left + grid.size[1], grid.tile):
@@ -245,16 +245,17 @@ def _merged(
                 record[name] = layer[:, north - top :, west - left :][:, : grid.tile, : grid.tile]
             first, stored = made.setdefault(west, (patch, record))
             if stored.tobytes() != record.tobytes():  # bit for bit: -0.0 is not 0.0
-                pairs = {
-                    name: [r[name].view(f"u{r.dtype[name].base.itemsize}") for r in (stored, record)] for name in layers
-                }
-                n = {name: int((one != other).sum()) for name, (one, other) in pairs.items()}
+                n = {name: int((_bits(stored[name]) != _bits(record[name])).sum()) for name in layers}
                 found = " and ".join(f"{count} different {name} values" for name, count in n.items() if count)
                 expected = "the same pixels, bit for bit, where they overlap"
                 do = "One of the two is damaged: fetch both again, or leave out the wrong one."
                 where = f"{first.name} and {patch.name}"
                 raise DataError(where, found=f"{found} in a tile", expected=expected, do=do)
     return {west: record for west, (_, record) in sorted(made.items())}
+
+
+def _bits(values: NDArray[Any]) -> NDArray[Any]:
+    return values.view(f"u{values.dtype.itemsize}")
 
 
 def _cell_numbers(grid: _Grid) -> tuple[int, int, int]:

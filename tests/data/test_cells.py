@@ -302,7 +302,10 @@ def test_cells_are_those_of_every_pixel_centre(data):
     x, y = (data.draw(st.floats(-limit if crs[5] != "3" or limit == 3e6 else 0, limit)) for limit in reach)
     transform = Affine(size, data.draw(st.sampled_from([0, size / 9])), x, 0, -size, y)
     rows, cols = np.mgrid[: shape[0], : shape[1]] + 0.5
-    lon, lat = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(*(transform * (cols, rows)))
+    easting = transform.a * cols + transform.b * rows + transform.c
+    lon, lat = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(
+        easting, transform.e * rows + transform.f
+    )
     x_m, y_m = lonlat_to_modis(lon, lat)
     expected = GRID_ROWS // 2 - 1 - np.floor(y_m / CELL_M), np.floor(x_m / CELL_M) + GRID_COLS // 2
     row, col = modis_cells(transform, crs, shape)
