@@ -192,9 +192,7 @@ def counted(experiment: Experiment) -> Matrix:
     """Return the transition matrix counted on the validation patches, whose reference track 2 may use."""
     table = patches.complete(patches.index(experiment.data_root), protocol.NEED)
     found = patches.iter_patches(table[table["split"] == "validation"], patches.Report(), protocol.NEED)
-    pairs = [(source.label_index(patch, "fine"), source.label_index(patch, BOTH)) for patch in found]
-    fine, coarse = (np.stack(side) for side in zip(*pairs, strict=True))
-    return transition.counted(fine, coarse)
+    return transition.counted((source.label_index(patch, "fine"), source.label_index(patch, BOTH)) for patch in found)
 
 
 @inductive

@@ -13,6 +13,8 @@ Axes: K = 8 fine classes, M = 9 coarse labels.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -62,21 +64,23 @@ def from_accuracy(label_share: NDArray[np.floating], accuracy: float = MCD12Q1_A
     return rows_to_one(accuracy * np.eye(_N_FINE, N_COARSE) + (1 - accuracy) * errors)
 
 
-def counted(fine: NDArray[np.integer], coarse: NDArray[np.integer], smoothing: float = 1.0) -> Matrix:
+def counted(pairs: Iterable[tuple[NDArray[np.integer], NDArray[np.integer]]], smoothing: float = 1.0) -> Matrix:
     """
     Count p(coarse | fine) over pixels that have both labels: for the regime *coarse + fine validation* only.
 
-    Both hold network classes 0..7 (*coarse* also 8 = Savanna), 255 = unknown, in one shape (else GridError);
-    *smoothing* pixels are added to the diagonal: a class without pixels keeps the identity.
+    *pairs* are the fine and the coarse labels of one patch after the other. Both hold network classes 0..7 (coarse also
+    8 = Savanna), 255 = unknown, in one shape (else GridError). *smoothing* pixels are added to the diagonal: a class
+    without pixels keeps the identity.
     """
-    fine, coarse = np.asarray(fine), np.asarray(coarse)
-    if fine.shape != coarse.shape:
-        found = f"fine {fine.shape}, coarse {coarse.shape}"
-        raise GridError("transition", found=found, expected="one shape", do="Pass labels of the same pixels.")
-    known = (fine != IGNORE) & (coarse != IGNORE)
-    pairs = fine[known].astype(np.int64) * N_COARSE + coarse[known]
-    counts = np.bincount(pairs, minlength=_N_FINE * N_COARSE).reshape(_N_FINE, N_COARSE)
-    return rows_to_one(counts + smoothing * np.eye(_N_FINE, N_COARSE))
+    counts = smoothing * np.eye(_N_FINE, N_COARSE)
+    for fine, coarse in pairs:
+        if fine.shape != coarse.shape:
+            found = f"fine {fine.shape}, coarse {coarse.shape}"
+            raise GridError("transition", found=found, expected="one shape", do="Pass labels of the same pixels.")
+        known = (fine != IGNORE) & (coarse != IGNORE)
+        both = fine[known].astype(np.int64) * N_COARSE + coarse[known]
+        counts += np.bincount(both, minlength=counts.size).reshape(counts.shape)
+    return rows_to_one(counts)
 
 
 def estimate(

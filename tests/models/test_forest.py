@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.ensemble import RandomForestClassifier
 from toys import toy_patch, toy_stack
 
 from lcfuse_core.data.legends import IGNORE, igbp_to_dfc
+from lcfuse_core.data.source import class_counts, normalise
 from lcfuse_core.errors import DataError, ParameterError
-from lcfuse_core.models.forest import classify, features, predict, sample_pixels, train_forest
+from lcfuse_core.models.forest import classify, draw_pixels, features, predict, train_forest
+from lcfuse_core.models.losses import class_weights
 
 
 @pytest.fixture(scope="module")
@@ -49,20 +52,47 @@ def test_the_same_seed_gives_the_same_forest(stack):
 
 
 @pytest.mark.parametrize(("power", "expected"), [(0, (160, 40)), (0.5, (133, 67)), (1, (100, 100))])
-def test_the_sample_is_as_balanced_as_asked(power, expected):
-    """Of 4:1, as they occur, by the roots 2:1, or alike; no pixel twice, none that is ignored."""
-    labels = torch.full((2, 50, 50), IGNORE, dtype=torch.uint8)
-    labels[0, :40], labels[1, :10] = 3, 6
-    chosen = sample_pixels(labels, 200, power, np.random.default_rng(0))
-    drawn = labels.reshape(-1).numpy()[chosen]
-    assert ((drawn == 3).sum(), (drawn == 6).sum()) == expected
-    assert len(np.unique(chosen)) == len(drawn) == 200
+def test_the_sample_is_as_balanced_as_its_power(power, expected):
+    """Of 4:1, as they occur, by the roots 2:1, or alike; no pixel is drawn twice, of a small class all are."""
+    counts = torch.tensor([0, 2000, 500])
+    chosen = draw_pixels(counts, 200, power, np.random.default_rng(0))
+    assert tuple(map(len, chosen)) == (0, *expected)
+    assert all(len(np.unique(own)) == len(own) for own in chosen)
+    everything = draw_pixels(torch.tensor([2, 1]), 1000, power, np.random.default_rng(0))
+    assert [own.tolist() for own in everything] == [[0, 1], [0]]
 
 
-def test_a_small_stack_gives_all_it_has():
-    """More pixels asked for than there are: every known one, once."""
-    labels = torch.tensor([[[0, 0, 1, IGNORE]]], dtype=torch.uint8)
-    assert sample_pixels(labels, 1000, 0.5, np.random.default_rng(0)).tolist() == [0, 1, 2]
+def test_the_sample_is_that_of_the_flattened_labels(stack, monkeypatch):
+    """Window by window the same pixels, features and order as by indexing all labels at once, as was done before."""
+    labels, rng = stack.labels.numpy().reshape(-1), np.random.default_rng(5)
+    counts = class_counts(stack.labels)
+    shares = (counts * class_weights(counts, 0.5)).double()
+    wanted = (700 * shares / shares.sum()).round().long()
+    pairs = enumerate(zip(wanted, counts, strict=True))
+    places = [(np.flatnonzero(labels == index), min(int(n), int(count))) for index, (n, count) in pairs]
+    chosen = np.sort(np.concatenate([rng.choice(all_, n, replace=False) for all_, n in places]))
+    given = {}
+
+    class Recorder(RandomForestClassifier):
+        def fit(self, rows, classes):
+            given.update(rows=rows, classes=classes, seed=self.random_state)
+            return super().fit(rows, classes)
+
+    monkeypatch.setattr("sklearn.ensemble.RandomForestClassifier", Recorder)
+    train_forest(stack, n_pixels=700, seed=5, n_trees=1)
+    channels = normalise(stack.s2, stack.s1, stack.statistics()).movedim(1, -1).reshape(-1, 15)
+    np.testing.assert_array_equal(given["rows"], channels[chosen].numpy())
+    np.testing.assert_array_equal(given["classes"], labels[chosen])
+    assert given["seed"] == rng.integers(2**31)
+
+
+def test_probabilities_are_those_of_scikit_learn(stack):
+    """Bit for bit, though its checks and copies are left out."""
+    forest, patch = train_forest(stack, n_pixels=900, seed=1, n_trees=7), toy_patch(7)
+    channels = normalise(patch.s2, patch.s1, forest.statistics)
+    expected = forest.trees.predict_proba(channels.flatten(1).T.numpy())
+    expected = (expected / expected.sum(1, keepdims=True)).T.astype(np.float32)
+    np.testing.assert_array_equal(predict(forest, patch).reshape(8, -1)[forest.trees.classes_], expected)
 
 
 def test_the_forest_sees_the_pixel_that_was_labelled(stack):

@@ -74,7 +74,7 @@ def test_a_planted_matrix_is_counted():
     """Truth and labels side by side, unknown ones left out; the same as a loop over pairs."""
     truth, coarse, _ = draw(n=20_000)
     truth[:500], coarse[500:1000] = IGNORE, IGNORE
-    matrix = transition.counted(truth, coarse)
+    matrix = transition.counted(zip(np.split(truth, 4), np.split(coarse, 4), strict=True))
     np.testing.assert_allclose(matrix, planted(), atol=0.03)
     by_loop = np.zeros((8, 9)) + np.eye(8, 9)
     for pair in zip(truth[1000:], coarse[1000:], strict=True):
@@ -84,12 +84,12 @@ def test_a_planted_matrix_is_counted():
 
 def test_a_class_that_is_never_counted_is_taken_at_its_word():
     """No pixel of it: the identity."""
-    np.testing.assert_array_equal(transition.counted(np.array([3]), np.array([4]), 0.5)[2], np.eye(8, 9)[2])
+    np.testing.assert_array_equal(transition.counted([(np.array([3]), np.array([4]))], 0.5)[2], np.eye(8, 9)[2])
 
 
 def test_counting_wants_labels_of_the_same_pixels():
     with pytest.raises(GridError, match=r"fine \(3,\), coarse \(4,\)"):
-        transition.counted(np.zeros(3, int), np.zeros(4, int))
+        transition.counted([(np.zeros(3, int), np.zeros(4, int))])
 
 
 def test_a_planted_matrix_is_estimated_from_posteriors_and_labels():
