@@ -25,6 +25,7 @@ logging.getLogger("pyftpdlib").setLevel(logging.CRITICAL)
 SCENES = {"spring": "1", "summer": "2", "fall": "3", "winter": "4"}
 PARTS = ("validation", "test")
 KINDS = ("s1", "s2", "lc", "dfc")
+LISTS = ("sen12ms-test-list", "sen12ms-train-list")
 WRAPS = {"s1": "", "s2": "s2_validation/", "lc": "ROIs0000_validation/lc_validation/", "dfc": ""}
 """Some of the real zips are flat, some wrapped."""
 
@@ -66,12 +67,21 @@ def _manifest(top: Path, ftp: FTPServer, http: HTTPServer, faults: bool) -> dict
     """The shipped manifest with these servers as its sources and what they serve as its checksums."""
     book = yaml.safe_load((_runtime.SHIPPED / "data_manifest.yaml").read_text(encoding="utf-8"))
     wanted = {f"sen12ms-{season}-{kind}" for season in SCENES for kind in ("lc", "s1", "s2")}
-    wanted |= {f"dfc2020-{part}-{kind}" for part in PARTS for kind in KINDS} | {"sample-world"}
+    wanted |= {f"dfc2020-{part}-{kind}" for part in PARTS for kind in KINDS} | {"sample-world", *LISTS}
     book["items"] = [entry for entry in book["items"] if entry["id"] in wanted]
     colab, full = [], []
+    s2_names = sorted(path.name for path in (top / "sen12ms").rglob("*_s2_*.tif"))
+    for kind in ("lc", "s1", "s2"):
+        some = next((top / "sen12ms").rglob(f"*_{kind}_*.tif"))
+        book["datasets"]["sen12ms"]["kinds"][kind]["bytes"] = some.stat().st_size
     for entry in book["items"]:
         file, choice = entry["file"], {"item": entry["id"]}
-        if entry["dataset"] == "sen12ms":
+        if entry["id"] in LISTS:
+            names = [name for name in s2_names if ("_s2_4_" in name) == (entry["id"] == LISTS[0])]
+            content = "".join(f"{name}\n" for name in names).encode()
+            http.script.serve(f"/{file}", content)
+            entry |= {"about": len(content), "checksums": md5(content), "sources": [http.source(file)]}
+        elif entry["dataset"] == "sen12ms":
             content = _season(top, entry["unpack"]["place"].split("/")[0], entry["kind"])
             ftp.script.serve(f"/{file}", content, ["cut", "busy"] * faults)
             entry |= {"checksums": md5(content), "sources": [ftp.source(file)]}

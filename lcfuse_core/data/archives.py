@@ -1,13 +1,16 @@
 """
-Extract files from .zip and .tar.gz archives of unknown origin, with `zipfile` and `tarfile` of the standard library.
+Extract files from .zip and .tar.gz archives of unknown origin.
 
 Names, types and sizes are checked before a byte is written. A member that leads out of the folder, a link, a device
-or a file larger than its kind refuses the whole archive: the published ones hold nothing of this sort.
+or a file larger than its kind refuses the whole archive: the published ones hold none. Headers are bounded too:
+`tarfile` decodes single headers here, because its reader of whole archives accepts headers of any size.
 """
 
 from __future__ import annotations
 
-import gzip
+import hashlib
+import json
+import lzma
 import os
 import re
 import shutil
@@ -18,6 +21,7 @@ import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -28,9 +32,13 @@ _BLOCK = 1 << 18
 _SLACK = 1 << 20
 """Bytes that headers and small files may take beyond the limits."""
 
+_HEADER_BYTES = 8192
+"""Most bytes of an extended header of a .tar: the published archives have none."""
+
+_JOURNAL = ".members.jsonl"
 _BROKEN = (
-    zipfile.BadZipFile, tarfile.TarError, zlib.error, gzip.BadGzipFile, EOFError, struct.error, ValueError, IndexError,
-    NotImplementedError, RuntimeError, OverflowError,
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, struct.error, ValueError, LookupError,
+    NotImplementedError, RuntimeError, OverflowError, MemoryError, OSError,
 )  # fmt: skip
 """What the libraries raise on a damaged, encrypted or unknown archive."""
 
@@ -44,29 +52,31 @@ class Limits(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A file that was extracted: path under the folder, size in bytes, CRC-32 of the content."""
+    """A file that was extracted: path under its folder, size in bytes, SHA-256 of the content, modification time."""
 
     path: str
     size: int
-    crc32: int
+    sha256: str
+    mtime_ns: int
 
 
-def unpack(
+def extract(
     file: IO[bytes], form: str, where: str, folder: Path, place: Callable[[str], str | None], limits: Limits
 ) -> list[Member]:
     """
-    Write the wanted members of an archive into the new *folder*.
+    Write the wanted members of an archive into a folder, and read all others to the end.
 
     Parameters
     ----------
     file : binary file
-        The archive; a `tar.gz` is read once from front to back, so a stream will do.
+        The archive; a `tar.gz` is read once from front to back, so that a stream suffices.
     form : str
         "zip" or "tar.gz".
     where : str
         Name of the archive in errors.
     folder : Path
-        Is made, and removed after an error.
+        Is made, or holds what an interrupted call has extracted: these files are compared with the archive. It is
+        removed if the archive is refused.
     place : callable
         Returns where the member of a name goes, None if it is not wanted.
     limits : Limits
@@ -82,57 +92,81 @@ def unpack(
     DataError
         If the archive is damaged or hostile, or holds none of the wanted files.
     FetchError
-        If the disk is full or cannot be written.
+        If the disk is full or cannot be written. *folder* then keeps the members extracted so far.
     """
-    folder.mkdir(parents=True)
+    kept, members, folded = extracted(folder), [], set()
     try:
-        members: dict[str, Member] = {}
         for name, chunks in _contents(file, form, where, limits):
             path = place(name)
             if path is None:
+                for _ in chunks:
+                    pass
                 continue
-            if path.casefold() in members:
+            if path.casefold() in folded:
                 raise _hostile(where, f"two members for {path}", "each file once")
-            members[path.casefold()] = _write(folder, path, chunks)
+            folded.add(path.casefold())
+            members.append(_write(folder, path, chunks, kept.get(path), where))
         if not members:
             raise DataError(where, found="none of the files wanted", expected="at least one", do="Check what it is.")
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, _BROKEN) and not isinstance(error, DataError):
-            raise _hostile(where, f"a damaged archive ({error or type(error).__name__})", "a whole one") from None
-        raise
-    return sorted(members.values())
-
-
-def check(file: IO[bytes], form: str, where: str, limits: Limits) -> int:
-    """Read an archive to its end, every checksum included, and count its files. Raises DataError as `unpack`."""
-    count = 0
-    try:
-        for _, chunks in _contents(file, form, where, limits):
-            count += 1
-            for _ in chunks:
-                pass
     except DataError:
+        shutil.rmtree(folder, ignore_errors=True)
         raise
-    except _BROKEN as error:
-        raise _hostile(where, f"a damaged archive ({error or type(error).__name__})", "a whole one") from None
-    return count
+    return sorted(members)
 
 
-def _write(folder: Path, path: str, chunks: Iterator[bytes]) -> Member:
-    target, size, crc = folder / path, 0, 0
+def extracted(folder: Path) -> dict[str, Member]:
+    """Return the members, by path, that an interrupted `extract` has left whole in a folder."""
+    try:
+        lines = (folder / _JOURNAL).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return {}
+    found = {}
+    for line in lines:
+        with suppress(OSError, ValueError, TypeError):  # the last line may be cut
+            member = Member(*json.loads(line))
+            if sha256_of(folder / member.path) == member.sha256:
+                found[member.path] = member
+    return found
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(folder: Path, path: str, chunks: Iterator[bytes], kept: Member | None, where: str) -> Member:
+    """Write a member and note it in the journal, or compare it with the file that is *kept*."""
+    target, digest = folder / path, hashlib.sha256()
+    if kept is not None:
+        for chunk in chunks:
+            digest.update(chunk)
+        if digest.hexdigest() != kept.sha256:
+            raise _hostile(where, f"another {path} than before", "the archive of which a part was extracted")
+        return kept
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with open(target, "xb") as out:
+        with open(target, "wb") as out:
             for chunk in chunks:
+                digest.update(chunk)
                 out.write(chunk)
-                size, crc = size + len(chunk), zlib.crc32(chunk, crc)
-    except (FetchError, gzip.BadGzipFile):
-        raise  # an error of the source, not of the disk
+            out.flush()
+            facts = os.fstat(out.fileno())
+        member = Member(path, facts.st_size, digest.hexdigest(), facts.st_mtime_ns)
+        with open(folder / _JOURNAL, "a", encoding="utf-8") as journal:
+            journal.write(json.dumps(member) + "\n")
+    except FetchError:
+        raise  # a stop of the transfer
     except OSError as error:
-        do = "Free space on the disk, or choose another folder with --root, and run this again."
-        raise FetchError(target, found=str(error.strerror), expected="to write it", do=do) from None
-    return Member(path, size, crc)
+        raise no_room(target, error) from None
+    return member
+
+
+def no_room(path: Path, error: OSError | str, expected: str = "to write it") -> FetchError:
+    """Return the error for a disk that is too small or cannot be written."""
+    found = error if isinstance(error, str) else str(error.strerror)
+    do = "Free space, or choose another folder with --root, and run this again: what is here stays."
+    return FetchError(path, found=found, expected=expected, do=do)
 
 
 def safe_name(name: str, where: str) -> str | None:
@@ -162,12 +196,23 @@ def _hostile(where: str, found: str, expected: str) -> DataError:
 def _contents(file: IO[bytes], form: str, where: str, limits: Limits) -> Iterator[tuple[str, Iterator[bytes]]]:
     """Safe name and content of each file, in the order of the archive; each content is read before the next."""
     walk = {"zip": _zip_contents, "tar.gz": _tar_contents}[form](file, where, limits)
-    for n, (name, chunks) in enumerate(walk, start=1):
+    for n, (name, chunks) in enumerate(_guarded(walk, where), start=1):
         if n > limits.members:
             raise _hostile(where, f"more than {limits.members} members", "fewer")
         safe = safe_name(name, where)
         if safe is not None:
-            yield safe, chunks
+            yield safe, _guarded(chunks, where)
+
+
+def _guarded(values: Iterator[Any], where: str) -> Iterator[Any]:
+    """The same values; what the libraries raise on a damaged archive becomes a DataError."""
+    try:
+        yield from values
+    except (DataError, FetchError):
+        raise
+    except _BROKEN as error:
+        found = f"a damaged archive ({' '.join(str(error).split())[:200] or type(error).__name__})"
+        raise _hostile(where, found, "a whole one") from None
 
 
 def _check_size(size: int, where: str, limits: Limits) -> None:
@@ -178,12 +223,6 @@ def _check_size(size: int, where: str, limits: Limits) -> None:
 def _check_ratio(plain: int, packed: int, where: str, limits: Limits) -> None:
     if plain > limits.ratio * packed + _SLACK:
         raise _hostile(where, f"{plain} bytes packed into {packed}", f"at most {limits.ratio} : 1")
-
-
-def _chunks(member: IO[bytes]) -> Iterator[bytes]:
-    with member:
-        while chunk := member.read(_BLOCK):
-            yield chunk
 
 
 def _zip_contents(file: IO[bytes], where: str, limits: Limits) -> Iterator[tuple[str, Iterator[bytes]]]:
@@ -197,55 +236,89 @@ def _zip_contents(file: IO[bytes], where: str, limits: Limits) -> Iterator[tuple
         if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise _hostile(where, f"{entry.orig_filename[:80]!r}, a link or device", "plain files")
         _check_size(entry.file_size, where, limits)
-        # zipfile reads no more than the stated size, and compares the CRC-32; fewer bytes are an error here.
-        yield entry.orig_filename, _exactly(_chunks(archive.open(entry)), entry.file_size, where)
+        member = archive.open(entry)
+        if not entry.file_size:
+            member.read(1)  # compares the CRC-32, which else happens at the last byte
+        yield entry.orig_filename, _exactly(member.read, entry.file_size)
 
 
-def _exactly(chunks: Iterator[bytes], size: int, where: str) -> Iterator[bytes]:
-    for chunk in chunks:
+def _exactly(read: Callable[[int], bytes], size: int) -> Iterator[bytes]:
+    """Yield *size* bytes in blocks, or raise EOFError. At the last one zipfile compares the CRC-32."""
+    while size:
+        chunk = read(min(_BLOCK, size))
+        if not chunk:
+            raise EOFError(f"a member that lacks {size} bytes")
         size -= len(chunk)
         yield chunk
-    if size:
-        raise _hostile(where, f"a member that lacks {size} bytes", "the size that the archive states")
 
 
-class _Counted:
-    """A file that counts the bytes read, up to *bound*, and notes where the last byte that is not zero lies."""
+class _Plain:
+    """The content of a .gz, read from front to back. zlib compares its checksums and skips its headers."""
 
-    def __init__(self, file: Any, where: str) -> None:
-        self.file, self.where = file, where
-        self.total, self.end, self.bound = 0, 0, float("inf")
+    def __init__(self, file: Any, where: str, limits: Limits) -> None:
+        self.file, self.where, self.limits = file, where, limits
+        self.inflate, self.rest = zlib.decompressobj(wbits=31), b""
+        self.packed, self.total = 0, 0
 
-    def read(self, size: int = -1) -> bytes:
-        chunk: bytes = self.file.read(_BLOCK if size < 0 else min(size, _BLOCK))
-        content = len(chunk.rstrip(b"\0"))
-        self.end = self.total + content if content else self.end
-        self.total += len(chunk)
-        if self.total > self.bound:
-            raise _hostile(self.where, "more bytes than a member may have", "no more than its kind has")
-        return chunk
+    def read(self, size: int) -> bytes:
+        """Return at most *size* bytes, fewer only at the end."""
+        parts, left = [], size
+        while left:
+            if not self.rest:
+                self.rest = self.file.read(_BLOCK)
+                self.packed += len(self.rest)
+                if not self.rest:
+                    if not self.inflate.eof:
+                        raise EOFError("the end is missing")
+                    break
+            if self.inflate.eof:  # another member of the .gz follows
+                self.inflate = zlib.decompressobj(wbits=31)
+            part = self.inflate.decompress(self.rest, left)
+            self.rest = self.inflate.unused_data if self.inflate.eof else self.inflate.unconsumed_tail
+            left -= len(part)
+            parts.append(part)
+        self.total += size - left
+        _check_ratio(self.total, self.packed, self.where, self.limits)
+        return b"".join(parts)
 
 
 def _tar_contents(file: IO[bytes], where: str, limits: Limits) -> Iterator[tuple[str, Iterator[bytes]]]:
-    packed: Any = _Counted(file, where)
-    plain: Any = _Counted(gzip.GzipFile(fileobj=packed, mode="rb"), where)
-    plain.bound = limits.member_bytes + _SLACK
-    with tarfile.open(fileobj=plain, mode="r|", errorlevel=2) as archive:
-        while True:
-            plain.bound = plain.total + limits.member_bytes + _SLACK  # a header could state any size
-            entry = archive.next()
-            archive.members.clear()  # type: ignore[attr-defined]  # else it keeps all of them in memory
-            _check_ratio(plain.total, packed.total, where, limits)
-            if entry is None:
-                break
-            if not (entry.isreg() or entry.isdir()) or entry.issparse():
-                raise _hostile(where, f"{entry.name[:80]!r}, a link, device or sparse file", "plain files")
-            _check_size(entry.size, where, limits)
-            member = archive.extractfile(entry)
-            yield entry.name + "/" * entry.isdir(), iter(()) if member is None else _chunks(member)
-        # tarfile takes a damaged header for the end: only zeros may follow, and gzip compares its CRC there.
-        plain.bound = float("inf")
-        while plain.read():
-            _check_ratio(plain.total, packed.total, where, limits)
-        if plain.end > archive.offset or plain.total < archive.offset + tarfile.BLOCKSIZE:
-            raise _hostile(where, f"a damaged archive (no proper end after {archive.offset} bytes)", "a whole one")
+    plain, name = _Plain(file, where, limits), ""
+    while True:
+        block = plain.read(tarfile.BLOCKSIZE)
+        if not block.strip(b"\0") and len(block) == tarfile.BLOCKSIZE:
+            break
+        entry = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        padding = -entry.size % tarfile.BLOCKSIZE
+        if entry.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE):
+            if not 0 <= entry.size <= _HEADER_BYTES:
+                raise _hostile(where, f"a header of {entry.size} bytes", f"at most {_HEADER_BYTES}")
+            text = plain.read(entry.size + padding)[: entry.size]
+            if entry.type != tarfile.XGLTYPE:
+                name = _long_name(text, entry.type == tarfile.XHDTYPE) or name
+            continue
+        if entry.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE) or entry.size < 0:
+            raise _hostile(where, f"{entry.name[:80]!r}, a link, device or sparse file", "plain files")
+        _check_size(entry.size, where, limits)
+        yield (name or entry.name) + "/" * entry.isdir(), _exactly(plain.read, 0 if entry.isdir() else entry.size)
+        plain.read(padding)
+        name = ""
+    while block := plain.read(_BLOCK):  # a damaged header of zeros would look like the end
+        if block.strip(b"\0"):
+            raise _hostile(where, "a damaged archive (content after its end)", "a whole one")
+
+
+def _long_name(text: bytes, is_pax: bool) -> str:
+    """The name in an extended header: of GNU tar, or the field `path` of POSIX, `length key=value` per line."""
+    if not is_pax:
+        return text.rstrip(b"\0").decode("utf-8", "surrogateescape")
+    name = ""
+    while text:
+        length, _, _ = text.partition(b" ")
+        key, equals, value = text[len(length) + 1 : int(length) - 1].partition(b"=")
+        if not equals or key in (b"size", b"linkpath") or key.startswith(b"GNU.sparse"):
+            raise ValueError(f"a field {key[:20]!r} of an extended header")
+        if key == b"path":
+            name = value.decode("utf-8", "surrogateescape")
+        text = text[int(length) :]
+    return name

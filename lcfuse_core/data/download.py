@@ -3,7 +3,7 @@ Download the items of a subset, verify them, and unpack them.
 
 A file is written to `<name>.part`, continues at the byte after a cut, also in another run, is verified, and only then
 gets its name. A source that fails, stalls or sends wrong bytes is replaced by the next. An item that cannot be fetched
-is reported with what a person can do by hand.
+is reported with what a person can do by hand, and does not stop the others.
 """
 
 from __future__ import annotations
@@ -13,25 +13,37 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
 from lcfuse_core._runtime import lock
 from lcfuse_core.data import archives
-from lcfuse_core.data.archives import Member
-from lcfuse_core.data.fetched import Record, Store, Sums
-from lcfuse_core.data.manifest import ByHand, Choice, Item, Made, Manifest, Remote, disk_size, in_words
+from lcfuse_core.data.archives import Member, no_room
+from lcfuse_core.data.fetched import ADOPTED, VERIFIED, Record, Store, Sums, now
+from lcfuse_core.data.manifest import (
+    AnySource,
+    ByHand,
+    Choice,
+    Item,
+    Made,
+    Manifest,
+    Remote,
+    disk_size,
+    in_words,
+    packed_size,
+)  # fmt: skip
 from lcfuse_core.data.transfer import PATIENT, Changed, OnOpen, Refused, Retry, get
-from lcfuse_core.errors import DataError, FetchError
+from lcfuse_core.errors import DataError, FetchError, LcfuseError
 
 _FIRST_BYTES = {"zip": b"PK", "tar.gz": b"\x1f\x8b"}
+_RESERVE = 10**9
+"""Bytes of the disk that a file of unknown size leaves free, and by which it may exceed twice its estimate."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,7 @@ class Fetcher:
         self.manifest, self.store, self.retry = manifest, store, retry
         self.keep, self.progress = keep, progress
         self.stop = threading.Event()
+        self._streamed: set[str] = set()
         self._hosts: dict[str, threading.BoundedSemaphore] = {}
         self._lock = threading.Lock()
 
@@ -77,23 +90,40 @@ class Fetcher:
         """
         Fetch all of them; one that fails does not stop the others.
 
-        Raises FetchError if the disk is too small, or another process fetches into the same folder.
+        Raises FetchError if the disk is too small or cannot be written, or another process fetches into the folder.
         """
-        chosen = list(choices)
+        chosen, root = list(choices), self.store.root
         try:
-            with lock(self.store.root / ".fetching", wait=False), ThreadPoolExecutor(workers) as pool:
-                self._check_disk(chosen)
+            with lock(root / ".fetching", wait=False), ThreadPoolExecutor(workers) as pool:
+                self._plan(chosen)
                 jobs = [pool.submit(self._one, choice) for choice in chosen]
                 try:
-                    return [job.result() for job in jobs]
-                except BaseException:  # Ctrl-C, or an error of our own: end the threads soon
+                    wait(jobs)
+                except BaseException:  # Ctrl-C: the threads end soon
                     self.stop.set()
                     pool.shutdown(cancel_futures=True)
                     raise
+                return [job.result() for job in jobs]
         except BlockingIOError:
-            do = "Wait for it to end, or choose another folder with --root."
-            found = "another run that fetches into it"
-            raise FetchError(self.store.root, found=found, expected="one at a time", do=do) from None
+            raise no_room(root, "another run that fetches into it", "one at a time") from None
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise no_room(root, error, "a folder for the data") from None
+
+    def _plan(self, chosen: list[Choice]) -> None:
+        """Check that the disk has room, and stream only archives that do not fit: a stream cannot be continued."""
+        items = {choice.item: self.manifest.item(choice.item) for choice in chosen}
+        todo = [choice for choice in chosen if not self.store.is_done(choice, items[choice.item])]
+        sizes = {choice.item: packed_size(self.manifest, items[choice.item]) for choice in todo}
+        disk, archives_kept = disk_size(self.manifest, todo), [c.item for c in todo if not c.stream]
+        need = disk.exact + disk.about
+        need += sum(sizes[name].exact + sizes[name].about for name in archives_kept if items[name].unpack)
+        self._check_room(self.store.root, need)
+        left = shutil.disk_usage(self.store.root).free - need - disk.estimate
+        for choice in sorted(todo, key=lambda choice: sizes[choice.item].total):
+            if choice.stream and items[choice.item].form == "tar.gz":
+                left -= 2 * sizes[choice.item].total  # an estimate
+                if left < 0 or not sizes[choice.item].total:
+                    self._streamed.add(choice.item)
 
     def _one(self, choice: Choice) -> Outcome:
         item, store = self.manifest.item(choice.item), self.store
@@ -103,106 +133,81 @@ class Fetcher:
             return Outcome(item.id, "made", f"nothing to fetch: `{made[0].command}` makes it")
         if store.is_done(choice, item):
             return Outcome(item.id, "here", store.state(item))
+        why: list[str] = []
         try:
-            notes = self._verify_file_put_by_hand(item)
-            if not store.is_verified(item):
-                take = self._stream if choice.stream and item.form == "tar.gz" else self._download
-                why = self._try_sources(choice, item, take)
-                if why is not None:
-                    return self._by_hand(item, [*notes, *why])
-                if take == self._stream:
-                    return Outcome(item.id, "unpacked", store.state(item))
-            record = store.record(item) or Record()
-            origin = f"from {record.source}, verified by {record.verified}"
-            if item.unpack is None:
-                return Outcome(item.id, "fetched", origin)
-            self._unpack(choice, item, record)
-            return Outcome(item.id, "unpacked", f"{store.state(item)}; {origin}")
-        except (FetchError, DataError) as error:
+            return self._from_disk(choice, item, why) or self._from_sources(choice, item, sources, why)
+        except (LcfuseError, OSError) as error:
             return Outcome(item.id, "failed", str(error))
 
-    def _try_sources(
-        self, choice: Choice, item: Item, take: Callable[[Choice, Item, Remote], None]
-    ) -> list[str] | None:
-        """Take it from the first source that has it, and return None; or the reasons why none has."""
-        why = []
-        for source in self.manifest.sources(item):
-            if not isinstance(source, Remote):
-                continue
-            with self._lock:  # no more connections to a host than its page allows
-                free = self._hosts.setdefault(
-                    urlsplit(source.url).netloc, threading.BoundedSemaphore(source.connections)
-                )
-            try:
-                with free:
-                    take(choice, item, source)
-                return None
-            except (Refused, Changed) as error:
-                why.append(f"{source.url}: {error}")
-        return why
+    def _from_disk(self, choice: Choice, item: Item, why: list[str]) -> Outcome | None:
+        """Use the file that an earlier run or a person has put there; of a wrong one *why* gets a note."""
+        path, old = self.store.file(item), self.store.record(item)
+        if not path.is_file():
+            return None
+        try:
+            return self._accept(choice, item, path, old.source if old else "a file put there by hand")
+        except DataError as error:
+            wrong = path.with_name(f"{path.name}.wrong")  # not deleted: it may be the user's
+            os.replace(path, wrong)
+            why.append(f"the file at {path} was {error.found}: it is now {wrong.name}")
+            return None
 
-    def _by_hand(self, item: Item, why: list[str]) -> Outcome:
-        ways = [source for source in self.manifest.sources(item) if isinstance(source, ByHand)]
+    def _from_sources(self, choice: Choice, item: Item, sources: list[AnySource], why: list[str]) -> Outcome:
+        """Use the first source that has the item, or report why none has, and what a person can do."""
+        take = self._stream if item.id in self._streamed else self._download
+        if take == self._stream and (outcome := self._finish_scenes(choice, item)):
+            return outcome
+        for source in sources:
+            if isinstance(source, Remote):
+                with self._lock:  # no more connections to a host than its page allows
+                    host = threading.BoundedSemaphore(source.connections)
+                    free = self._hosts.setdefault(urlsplit(source.url).netloc, host)
+                try:
+                    with free:
+                        return take(choice, item, source)
+                except (Refused, Changed) as error:
+                    why.append(f"{source.url}: {error}")
+        ways = [source for source in sources if isinstance(source, ByHand)]
         lines = [*why, *(f"{way.do} The page: {way.page}" + " (log-in)" * way.log_in for way in ways)]
         if ways:
             path = self.store.file(item)
             lines.append(f"Put the file at {path} and run this again: it is then verified and unpacked.")
         return Outcome(item.id, "failed" if why else "by hand", "\n  ".join(lines))
 
-    def _verify_file_put_by_hand(self, item: Item) -> list[str]:
-        """Verify a file that a person put there; a wrong one is renamed, not deleted."""
-        path = self.store.file(item)
-        if not path.is_file() or self.store.is_verified(item):
-            return []
-        old = self.store.record(item)
-        try:
-            self._name(item, path, old.source if old and old.source else "a file put there by hand")
-        except DataError as error:
-            wrong = path.with_name(f"{path.name}.wrong")
-            os.replace(path, wrong)
-            return [f"the file at {path} was {error.found}: it is now {wrong.name}"]
-        return []
-
-    def _download(self, choice: Choice, item: Item, source: Remote) -> None:
-        """Fetch the whole file and give it its name; a second attempt begins at byte 0. Raises Refused."""
+    def _download(self, choice: Choice, item: Item, source: Remote) -> Outcome:
+        """Fetch the whole file and use it; a second attempt begins at byte 0. Raises Refused."""
         part, why = self.store.part(item), ""
         for _ in range(2):
-            began_at = self._resumable(item, source)
+            if self._note(item).get("url") != source.url and item.checksums == "unknown":
+                part.unlink(missing_ok=True)  # nothing could show whether two parts belong together
+            began_at = part.stat().st_size if part.exists() else 0
+            has_size = False
             try:
                 has_size = self._write_part(item, source, began_at)
-                return self._name(item, part, source.url)
+                return self._accept(choice, item, part, source.url)
             except Changed as error:
                 why = str(error)
             except DataError as error:
                 why = error.found
-                if not began_at and has_size:  # all of it came from here, and nothing was lost on the way
-                    break
             part.unlink(missing_ok=True)
-        part.unlink(missing_ok=True)
+            if has_size and not began_at:  # all of it came from here, and nothing was lost on the way
+                break
         raise Refused(why)
-
-    def _resumable(self, item: Item, source: Remote) -> int:
-        """Bytes of an earlier part; of another source only where a checksum can show whether the two fit."""
-        part = self.store.part(item)
-        if self._note(item).get("url") != source.url and item.checksums == "unknown":
-            part.unlink(missing_ok=True)
-        return part.stat().st_size if part.exists() else 0
 
     def _write_part(self, item: Item, source: Remote, at: int) -> bool:
         """Fetch into the part; return whether the source stated the size."""
         part, old, has_size = self.store.part(item), self._note(item), False
-        part.parent.mkdir(parents=True, exist_ok=True)
 
         def on_open(total: int | None, tag: str) -> None:
+            nonlocal has_size
             if at and tag and old.get("url") == source.url and old.get("tag") not in ("", tag):
                 raise Changed("another version of the file than was begun")
-            nonlocal has_size
-            has_size = total is not None
+            has_size, bar.total = total is not None, total
             self._check_room(part, (total or 0) - at)
-            part.with_suffix(".part-from").write_text(json.dumps({"url": source.url, "tag": tag}))
-            bar.total = total
+            _note_path(part).write_text(json.dumps({"url": source.url, "tag": tag}))
 
         try:
+            part.parent.mkdir(parents=True, exist_ok=True)
             with self._bar(item, at) as bar, open(part, "ab") as out:
                 for chunk in self._get(source, at, item, on_open):
                     if out.tell() == 0:
@@ -214,59 +219,46 @@ class Fetcher:
         except FetchError:
             raise
         except OSError as error:
-            raise _no_room(part, str(error.strerror)) from None
+            raise no_room(part, error) from None
         return has_size
 
     def _note(self, item: Item) -> dict[str, str]:
         """From where a part is, and of which version."""
         try:
-            return cast(dict[str, str], json.loads(self.store.part(item).with_suffix(".part-from").read_text()))
+            return cast(dict[str, str], json.loads(_note_path(self.store.part(item)).read_text()))
         except (FileNotFoundError, ValueError):
             return {}
 
-    def _name(self, item: Item, path: Path, source: str) -> None:
-        """Verify a file, give it its name and record it. Raises DataError if it is not the item."""
-        sums = Sums.of(path)
-        wrong, how = sums.disagreement(item), _how_verified(item)
-        if wrong:
+    def _accept(self, choice: Choice, item: Item, path: Path, source: str) -> Outcome:
+        """Verify a file, unpack it, give it its name and record it. Raises DataError if it is not the item."""
+        sums, members = Sums.of(path), None
+        if wrong := sums.difference(item):
             do = "Fetch it from another source."
             raise DataError(path.name, found=wrong, expected="the file of the manifest", do=do)
-        if item.checksums == "unknown" and item.unpack is not None:
+        if item.unpack is not None:
             with open(path, "rb") as file:
-                count = archives.check(file, item.form, path.name, self._limits(item))
-            how = f"whole archive of {count} files; no published checksum"
+                members = self._extract(choice, item, file)
         final = self.store.file(item)
         os.replace(path, final)
-        self.store.part(item).with_suffix(".part-from").unlink(missing_ok=True)
-        old, stat, seen = self.store.record(item) or Record(), final.stat(), sums.checksums
-        kept = (old.scenes, old.members) if old.checksums == seen else ([], None)
-        self.store.save(item, Record(stat.st_size, stat.st_mtime_ns, seen, how, source, _now(), *kept))
+        _note_path(self.store.part(item)).unlink(missing_ok=True)
+        record = Record(VERIFIED, _how(item, members), source, now(), sums.size, final.stat().st_mtime_ns)
+        record.checksums = sums.checksums
+        outcome = self._settle(choice, item, members, record)
+        if members is not None and (choice.stream or not self.keep):
+            final.unlink()
+        return outcome
 
-    def _limits(self, item: Item) -> archives.Limits:
-        assert item.unpack is not None
-        kind = self.manifest.dataset(item).kinds[str(item.kind)]
-        return archives.Limits(item.unpack.members_at_most, kind.at_most, kind.ratio)
-
-    def _extract(self, choice: Choice, item: Item, file: Any) -> list[Member]:
+    def _extract(self, choice: Choice, item: Item, file: IO[bytes]) -> list[Member]:
         """Extract the wanted files to a folder beside their place."""
         assert item.unpack is not None
-        unpack, scenes, folder = item.unpack, frozenset(choice.scenes), self.store.staging(item)
-        shutil.rmtree(folder, ignore_errors=True)
-        place = partial(unpack.destination, scenes=scenes)
-        return archives.unpack(file, item.form, str(item.file), folder, place, self._limits(item))
+        kind = self.manifest.dataset(item).kinds[str(item.kind)]
+        place = partial(item.unpack.destination, scenes=frozenset(choice.scenes))
+        limits = archives.Limits(item.unpack.members_at_most, kind.at_most, kind.ratio)
+        return archives.extract(file, item.form, str(item.file), self.store.staging(item), place, limits)
 
-    def _unpack(self, choice: Choice, item: Item, record: Record) -> None:
-        path = self.store.file(item)
-        with open(path, "rb") as file:
-            members = self._extract(choice, item, file)
-        self._settle(choice, item, members, record)
-        if not self.keep:
-            path.unlink()
-
-    def _stream(self, choice: Choice, item: Item, source: Remote) -> None:
-        """Unpack while the archive is received; nothing gets its name before the last byte is verified."""
-        sums, wrong = Sums(), ""
-        members: list[Member] = []
+    def _stream(self, choice: Choice, item: Item, source: Remote) -> Outcome:
+        """Unpack while the archive is received; no file gets its name before the last byte is verified."""
+        sums = Sums()
 
         def on_open(total: int | None, tag: str) -> None:
             bar.total = total
@@ -278,65 +270,70 @@ class Fetcher:
         with self._bar(item, 0) as bar:
             reader = _Reader(self._get(source, 0, item, on_open), see)
             try:
-                members = self._extract(choice, item, reader)
+                members = self._extract(choice, item, cast(IO[bytes], reader))
                 while reader.read(1 << 18):
                     pass
-                wrong = sums.disagreement(item)
+                wrong = sums.difference(item)
             except DataError as error:
                 wrong = error.found
         if wrong:
             shutil.rmtree(self.store.staging(item), ignore_errors=True)
             raise Refused(wrong)
-        how = "its own checksums" if item.checksums == "unknown" else _how_verified(item)
-        old = self.store.record(item) or Record()
-        record = Record(sums.size, 0, sums.checksums, how, source.url, _now(), old.scenes, old.members)
-        self._settle(choice, item, members, record)
+        record = Record(VERIFIED, _how(item, members), source.url, now(), sums.size, checksums=sums.checksums)
+        return self._settle(choice, item, members, record)
 
-    def _settle(self, choice: Choice, item: Item, members: list[Member], record: Record) -> None:
+    def _finish_scenes(self, choice: Choice, item: Item) -> Outcome | None:
+        """Use the files of a stream that was ended after the last wanted scene but before the end of the archive."""
+        assert item.unpack is not None
+        members = list(archives.extracted(self.store.staging(item)).values())
+        for scene, n in choice.scenes.items():
+            if sum(item.unpack.destination(m.path, frozenset({scene})) is not None for m in members) != n:
+                return None
+        if not choice.scenes:
+            return None
+        how = "number of files per scene; the stream was ended before the checksum of the archive"
+        return self._settle(choice, item, members, Record(ADOPTED, how, "an interrupted stream", now()))
+
+    def _settle(self, choice: Choice, item: Item, members: list[Member] | None, record: Record) -> Outcome:
         """Move extracted files to their places, each whole or not at all, and record them."""
-        folder, into = self.store.staging(item), self.store.into(item)
-        for member in members:
-            target = into / member.path
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(folder / member.path, target)
-            except OSError as error:
-                raise _no_room(target, str(error.strerror), "to put it there") from None
-        shutil.rmtree(folder, ignore_errors=True)
-        was_whole = record.members is not None and not record.scenes
-        record.scenes = [] if was_whole or not choice.scenes else sorted({*record.scenes, *choice.scenes})
-        together = {member.path: member for member in [*(record.members or []), *members]}
-        record.members = sorted(together.values())
+        if members is not None:
+            folder, into = self.store.staging(item), self.store.into(item)
+            if hasattr(os, "sync"):
+                os.sync()  # before a file gets its name, its content is on the disk
+            for member in members:
+                target = into / member.path
+                try:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(folder / member.path, target)
+                except OSError as error:
+                    raise no_room(target, error, "to put it there") from None
+            old = self.store.record(item) or Record("", "", "", "")
+            if {old.mark, record.mark} == {VERIFIED, ADOPTED}:
+                record.mark = ADOPTED
+            is_whole = not choice.scenes or (old.members is not None and not old.scenes)
+            record.into, record.scenes = into.name, [] if is_whole else sorted({*old.scenes, *choice.scenes})
+            together = {member.path: member for member in [*(old.members or []), *members]}
+            record.members = sorted(together.values())
         self.store.save(item, record)
+        if members is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        state = "fetched" if members is None else "unpacked"
+        return Outcome(item.id, state, f"{self.store.state(item)}; from {record.source}, verified by {record.how}")
 
     def _get(self, source: Remote, at: int, item: Item, on_open: OnOpen) -> Iterator[bytes]:
-        size = None if item.size == "unknown" else item.size
-        for chunk in get(source, at, size, retry=self.retry, sleep=self.stop.wait, on_open=on_open):
-            if self.stop.is_set():
-                raise FetchError(self.store.root, found="a stop", expected="to go on", do="Run it again to go on.")
-            yield chunk
+        size, expected = None if item.size == "unknown" else item.size, packed_size(self.manifest, item).total
+        free = at + shutil.disk_usage(self.store.root).free - _RESERVE
+        most = max(0, min(free, 2 * expected + _RESERVE if expected else free))
+        return get(source, at, size, most=most, retry=self.retry, stop=self.stop, on_open=on_open)
 
     def _bar(self, item: Item, at: int) -> Any:
-        options: dict[str, Any] = {
-            "unit": "B",
-            "unit_scale": True,
-            "unit_divisor": 1000,
-            "disable": None if self.progress else True,
-        }
-        return tqdm(initial=at, desc=item.file, **options)
-
-    def _check_disk(self, chosen: list[Choice]) -> None:
-        """Check before anything is fetched whether what is known to be needed fits."""
-        todo = [choice for choice in chosen if not self.store.is_done(choice, self.manifest.item(choice.item))]
-        need = disk_size(self.manifest, todo)
-        items = [self.manifest.item(choice.item) for choice in todo if not choice.stream]
-        files = sum(item.size if isinstance(item.size, int) else item.about or 0 for item in items if item.unpack)
-        self._check_room(self.store.root, need.exact + need.about + files)
+        disable = None if self.progress else True
+        return tqdm(initial=at, desc=item.file, unit="B", unit_scale=True, unit_divisor=1000, disable=disable)
 
     def _check_room(self, path: Path, need: int) -> None:
         free = shutil.disk_usage(self.store.root).free
         if need > free:
-            raise _no_room(path, f"{in_words(free)} free", f"at least {in_words(need)}")
+            raise no_room(path, f"{in_words(free)} free", f"at least {in_words(need)}")
 
 
 class _Reader:
@@ -353,6 +350,10 @@ class _Reader:
         return taken
 
 
+def _note_path(part: Path) -> Path:
+    return part.with_suffix(".part-from")
+
+
 def _check_first_bytes(item: Item, chunk: bytes) -> None:
     """Raise Refused if the first bytes cannot be those of the item."""
     if chunk.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
@@ -361,16 +362,9 @@ def _check_first_bytes(item: Item, chunk: bytes) -> None:
         raise Refused(f"bytes that begin with {chunk[:8]!r}, which is not a {item.form}")
 
 
-def _how_verified(item: Item) -> str:
+def _how(item: Item, members: list[Member] | None) -> str:
     if item.checksums != "unknown":
         return " and ".join(item.checksums) + " of the manifest"
-    return "size of the manifest" if item.size != "unknown" else "nothing published to compare with"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _no_room(path: Path, found: str, expected: str = "to write it") -> FetchError:
-    do = "Free space, or choose another folder with --root, and run this again: what is here stays."
-    return FetchError(path, found=found, expected=expected, do=do)
+    if members is not None:
+        return "the checksums inside the archive; none is published"
+    return "size of the manifest" if item.size != "unknown" else "nothing: no size or checksum is published"

@@ -1,8 +1,9 @@
 """
-The local record of fetched and unpacked files, and whether they are still as they were.
+What is recorded of fetched, unpacked and adopted files, and whether they are still as they were.
 
 Under a data root lie `downloads/` (archives), `sen12ms/`, `dfc2020/` ... (unpacked files) and `fetched/<id>.json`: of
-each item the size, checksums, source and time, and size and CRC-32 of each unpacked file.
+each item the size, checksums, source and time, and of each unpacked file the size, time and SHA-256. Of a folder that
+was adopted the records lie in the folder of `_runtime.data_folder`: it may be on a disk that cannot be written.
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
-from lcfuse_core._runtime import write_atomic
-from lcfuse_core.data.archives import Member
+from lcfuse_core import _runtime
+from lcfuse_core.data.archives import Member, sha256_of
 from lcfuse_core.data.manifest import Choice, Item, Manifest
-from lcfuse_core.data.manifest import read as read_manifest
+from lcfuse_core.errors import DataError, MissingDataError
 
-_BLOCK = 1 << 20
+VERIFIED, ADOPTED, UNVERIFIED = "verified", "adopted", "unverified"
+"""Marks of a folder: compared with checksums on arrival; with published lists and sizes only; with nothing."""
 
 
 class Sums:
@@ -34,8 +36,9 @@ class Sums:
     def of(cls, path: Path) -> Sums:
         """Return those of a file."""
         sums = cls()
-        for block in _blocks(path):
-            sums.update(block)
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                sums.update(block)
         return sums
 
     def update(self, block: bytes) -> None:
@@ -49,38 +52,47 @@ class Sums:
         """Hexadecimal digests by name."""
         return {name: total.hexdigest() for name, total in self._sums.items()}
 
-    def disagreement(self, item: Item) -> str:
+    def difference(self, item: Item) -> str:
         """Return what shows that the bytes are not those of the item; empty if nothing does."""
         if item.size not in ("unknown", self.size):
             return f"{self.size} bytes instead of {item.size}"
-        known = {} if item.checksums == "unknown" else item.checksums
-        seen = self.checksums
+        known, seen = ({} if item.checksums == "unknown" else item.checksums), self.checksums
         return "; ".join(
             f"{name} {seen[name]} instead of {value}" for name, value in known.items() if seen[name] != value
         )
 
 
-def _blocks(path: Path) -> Iterator[bytes]:
-    with open(path, "rb") as file:
-        yield from iter(lambda: file.read(_BLOCK), b"")
-
-
 @dataclass
 class Record:
     """
-    What was verified of one item: size, time and checksums of its file, how, from where, when, and unpacked members.
+    What is known of one item.
 
-    `members` is None until the archive is unpacked; `scenes` are those that were extracted, empty for all.
+    mark, how, source, at : VERIFIED or ADOPTED, by what, from where, and when
+    size, mtime_ns, checksums : of its file
+    into, scenes : folder of the unpacked files under the data root; scenes that were extracted, empty for all
+    members : unpacked files; None until the archive is unpacked
     """
 
+    mark: str
+    how: str
+    source: str
+    at: str
     size: int = 0
     mtime_ns: int = 0
     checksums: dict[str, str] = field(default_factory=dict)
-    verified: str = ""
-    source: str = ""
-    at: str = ""
+    into: str = ""
     scenes: list[str] = field(default_factory=list)
     members: list[Member] | None = None
+
+
+def _read_record(path: Path) -> Record | None:
+    """The record in a file; None if there is none or it is damaged: the item is then verified again."""
+    try:
+        record = Record(**json.loads(path.read_text(encoding="utf-8")))
+        record.members = None if record.members is None else [Member(*member) for member in record.members]
+    except (OSError, ValueError, TypeError):
+        return None
+    return record if record.mark in (VERIFIED, ADOPTED) else None
 
 
 class Store:
@@ -107,88 +119,188 @@ class Store:
         return self.root / item.unpack.into
 
     def record(self, item: Item) -> Record | None:
-        """Return what is recorded of an item; None if nothing is, or the record is damaged: it is verified again."""
-        try:
-            record = Record(**json.loads((self.root / "fetched" / f"{item.id}.json").read_text(encoding="utf-8")))
-            record.members = None if record.members is None else [Member(*member) for member in record.members]
-            return record
-        except (FileNotFoundError, ValueError, TypeError):
-            return None
+        """Return what is recorded of an item, if anything."""
+        return _read_record(self.root / "fetched" / f"{item.id}.json")
 
     def save(self, item: Item, record: Record) -> None:
         """Write the record of an item."""
-        write_atomic(self.root / "fetched" / f"{item.id}.json", json.dumps(asdict(record)) + "\n")
-
-    def members(self, item: Item) -> list[Member]:
-        """Return the files that were unpacked from an item."""
-        record = self.record(item)
-        return (record.members or []) if record else []
-
-    def is_verified(self, item: Item) -> bool:
-        """Return whether the file lies there as it was when it was verified, by size and time."""
-        record, path = self.record(item), self.file(item)
-        if record is None or not record.verified or not path.is_file():
-            return False
-        return (path.stat().st_size, path.stat().st_mtime_ns) == (record.size, record.mtime_ns)
+        _runtime.write_atomic(self.root / "fetched" / f"{item.id}.json", json.dumps(asdict(record)) + "\n")
 
     def is_done(self, choice: Choice, item: Item) -> bool:
-        """Return whether nothing is left to do for an item of a subset."""
-        if item.unpack is None:
-            return self.is_verified(item)
-        record = self.record(item)
-        if record is None or record.members is None:
+        """Return whether nothing is left to do for an item of a subset, by sizes and times."""
+        record, path = self.record(item), self.file(item)
+        if record is None:
             return False
+        if item.unpack is None:
+            return path.is_file() and _version(path) == (record.size, record.mtime_ns)
         enough = not record.scenes or (choice.scenes and set(choice.scenes) <= set(record.scenes))
-        return bool(enough) and not self._n_missing(item, record.members)
+        return bool(enough and record.members) and not self._n_missing(item, record.members or [])
 
     def _n_missing(self, item: Item, members: list[Member]) -> int:
-        return sum(_size(self.into(item) / member.path) != member.size for member in members)
+        paths = [(self.into(item) / member.path, member.size) for member in members]
+        return sum(not path.is_file() or path.stat().st_size != size for path, size in paths)
 
     def faults(self, item: Item) -> list[tuple[Path, str]]:
         """Read the file of an item and all that was unpacked; return path and fault of each that has changed."""
         record, path, found = self.record(item), self.file(item), []
-        if record is not None and path.is_file() and Sums.of(path).checksums != record.checksums:
+        if record is None or (item.unpack is not None and not record.members):
+            return [(path, "no record of what was unpacked")]
+        if path.is_file() and Sums.of(path).checksums != record.checksums:
             found.append((path, "other content than when it was verified"))
-        for member in self.members(item):
+        elif item.unpack is None and not path.is_file():
+            found.append((path, "missing"))
+        for member in record.members or []:
             path = self.into(item) / member.path
-            size, crc = _size(path), 0
-            if size != member.size:
-                found.append((path, "missing" if size is None else f"{size} bytes instead of {member.size}"))
-                continue
-            for block in _blocks(path):
-                crc = zlib.crc32(block, crc)
-            if crc != member.crc32:
-                found.append((path, "damaged: its CRC-32 is another"))
+            if not path.is_file():
+                found.append((path, "missing"))
+            elif path.stat().st_size != member.size:
+                found.append((path, f"{path.stat().st_size} bytes instead of {member.size}"))
+            elif sha256_of(path) != member.sha256:
+                found.append((path, "damaged: its SHA-256 is another"))
         return found
 
     def state(self, item: Item) -> str:
         """Return the state of an item in a few words."""
-        record = self.record(item)
-        if item.unpack is not None and record is not None and record.members is not None:
+        record, part = self.record(item), self.part(item)
+        if item.unpack is not None and record is not None and record.members:
             n, gone = len(record.members), self._n_missing(item, record.members)
             of = "" if item.unpack.files in ("unknown", n) or record.scenes else f" of {item.unpack.files}"
             scenes = f", scenes {', '.join(record.scenes)}" if record.scenes else ""
-            return f"unpacked, {n}{of} files{scenes}" + (f", {gone} of them missing or cut" if gone else "")
-        if self.is_verified(item):
-            return "fetched"
+            missing = f", {gone} of them missing or cut" if gone else ""
+            return f"unpacked, {n}{of} files{scenes}, {record.mark}{missing}"
         if self.file(item).is_file():
-            return "there, not verified"
-        part = _size(self.part(item))
-        return "missing" if part is None else f"begun, {part} bytes"
+            is_whole = item.unpack is None and self.is_done(Choice(item=item.id), item)
+            return "fetched" if is_whole else "there, not verified"
+        return f"begun, {part.stat().st_size} bytes" if part.is_file() else "missing"
 
 
-def verified_items(folder: str | os.PathLike[str], manifest: Manifest | None = None) -> list[str]:
+def _version(path: Path) -> tuple[int, int]:
+    facts = path.stat()
+    return facts.st_size, facts.st_mtime_ns
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """The GeoTIFFs of a folder by relative path or, if there are none, all files that are not hidden."""
+    paths = sorted(folder.rglob("*.tif")) or [path for path in sorted(folder.rglob("[!.]*")) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path for path in paths}
+
+
+def _members(folder: Path) -> dict[str, tuple[Member, str]]:
+    """Recorded file and its mark, by path under *folder*: of the items unpacked there, and of an adoption."""
+    records: list[Record | None] = [_read_record(path) for path in _adopted(folder).glob("*.json")]
+    for path in sorted((folder.parent / "fetched").glob("*.json")):
+        record = _read_record(path)
+        records.append(record if record and record.into == folder.name else None)
+    return {member.path: (member, record.mark) for record in records if record for member in record.members or []}
+
+
+def _adopted(folder: Path) -> Path:
+    """Where the records of an adopted folder lie."""
+    key = hashlib.sha256(str(folder).encode(errors="surrogateescape")).hexdigest()
+    return _runtime.data_folder() / "adopted" / key[:16]
+
+
+def provenance(folder: str | os.PathLike[str]) -> str:
     """
-    Return the ids of the items that `data fetch` has verified and unpacked into *folder*.
+    Return the lowest mark of all GeoTIFFs in a folder: VERIFIED, ADOPTED or UNVERIFIED.
 
-    An empty list means that the origin of its files is unknown. *manifest* is the package's own by default.
+    A file counts as long as its size and modification time are those of its record. A folder without files is
+    UNVERIFIED. For packed scenes, all of their files count.
     """
     where = Path(folder).absolute()
-    store, book = Store(where.parent), manifest or read_manifest()
-    items = [item for item in book.items if item.unpack is not None and item.unpack.into == where.name]
-    records = {item.id: store.record(item) for item in items}
-    return [name for name, record in records.items() if record and record.verified and record.members is not None]
+    known, marks = _members(where), set()
+    for name, path in _files(where).items():
+        member, mark = known.get(name, (None, UNVERIFIED))
+        marks.add(mark if member and _version(path) == (member.size, member.mtime_ns) else UNVERIFIED)
+    return max(marks, key=(VERIFIED, ADOPTED, UNVERIFIED).index, default=UNVERIFIED)
 
 
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
+def recorded_hashes(folder: str | os.PathLike[str]) -> dict[str, tuple[int, int, str]]:
+    """Return size, modification time (ns) and SHA-256 of the recorded files of a folder, by path under it."""
+    known = _members(Path(folder).absolute())
+    return {name: (one.size, one.mtime_ns, one.sha256) for name, (one, _) in known.items() if one.sha256}
+
+
+def mark_folder(folder: Path, name: str, mark: str, how: str) -> None:
+    """Record all files of a folder, as they are now, under *name* with a mark."""
+    versions = {name: _version(path) for name, path in _files(folder.absolute()).items()}
+    members = [Member(name, size, "", mtime_ns) for name, (size, mtime_ns) in versions.items()]
+    record = Record(mark, how, str(folder), now(), members=members)
+    _runtime.write_atomic(_adopted(folder.absolute()) / f"{name}.json", json.dumps(asdict(record)) + "\n")
+
+
+def adopt(folder: Path, manifest: Manifest, lists: Path) -> list[str]:
+    """
+    Mark a folder that was unpacked without `data fetch` as adopted.
+
+    Every file must have its place in the layout of the manifest and the published size. Every scene of SEN12MS must
+    have all patches of the official lists, every archive of DFC2020 its published number of files.
+
+    Parameters
+    ----------
+    folder : Path
+        An unpacked SEN12MS or DFC2020; it is only read.
+    manifest : Manifest
+        What was published.
+    lists : Path
+        The folder of the official lists of SEN12MS.
+
+    Returns
+    -------
+    list of str
+        What was checked, one line per item.
+
+    Raises
+    ------
+    DataError
+        Names the first files that are missing, in no known place, or of another size. Nothing is then recorded.
+    MissingDataError
+        If the lists are not there.
+    """
+    left, faults, lines = _files(folder), [], []
+    for item in manifest.items:
+        if item.unpack is None or item.unpack.place is None or item.kind is None:
+            continue
+        mine = {name: path for name, path in left.items() if item.unpack.destination(name) == name}
+        if not mine:
+            continue
+        left = {name: path for name, path in left.items() if name not in mine}
+        kind = manifest.dataset(item).kinds[item.kind]
+        slack, size = (0.0, kind.bytes) if kind.bytes != "unknown" else (0.05, kind.about or kind.at_most)
+        for name, path in mine.items():
+            if abs(path.stat().st_size - size) > slack * size:
+                faults.append(f"{name} of {path.stat().st_size:,} bytes instead of {size:,}")
+        n_files = item.unpack.files
+        if n_files == "unknown":
+            scenes = {name.rpartition("/")[0] for name in mine}
+            places = [item.unpack.destination(name) for name in _listed(item, manifest, lists)]
+            expected = {place for place in places if place and place.rpartition("/")[0] in scenes}
+            faults += [f"{name} of the official lists missing" for name in sorted(expected - set(mine))]
+            n_files = len(expected)
+        elif len(mine) != n_files:
+            faults.append(f"{len(mine)} files of {item.id} instead of {n_files}")
+        lines.append(f"{item.id}: {len(mine)} files of the published size, {n_files} expected")
+    faults += [f"{name}, which no archive holds" for name in left]
+    if faults or not lines:
+        found = "; ".join(faults[:5]) + f" and {len(faults) - 5} more" * (len(faults) > 5) or "no file of any data set"
+        do = "Unpack the archives again in the published layout, or remove what does not belong there."
+        raise DataError(folder, found=found, expected="the files as published", do=do)
+    mark_folder(folder, "adopted", ADOPTED, "names, numbers and sizes as published")
+    return lines
+
+
+def _listed(item: Item, manifest: Manifest, folder: Path) -> Iterator[str]:
+    """The file names of an item's kind in the official lists of its data set."""
+    for source in manifest.items:
+        if source.dataset == item.dataset and str(source.file).endswith("_list.txt"):
+            path = folder / str(source.file)
+            wrong = Sums.of(path).difference(source) if path.is_file() else "no such file"
+            if wrong:
+                do = f"Fetch it: `data fetch {source.id}`, with the same --root."
+                raise MissingDataError(path, found=wrong, expected="an official list of patches", do=do)
+            yield from (line.replace("_s2_", f"_{item.kind}_") for line in path.read_text(encoding="utf-8").split())
+
+
+def now() -> str:
+    """Return the time for a record."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

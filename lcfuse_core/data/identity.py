@@ -45,6 +45,7 @@ def data_digest(root: str | os.PathLike[str]) -> str:
         known = json.loads(cache.read_text())
     except (OSError, ValueError):
         known = {}
+    known = {name: list(version) for name, version in fetched.recorded_hashes(root).items()} | known
 
     def entry(path: Path) -> list[Any]:
         facts = path.stat()
@@ -72,11 +73,14 @@ def data_name(root: Path) -> str:
 
 
 def data_kind(roots: Iterable[Path]) -> str:
-    """Return the kind of a ledger line: "synthetic" if any folder is, "real" only if all folders were verified."""
+    """Return the kind of a ledger line: "synthetic" if any folder is, "real" if all files of all were verified."""
     roots = list(roots)
     if any(map(is_sample, roots)):
         return "synthetic"
-    return "real" if all(fetched.verified_items(root) for root in roots) else "unverified"
+    marks = {fetched.provenance(root) for root in roots}
+    if marks <= {fetched.VERIFIED}:
+        return "real"
+    return "adopted" if marks <= {fetched.VERIFIED, fetched.ADOPTED} else "unverified"
 
 
 def is_sample(root: Path) -> bool:

@@ -12,17 +12,17 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from lcfuse_core import _runtime
+from lcfuse_core._runtime import load_yaml
 from lcfuse_core.errors import DataError, MissingDataError, ParameterError
 
-SHIPPED = "shipped/data_manifest.yaml"
-"""Inside the package: a link to `data_manifest.yaml` at the top of the repository; a built package holds a copy."""
+SHIPPED = _runtime.SHIPPED / "data_manifest.yaml"
+"""A link to `data_manifest.yaml` at the top of the repository; a built package holds a copy."""
 
 DIGITS = {"md5": 32, "sha256": 64}
 """Checksum algorithms, and how many hexadecimal digits each has."""
@@ -277,33 +277,20 @@ def read(path: Path | None = None) -> Manifest:
 
     Raises MissingDataError without a file, DataError that names the field of the first mistake.
     """
-    if path is None:
-        with resources.as_file(resources.files("lcfuse_core") / SHIPPED) as shipped:
-            return read(shipped)
+    path = path or SHIPPED
     if not path.is_file():
         do = "Check the path, or install the package again."
         raise MissingDataError(path, found="no such file", expected="a data manifest", do=do)
-    return parse(path.read_text(encoding="utf-8"), path.name)
+    return parse(path.read_bytes(), path.name)
 
 
-Location = tuple[str | int, ...]
-"""The way to a field: ("items", 3, "checksums")."""
-
-
-def parse(text: str, where: str = "manifest") -> Manifest:
+def parse(text: str | bytes, where: str = "manifest") -> Manifest:
     """
     Return a manifest from its text; *where* names it in errors.
 
-    Raises DataError that names the field of the first mistake, or the line of what is not YAML. What YAML allows and a
-    person would trip over is refused: a key given twice (the later would win), an anchor or alias.
+    Raises DataError that names the field of the first mistake, or the line of what is not YAML.
     """
-    try:
-        values = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-40
-        mark = getattr(error, "problem_mark", None)
-        found = str(getattr(error, "problem", None) or error).splitlines()[0]
-        line = f"{where} line {mark.line + 1 if mark else 1}"
-        raise DataError(line, found=found, expected="YAML that can be read", do="Correct the line.") from None
+    values = load_yaml(text, where)
     try:
         manifest = Manifest.model_validate(values)
     except ValidationError as error:
@@ -315,20 +302,8 @@ def parse(text: str, where: str = "manifest") -> Manifest:
     return manifest
 
 
-class _Loader(yaml.SafeLoader):
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
-        if getattr(event, "anchor", None):
-            raise yaml.MarkedYAMLError(problem="an anchor or alias", problem_mark=event.start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key.value!r} a second time", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
+Location = tuple[str | int, ...]
+"""The way to a field: ("items", 3, "checksums")."""
 
 
 def _mistake(where: str, values: Any, loc: Location, found: str, expected: str) -> DataError:
@@ -388,61 +363,79 @@ def in_words(size: int) -> str:
 
 @dataclass(frozen=True)
 class Sizes:
-    """exact : bytes known to the byte; about : rounded or inferred ones; unknown : ids of items without any."""
+    """Bytes: *exact* ones as published, *about*: published rounded, *estimate*: inferred; ids of items without any."""
 
     exact: int = 0
     about: int = 0
+    estimate: int = 0
     unknown: tuple[str, ...] = ()
+
+    def __add__(self, other: Sizes) -> Sizes:
+        return Sizes(
+            self.exact + other.exact,
+            self.about + other.about,
+            self.estimate + other.estimate,
+            self.unknown + other.unknown,
+        )
+
+    @property
+    def total(self) -> int:
+        """The best figure for all of it, 0 if there is none."""
+        return self.exact + self.about + self.estimate
 
     def __str__(self) -> str:
         parts = [in_words(self.exact)] if self.exact else []
         parts += [f"about {in_words(self.about)}"] if self.about else []
+        parts += [f"an estimated {in_words(self.estimate)} of unpublished sizes"] if self.estimate else []
         parts += [f"unknown: {', '.join(self.unknown)}"] if self.unknown else []
-        return "; ".join(parts) or "nothing"
+        return " + ".join(parts) or "nothing"
+
+
+def packed_size(manifest: Manifest, item: Item) -> Sizes:
+    """Bytes of the file of an item; of an archive without a published size, those of its files uncompressed."""
+    if item.file is None or item.size != "unknown":
+        return Sizes(exact=item.size if isinstance(item.size, int) else 0)
+    if item.about is not None:
+        return Sizes(about=item.about)
+    files = _unpacked(manifest, item, Choice(item=item.id)) if item.unpack and item.kind else Sizes(unknown=(item.id,))
+    return Sizes(estimate=files.total, unknown=files.unknown)
 
 
 def download_size(manifest: Manifest, choices: Iterable[Choice]) -> Sizes:
     """Bytes that come over the line. A streamed archive counts whole, however little of it is kept."""
-    return _sum((item.id, item.size, item.about) for item in map(manifest.item, _ids(choices)) if item.file)
+    return sum((packed_size(manifest, manifest.item(choice.item)) for choice in choices), Sizes())
 
 
 def disk_size(manifest: Manifest, choices: Iterable[Choice]) -> Sizes:
     """Bytes of the files that are unpacked or kept, without the archives."""
-    chosen = list(choices)
+    chosen, total = list(choices), Sizes()
     whole = {choice.item for choice in chosen if not choice.scenes}
-    parts = [_unpacked(manifest, manifest.item(choice.item), choice) for choice in chosen]
-    for dataset in manifest.datasets.values():  # all archives of a set: as many files as it has patches
-        items = [item for item in manifest.items if manifest.dataset(item) is dataset and item.unpack and item.kind]
-        kinds = [dataset.kinds[kind].bytes for kind in {str(item.kind) for item in items}]
-        if items and dataset.patches != "unknown" and {item.id for item in items} <= whole and "unknown" not in kinds:
-            parts = [part for part in parts if part[0] not in {item.id for item in items}]
-            parts.append((dataset.title, dataset.patches * sum(map(int, kinds)), None))
-    return _sum(parts)
+    for choice in chosen:
+        item = manifest.item(choice.item)
+        if item.unpack is None or item.kind is None:
+            total += packed_size(manifest, item)
+            continue
+        size = _unpacked(manifest, item, choice)
+        if size.estimate and {other.id for other in _alike(manifest, item)} <= whole:  # the number of all is published
+            size = Sizes(exact=size.estimate)
+        total += size
+    return total
 
 
-def _ids(choices: Iterable[Choice]) -> list[str]:
-    return [choice.item for choice in choices]
+def _alike(manifest: Manifest, item: Item) -> list[Item]:
+    """The archives among which the files of one kind of a data set are divided."""
+    return [other for other in manifest.items if (other.dataset, other.kind) == (item.dataset, item.kind)]
 
 
-def _unpacked(manifest: Manifest, item: Item, choice: Choice) -> tuple[str, int | str, int | None]:
-    if item.unpack is None or item.kind is None:
-        return item.id, item.size if item.file else 0, item.about
+def _unpacked(manifest: Manifest, item: Item, choice: Choice) -> Sizes:
+    """Bytes of the files of an archive; where their number is not published, an equal fraction of all patches."""
+    assert item.unpack is not None
+    dataset = manifest.dataset(item)
+    kind = dataset.kinds[str(item.kind)]
     files = sum(choice.scenes.values()) if choice.scenes else item.unpack.files
-    kind = manifest.dataset(item).kinds[item.kind]
-    if files == "unknown" or (kind.bytes == "unknown" and kind.about is None):
-        return item.id, "unknown", None
-    return (item.id, "unknown", files * (kind.about or 0)) if kind.bytes == "unknown" else (
-        item.id, files * kind.bytes, None
-    )  # fmt: skip
-
-
-def _sum(parts: Iterable[tuple[str, int | str, int | None]]) -> Sizes:
-    exact, about, unknown = 0, 0, []
-    for name, size, rounded in parts:
-        if isinstance(size, int):
-            exact += size
-        elif rounded is not None:
-            about += rounded
-        else:
-            unknown.append(name)
-    return Sizes(exact, about, tuple(unknown))
+    each = kind.about if kind.bytes == "unknown" else kind.bytes
+    if each is None or (files == "unknown" and dataset.patches == "unknown"):
+        return Sizes(unknown=(item.id,))
+    if files == "unknown":
+        return Sizes(estimate=round(int(dataset.patches) * each / len(_alike(manifest, item))))
+    return Sizes(about=files * each) if kind.bytes == "unknown" else Sizes(exact=files * each)

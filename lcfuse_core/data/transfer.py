@@ -1,13 +1,16 @@
-"""Resumable transfer of one file over HTTP or FTP, with the standard library: `get`."""
+"""Resumable transfer of one file over HTTP, HTTPS or FTP, with bounds on time and size: `get`."""
 
 from __future__ import annotations
 
 import ftplib
+import math
+import socket
 import ssl
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any, NamedTuple
@@ -16,16 +19,20 @@ from urllib.parse import unquote, urlsplit
 
 from lcfuse_core import __version__
 from lcfuse_core.data.manifest import Ftp, Remote
+from lcfuse_core.errors import FetchError
 
 _BLOCK = 1 << 18
 _LEAST = 1024
-"""A source that sends fewer bytes than this within the time of a stall counts as stalled."""
+"""A connection that brings fewer bytes than this within the time of a stall is given up."""
+
+_MOST_LINES = 500
+"""Lines of all replies of an FTP server in one connection."""
 
 _BUSY = {408, 425, 429, 500, 502, 503, 504}
-_OPENING_ERRORS = (OSError, HTTPException, ValueError, EOFError, ftplib.Error)
+_ERRORS = (OSError, HTTPException, ValueError, EOFError, ftplib.Error)
 
 
-class _Interrupted(Exception):
+class Interrupted(Exception):
     """Another attempt at the same source may succeed, after *wait_s* seconds if the server named a time."""
 
     def __init__(self, why: str, wait_s: float = 0.0) -> None:
@@ -38,17 +45,32 @@ class Refused(Exception):
 
 
 class Changed(Exception):
-    """The bytes do not continue those received before; an attempt from byte 0 may succeed."""
+    """The bytes are not those of the file that was begun; an attempt from byte 0 may succeed."""
 
 
 @dataclass(frozen=True)
 class Retry:
-    """Seconds without a byte after which a connection counts as lost, attempts in a row, and pauses between them."""
+    """
+    When to give up a source.
+
+    Parameters
+    ----------
+    stall_s : float
+        Seconds for opening a connection, and seconds without new bytes, after which it is given up.
+    tries : int
+        Connections in a row that bring nothing new.
+    pause_s, longest_s : float
+        Pause before the next connection, which doubles each time, and its limit.
+    grace_s, rate : float
+        The whole transfer may take *grace_s* seconds, and one more for every *rate* bytes received.
+    """
 
     stall_s: float = 30.0
     tries: int = 6
     pause_s: float = 1.0
     longest_s: float = 60.0
+    grace_s: float = 1800.0
+    rate: float = 20_000.0
 
 
 PATIENT = Retry()
@@ -69,8 +91,9 @@ def get(
     start: int = 0,
     size: int | None = None,
     *,
+    most: int | None = None,
     retry: Retry = PATIENT,
-    sleep: Callable[[float], object] = time.sleep,
+    stop: threading.Event | None = None,
     on_open: OnOpen = lambda total, tag: None,
 ) -> Iterator[bytes]:
     """
@@ -84,106 +107,188 @@ def get(
         First byte.
     size : int, optional
         Bytes of the whole file, if known.
-    retry, sleep
-        When to give up, and how to pause.
+    most : int, optional
+        Bytes of the whole file that are not exceeded where neither *size* nor the server states them.
+    retry : Retry
+        When to give up.
+    stop : threading.Event, optional
+        Ends the transfer at once when it is set.
     on_open : callable
         Receives the total size (or None) and the version tag of each connection; may raise.
 
     Raises
     ------
     Refused
-        If the source does not or cannot send the file.
+        If the source does not or cannot send the file within the limits.
+    Changed
+        If it sends another version of the file than before.
+    FetchError
+        After *stop*.
     """
+    stop = stop or threading.Event()
     best, fails, at, total, tag = start, 0, start, size, ""
-    while True:
+    began = time.monotonic()
+    while not stop.is_set():
         try:
-            with _connection(source, at, retry.stall_s) as body:
+            with _connection(source, at, retry, stop) as body:
                 if size is not None and body.total not in (None, size):
                     raise Refused(f"{body.total} bytes instead of {size}")
                 if (total is not None and body.total not in (None, total)) or (tag and body.tag not in ("", tag)):
                     raise Changed("another version of the file than a moment ago")
                 total, tag = (total if body.total is None else body.total), tag or body.tag
                 on_open(body.total, body.tag)
-                skip = at - body.start  # a server that cannot begin in the middle
-                for chunk in _steady(body.chunks, retry.stall_s):
+                skip, limit = at - body.start, most if total is None else total  # skip: it began before byte `at`
+                for chunk in body.chunks:
                     fresh, skip = chunk[skip:], max(0, skip - len(chunk))
                     at += len(fresh)
-                    if total is not None and at > total:
-                        raise Refused(f"more bytes than the {total} of the file")
+                    if limit is not None and at > limit:
+                        raise Changed(f"more bytes than the {limit} of the file")
+                    if time.monotonic() - began > retry.grace_s + (at - start) / retry.rate:
+                        raise Refused(f"{at - start} bytes in {time.monotonic() - began:.0f} s, which is too slow")
+                    if stop.is_set():
+                        break
                     if fresh:
                         yield fresh
-            if total is None or at == total:
+            if (total is None or at == total) and not stop.is_set():
                 return
-            raise _Interrupted(f"ended at byte {at} of {total}")
-        except _Interrupted as error:
+            raise Interrupted(f"ended at byte {at} of {total}")
+        except Interrupted as error:
             fails = 0 if at >= best + _LEAST else fails + 1
             best = max(best, at)
-            if fails >= retry.tries:
+            if fails >= retry.tries or time.monotonic() - began > retry.grace_s + (at - start) / retry.rate:
                 raise Refused(f"{error}; {fails} times in a row") from None
-            sleep(min(max(retry.pause_s * 2 ** max(fails - 1, 0), error.wait_s), retry.longest_s))
+            stop.wait(min(max(retry.pause_s * 2 ** max(fails - 1, 0), error.wait_s), retry.longest_s))
+    raise FetchError(source.url, found="a stop", expected="the rest of the file", do="Run it again to go on.")
 
 
-def _steady(chunks: Iterator[bytes], stall_s: float) -> Iterator[bytes]:
-    """The same chunks, unless hardly any bytes arrive."""
-    began, got = time.monotonic(), 0
-    for chunk in chunks:
-        got += len(chunk)
-        yield chunk
-        now = time.monotonic()
-        if now - began > stall_s:
-            if got < _LEAST:
-                raise _Interrupted(f"only {got} bytes in {now - began:.0f} s")
-            began, got = now, 0
+class _Watch:
+    """
+    Shuts the sockets of a connection down on a stop, or when too few bytes of the file arrive for too long.
+
+    A timeout of the socket alone does not bound the time: every byte of a header, a reply or a trailer restarts it.
+    """
+
+    def __init__(self, stall_s: float, stop: threading.Event) -> None:
+        self.stall_s, self.stop = stall_s, stop
+        self.deadline = time.monotonic() + stall_s
+        self.done, self.is_late = threading.Event(), False
+        self.sockets: list[socket.socket] = []
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> _Watch:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.done.set()
+        self.thread.join()
+        for each in self.sockets:
+            each.close()
+
+    def connect(self, *args: Any, **options: Any) -> socket.socket:
+        """Open a connection as `socket.create_connection` does."""
+        return self.add(socket.create_connection(*args, **options))
+
+    def add(self, made: socket.socket) -> socket.socket:
+        """Watch a socket. A duplicate is kept, because TLS moves the original into another object."""
+        self.sockets.append(made.dup())
+        return made
+
+    def _run(self) -> None:
+        while not self.done.wait(min(0.2, self.stall_s / 4)):
+            if self.stop.is_set() or time.monotonic() > self.deadline:
+                self.is_late = True
+                for each in self.sockets:
+                    with suppress(OSError):
+                        each.shutdown(socket.SHUT_RDWR)
+
+    def steady(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """Yield the same chunks; Interrupted if hardly any bytes arrive. The time of the receiver does not count."""
+        left, got = self.stall_s, 0
+        while True:
+            self.deadline = time.monotonic() + left
+            try:
+                chunk = next(chunks, b"")
+            except _ERRORS as error:
+                raise Interrupted(self.describe("connection lost", error)) from None
+            left, self.deadline, got = self.deadline - time.monotonic(), math.inf, got + len(chunk)
+            if self.is_late:  # a socket that was shut down looks like the end of the file
+                raise Interrupted(self.describe("connection lost", EOFError()))
+            if not chunk:
+                return
+            if got >= _LEAST:
+                left, got = self.stall_s, 0
+            yield chunk
+
+    def describe(self, what: str, error: BaseException) -> str:
+        """Return what happened in one printable line."""
+        if self.is_late:
+            return f"{what} (fewer than {_LEAST} bytes in {self.stall_s:g} s)"
+        return f"{what} ({_printable(error)})"
+
+
+def _printable(value: object) -> str:
+    text = " ".join(str(value).split())[:200] or type(value).__name__
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 @contextmanager
-def _connection(source: Remote, at: int, stall_s: float) -> Iterator[_Body]:
+def _connection(source: Remote, at: int, retry: Retry, stop: threading.Event) -> Iterator[_Body]:
     with ExitStack() as stack:
+        watch = stack.enter_context(_Watch(retry.stall_s, stop))
         try:
-            body = (
-                _ftp(stack, source, at, stall_s) if isinstance(source, Ftp) else _http(stack, source.url, at, stall_s)
-            )
+            body = _ftp(stack, watch, source, at) if isinstance(source, Ftp) else _http(stack, watch, source.url, at)
         except ftplib.error_perm as error:
-            raise Refused(f"FTP {error}") from None
-        except _OPENING_ERRORS as error:
-            raise _Interrupted(f"no connection ({error or type(error).__name__})") from None
-        yield body._replace(chunks=_whole_or_interrupted(body.chunks))
-
-
-def _whole_or_interrupted(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    try:
-        yield from chunks
-    except _OPENING_ERRORS as error:
-        raise _Interrupted(f"connection lost ({error or type(error).__name__})") from None
+            raise Refused(f"FTP {_printable(error)}") from None
+        except _ERRORS as error:
+            raise Interrupted(watch.describe("no connection", error)) from None
+        yield body._replace(chunks=watch.steady(body.chunks))
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follow redirects of the same scheme only: not from https to http."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        fp.close()  # else its body would be read to the end
         if urlsplit(req.full_url).scheme != urlsplit(newurl).scheme:
-            raise Refused(f"sent on to {newurl}, which is not {urlsplit(req.full_url).scheme}")
+            raise Refused(f"sent on to {_printable(newurl)}, which is not {urlsplit(req.full_url).scheme}")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _http(stack: ExitStack, url: str, at: int, stall_s: float) -> _Body:
+class _Watched(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
+    """Open the sockets of HTTP and HTTPS through a watch."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__()
+        self.watch = watch
+
+    def do_open(self, http_class: Any, req: Any, **options: Any) -> Any:
+        def connection(*args: Any, **more: Any) -> Any:
+            made = http_class(*args, **more)
+            made._create_connection = self.watch.connect
+            return made
+
+        return super().do_open(connection, req, **options)
+
+
+def _http(stack: ExitStack, watch: _Watch, url: str, at: int) -> _Body:
     headers = {"User-Agent": f"lcfuse-core/{__version__}", "Accept-Encoding": "identity"}
     request = urllib.request.Request(url, headers=headers | ({"Range": f"bytes={at}-"} if at else {}))
     try:
-        response = urllib.request.build_opener(_Redirects).open(request, timeout=stall_s)
+        response = urllib.request.build_opener(_Redirects, _Watched(watch)).open(request, timeout=watch.stall_s)
     except HTTPError as error:
         with error:
             return _http_refusal(error, at)
     except URLError as error:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
-            raise Refused(f"its certificate is not trusted ({error.reason})") from None
-        raise _Interrupted(f"no connection ({error.reason})") from None
+            raise Refused(f"its certificate is not trusted ({_printable(error.reason)})") from None
+        raise
     stack.callback(response.close)
     kind = response.headers.get_content_type()
     if kind in ("text/html", "application/xhtml+xml"):
         raise Refused(f"a web page instead of the file ({kind})")
     if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise Refused(f"a compressed answer ({response.headers['Content-Encoding']}) that was not requested")
+        raise Refused(f"a compressed answer ({_printable(response.headers['Content-Encoding'])}), not requested")
     start, total = 0, response.length
     if response.status == 206:
         text = response.headers.get("Content-Range", "")
@@ -191,7 +296,7 @@ def _http(stack: ExitStack, url: str, at: int, stall_s: float) -> _Body:
             span, size = text.removeprefix("bytes").strip().split("/")
             start, total = int(span.split("-")[0]), None if size == "*" else int(size)
         except ValueError:
-            raise Changed(f"a part without its place (Content-Range {text!r})") from None
+            raise Changed(f"a part without its place (Content-Range {_printable(text)!r})") from None
         if start > at:
             raise Changed(f"bytes from {start} on instead of {at}")
     tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
@@ -199,19 +304,35 @@ def _http(stack: ExitStack, url: str, at: int, stall_s: float) -> _Body:
 
 
 def _http_refusal(error: HTTPError, at: int) -> _Body:
-    text = f"HTTP {error.code} {error.reason}"
+    text = _printable(f"HTTP {error.code} {error.reason}")
     if error.code == 416:  # there is nothing behind byte `at`
         if error.headers.get("Content-Range", "").rpartition("/")[2] == str(at):
             return _Body(at, at)
         raise Changed(f"{text}: the file ends before byte {at}")
     if error.code in _BUSY:
         wait = error.headers.get("Retry-After", "")
-        raise _Interrupted(text, float(wait) if wait.isdecimal() else 0.0)
+        raise Interrupted(text, float(wait) if wait.isdecimal() else 0.0)
     raise Refused(text)
 
 
-def _ftp(stack: ExitStack, source: Ftp, at: int, stall_s: float) -> _Body:
-    ftp, place = ftplib.FTP(timeout=stall_s), urlsplit(source.url)
+class _FtpClient(ftplib.FTP):
+    """An FTP client that bounds the replies of the server; Latin-1 decodes any of them."""
+
+    def __init__(self, watch: _Watch) -> None:
+        super().__init__(timeout=watch.stall_s, encoding="latin-1")
+        self.watch, self.n_lines = watch, 0
+
+    def getline(self) -> str:
+        if not self.n_lines and self.sock is not None:
+            self.watch.add(self.sock)
+        self.n_lines += 1
+        if self.n_lines > _MOST_LINES:
+            raise Refused(f"more than {_MOST_LINES} lines of FTP replies")
+        return super().getline()
+
+
+def _ftp(stack: ExitStack, watch: _Watch, source: Ftp, at: int) -> _Body:
+    ftp, place = _FtpClient(watch), urlsplit(source.url)
     stack.callback(ftp.close)
     ftp.connect(place.hostname or "", place.port or ftplib.FTP_PORT)
     ftp.login(source.user, source.password)
@@ -231,7 +352,7 @@ def _ftp(stack: ExitStack, source: Ftp, at: int, stall_s: float) -> _Body:
         if not at or not str(error).startswith("50"):
             raise
         start, data = 0, ftp.transfercmd(f"RETR {path}")  # 501, 502: this server does not support REST
-    stack.callback(data.close)
+    stack.callback(watch.add(data).close)
 
     def chunks() -> Iterator[bytes]:
         yield from iter(lambda: data.recv(_BLOCK), b"")

@@ -1,19 +1,29 @@
 """Fetching: whatever a server does, what ends under a file's name is the file."""
 
+import hashlib
 import io
 import logging
+import os
 import random
 import shutil
+import socket
+import threading
 import time
+import tracemalloc
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from servers import FAULTS, FTP_FAULTS, FTPServer, HTTPServer
-from worlds import item, manifest, md5, pack, toy_files
+from worlds import UNPACK, item, make_zip, manifest, md5, pack, toy_files
 
 from lcfuse_core import _runtime
-from lcfuse_core.data import download, fetched, transfer
+from lcfuse_core.data import archives, download, fetched, transfer
+from lcfuse_core.data.fetched import Sums
+from lcfuse_core.data.manifest import Choice
 from lcfuse_core.errors import FetchError
 
 QUICK = transfer.Retry(stall_s=0.25, tries=4, pause_s=0)
@@ -39,7 +49,7 @@ def root(tmp_path):
 
 
 def fetcher(book, root, **more):
-    return download.Fetcher(book, fetched.Store(root), retry=QUICK, progress=False, **more)
+    return download.Fetcher(book, fetched.Store(root), **{"retry": QUICK, "progress": False, **more})
 
 
 def run(book, root, **more):
@@ -93,7 +103,7 @@ def _faults_of_ours(outcomes, root, form, content, files, sums, asked):
             yield "left something under a final name"
     if final.exists() and sums != "unknown" and final.read_bytes() != content:
         yield "a wrong file under its name"
-    if list(root.glob(".unpacking*")):
+    if first.is_good and list(root.glob(".unpacking*")):
         yield "left its staging folder"
     if asked > 150:
         yield f"asked {asked} times"
@@ -239,7 +249,7 @@ def test_the_next_source_serves_what_the_first_does_not(http, ftp, root):
     assert run(book, root)[0].state == "unpacked"
     record = fetched.Store(root).record(book.item("toys"))
     assert record.source == good["url"]
-    assert record.verified == "md5 of the manifest"
+    assert (record.mark, record.how) == ("verified", "md5 of the manifest")
     assert record.checksums["md5"] == md5(content)["md5"]
 
 
@@ -264,20 +274,11 @@ def test_a_busy_server_is_asked_again_after_a_growing_pause(http, root):
     http.script.serve("/busy.zip", content, ["busy"] * 4)
     retry = transfer.Retry(stall_s=0.3, tries=6, pause_s=0.25, longest_s=1.5)
     [source] = manifest(item("zip", [http.source("busy.zip")])).items[0].sources
-    assert b"".join(transfer.get(source, retry=retry, sleep=pauses.append)) == content
+    stop = SimpleNamespace(wait=pauses.append, is_set=lambda: False)
+    assert b"".join(transfer.get(source, retry=retry, stop=stop)) == content
     assert len(pauses) == 4
     assert all(pause >= least for pause, least in zip(pauses, [0.25, 0.5, 1.0, 1.5], strict=True))
     assert max(pauses) <= 1.5
-
-
-def test_drops_that_come_forever_count_as_a_stall():
-    """A source that never quite dies does not hold a run up."""
-    clock = iter(range(1000))
-    drops = transfer._steady((b"x" for _ in range(1000)), 30)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transfer.time, "monotonic", lambda: next(clock))
-        with pytest.raises(transfer._Interrupted, match="only"):
-            list(drops)
 
 
 def test_fetching_twice_asks_nobody_the_second_time(http, root):
@@ -424,7 +425,252 @@ def test_no_redirect_leads_from_a_safe_place_to_an_unsafe_one():
     handler = transfer._Redirects()
     request = transfer.urllib.request.Request("https://example.org/a")
     with pytest.raises(transfer.Refused, match="not https"):
-        handler.redirect_request(request, None, 302, "Found", {}, "http://example.org/a")
+        handler.redirect_request(request, io.BytesIO(), 302, "Found", {}, "http://example.org/a")
+
+
+# Hostile servers ---------------------------------------------------------------------------------
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+HANGING = {
+    "nothing at all": (b"", b""),
+    "dripped headers": (HEAD, b"X: y\r\n"),
+    "a header without an end": (HEAD + b"X: ", b"y"),
+    "endless 100 Continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "dripped body": (HEAD + b"Content-Length: 100000\r\n\r\n", b"P"),
+    "dripped length of a chunk": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"0"),
+    "endless trailers": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\nP\r\n0\r\n", b"X: y\r\n"),
+    "FTP banner of endless lines": (b"", b"220-welcome\r\n"),
+    "FTP banner without an end": (b"220 welcome", b"."),
+    "FTP replies of many lines": (b"220 ready\r\n331 go on\r\n230-in\r\n", b"230-in\r\n"),
+}
+
+
+@contextmanager
+def raw_server(once, forever=b"", pause_s=0.02):
+    """Answer each connection with *once*, then with *forever* again and again, whatever the request."""
+    closing = threading.Event()
+
+    def answer(connection):
+        with connection, suppress(OSError):
+            connection.sendall(once)
+            while forever and not closing.is_set():
+                connection.sendall(forever)
+                time.sleep(pause_s)
+            connection.shutdown(socket.SHUT_WR)
+            connection.recv(1 << 16)
+
+    def listen():
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=answer, args=(server.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=listen, daemon=True).start()
+        yield server.getsockname()[1]
+        closing.set()
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def hostile_source(port, is_ftp):
+    if is_ftp:
+        return {"kind": "ftp", "url": f"ftp://127.0.0.1:{port}/x.zip", "user": "m", "password": "word"}
+    return {"kind": "https", "url": f"http://127.0.0.1:{port}/x.zip"}
+
+
+@pytest.mark.parametrize("what", HANGING)
+def test_no_server_holds_a_fetch_longer_than_the_limits(what, root):
+    """A byte now and then, in whatever place of the protocol, does not count as progress."""
+    retry = transfer.Retry(stall_s=0.3, tries=2, pause_s=0)
+    with raw_server(*HANGING[what]) as port:
+        book = manifest(item("zip", [hostile_source(port, "FTP" in what)]))
+        begun = time.monotonic()
+        [outcome] = run(book, root, retry=retry)
+        assert time.monotonic() - begun < 10
+    assert outcome.state == "failed"
+    assert "x.zip: " in outcome.said
+
+
+@pytest.mark.parametrize("what", ["a flood of FTP lines", "a flood of 100 Continue", "an endless redirect"])
+def test_a_flood_fills_no_memory(what, root):
+    """Replies and bodies that nobody needs are counted or dropped, not collected."""
+    once, forever = {
+        "a flood of FTP lines": (b"", b"220-" + b"x" * 60 + b"\r\n"),
+        "a flood of 100 Continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        "an endless redirect": (b"HTTP/1.1 302 Found\r\nLocation: /y.zip\r\n\r\n", b"x" * 60),
+    }[what]
+    retry = transfer.Retry(stall_s=0.5, tries=1, pause_s=0)
+    with raw_server(once, forever * 1000, pause_s=0) as port:
+        book = manifest(item("zip", [hostile_source(port, "FTP" in what)]))
+        tracemalloc.start()
+        [outcome] = run(book, root, retry=retry)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert outcome.state == "failed"
+    assert peak < 20e6
+
+
+def test_an_endless_body_does_not_fill_the_disk(root, monkeypatch):
+    """Without a length the disk keeps its reserve, and a file may not exceed twice its estimate."""
+    monkeypatch.setattr(download, "_RESERVE", 0)
+    chunk = b"10000\r\nPK" + bytes(65_534) + b"\r\n"
+    with raw_server(HEAD + b"Transfer-Encoding: chunked\r\n\r\n", chunk, pause_s=0) as port:
+        book = manifest(item("zip", [hostile_source(port, False)], about=500_000))
+        outcome = run(book, root)[0]
+    assert "more bytes than the 1000000 of the file" in outcome.said
+    assert list((root / "downloads").glob("*.zip*")) == [root / "downloads/toys.zip.part-from"]
+
+
+def test_a_source_that_is_too_slow_as_a_whole_is_given_up(http):
+    http.script.serve("/slow.zip", pack(toy_files(), "zip"))
+    [source] = manifest(item("zip", [http.source("slow.zip")])).items[0].sources
+    retry = transfer.Retry(stall_s=0.3, tries=10**6, pause_s=0, grace_s=0, rate=1e12)
+    with pytest.raises(transfer.Refused, match="too slow"):
+        list(transfer.get(source, retry=retry))
+
+
+@pytest.mark.parametrize(
+    "replies",
+    [
+        b"220 r\xe9ady\r\n331 \xff\r\n230 in\r\n200 I\r\n213 \xb2\r\n",
+        b"220 ready\r\n331 go on\r\n230 in\r\n200 I\r\n213 ten\r\n",
+        b"220 ready\r\n331 go on\r\n230 in\r\n200 I\r\n213 10\r\n227 nowhere\r\n229 nowhere\r\n",
+        b"220 ready\r\n530 \x1b[2Jnot\x07 allowed\r\n",
+        b"\x00\xff\r\n",
+        b"hello\r\n",
+    ],
+)
+def test_replies_that_are_no_ftp_are_one_printable_reason(replies, root):
+    with raw_server(replies) as port:
+        outcome = run(manifest(item("zip", [hostile_source(port, True)])), root)[0]
+    assert (outcome.state, outcome.said.replace("\n", "").isprintable()) == ("failed", True)
+    assert "x.zip: " in outcome.said
+
+
+# Restarts and damage -----------------------------------------------------------------------------
+
+
+def season_of(http, root, *, room, **script):
+    """Serve a season of three scenes; the manifest takes two. *room* decides whether the archive is streamed."""
+    content = pack(toy_files(scenes=(1, 2, 3)), "tar.gz")
+    http.script.serve("/restart.tar.gz", content, **script)
+    entry = item("tar.gz", [http.source("restart.tar.gz")], md5(content), **({"about": len(content)} if room else {}))
+    return manifest(entry, choices=[{"item": "toys", "scenes": {"1": 3, "2": 3}, "stream": True}]), content
+
+
+def test_an_archive_that_fits_on_the_disk_continues_after_a_restart(http, root):
+    """The archive itself does not stay, and it is verified as a whole."""
+    book, content = season_of(http, root, room=True, faults=["cut", "gone"])
+    assert run(book, root)[0].state == "failed"
+    part = (root / "downloads/toys.tar.gz.part").stat().st_size
+    assert 0 < part < len(content)
+    assert run(book, root)[0].state == "unpacked"
+    assert http.script.asked["/restart.tar.gz"][-1] == part
+    assert set(unpacked(root)) == set(toy_files())
+    assert list((root / "downloads").glob("*")) == []
+    assert fetched.provenance(root / "toys") == fetched.VERIFIED
+
+
+@pytest.mark.parametrize("n", [3, 6])
+def test_finished_scenes_of_a_stream_survive_a_restart(n, http, root, monkeypatch):
+    """All wanted scenes: nothing is received again. One of two: its files are compared, and the rest is received."""
+    book, _ = season_of(http, root, room=False)
+    write, left = archives._write, [n]
+
+    def killed(*arguments):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return write(*arguments)
+
+    monkeypatch.setattr(archives, "_write", killed)
+    if n == 6:
+        monkeypatch.setattr(Sums, "difference", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(book, root)
+    monkeypatch.undo()
+    assert not (root / "toys").exists()
+    times = {path.name: path.stat().st_mtime_ns for path in (root / ".unpacking-toys").rglob("*.tif")}
+    assert len(times) == n
+    outcome = run(book, root)[0]
+    assert outcome.state == "unpacked"
+    assert http.script.requests["/restart.tar.gz"] == (1 if n == 6 else 2)
+    assert fetched.provenance(root / "toys") == (fetched.ADOPTED if n == 6 else fetched.VERIFIED)
+    assert set(unpacked(root)) == set(toy_files())
+    assert times.items() <= {path.name: path.stat().st_mtime_ns for path in (root / "toys").rglob("*.tif")}.items()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_flipped_bit_in_one_archive_stops_no_other_and_is_repaired(known, http, root):
+    """Served, or in the archive that was kept: an error for this item, and the next run fetches it again."""
+    content = make_zip(toy_files())
+    at = content.find(b"ROIs1_s1_1_p1") + 1000
+    bad = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+    http.script.serve("/flipped.zip", bad)
+    http.script.serve("/other.zip", content)
+    sums = md5(content) if known else "unknown"
+    first = item("zip", [http.source("flipped.zip")], sums, name="first", unpack=UNPACK | {"into": "first"})
+    book = manifest(first, item("zip", [http.source("other.zip")]))
+    assert [outcome.state for outcome in run(book, root)] == ["failed", "unpacked"]
+    http.script.serve("/flipped.zip", content)
+    assert [outcome.state for outcome in run(book, root)] == ["unpacked", "here"]
+    (root / "downloads/first.zip").write_bytes(bad)
+    shutil.rmtree(root / "first")
+    assert [outcome.state for outcome in run(book, root)] == ["unpacked", "here"]
+    assert fetched.provenance(root / "first") == fetched.VERIFIED
+
+
+class Injected:
+    """Fails the n-th write, fsync or rename of a fetch, and all later ones of that kind."""
+
+    def __init__(self, monkeypatch, kind, n):
+        self.left = n
+        if kind != "write":
+            monkeypatch.setattr(os, kind, self.fail(getattr(os, kind)))
+            return
+
+        def opened(path, mode="r", **options):
+            file = open(path, mode, **options)  # noqa: SIM115
+            if "r" not in mode:
+                file.write = self.fail(file.write)
+            return file
+
+        for module in (archives, download):
+            monkeypatch.setattr(module, "open", opened, raising=False)
+        monkeypatch.setattr(Path, "write_bytes", self.fail(Path.write_bytes))
+
+    def fail(self, real):
+        """The function *real*, which fails after some calls."""
+
+        def call(*arguments, **options):
+            self.left -= 1
+            if self.left < 0:
+                raise OSError(28, "No space left on device")
+            return real(*arguments, **options)
+
+        return call
+
+
+@pytest.mark.parametrize("form", ["zip", "tar.gz"])
+@pytest.mark.parametrize("kind", ["write", "fsync", "replace"])
+def test_every_nth_write_fsync_or_rename_may_fail(kind, form, http, root, monkeypatch):
+    """Whichever it is, no wrong file has a final name, and the next run finishes."""
+    files = toy_files(patches=2, size=200)
+    content = pack(files, form)
+    http.script.serve(f"/n.{form}", content)
+    book = manifest(item(form, [http.source(f"n.{form}")], md5(content)))
+    for n in range(50):
+        with monkeypatch.context() as patch:
+            injected = Injected(patch, kind, n)
+            outcome = run(book, root / str(n))[0]
+        assert outcome.is_good == (injected.left >= 0)
+        found = unpacked(root / str(n))
+        assert found.items() <= files.items()
+        assert run(book, root / str(n))[0].is_good
+        assert unpacked(root / str(n)) == files
+        if injected.left >= 0:
+            assert n > 2
+            return
+    pytest.fail("no run without a failure")
 
 
 # What is here ------------------------------------------------------------------------------------
@@ -447,7 +693,7 @@ def damaged(store, toys):
 def test_what_was_fetched_is_whole(fetched_toys):
     toys, store = fetched_toys
     assert damaged(store, toys) == []
-    assert store.state(toys) == "unpacked, 6 files"
+    assert store.state(toys) == "unpacked, 6 files, verified"
 
 
 def test_a_flipped_bit_a_lost_and_a_cut_file_are_found_by_name(fetched_toys):
@@ -460,7 +706,7 @@ def test_a_flipped_bit_a_lost_and_a_cut_file_are_found_by_name(fetched_toys):
     found = damaged(store, toys)
     assert [line.split(": ")[1] for line in found] == ["damaged", "missing", "5999 bytes instead of 6000"]
     assert str(flipped) in found[0]
-    assert store.state(toys) == "unpacked, 6 files, 2 of them missing or cut"
+    assert store.state(toys) == "unpacked, 6 files, verified, 2 of them missing or cut"
 
 
 def test_a_changed_archive_is_found(fetched_toys):
@@ -469,19 +715,36 @@ def test_a_changed_archive_is_found(fetched_toys):
     assert "other content" in damaged(store, toys)[0]
 
 
-def test_a_damaged_record_means_verifying_again_not_believing(fetched_toys):
+@pytest.mark.parametrize("text", ["{not json", "[]", "{}", '{"mark": "verified", "how": "", "source": "", "at": ""}'])
+def test_a_damaged_or_empty_record_means_verifying_again(text, fetched_toys, root):
+    """A record without members vouches for nothing, and the next run makes it anew from the archive."""
     toys, store = fetched_toys
-    (store.root / "fetched" / "toys.json").write_text("{not json")
-    assert store.record(toys) is None
-    assert not store.is_verified(toys)
+    (store.root / "fetched" / "toys.json").write_text(text)
+    assert not store.is_done(Choice(item="toys"), toys)
+    assert fetched.provenance(store.into(toys)) == fetched.UNVERIFIED
+    assert damaged(store, toys) == [f"{store.file(toys)}: no record of what was unpacked"]
+    assert run(manifest(toys.model_dump(mode="json")), root)[0].state == "unpacked"
+    assert damaged(store, toys) == []
 
 
-def test_a_folder_is_vouched_for_once_its_archive_was_verified_and_unpacked(fetched_toys, root):
-    """By name of the folder and of the record; a folder of the same name elsewhere is nobody's."""
+def test_a_folder_is_verified_only_if_all_of_its_files_are(fetched_toys, root):
+    """A file that was added or changed, or a folder of the same name elsewhere, has no record."""
     toys, store = fetched_toys
-    book = manifest(toys.model_dump(mode="json", by_alias=True))
-    assert fetched.verified_items(store.into(toys), book) == ["toys"]
-    assert fetched.verified_items(root / "another" / "toys", book) == []
-    assert fetched.verified_items(store.into(toys)) == []  # the package's manifest has no toys
-    (store.root / "fetched" / "toys.json").write_text("{not json")
-    assert fetched.verified_items(store.into(toys), book) == []
+    folder = store.into(toys)
+    first = folder / next(iter(toy_files()))
+    assert fetched.provenance(folder) == fetched.VERIFIED
+    content, times = first.read_bytes(), first.stat()
+    assert fetched.recorded_hashes(folder)[next(iter(toy_files()))] == (
+        len(content),
+        times.st_mtime_ns,
+        hashlib.sha256(content).hexdigest(),
+    )
+    first.write_bytes(content[::-1])
+    assert fetched.provenance(folder) == fetched.UNVERIFIED
+    first.write_bytes(content)
+    os.utime(first, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert fetched.provenance(folder) == fetched.VERIFIED
+    (folder / "more.tif").write_bytes(b"more")
+    assert fetched.provenance(folder) == fetched.UNVERIFIED
+    assert fetched.provenance(shutil.copytree(folder, root / "other" / "toys")) == fetched.UNVERIFIED
+    assert fetched.provenance(root / "none") == fetched.UNVERIFIED

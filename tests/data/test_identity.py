@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from miniatures import write_patch
 
-from lcfuse_core.data import identity
+from lcfuse_core.data import fetched, identity
 from lcfuse_core.data.sample import world
 from lcfuse_core.scoring import ledger
 
@@ -88,8 +88,11 @@ def test_data_are_real_only_if_all_were_verified(tmp_path, monkeypatch):
     mine, theirs, sample = (tmp_path / name / "dfc2020" for name in ("mine", "theirs", "sample"))
     sample.mkdir(parents=True)
     (sample.parent / "world.json").write_text("{}")
-    monkeypatch.setattr(identity.fetched, "verified_items", lambda folder: ["an item"] * (folder == theirs))
-    kinds = [identity.data_kind(roots) for roots in ([mine], [theirs], [theirs, mine], [theirs, sample])]
-    assert kinds == ["unverified", "real", "unverified", "synthetic"]
+    adopted = tmp_path / "adopted"
+    marks = {theirs: fetched.VERIFIED, adopted: fetched.ADOPTED}
+    monkeypatch.setattr(fetched, "provenance", lambda folder: marks.get(folder, fetched.UNVERIFIED))
+    roots = ([mine], [theirs], [theirs, mine], [theirs, sample], [theirs, adopted], [adopted, mine])
+    kinds = [identity.data_kind(folders) for folders in roots]
+    assert kinds == ["unverified", "real", "unverified", "synthetic", "adopted", "unverified"]
     assert set(kinds) <= set(ledger.DATA_KINDS)
     assert identity.data_name(mine) == "dfc2020"
