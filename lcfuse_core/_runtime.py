@@ -70,7 +70,7 @@ def load_yaml(content: bytes | str, where: str) -> Any:
     Return the value of a YAML document that has one reading; used for every YAML file of the package and of users.
 
     Refused is what a person and a program read in different ways: `yes`, `off`, `012`, `0x1f`, `1_000`, `1:30` without
-    quotes, a key given twice, anchors of lists and mappings.
+    quotes, a key given twice. Aliases inside anchors are refused too.
 
     Raises
     ------
@@ -93,11 +93,16 @@ def load_yaml(content: bytes | str, where: str) -> Any:
 class _StrictLoader(yaml.SafeLoader):
     """YAML in which each plain value and each key has one meaning."""
 
+    anchored = 0
+
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
-        if isinstance(event, yaml.CollectionStartEvent) and event.anchor:  # its aliases could grow without bounds
-            raise _ambiguous("an anchor of a list or mapping", event)
-        return super().compose_node(parent, index)
+        if isinstance(event, yaml.AliasEvent) and self.anchored:  # nested aliases grow without bounds
+            raise _ambiguous("an alias inside an anchor", event)
+        self.anchored += (step := int(isinstance(event, yaml.CollectionStartEvent) and bool(event.anchor)))
+        node = super().compose_node(parent, index)
+        self.anchored -= step
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         pairs = super().construct_mapping(node, deep)

@@ -25,10 +25,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from tqdm import tqdm
 
-from lcfuse_core._runtime import SHIPPED
+from lcfuse_core._runtime import SHIPPED, load_yaml
 from lcfuse_core.data.files import KINDS, Layer, join_layers, read_layer
 from lcfuse_core.data.files import Patch as Patch  # where a reader looks for it
 from lcfuse_core.data.packed import STORED, open_scene, packed_paths
@@ -326,7 +325,7 @@ class Official:
 @cache
 def sen12ms() -> Official:
     """Return the facts that are shipped with the package."""
-    facts = yaml.safe_load((SHIPPED / "sen12ms.yaml").read_text(encoding="utf-8"))
+    facts = load_yaml((SHIPPED / "sen12ms.yaml").read_bytes(), "sen12ms.yaml")
     hold_out = {f"{season}_{number}": n for season, scenes in facts["hold_out"].items() for number, n in scenes.items()}
     lists = {name: (entry["file"], entry["patches"]) for name, entry in facts["lists"].items()}
     return Official(facts["triplets"], facts["scenes"], lists, hold_out, facts["defects"])

@@ -18,10 +18,9 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from lcfuse_core._runtime import SHIPPED
+from lcfuse_core._runtime import SHIPPED, load_yaml
 from lcfuse_core.errors import DataError
 from lcfuse_core.scoring import intervals, ledger
 from lcfuse_core.scoring.intervals import Interval
@@ -31,7 +30,10 @@ _OTHER_PROTOCOL, _UNTESTABLE, _NOT_RUN = "under another protocol", "not testable
 VERDICTS = (_REPRODUCED, _PARTLY, _NOT_REPRODUCED, _OTHER_PROTOCOL, _UNTESTABLE, _NOT_RUN)
 """The first three decide a claim."""
 
-MARKS = {"synthetic": "○ synthetic", "semi-real": "◐ semi-real", "unverified": "◌ unverified", "real": "● real"}
+MARKS = {
+    "synthetic": "○ synthetic", "semi-real": "◐ semi-real", "unverified": "◌ unverified", "adopted": "◑ adopted",
+    "real": "● real",
+}  # fmt: skip
 """Kinds of data in tables: a sign and the word."""
 
 _NONE = "–"
@@ -116,13 +118,12 @@ def fixed_on() -> date:
 
 
 def _read(text: str | None = None) -> _File:
+    values = load_yaml(text or (SHIPPED / "claims.yaml").read_bytes(), "claims.yaml")
     try:
-        return _File.model_validate(yaml.safe_load(text or (SHIPPED / "claims.yaml").read_text(encoding="utf-8")))
-    except (ValidationError, yaml.YAMLError, ValueError, RecursionError) as error:
-        found = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            found = f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"
+        return _File.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        found = f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}"
         do = "Correct the file; its head explains the fields of each relation."
         raise DataError("claims.yaml", found=found, expected="version, fixed and claims", do=do) from None
 

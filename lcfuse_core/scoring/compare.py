@@ -24,10 +24,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import yaml
 from numpy.typing import NDArray
 
-from lcfuse_core._runtime import SHIPPED
+from lcfuse_core._runtime import SHIPPED, load_yaml
 from lcfuse_core.data.legends import DFC2020, SCORED
 from lcfuse_core.errors import DataError, LcfuseError, MissingDataError
 from lcfuse_core.scoring import intervals, ledger, protocol
@@ -269,7 +268,7 @@ def drift(new: Path, committed: Path = SHIPPED / "seeds.jsonl") -> pd.DataFrame:
     A method without a new line, or without a committed one of the same seed and training, is not `ok`. Of several new
     lines of a method the last counts. Raises MissingDataError if the new ledger has no line of the kind compared.
     """
-    declared = yaml.safe_load((SHIPPED / "tolerances.yaml").read_text(encoding="utf-8"))
+    declared = load_yaml((SHIPPED / "tolerances.yaml").read_bytes(), "tolerances.yaml")
     lines, before = ledger.read(new), ledger.read(committed)
     lines = lines[lines["kind"] == declared["kind"]] if "kind" in lines else lines.iloc[:0]
     if lines.empty:

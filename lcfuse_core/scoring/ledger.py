@@ -49,7 +49,7 @@ LABEL_REGIMES = ("coarse only", "coarse + fine validation", "fine")
 REGIMES = ("inductive", "transductive")
 """Whether nothing was learned from the evaluated images, or images and coarse labels of their regions were used."""
 
-DATA_KINDS = ("synthetic", "semi-real", "unverified", "real")
+DATA_KINDS = ("synthetic", "semi-real", "unverified", "adopted", "real")
 """From the sample world; real images with simulated labels or with the map of a model as reference; files that
 `data fetch` has not verified; the published data sets."""
 

@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lcfuse_core._runtime import SHIPPED
+from lcfuse_core._runtime import SHIPPED, load_yaml
 from lcfuse_core.data.legends import igbp_to_dfc
 from lcfuse_core.data.patches import Patch, Report, complete, index, iter_patches, patch_name, split_by_scene
 from lcfuse_core.errors import MissingDataError
@@ -214,7 +213,7 @@ def recorded_seeds(label_regime: str = "coarse only") -> pd.DataFrame:
 
 def published() -> dict[str, Any]:
     """Return the figures of real data that the sample world is calibrated on; the file gives their sources."""
-    values: dict[str, Any] = yaml.safe_load((SHIPPED / "published.yaml").read_text(encoding="utf-8"))
+    values: dict[str, Any] = load_yaml((SHIPPED / "published.yaml").read_bytes(), "published.yaml")
     return values
 
 

@@ -286,7 +286,7 @@ def test_the_evidence_is_committed_lines_and_own_lines_that_are_not_synthetic(tm
         own = line("ours", HARD, data_kind=kind) | {"synthetic": kind == "synthetic"}
         ledger.append(tmp_path / "own.jsonl", own)
     added = claims.evidence(tmp_path / "own.jsonl")[2:]
-    assert [one["data_kind"] for one in added] == ["semi-real", "unverified", "real"]
+    assert [one["data_kind"] for one in added] == ["semi-real", "unverified", "adopted", "real"]
 
 
 def test_what_cannot_be_tested_has_its_reason():
@@ -328,7 +328,9 @@ def test_an_incomplete_claim_is_refused_by_name(changes, message):
     ["[1, 2]", "3", "a: [", "a: *b", "version: 1\nclaims: []\nfixed: 2026-99-99", "? [a]\n: 1", "[" * 2000, "\0"],
 )
 def test_a_file_of_another_form_is_one_clear_error(text):
-    with pytest.raises(DataError, match=r"claims\.yaml: found .*, expected version, fixed and claims"):
+    with pytest.raises(
+        DataError, match=r"claims\.yaml( line \d+)?: found .*, expected (version, fixed and claims|YAML)"
+    ):
         claims.read_claims(text)
 
 
