@@ -1,10 +1,10 @@
 """
-Floors: maps of 10 m from the MODIS label alone, without an image and without learning.
+Baselines: maps of 10 m from the MODIS label alone, without images and without training.
 
-The label as it is stands in `protocol.modis_label_map`. Here are the ways to make more of it: to fill cells whose label
-cannot be right from those around, to let neighbouring cells fade into each other, and to place the classes of a cell
-where they lie close to their like in neighbouring cells. The last two invent detail; none sees the ground. STARFM and
-its kin are another task: they need a pair of dates, where SEN12MS has one date and the label of a year.
+The label itself is `protocol.modis_label_map`. Further baselines fill cells whose label cannot be right, interpolate
+between neighbouring cells, or place the classes of a cell near pixels of the same class in neighbouring cells
+(sub-pixel mapping). The last two invent detail. STARFM and similar methods solve another task: they need a pair of
+dates, where SEN12MS has one date and the label of a year.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from lcfuse_core.data.legends import IGNORE, SCORED, igbp_to_dfc, index_to_dfc
+from lcfuse_core.data.legends import SCORED, igbp_to_dfc, index_to_dfc
 from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.source import label_index, patch_cells
 from lcfuse_core.errors import ParameterError
@@ -25,10 +25,10 @@ HALF_CELL_PX = 23.0
 
 def filled_map(patch: Patch) -> NDArray[np.uint8]:
     """
-    The MODIS label, its nearest scored class where it says Savanna, Snow/Ice or nothing; uint8 (H, W), DFC2020 codes.
+    Return the MODIS label, with the nearest scored class in place of Savanna, Snow/Ice and unknown labels.
 
-    The fair form of the label as a floor: a class that the reference never uses is wrong before anyone has looked. A
-    patch without a single scored label is returned as it is.
+    uint8 (H, W), DFC2020 codes. The reference never uses the replaced classes, so they would count as errors whatever
+    the pixel shows. A patch without a scored label is returned as it is.
     """
     assert patch.lc is not None
     classes = igbp_to_dfc(patch.lc[0])
@@ -41,10 +41,10 @@ def filled_map(patch: Patch) -> NDArray[np.uint8]:
 
 def class_shares(classes: NDArray[np.uint8], cells: NDArray[np.int32]) -> NDArray[np.float64]:
     """
-    Share of each class in each cell, (n_cells, 8), of the pixels that are known; rows sum to one.
+    Return the proportion of each class in each cell, (n_cells, 8), of the pixels that are known; rows sum to one.
 
-    classes : uint8 (H, W), 0..7, others unknown; a cell without a known pixel has equal shares
-    cells : int32 (H, W), numbered 0..n_cells-1
+    *classes* are uint8 (H, W), 0..7, others unknown; *cells* int32 (H, W), 0..n_cells-1. A cell without a known pixel
+    has equal proportions.
     """
     known = classes < N
     counts = np.zeros((int(cells.max()) + 1, N))
@@ -55,60 +55,54 @@ def class_shares(classes: NDArray[np.uint8], cells: NDArray[np.int32]) -> NDArra
 
 def soft_label(patch: Patch, sigma_px: float = HALF_CELL_PX) -> NDArray[np.float32]:
     """
-    Class shares at each pixel, float32 (8, H, W): the MODIS labels around it, weighted by a Gaussian of *sigma_px*.
+    Return class proportions at each pixel, float32 (8, H, W): the MODIS labels weighted by a Gaussian of *sigma_px*.
 
-    Cells keep their true, sheared outlines: the label at each pixel is what is blurred. Savanna, Snow/Ice and unknown
-    labels take no part, so their cells are filled from the sides; a patch without any label has equal shares.
+    Savanna, Snow/Ice and unknown labels have no weight, so their cells are filled from the neighbouring cells. A patch
+    without a label has equal proportions.
     """
     if not sigma_px > 0:
         raise ParameterError("sigma_px", found=f"{sigma_px}", expected="a positive number", do="23 is half a cell.")
-    fields = _one_hot(label_index(patch, "modis"))
-    blurred = np.stack([ndimage.gaussian_filter(field, sigma_px, mode="nearest", truncate=6) for field in fields])
+    one_hot = _one_hot(label_index(patch, "modis"))
+    blurred = np.stack([ndimage.gaussian_filter(plane, sigma_px, mode="nearest", truncate=6) for plane in one_hot])
     total = blurred.sum(axis=0)
     shares = np.divide(blurred, total, out=np.full_like(blurred, 1 / N), where=total > 1e-12)
     return shares.astype(np.float32)
 
 
 def soft_map(patch: Patch, sigma_px: float = HALF_CELL_PX) -> NDArray[np.uint8]:
-    """The class of the largest share of `soft_label` at each pixel, uint8 (H, W), DFC2020 codes."""
+    """Return the class of the largest proportion of `soft_label` at each pixel, uint8 (H, W), DFC2020 codes."""
     return index_to_dfc(soft_label(patch, sigma_px).argmax(axis=0))
 
 
 def swapped_map(patch: Patch, *, seed: int = 0, iterations: int = 12) -> NDArray[np.uint8]:
     """
-    Sub-pixel mapping by pixel swapping, uint8 (H, W), DFC2020 codes; the same seed gives the same map.
+    Map by pixel swapping, uint8 (H, W), DFC2020 codes; the same seed gives the same map.
 
-    MODIS gives a cell one class. Its shares are taken to be the mean of `soft_label` over the cell, so that a cell
-    among others of its class stays pure and one at a border is mixed; the shares are laid out at random and then
-    swapped within the cell (`swap`).
+    MODIS gives a cell one class. Its proportions are taken to be the mean of `soft_label` over the cell, so that a cell
+    among others of its class stays pure and one at a border is mixed. They are laid out at random, then swapped.
     """
     cells = patch_cells(patch)
-    shares = soft_label(patch)
     n_cells = int(cells.max()) + 1
-    size = np.bincount(cells.ravel(), minlength=n_cells)
-    share = np.stack([np.bincount(cells.ravel(), field.ravel(), n_cells) for field in shares], axis=1) / size[:, None]
-    rng = np.random.default_rng(seed)
-    return index_to_dfc(swap(laid_out(share, cells, rng), cells, iterations))
+    sums = [np.bincount(cells.ravel(), plane.ravel(), n_cells) for plane in soft_label(patch)]
+    share = np.stack(sums, axis=1) / np.bincount(cells.ravel(), minlength=n_cells)[:, None]
+    return index_to_dfc(swap(laid_out(share, cells, np.random.default_rng(seed)), cells, iterations))
 
 
 def laid_out(share: NDArray[np.floating], cells: NDArray[np.int32], rng: np.random.Generator) -> NDArray[np.uint8]:
     """
-    A class 0..7 for each pixel, at random within its cell, with each class's share of it to the pixel.
+    Return a class 0..7 for each pixel, at random within its cell, with the proportions *share* (n_cells, 8) of it.
 
-    share : (n_cells, 8), rows sum to one
-    cells : int32 (H, W), numbered 0..n_cells-1
-
-    Counts are rounded so that they add up: of a cell of 10 pixels with shares 0.55 and 0.45, five or six.
+    Counts are rounded so that they add up: of a cell of 10 pixels with proportions 0.55 and 0.45, five or six.
     """
     flat = cells.ravel()
     order = np.argsort(flat + rng.random(flat.size))  # cell by cell, at random within each
     size = np.bincount(flat, minlength=len(share))
     rank = np.arange(flat.size) - np.repeat(np.cumsum(size) - size, size)
-    # Pixel number r of n takes the class in whose stretch of 0..1 its middle, (r + 1/2) / n, lies.
+    # Pixel number r of n takes the class in whose part of 0..1 its middle, (r + 1/2) / n, lies.
     middle = (rank + 0.5) / np.repeat(size, size)
-    upto = np.cumsum(share, axis=1)[flat[order]]
+    limits = np.cumsum(share, axis=1)[flat[order]]
     classes = np.empty(flat.size, np.uint8)
-    classes[order] = np.minimum((middle[:, None] >= upto).sum(axis=1), N - 1)
+    classes[order] = np.minimum((middle[:, None] >= limits).sum(axis=1), N - 1)
     return classes.reshape(cells.shape)
 
 
@@ -116,29 +110,29 @@ def swap(
     classes: NDArray[np.uint8], cells: NDArray[np.int32], iterations: int = 12, *, reach_px: int = 5
 ) -> NDArray[np.uint8]:
     """
-    Exchange pixels within cells so that like comes to lie by like; how many of each class a cell has stays.
+    Exchange pixels within cells so that pixels of one class become neighbours; the counts of each cell stay.
 
-    classes : uint8 (H, W), 0..7
-    cells : int32 (H, W)
-
-    Atkinson 2005 (Photogramm. Eng. Remote Sens. 71, 839): a pixel is attracted to a class by the pixels of that class
-    around it, with weights exp(-distance / a) up to *reach_px*; the least attracted pixel of a class changes places
-    with the pixel of another class that is most attracted to it, if both together gain. His is for two classes and
-    one pair at a time; here each class in turn swaps up to a fifth of its pairs in every cell at once.
+    After Atkinson 2005 (Photogramm. Eng. Remote Sens. 71, 839): a pixel is attracted to a class by the pixels of that
+    class within *reach_px*, with weights exp(-distance / a) and a half of the reach as a. The least attracted pixel of
+    a class is exchanged with the pixel of another class that is most attracted to it, if the sum of attractions rises.
+    The original has two classes and one pair at a time; here each class in turn swaps up to a fifth of its pairs.
     """
     classes, flat = classes.copy(), cells.ravel()
-    kernel = _kernel(reach_px)
+    rows, cols = np.mgrid[-reach_px : reach_px + 1, -reach_px : reach_px + 1]
+    distance = np.hypot(rows, cols)
+    kernel = np.exp(-distance / (reach_px / 2)) * (distance > 0) * (distance <= reach_px)
+    kernel = (kernel / kernel.sum()).astype(np.float32)
     for _ in range(iterations):
         for k in np.unique(classes):
-            attraction = np.stack([ndimage.correlate(f, kernel, mode="nearest") for f in _one_hot(classes)])
+            attraction = np.stack([ndimage.correlate(plane, kernel, mode="nearest") for plane in _one_hot(classes)])
             _swap_class(classes.reshape(-1), int(k), flat, attraction.reshape(N, -1))
     return classes
 
 
 def _swap_class(classes: NDArray[np.uint8], k: int, cells: NDArray[np.int32], attraction: NDArray[np.float32]) -> None:
-    """Swap, in place, the pixels of class *k* that are worst placed with those where it would be best placed."""
+    """Swap, in place, the least attracted pixels of class *k* with the pixels of others most attracted to it."""
     inside, outside = np.flatnonzero(classes == k), np.flatnonzero(classes != k)
-    # Within each cell by regret: what a pixel of k would rather be rid of; what another's would rather have.
+    # Sorted within each cell by what an exchange would gain.
     inside = inside[np.lexsort((attraction[k, inside], cells[inside]))]
     outside = outside[np.lexsort((attraction[classes[outside], outside] - attraction[k, outside], cells[outside]))]
     first, second = _pairs(cells[inside], cells[outside])
@@ -150,9 +144,9 @@ def _swap_class(classes: NDArray[np.uint8], k: int, cells: NDArray[np.int32], at
 
 
 def _pairs(first: NDArray[np.int32], second: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Places of equal rank in equal cells of two sorted lists: the first fifth, at least one, of those there are."""
+    """Return indices of equal rank in equal cells of two sorted lists: the first fifth, at least one, of all pairs."""
     n_cells = int(max(first.max(initial=0), second.max(initial=0))) + 1
-    sizes = np.stack([np.bincount(one, minlength=n_cells) for one in (first, second)])
+    sizes = np.stack([np.bincount(cells, minlength=n_cells) for cells in (first, second)])
     starts = np.cumsum(sizes, axis=1) - sizes
     both = sizes.min(axis=0)
     n_pairs = np.where(both > 0, np.maximum(both // 5, 1), 0)
@@ -161,15 +155,6 @@ def _pairs(first: NDArray[np.int32], second: NDArray[np.int32]) -> tuple[NDArray
     return starts[0, cell] + rank, starts[1, cell] + rank
 
 
-def _kernel(reach_px: int) -> NDArray[np.float32]:
-    """Weights exp(-distance / a), a half the reach, in a disc without its centre."""
-    rows, cols = np.mgrid[-reach_px : reach_px + 1, -reach_px : reach_px + 1]
-    distance = np.hypot(rows, cols)
-    weights = np.exp(-distance / (reach_px / 2)) * (distance > 0) * (distance <= reach_px)
-    return (weights / weights.sum()).astype(np.float32)
-
-
 def _one_hot(index: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """One field of 0 and 1 a class, float32 (8, H, W); all 0 where the label is unknown."""
-    assert IGNORE >= N
+    """Return a plane of 0 and 1 for each class, float32 (8, H, W); all 0 where the label is unknown (255)."""
     return (index[None] == np.arange(N, dtype=np.uint8)[:, None, None]).astype(np.float32)

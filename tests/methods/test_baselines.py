@@ -1,4 +1,4 @@
-"""Floors without learning: shares that add up, swaps that keep every cell's counts and bring like to like."""
+"""Baselines without training: proportions add up, swaps keep the counts of every cell."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,6 @@ from toys import IGBP_OF_CLASS
 from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.source import patch_cells
 from lcfuse_core.errors import ParameterError
-from lcfuse_core.methods import baselines
 from lcfuse_core.methods.baselines import class_shares, filled_map, laid_out, soft_label, soft_map, swap, swapped_map
 
 
@@ -19,7 +18,7 @@ def patch_of(classes, **place):
     lc = np.zeros((4, *classes.shape), np.uint8)
     lc[0] = np.where(classes == 255, 9, IGBP_OF_CLASS[np.minimum(classes, 7)])
     s2, s1 = np.zeros((13, *classes.shape), np.uint16), np.zeros((2, *classes.shape), np.float32)
-    return Patch("floor", s1, s2, lc, **place)
+    return Patch("baseline", s1, s2, lc, **place)
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +30,8 @@ def cells_patch():
     return patch_of(classes, crs=UTM, transform=PLACE)
 
 
-def test_filling_changes_what_cannot_be_right_alone():
-    """Savanna takes the nearest of the other labels; all else stays; without any other nothing can be filled."""
+def test_filling_changes_only_labels_that_cannot_be_right():
+    """Savanna takes the nearest other label; a patch of Savanna alone is returned as it is."""
     classes = np.zeros((30, 60), int)
     classes[:, 40:] = 7
     classes[:, 10:30] = 255
@@ -49,7 +48,7 @@ def test_filling_changes_what_cannot_be_right_alone():
 @settings(max_examples=20)
 @given(seed=st.integers(0, 1000))
 def test_class_shares_are_those_of_the_known_pixels(seed):
-    """Against a loop over cells; a cell without a known pixel knows nothing."""
+    """Against a loop over cells; a cell without a known pixel has equal proportions."""
     rng = np.random.default_rng(seed)
     cells = rng.integers(0, 6, (12, 15)).astype(np.int32)
     classes = rng.choice([0, 3, 7, 255], (12, 15)).astype(np.uint8)
@@ -73,7 +72,7 @@ def test_soft_labels_are_shares(cells_patch):
 
 
 def test_a_patch_of_one_label_stays_as_it_is():
-    """Nothing to fade into; Savanna is filled from around it."""
+    """Savanna is filled from around it."""
     classes = np.full((60, 60), 4)
     classes[20:30, 20:30] = 255
     np.testing.assert_array_equal(soft_label(patch_of(classes))[4], 1)
@@ -85,8 +84,8 @@ def test_a_patch_without_labels_has_equal_shares():
     np.testing.assert_allclose(soft_label(patch_of(np.full((40, 40), 255))), 1 / 8)
 
 
-def test_halves_meet_in_the_middle():
-    """At the border of two labels both have a half, and as far off as the blur reaches, all."""
+def test_two_labels_are_equal_at_their_border():
+    """Beyond the reach of the blur the nearer one has all."""
     classes = np.zeros((60, 200), int)
     classes[:, 100:] = 7
     share = soft_label(patch_of(classes), sigma_px=10)[0, 30]
@@ -100,7 +99,7 @@ def test_halves_meet_in_the_middle():
 @settings(max_examples=20)
 @given(seed=st.integers(0, 1000))
 def test_a_layout_keeps_the_shares_of_each_cell(seed):
-    """To the pixel, and at random within the cell."""
+    """To the pixel."""
     rng = np.random.default_rng(seed)
     cells = rng.integers(0, 5, (20, 20)).astype(np.int32)
     share = rng.dirichlet(np.full(8, 0.4), 5)
@@ -111,26 +110,26 @@ def test_a_layout_keeps_the_shares_of_each_cell(seed):
 
 
 def together(classes):
-    """Share of neighbouring pixels that are of one class."""
+    """Proportion of neighbouring pixels that are of one class."""
     return ((classes[1:] == classes[:-1]).mean() + (classes[:, 1:] == classes[:, :-1]).mean()) / 2
 
 
 @settings(max_examples=5)
 @given(seed=st.integers(0, 1000))
-def test_swapping_keeps_counts_and_brings_like_to_like(seed):
+def test_swapping_keeps_counts_and_joins_classes(seed):
     """Every class has as many pixels in every cell as before; neighbours agree far more often."""
     rng = np.random.default_rng(seed)
     cells = (np.mgrid[:40, :40][0] // 20 * 2 + np.mgrid[:40, :40][1] // 20).astype(np.int32)
     before = laid_out(rng.dirichlet(np.ones(8), 4), cells, rng)
     after = swap(before, cells)
     for cell in range(4):
-        counts = [np.bincount(one[cells == cell], minlength=8) for one in (before, after)]
+        counts = [np.bincount(classes[cells == cell], minlength=8) for classes in (before, after)]
         np.testing.assert_array_equal(*counts)
     assert together(after) > together(before) + 0.2
 
 
-def test_swapping_finds_the_side_where_its_like_are():
-    """A mixed cell between two pure ones: each class goes to its own side."""
+def test_a_mixed_cell_between_two_pure_ones_is_sorted():
+    """Each class moves to the side of the pure cell of its class."""
     cells = np.repeat(np.array([0, 1, 2], np.int32), 20)[None].repeat(20, axis=0)
     classes = np.where(cells == 2, 7, 0).astype(np.uint8)
     rng = np.random.default_rng(0)
@@ -142,26 +141,22 @@ def test_swapping_finds_the_side_where_its_like_are():
 
 
 def test_the_sum_of_attraction_rises():
-    """What each swap is for: pixels end nearer to their like, by the weights that swapping uses."""
+    """By a brute-force sum over the pixels up to five away, with the weights of the paper."""
     rng = np.random.default_rng(3)
-    cells = np.zeros((30, 30), np.int32)
+    cells = np.zeros((20, 20), np.int32)
     classes = laid_out(np.array([[0.3, 0, 0.3, 0, 0, 0.4, 0, 0]]), cells, rng)
+    offsets = [(row, col) for row in range(-5, 6) for col in range(-5, 6) if 0 < np.hypot(row, col) <= 5]
 
     def attraction(classes):
-        kernel, total = baselines._kernel(5), 0.0
-        for row in range(30):
-            for col in range(30):
-                for d_row in range(-5, 6):
-                    for d_col in range(-5, 6):
-                        at = min(max(row + d_row, 0), 29), min(max(col + d_col, 0), 29)
-                        total += kernel[d_row + 5, d_col + 5] * (classes[at] == classes[row, col])
-        return total
+        padded = np.pad(classes, 5, mode="edge")
+        shifted = [(np.hypot(row, col), padded[5 + row : 25 + row, 5 + col : 25 + col]) for row, col in offsets]
+        return sum(np.exp(-distance / 2.5) * (other == classes).sum() for distance, other in shifted)
 
     assert attraction(swap(classes, cells, 4)) > 1.2 * attraction(classes)
 
 
 def test_the_same_seed_gives_the_same_map(cells_patch):
-    """And a map has no class that its labels do not name."""
+    """And a map has only classes of its labels."""
     first = swapped_map(cells_patch, seed=1, iterations=3)
     np.testing.assert_array_equal(first, swapped_map(cells_patch, seed=1, iterations=3))
     assert (first != swapped_map(cells_patch, seed=2, iterations=3)).any()
