@@ -47,11 +47,9 @@ Seeds = tuple[int | None, int]
 def add_parser(commands: Any) -> None:
     """Add `evaluate` and `compare` to the commands of `__main__`."""
     raw = argparse.RawTextHelpFormatter
-    evaluate = commands.add_parser(
-        "evaluate", help="score one network or method", description=__doc__, formatter_class=raw
-    )
-    compare = commands.add_parser(
-        "compare", help="score methods over several seeds", description=__doc__, formatter_class=raw
+    texts = {"evaluate": "score one network or method", "compare": "score methods over several seeds"}
+    evaluate, compare = (
+        commands.add_parser(name, help=text, description=__doc__, formatter_class=raw) for name, text in texts.items()
     )
     for parser, data, ledger in ((evaluate, "--data", "--ledger"), (compare, "--data-root", "--out")):
         parser.add_argument(ledger, dest="out", type=Path, metavar="FILE", help="ledger that the lines are appended to")
@@ -87,21 +85,20 @@ def run_evaluate(options: argparse.Namespace) -> int:
     _absolute(options)
     changes = {name: getattr(options, name) for name in (*PATHS, *SIZES)}
     if options.method is not None:
-        (name,) = chosen([options.method])
-        methods = registered([name])
+        methods = chosen([options.method])
         experiment = Experiment.from_profile("evaluation", options.profile, options.seed, **changes)
     else:
         if options.train_root is None:
             do = 'Give --train-root, "" for the sample: the line names the data that the network was trained on.'
             raise ParameterError("evaluate", found="no --train-root", expected="the training data", do=do)
         plan = load_checkpoint(options.checkpoint).plan
-        name, label_regime = name_of(plan), "fine" if plan.labels == "fine" else "coarse only"
+        label_regime = "fine" if plan.labels == "fine" else "coarse only"
         changes |= {size: getattr(plan, size) for size in SIZES}
         experiment = Experiment.from_profile("evaluation", options.profile, plan.seed, **changes)
-        methods = {name: replace(given_network(), label_regime=label_regime)}
+        methods = {name_of(plan): replace(given_network(), label_regime=label_regime)}
     out = options.out or ledger.default_path()
     failed = score(experiment, {"MODIS label": METHODS["MODIS label"]} | methods, out)
-    concerned = [claim for claim in claims.read_claims() if claim.where.get("parameters.method") == name]
+    concerned = [claim for claim in claims.read_claims() if claim.where.get("parameters.method") in methods]
     if concerned and not failed:
         print(claims.table(concerned, claims.evidence(out)).to_string(index=False))
     return int(failed)
@@ -123,18 +120,16 @@ def run_compare(options: argparse.Namespace) -> int:
     if options.worlds and (options.small or options.train_root or options.data_root):
         do = "Drop --worlds: the other data are the same for all seeds."
         raise ParameterError("--worlds", found="other data", expected="the synthetic sample", do=do)
-    names, worlds = chosen(options.only), sorted(set(options.worlds or [])) or [None]
+    methods, worlds = chosen(options.only), sorted(set(options.worlds or [])) or [None]
     seeds: list[Seeds] = [(world, seed) for world in worlds for seed in sorted(set(options.seeds))]
     failed = False
     if len(seeds) == 1:
         experiment = experiment_of(options, *seeds[0])
         done = _scored(experiment, options.out)
-        failed = score(experiment, registered([name for name in names if name not in done]), options.out)
+        failed = score(experiment, {name: methods[name] for name in methods if name not in done}, options.out)
     else:
-        score_one = partial(_score_apart, _command(options, names))
-        for (world, seed), result in _runtime.map_parallel(
-            score_one, seeds, jobs=options.jobs, cluster=options.cluster
-        ):
+        apart = partial(_score_apart, _command(options, list(methods)))
+        for (world, seed), result in _runtime.map_parallel(apart, seeds, jobs=options.jobs, cluster=options.cluster):
             failed |= isinstance(result, BaseException)
             of_world = "" if world is None else f"world {world}, "
             print(f"{of_world}seed {seed}: {result}", file=sys.stderr if failed else sys.stdout)
@@ -155,24 +150,16 @@ def _absolute(options: argparse.Namespace) -> None:
         options.checkpoint = str(Path(options.checkpoint) / "last.safetensors")
 
 
-def chosen(only: Sequence[str] | None) -> list[str]:
-    """Return the names of methods and bounds that fit, in the order of the registry; by default all methods."""
+def chosen(only: Sequence[str] | None) -> dict[str, Method]:
+    """Return the methods and bounds whose names fit, in the order of the registry; by default all methods."""
     from lcfuse_core.methods.registry import BOUNDS, METHODS
 
-    if only is None:
-        return list(METHODS)
-    known = [*METHODS, *BOUNDS]
-    for name in only:
+    known = METHODS | BOUNDS
+    for name in only or ():
         if not any(fnmatchcase(method, name) for method in known):
             raise ParameterError("method", found=repr(name), expected="one of `compare --list`", do="Correct the name.")
-    return [method for method in known if any(fnmatchcase(method, name) for name in only)]
-
-
-def registered(names: Sequence[str]) -> dict[str, Method]:
-    """Return methods and bounds by name."""
-    from lcfuse_core.methods.registry import BOUNDS, METHODS
-
-    return {name: (METHODS | BOUNDS)[name] for name in names}
+    fitting = METHODS if only is None else [method for method in known if any(fnmatchcase(method, n) for n in only)]
+    return {name: known[name] for name in fitting}
 
 
 def experiment_of(options: argparse.Namespace, world_seed: int | None, seed: int) -> Experiment:
@@ -233,8 +220,8 @@ def score(experiment: Experiment, methods: Mapping[str, Method], out: Path) -> b
             experiment.record(name, result, **regimes, parameters=one.parameters, cost=cost, hashes=one.hashes)
             scores = f"AA {100 * result.scores.aa:.1f}, mIoU {100 * result.scores.miou_8:.1f}"
             print(f"seed {experiment.seeds['training']}: {scores}  {name}, trained in {one.train_s:.0f} s", flush=True)
-        memory = _runtime.peak_memory_mb()
-        print(f"{report}; {len(names)} methods, {per_patch:.2f} s per patch, at most {memory:.0f} MB", flush=True)
+        cost = f"{per_patch:.2f} s per patch, at most {_runtime.peak_memory_mb():.0f} MB"
+        print(f"{report}\n{len(names)} methods in one pass: {cost}", flush=True)
     return len(learned) < len(methods)
 
 

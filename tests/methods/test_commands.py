@@ -37,7 +37,7 @@ def test_a_stopped_call_continues(tiny, folder, tmp_path, capsys):
     assert (lines["scores.n_patches"] == 2).all()
     printed = capsys.readouterr().out
     assert "seed 4: AA" in printed
-    assert "2 patches read (0 of them repaired), 0 skipped; 1 methods" in printed
+    assert "2 patches read (0 of them repaired), 0 skipped\n1 methods in one pass: " in printed
     assert compare(folder, out, "--seeds", "4", "--only", "MODIS label", "--data-root", str(folder / "copy")) == 2
 
 
@@ -50,13 +50,13 @@ def test_methods_share_one_pass_over_the_patches(tiny, tmp_path, monkeypatch, ca
         raise DataError("labels", found="none", expected="some", do="Label.")
 
     names = ["MODIS label", "Random forest, weighted, target regions", "Fusion, target regions"]
-    methods = commands.registered(names) | {"broken": Method(fail)}
+    methods = commands.chosen(names) | {"broken": Method(fail)}
     assert commands.score(tiny, methods, tmp_path / "lines.jsonl")
     assert tables == [set(names)]
     assert "error: broken: labels: found none" in capsys.readouterr().err
     lines = ledger.read(tmp_path / "lines.jsonl").set_index("parameters.method")
     assert lines["regime"].to_dict() == dict(zip(names, ["inductive", "transductive", "transductive"], strict=True))
-    assert not commands.score(tiny, commands.registered(names[:1]), tmp_path / "lines.jsonl")
+    assert not commands.score(tiny, commands.chosen(names[:1]), tmp_path / "lines.jsonl")
 
 
 def evaluate(folder, out, *arguments):
@@ -143,9 +143,9 @@ def test_several_seeds_run_in_processes_of_their_own(folder, tmp_path, monkeypat
 
 
 def test_methods_are_chosen_by_name_or_beginning(capsys):
-    assert commands.chosen(None) == list(METHODS)
-    assert commands.chosen(["MODIS*"]) == [name for name in METHODS if name.startswith("MODIS")]
-    assert commands.chosen(["*supervised*"]) == list(BOUNDS)
+    assert commands.chosen(None) == METHODS
+    assert list(commands.chosen(["MODIS*"])) == [name for name in METHODS if name.startswith("MODIS")]
+    assert commands.chosen(["*supervised*"]) == BOUNDS
     assert shell.main(["compare", "--list"]) == 0
     assert capsys.readouterr().out.splitlines() == [*METHODS, *BOUNDS]
 
