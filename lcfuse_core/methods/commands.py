@@ -220,8 +220,8 @@ def score(experiment: Experiment, methods: Mapping[str, Method], out: Path) -> b
             experiment.record(name, result, **regimes, parameters=one.parameters, cost=cost, hashes=one.hashes)
             scores = f"AA {100 * result.scores.aa:.1f}, mIoU {100 * result.scores.miou_8:.1f}"
             print(f"seed {experiment.seeds['training']}: {scores}  {name}, trained in {one.train_s:.0f} s", flush=True)
-        cost = f"{per_patch:.2f} s per patch, at most {_runtime.peak_memory_mb():.0f} MB"
-        print(f"{report}\n{len(names)} methods in one pass: {cost}", flush=True)
+        used = f"{per_patch:.2f} s per patch, at most {_runtime.peak_memory_mb():.0f} MB"
+        print(f"{report}\n{len(names)} methods in one pass: {used}", flush=True)
     return len(learned) < len(methods)
 
 
