@@ -73,7 +73,7 @@ def training_job(folder):
         """Earlier checkpoints are whole as well, and may lie there until the last is written."""
 
         def results(self, out):
-            found = {name: value for name, value in super().results(out).items() if "last." in name}
+            found = {name: value for name, value in super().results(out).items() if name == "last.safetensors"}
             return {name: value for name, value in found.items() if value != "unfinished, but whole"}
 
     return Training(lambda out: loop.train(stack, plan, out, progress=False), read)

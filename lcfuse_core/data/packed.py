@@ -190,7 +190,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         do = "Pack the scene first (packing.pack)."
         raise MissingDataError(path, found="no such file", expected="a packed scene", do=do) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         found = "a damaged description"
     raise DataError(path, found=found, expected=f"format {FORMAT!r}", do=_REPACK)
 

@@ -262,7 +262,7 @@ def read_places(path: str | os.PathLike[str]) -> list[Request]:
         raise MissingDataError(path, found="no such file", expected="a list of places", do=do) from None
     except ParameterError:
         raise
-    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         found, do = f"{type(error).__name__}: {error}"[:200], "Give a list of mappings with lon and lat."
         raise DataError(path, found=found, expected="a list of places", do=do) from None
     titles = [request.title for request in requests]

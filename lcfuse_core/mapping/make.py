@@ -286,7 +286,7 @@ def _found(out: Path, key: str, files: Sequence[Path]) -> Made | None:
         same = record["key"] == key and record["sha256"] == _digest(record) and record["inputs"] == _hashes(files)
         whole = same and all(sha256(out / name) == recorded for name, recorded in record["files"].items())
         return Made(out, record, found=True) if whole else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # no record, or a damaged one
         return None
 
 
