@@ -5,7 +5,8 @@ The command line.
     python -m lcfuse_core run CHAPTER -p seed 0..4 -p network fcn,unet --out DIR [--jobs 2 | --cluster ADDRESS]
     python -m lcfuse_core ledger {list,show,diff} [--file F]
     python -m lcfuse_core train DATA --out RUN [-p NAME VALUE] ...
-    python -m lcfuse_core compare [--only NAME ...] [--seeds N ...] --out FILE
+    python -m lcfuse_core evaluate --checkpoint RUN --train-root DIR [--data DIR] [--ledger FILE]
+    python -m lcfuse_core compare [--only NAME ...] [--worlds N ...] [--seeds N ...] --out FILE
     python -m lcfuse_core sample [--seed N]
     python -m lcfuse_core data {list,fetch,verify,status} [--profile P]
     python -m lcfuse_core map --s2 FILE [--s1 FILE] [--coarse FILE] [--model CHECKPOINT] --out DIR

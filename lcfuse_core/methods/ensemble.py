@@ -46,8 +46,7 @@ def _target_forest(experiment: Experiment) -> tuple[Predict, float]:
 
     def train() -> tuple[forest.Forest, float]:
         began = time.perf_counter()
-        opened: Any = experiment.target_source
-        trees = forest.train_forest(opened, seed=experiment.seeds["training"])
+        trees = forest.train_forest(experiment.target_source, seed=experiment.seeds["training"])
         return trees, time.perf_counter() - began
 
     trees, spent = experiment.once("target forest", train)

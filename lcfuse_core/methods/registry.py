@@ -131,8 +131,7 @@ def baseline(experiment: Experiment, /, classify: Classify) -> Learned:
 
 @inductive
 def _forest(experiment: Experiment, /, power: float, *, neighbourhood: int = 0, prior_power: float = 0.0) -> Learned:
-    began, seed = time.perf_counter(), experiment.seeds["training"]
-    opened: Any = experiment.training_source()
+    began, seed, opened = time.perf_counter(), experiment.seeds["training"], experiment.training_source()
     trees = forest.train_forest(opened, seed=seed, class_weight_power=power, neighbourhood=neighbourhood)
     spent = round(time.perf_counter() - began, 2)
     return Learned(partial(forest.classify, trees, prior_power=prior_power), spent)
