@@ -75,6 +75,11 @@ class Chapter(Experiment):
         """The folder of samples, downloads and trained networks."""
         return _runtime.data_folder()
 
+    @property
+    def evidence_path(self) -> Path:
+        """The ledger to read: that of this run or, before it has a line, the one to which `evaluate` appends."""
+        return self.ledger_path if self.ledger_path.exists() else self.data_folder / "ledger.jsonl"
+
     def example_patch(self, number: int = 0) -> patches.Patch:
         """
         Return the example patch: the most varied of the patches that are evaluated, or with *number* 1 the second.

@@ -113,6 +113,14 @@ def test_given_values_win_over_every_profile(name):
                 assert chapter.begin(name, namespace).parameters[key] == smoke[key], (profile, key)
 
 
+def test_the_lines_of_the_command_evaluate_are_evidence_in_a_run_with_a_ledger_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("LCFUSE_DATA", str(tmp_path))
+    monkeypatch.setenv("LCFUSE_LEDGER", str(tmp_path / "run.jsonl"))
+    assert chapter.Chapter("reproduction", {"seed": 0}).evidence_path == tmp_path / "ledger.jsonl"
+    (tmp_path / "run.jsonl").write_text("{}")
+    assert chapter.Chapter("reproduction", {"seed": 0}).evidence_path == tmp_path / "run.jsonl"
+
+
 def evaluated_in(folder):
     """A chapter that evaluates on the patches of *folder*."""
     return chapter.Chapter("evaluation", {"profile": "smoke", "seed": 3, "data_root": str(folder)})
