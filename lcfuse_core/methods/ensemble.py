@@ -87,7 +87,7 @@ def fusion_of(
     learn = shared_member if plan.symmetries == 1 else lambda experiment, name: MEMBERS[name](experiment)
     learned = {name: learn(experiment, name) for name in members}
     predicts, began = {name: predict for name, (predict, _) in learned.items()}, time.perf_counter()
-    fused = Fusion(predicts, plan, experiment.posterior)
+    fused = Fusion(predicts, plan, experiment.posterior if plan.prior_power else None)
     if plan.calibrated or plan.weighted:
         gather = partial(fusion.gather, predicts, experiment.target_source)
         fused.fit(experiment.once(("evidence", members), gather), experiment.matrix)
