@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import rasterio
 import yaml
 from affine import Affine
@@ -36,6 +37,7 @@ from lcfuse_core import _runtime
 from lcfuse_core.data import cells
 from lcfuse_core.data.files import part_transform
 from lcfuse_core.data.place_layers import PlaceReader
+from lcfuse_core.data.sample import world
 from lcfuse_core.data.stac import Grid
 from lcfuse_core.errors import DataError, MissingDataError, ParameterError
 
@@ -207,28 +209,47 @@ def fetch_place(
     return final
 
 
+def sample_place(out: Path, seed: int = 0) -> Path:
+    """
+    Return a **synthetic** place in the form of a fetched one, made at first use: for pages without a network.
+
+    The scene of the sample (5.12 km, the region "inland sea marsh") with the label of its coarse cells; its reference
+    is the truth.
+    """
+    final = out / f"synthetic_{seed}"
+    with _runtime.lock(final.with_suffix(".lock")):
+        if not (final / "place.json").exists():
+            files = world.make_sample_scene(out / f"scene-{seed}", seed, side=512, weather=False)
+            arrays = {}
+            for name in ("s2", "s1", "truth", "coarse"):
+                with rasterio.open(getattr(files, name)) as file:
+                    arrays[name] = file.read()
+                    if name == "s2":
+                        grid = Grid(file.crs.to_string(), file.transform, 512)
+                    if name == "coarse":
+                        origin = file.transform
+            row, col = cells.modis_cells(grid.transform, grid.crs, (512, 512))
+            top = round(cells.GRID_ROWS / 2 - origin.f / cells.CELL_M)
+            left = round(origin.c / cells.CELL_M + cells.GRID_COLS / 2)
+            label = np.full((4, 512, 512), 255, np.uint8)
+            label[0] = arrays["coarse"][0][row - top, col - left]
+            layers = {"s2": arrays["s2"], "s1": arrays["s1"], "lc": label, "dfc": arrays["truth"]}
+            record = {"synthetic": True, "attribution": ["synthetic sample"], "sentinel1": {}}
+            part = final.with_name(f".{final.name}.part")
+            _write_layers(part, f"synthetic{seed}", "year", grid, layers, arrays["coarse"], origin, record)
+            shutil.rmtree(final, ignore_errors=True)
+            part.rename(final)
+    return final
+
+
 def _write_place(request: Request, reader: PlaceReader, folder: Path) -> None:
     """Read all layers and write the folder of a place."""
-    shutil.rmtree(folder, ignore_errors=True)
     grid, record = reader.grid, reader.record
     label, codes, transform = reader.modis()  # first: without a label the images are of no use
     layers: dict[str, NDArray[Any]] = {"s2": reader.sentinel2(), "s1": reader.sentinel1(), "lc": label}
     reference = reader.reference()
     if reference is not None:
         layers["dfc"] = reference[None]
-    season, title = f"ROIs0000_{request.season[0]}", request.title
-    corners = [(row, col) for row in range(0, grid.side, PATCH_PX) for col in range(0, grid.side, PATCH_PX)]
-    for number, (row, col) in enumerate(corners):
-        for kind, array in layers.items():
-            path = folder / season / f"{kind}_{title}" / f"{season}_{kind}_{title}_p{number}.tif"
-            window = array[:, row : row + PATCH_PX, col : col + PATCH_PX]
-            _write(path, window, grid.crs, part_transform(grid.transform, row, col))
-    scene = {"s2": layers["s2"]}
-    scene |= {"s1": layers["s1"]} if record["sentinel1"] else {}
-    scene |= {"reference": layers["dfc"]} if reference is not None else {}
-    for name, array in scene.items():
-        _write(folder / f"{name}.tif", array, grid.crs, grid.transform, compress="deflate")
-    _write(folder / "coarse.tif", codes[None], cells.SINUSOIDAL, transform, nodata=255)
     attributions = [record[name]["attribution"] for name in ("modis", "reference") if record[name]]
     whole = {
         "request": json.loads(json.dumps(asdict(request))),
@@ -236,7 +257,35 @@ def _write_place(request: Request, reader: PlaceReader, folder: Path) -> None:
         **record,
         "attribution": [f"Contains modified Copernicus Sentinel data {request.year}", *attributions],
     }
-    _runtime.write_atomic(folder / "place.json", json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+    _write_layers(folder, request.title, request.season[0], grid, layers, codes[None], transform, whole)
+
+
+def _write_layers(
+    folder: Path,
+    title: str,
+    season: str,
+    grid: Grid,
+    layers: dict[str, NDArray[Any]],
+    codes: NDArray[np.uint8],
+    transform: Affine,
+    record: dict[str, Any],
+) -> None:
+    """Write the patches, the scene and, last, the record."""
+    shutil.rmtree(folder, ignore_errors=True)
+    season = f"ROIs0000_{season}"
+    corners = [(row, col) for row in range(0, grid.side, PATCH_PX) for col in range(0, grid.side, PATCH_PX)]
+    for number, (row, col) in enumerate(corners):
+        for kind, array in layers.items():
+            path = folder / season / f"{kind}_{title}" / f"{season}_{kind}_{title}_p{number}.tif"
+            window = array[:, row : row + PATCH_PX, col : col + PATCH_PX]
+            _write(path, window, grid.crs, part_transform(grid.transform, row, col))
+    scene = {"s2": layers["s2"]}
+    scene |= {"s1": layers["s1"]} if record["sentinel1"] is not None else {}
+    scene |= {"reference": layers["dfc"]} if "dfc" in layers else {}
+    for name, array in scene.items():
+        _write(folder / f"{name}.tif", array, grid.crs, grid.transform, compress="deflate")
+    _write(folder / "coarse.tif", codes, cells.SINUSOIDAL, transform, nodata=255)
+    _runtime.write_atomic(folder / "place.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def _write(path: Path, array: NDArray[Any], crs: str, transform: Affine, **options: Any) -> None:
