@@ -99,13 +99,17 @@ class Chapter(Experiment):
             raise ParameterError("place", found=str(number), expected=expected, do=do)
         return patches.read_patch(rows.iloc[number])
 
-    def provenance(self) -> Any:
-        """Return a table of what made this page: parameters, data, code, machine, time and memory."""
+    def provenance(self, root: Path | None = None) -> Any:
+        """
+        Return a table of what made this page: parameters, data, code, machine, time and memory.
+
+        *root* is the folder of the data if it is not one of the parameters.
+        """
         from IPython.display import HTML
 
         data = self.origin
         if "s2_path" not in self.parameters:  # a map of one scene does not depend on the sample
-            root = self.train_root if "train_root" in self.parameters else self.data_root
+            root = root or (self.train_root if "train_root" in self.parameters else self.data_root)
             data = f"{data}, digest {data_digest(root)[:16]}"
         seconds, memory = time.monotonic() - self.started, _runtime.peak_memory_mb()
         facts = {

@@ -43,6 +43,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "maps": ("profile", "seed", "s2_path", "s1_path", "coarse_path", "map_folder"),
     "fusion": ("profile", "seed", "data_root", "train_root", "checkpoint", "steps", "crop", "batch", "place"),
     "methods_compared": ("profile", "seed", "data_root", "train_root", "checkpoint", "steps", "crop", "batch"),
+    "your_place": ("profile", "seed", "data_root", "download", "lon", "lat", "year"),
     "reruns": ("profile", "seed"),
     "scaling_out": ("profile", "seed"),
     "reproduction": ("profile", "seed"),
@@ -81,6 +82,10 @@ class Settings(BaseModel):
     coarse_path: str = Field("", description="coarse map over that scene; empty: none, or the sample's")
     map_folder: str = Field("", description="folder for the map; empty: in the data folder")
     place: int = Field(0, ge=0, description="number of the patch that is shown")
+    download: bool = Field(False, description="whether to read the place from public servers")
+    lon: float = Field(11.5, ge=-180, le=180, description="longitude of a place, degrees")
+    lat: float = Field(48.3, ge=-80, le=84, description="latitude of a place, degrees")
+    year: int = Field(2021, ge=2016, le=2100, description="of the images and the MODIS label of a place")
 
 
 def read_profile(name: str) -> dict[str, Any]:

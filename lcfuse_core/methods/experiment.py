@@ -154,7 +154,7 @@ class Experiment:
     @property
     def on_sample(self) -> bool:
         """Whether all data are synthetic."""
-        return not any(self.parameters.get(name) for name in ("data_root", "train_root", "s2_path"))
+        return not any(self.parameters.get(name) for name in ("data_root", "train_root", "s2_path", "download"))
 
     @property
     def origin(self) -> str:

@@ -12,7 +12,7 @@ from stac_server import ASSETS, add_item, add_labels, add_radar, content, servin
 
 from lcfuse_core.data import cells, legends, patches, place_layers, stac
 from lcfuse_core.data.files import B10
-from lcfuse_core.data.places import SERVICES, Request, fetch_place, read_places, read_services
+from lcfuse_core.data.places import SERVICES, Request, fetch_place, read_places, read_services, sample_place
 from lcfuse_core.errors import DataError, FetchError, MissingDataError, ParameterError
 
 OLD = {"s2:processing_baseline": "02.14"}
@@ -399,3 +399,17 @@ def test_a_list_of_places(tmp_path):
     (tmp_path / "p.yaml").write_text("- {lon: 1, lat: 2}\n- {lon: 1, lat: 2}\n")
     with pytest.raises(DataError, match="twice"):
         read_places(tmp_path / "p.yaml")
+
+
+def test_the_synthetic_place_has_the_form_of_a_fetched_one(tmp_path):
+    folder = sample_place(tmp_path, seed=3)
+    found, report = patches.read_many(patches.index(folder))
+    assert len(found) == 4
+    assert report.repaired == report.skipped == []
+    assert json.loads((folder / "place.json").read_text())["synthetic"]
+    assert {path.name for path in folder.glob("*.tif")} == {"s1.tif", "s2.tif", "coarse.tif", "reference.tif"}
+    for patch in found:
+        ids, _ = cells.cell_ids(patch.transform, patch.crs, patch.lc[0].shape)
+        assert all(len(np.unique(patch.lc[0][ids == cell])) == 1 for cell in range(ids.max() + 1))
+    made = (folder / "s2.tif").stat().st_mtime_ns
+    assert (sample_place(tmp_path, seed=3) / "s2.tif").stat().st_mtime_ns == made
