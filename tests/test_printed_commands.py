@@ -1,0 +1,126 @@
+"""
+Each command that README, the book and the claims print is executed, on a miniature in the layout of the real data.
+
+Commands are collected from the texts, so a new one is covered. They run as printed, in a folder with data that were fetched
+from a local server; only what makes them long or needs other machines is replaced, see `runnable`.
+"""
+
+import re
+import shlex
+
+import mirror
+import nbformat
+import places
+import pytest
+import yaml
+
+import chapters
+from lcfuse_core import __main__ as shell
+from lcfuse_core.data.sample import world
+
+ELSEWHERE = {
+    "focal": "the example of CONTRIBUTING.md: tests/test_contributing.py",
+    "place ": "images from the network: tests/mapping/test_place.py",
+}
+"""Parts of commands that are executed by another test."""
+
+REPLACED = {
+    r" --cluster \S+": "",
+    r"/shared/packs": "data/packs",
+    r"/shared/": "",
+    r"seed 0\.\.[1-9]": "seed 0..0",
+    r"--seeds 0 1.*?(?= --|$)": "--seeds 0",
+    r"S2A_MSIL1C_\S+": "s2.tif",
+    r"MCD12Q1\.tif": "coarse.tif",
+    r"(s2|s1|coarse)_path …": r"\1_path \1.tif",
+}
+
+ADDED = {
+    "data": ["--manifest", "manifest.yaml"],
+    "train": ["-p", "steps", "2", "-p", "crop", "32", "-p", "batch", "2", "-p", "width", "4"],
+    "compare": ["--steps", "2", "--crop", "32", "--batch", "2"],
+    "run": ["--book", "book"],
+}
+"""Small sizes, the local server, and chapters cut after their set-up (as a whole they are executed by nbval)."""
+
+OPEN_DATA = """
+from pathlib import Path
+given = {name: value for name, value in here.parameters.items() if value and name.endswith(("_path", "_root"))}
+assert all(Path(value).exists() for value in given.values())
+assert "train_root" not in given or len(here.training_rows()[0])
+assert "data_root" not in given or len(here.rows)
+"""
+"""What follows the set-up of a cut chapter: paths are those of the caller's folder, and the data can be opened."""
+
+
+def printed():
+    """Command -> the files that print it."""
+    texts = [(path.name, path.read_text()) for path in (chapters.ROOT / "README.md", chapters.ROOT / "CONTRIBUTING.md")]
+    texts += [(path.name, path.read_text()) for path in sorted((chapters.ROOT / "book").glob("*.md"))]
+    for name in chapters.names():
+        cells = chapters.read(name).cells
+        texts += [(name, cell.source) for cell in cells if cell.cell_type == "markdown"]
+    claims = yaml.safe_load((chapters.ROOT / "book" / "claims.yaml").read_text())["claims"]
+    texts += [("claims.yaml", claim["command"]) for claim in claims if "command" in claim]
+    found = {}
+    for name, text in texts:
+        for command in re.findall(r"-m lcfuse_core ([^\n`#]+)", re.sub(r"\\\n\s*", " ", text)):
+            found.setdefault(" ".join(command.split()), []).append(name)
+    return {command: files for command, files in found.items() if not any(part in command for part in ELSEWHERE)}
+
+
+def runnable(command):
+    """The words of a command that runs here in seconds."""
+    for pattern, new in REPLACED.items():
+        command = re.sub(pattern, new, command)
+    words = shlex.split(command)
+    if words[0] == "compare" and "full" not in words:
+        words += ["--small", *([] if "--only" in words else ["--only", "MODIS label"])]
+    return words + ADDED.get(words[0], [])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder in which the miniature has been fetched and packed, with small files for maps and the cut chapters."""
+    top = tmp_path_factory.mktemp("miniature")
+    with mirror.serve(top, faults=False) as served, pytest.MonkeyPatch.context() as patched:
+        patched.chdir(top)
+        assert served.manifest == top / "manifest.yaml"
+        assert shell.main(["data", "fetch", "--profile", "colab", "--manifest", "manifest.yaml"]) == 0
+        assert shell.main(["data", "pack"]) == 0
+        s2, s1 = places.scene_arrays(64, 64)
+        for name, array in {"s2": s2, "s1": s1, "coarse": s2[:1].astype("uint8") % 17 + 1}.items():
+            places.write(top / f"{name}.tif", array)
+        places.network(top / "run" / "last.safetensors")
+        (top / "scenes.csv").write_text("name,s2,s1,coarse\none,s2.tif,s1.tif,coarse.tif\n")
+        (top / "book").mkdir()
+        for name in chapters.names():
+            book = chapters.read(name)
+            end = next(
+                n for n, cell in enumerate(book.cells) if "chapter.begin(" in cell.source and cell.cell_type == "code"
+            )
+            book.cells = [*book.cells[: end + 1], nbformat.v4.new_code_cell(OPEN_DATA)]
+            nbformat.write(book, top / "book" / f"{name}.ipynb")
+        yield top
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", printed())
+def test_a_printed_command_works(command, folder, monkeypatch, capsys):
+    """Its exit code is 0; that of `data status` is 1 where data are missing."""
+    data = folder / "_data"
+    data.mkdir(exist_ok=True)
+    if not (data / "world-0").exists():
+        (data / "world-0").symlink_to(world.sample_folder(0))
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("LCFUSE_DATA", str(data))
+    monkeypatch.setenv("LCFUSE_LEDGER", str(folder / "ledger.jsonl"))
+    if command.startswith("ledger"):
+        assert shell.main(["compare", "--small", "--seeds", "0", "--only", "MODIS label", "--out", "ledger.jsonl"]) == 0
+    code = shell.main(runnable(command))
+    assert code in ((0, 1) if command.startswith("data status") else (0,)), capsys.readouterr().err
+
+
+def test_commands_are_found_in_every_kind_of_text():
+    files = {file for files in printed().values() for file in files}
+    assert {"README.md", "run_it.md", "claims.yaml", "data_at_scale", "scaling_out"} <= files
