@@ -1,8 +1,8 @@
 """
 Each command that README, the book and the claims print is executed, on a miniature in the layout of the real data.
 
-Commands are collected from the texts, so a new one is covered. They run as printed, in a folder with data that were fetched
-from a local server; only what makes them long or needs other machines is replaced, see `runnable`.
+Commands are collected from the texts, so a new one is covered. They run as printed, in a folder with data that were
+fetched from a local server; only what makes them long or needs other machines is replaced, see `runnable`.
 """
 
 import re
@@ -32,6 +32,7 @@ REPLACED = {
     r"--seeds 0 1.*?(?= --|$)": "--seeds 0",
     r"S2A_MSIL1C_\S+": "s2.tif",
     r"MCD12Q1\.tif": "coarse.tif",
+    r"--checkpoint \S+": "--checkpoint run",
     r"(s2|s1|coarse)_path …": r"\1_path \1.tif",
 }
 

@@ -28,6 +28,7 @@ from lcfuse_core.data.identity import data_digest
 from lcfuse_core.errors import MissingDataError, ParameterError
 from lcfuse_core.methods.experiment import Experiment
 from lcfuse_core.scoring import protocol
+from lcfuse_core.training.distributed import describe_device
 
 
 def begin(name: str, namespace: MutableMapping[str, Any]) -> Chapter:
@@ -52,6 +53,8 @@ def begin(name: str, namespace: MutableMapping[str, Any]) -> Chapter:
     torch.manual_seed(values.get("seed", 0))
     chapter = Chapter(name, values, progress=_is_attended())
     images.use_book_style(chapter.origin if chapter.on_sample else "")
+    if chapter.progress:  # only for a person: stored outputs do not depend on the machine
+        print(f"Networks are {describe_device()}.")
     if not chapter.on_sample:
         print("Tables and figures are of your data; the text describes the synthetic sample.")
     return chapter
