@@ -1,9 +1,9 @@
 """
 Compare methods by their committed ledger lines over several seeds, and new scores with the committed ones.
 
-`shipped/methods.jsonl` has a line per method and seed, as `lcfuse_core compare` writes it. A seed stands for a sample
-world and for separate trainings. Methods are compared seed by seed, on the same data, because a difficult world is
-difficult for all of them.
+`shipped/methods.jsonl` has a line per method and seed, as `lcfuse_core compare` writes it: of a sample world and of a
+training on it. Methods are compared world by world, because a difficult world is difficult for all of them. Intervals
+are over worlds and regions (`intervals.hierarchical`), or over regions where there is one world.
 
     python -m lcfuse_core.scoring.compare NEW.jsonl [--committed FILE]
 
@@ -17,14 +17,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Mapping
-from functools import cache
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from scipy import special
 
 from lcfuse_core._runtime import SHIPPED, load_yaml
 from lcfuse_core.data.legends import DFC2020, SCORED
@@ -32,6 +31,7 @@ from lcfuse_core.errors import DataError, LcfuseError, MissingDataError
 from lcfuse_core.scoring import intervals, ledger, protocol
 from lcfuse_core.scoring.intervals import Interval
 from lcfuse_core.scoring.scores import N_CODES
+from lcfuse_core.scoring.spatial import CELL_PX
 
 BASELINE, OFFICIAL, SINGLE = "MODIS label", "DeepLabv3+, plain", "FCN, weighted"
 """The label as a map, the recipe of the contest's baseline, and the best of the small networks."""
@@ -89,6 +89,11 @@ more than one small network has to exceed it with every seed.
 """
 
 
+_REGIONAL = r"^scores\.regions\..*\.aa$"
+_RUN = ["parameters.method", "seeds.world", "seeds.training"]
+_UNKNOWN = Interval(float("nan"), float("nan"), float("nan"), 0)
+
+
 def recorded_methods(path: str | os.PathLike[str] | None = None) -> pd.DataFrame:
     """Read the newest line of each method and seed, of *path* or of the package, and the bounds on the same worlds."""
     path = path or SHIPPED / "methods.jsonl"
@@ -100,49 +105,54 @@ def recorded_methods(path: str | os.PathLike[str] | None = None) -> pd.DataFrame
     # One of the bounds is scored on other patches, those of the validation regions.
     same_patches = bounds["parameters.method"] != _BOUND_SAME_REGIONS
     bounds = bounds[bounds["hashes.evaluation"].isin(lines["hashes.evaluation"]) & same_patches]
-    both = pd.concat([lines, bounds], ignore_index=True)
-    return both.drop_duplicates(["parameters.method", "seeds.world", "seeds.training"], keep="last")
+    both = pd.concat([lines, bounds], ignore_index=True).drop_duplicates(_RUN, keep="last")
+    by_name = both["parameters.method"].str.contains("target region").map({True: "transductive", False: "inductive"})
+    return both.assign(regime=both["regime"].fillna(by_name) if "regime" in both else by_name)  # old lines have none
 
 
 def line(lines: pd.DataFrame, method: str, seed: int) -> pd.Series:
-    """Return the line of a method and seed without the fields that it lacks; empty if there is none."""
+    """Return the line of a method and world without the fields that it lacks; empty if there is none."""
     own = lines[(lines["parameters.method"] == method) & (lines["seeds.world"] == seed)]
     return own.iloc[-1].dropna() if len(own) else pd.Series(dtype=object)
 
 
 def by_seed(lines: pd.DataFrame, score: str = "aa") -> pd.DataFrame:
-    """Return a score in per cent: a row per method in the order of *lines*, a column per seed; NaN without a line."""
+    """Return a score in per cent: a row per method in the order of *lines*, a column per world; NaN without a line."""
     wide = 100 * ledger.by_seed(lines, f"scores.{score}")
     return wide.loc[lines["parameters.method"].unique()].rename_axis(index="method", columns="seed")
 
 
 def overview(lines: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
     """
-    Return one row per method, the best mean AA first.
+    Return one row per method, the best mean AA first; scores are means over seeds in per cent.
 
-    Columns: AA, its least and greatest value of the seeds, low and high (95 % over the regions of the method's first
-    seed), mIoU(8), OA, seeds, labels (the regime), train s (median). Scores are means over seeds in per cent.
+    Columns: AA (pooled over regions), low and high (95 % over worlds and regions), regional AA (the mean of the
+    regions' own), mIoU(8), OA, least and greatest AA of the worlds, seeds, cells per region (the evaluated area in
+    coarse cells), regime, labels, train s (median).
     """
-    aa = by_seed(lines)
-    rows = {}
+    aa, rows = by_seed(lines), {}
     for method, own in lines.groupby("parameters.method", sort=False):
-        values = aa.loc[str(method)].dropna()
-        counts = _region_counts(lines, str(method))
-        one = _UNKNOWN if counts is None else intervals.interval(counts, method="jackknife")
+        values, interval = aa.loc[str(method)].dropna(), _interval(lines, str(method))
+        regional = own.filter(regex=_REGIONAL)
+        n_regions = regional.notna().sum(axis=1).mean()
         rows[method] = {
             "AA": values.mean(),
-            "least": values.min(),
-            "greatest": values.max(),
-            "low": 100 * one.low,
-            "high": 100 * one.high,
+            "low": 100 * interval.low,
+            "high": 100 * interval.high,
+            "regional AA": 100 * regional.mean(axis=1).mean(),
             "mIoU(8)": 100 * own["scores.miou_8"].mean(),
             "OA": 100 * own["scores.oa"].mean(),
-            "seeds": len(values),
+            "least": values.min(),
+            "greatest": values.max(),
+            "seeds": len(own),
+            "cells per region": own["scores.n_pixels"].mean() / CELL_PX / n_regions if n_regions else np.nan,
+            "regime": " / ".join(own["regime"].unique()) if "regime" in own else "",
             "labels": " / ".join(own["label_regime"].unique()),
             "train s": own["cost.train_s"].median(),
         }
-    table = _rounded(pd.DataFrame.from_dict(rows, "index").rename_axis("method"), digits)
-    return table.sort_values("AA", ascending=False, kind="stable")
+    table = pd.DataFrame.from_dict(rows, "index").rename_axis("method")
+    table["cells per region"] = table["cells per region"].round()
+    return _rounded(table, digits).sort_values("AA", ascending=False, kind="stable")
 
 
 def recalls(lines: pd.DataFrame, digits: int = 0) -> pd.DataFrame:
@@ -154,12 +164,15 @@ def recalls(lines: pd.DataFrame, digits: int = 0) -> pd.DataFrame:
 
 def gains(lines: pd.DataFrame, steps: Iterable[Step] = ABLATION, digits: int = 1) -> pd.DataFrame:
     """
-    Return what each step adds to AA, in points, by pairs of one seed and one world; steps without a pair are left out.
+    Return what each step adds to AA, in points, by pairs on one world; steps without a pair are left out.
 
-    Columns: one per seed; mean, spread (standard deviation over the pairs; NaN for one pair), low and high (95 % over
-    regions, of the first pair), better ("4 of 5" seeds), and "exceeds spread": whether the mean gain does.
+    Columns: one per world; mean, spread (standard deviation over the worlds; NaN for one pair), low and high (95 % over
+    worlds and regions), regional (the mean gain in the mean of the regions' AA), better ("4 of 5" worlds), "exceeds
+    spread": whether the mean gain does, and "p, Holm": of a paired t-test over worlds, adjusted for the steps' number.
     """
-    aa, data, rows = by_seed(lines), ledger.by_seed(lines, "hashes.evaluation"), {}
+    aa, data, rows, p = by_seed(lines), ledger.by_seed(lines, "hashes.evaluation"), {}, []
+    regional = lines.filter(regex=_REGIONAL).mean(axis=1)
+    of_regions = by_seed(lines.assign(**{"scores.regional": regional}), "regional")
     for step in steps:
         if step.method not in data.index or step.over not in data.index:
             continue
@@ -167,24 +180,26 @@ def gains(lines: pd.DataFrame, steps: Iterable[Step] = ABLATION, digits: int = 1
         pairs = sorted(int(seed) for seed in data.columns[np.asarray((one == other) & one.notna(), bool)])
         if not pairs:
             continue
-        gain = aa.loc[step.method, pairs].astype(float) - aa.loc[step.over, pairs].astype(float)
-        counts, others = (_region_counts(lines, method, pairs[0]) for method in (step.method, step.over))
-        interval = _UNKNOWN
-        if counts is not None and others is not None and counts.shape == others.shape:
-            interval = intervals.difference(counts, others, method="jackknife")
+        gain = (aa.loc[step.method, pairs] - aa.loc[step.over, pairs]).astype(float)
+        interval = _interval(lines[lines["seeds.world"].isin(pairs)], step.method, step.over)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            t = gain.mean() / (gain.std() / np.sqrt(len(gain)))
+        p.append(2 * special.stdtr(len(gain) - 1, -abs(t)))
         rows[step.adds] = {
             **{f"seed {seed}": value for seed, value in gain.items()},
             "mean": gain.mean(),
             "spread": gain.std(),
             "low": 100 * interval.low,
             "high": 100 * interval.high,
+            "regional": (of_regions.loc[step.method, pairs] - of_regions.loc[step.over, pairs]).mean(),
             "better": f"{int(np.sum(gain.to_numpy() > 0))} of {len(gain)}",
             "exceeds spread": bool(gain.mean() > gain.std()),
         }
     table = pd.DataFrame.from_dict(rows, "index").rename_axis("step")
-    ends = ["mean", "spread", "low", "high", "better", "exceeds spread"]
+    ends = ["mean", "spread", "low", "high", "regional", "better", "exceeds spread"]
     seeds = sorted({name for name in table if name not in ends}, key=lambda name: int(str(name).split()[1]))
-    return _rounded(table.reindex(columns=[*seeds, *ends]), digits)
+    table = _rounded(table.reindex(columns=[*seeds, *ends]), digits)
+    return table.assign(**{"p, Holm": intervals.holm(p).round(4)})
 
 
 def _rounded(table: pd.DataFrame, digits: int) -> pd.DataFrame:
@@ -193,72 +208,71 @@ def _rounded(table: pd.DataFrame, digits: int) -> pd.DataFrame:
     return table.assign(**(table[floats].round(digits) + 0.0))
 
 
+def _interval(lines: pd.DataFrame, *methods: str) -> Interval:
+    """Return the interval of a method, or of the difference of two, from the runs that have counts of equal regions."""
+    own = _of_regions(lines, methods, r"^scores\.counts\.")
+    runs = [set(map(tuple, own.loc[own[_RUN[0]] == method, _RUN[1:]].to_numpy().tolist())) for method in methods]
+    by_world: dict[int, list[tuple[int, int]]] = {}
+    for world, training in sorted(set.intersection(*runs)) if len(own.columns) > len(_RUN) + 1 else ():
+        by_world.setdefault(world, []).append((world, training))
+    if not by_world:
+        return _UNKNOWN
+    n_trainings = min(map(len, by_world.values()))  # as many in each world
+    kept, found = [run for runs in by_world.values() for run in runs[:n_trainings]], own.set_index(_RUN)
+    shape = (len(by_world), n_trainings, -1, N_CODES, N_CODES)
+    one, *others = (np.array(found.loc[[(method, *run) for run in kept]].to_numpy().tolist()) for method in methods)
+    one, other = one.reshape(shape), others[0].reshape(shape) if others else None
+    if len(by_world) > 1:
+        return intervals.hierarchical(one, other)
+    if other is None:
+        return intervals.interval(one[0, 0], method="jackknife")
+    return intervals.difference(one[0, 0], other[0, 0], method="jackknife")
+
+
+def _of_regions(lines: pd.DataFrame, methods: Iterable[str], names: str) -> pd.DataFrame:
+    """Return the newest runs of some methods that have a value for each region, in columns that match *names*."""
+    own = lines[lines["parameters.method"].isin(list(methods))].drop_duplicates(_RUN, keep="last")
+    own = own[[*_RUN, *own.filter(regex=names)]].dropna(axis=1, how="all")
+    return own.dropna().sort_values(_RUN)
+
+
+def components(lines: pd.DataFrame, methods: Iterable[str], digits: int = 1) -> pd.DataFrame:
+    """
+    Return how much worlds, regions and trainings contribute to the AA of regions: standard deviations in points.
+
+    One row per method with `intervals.variance_components`; worlds with fewer trainings than others are left out. The
+    component of the training is unknown as long as each world has one.
+    """
+    rows = {}
+    for method in methods:
+        own = _of_regions(lines, [method], _REGIONAL)
+        n_trainings = own.groupby("seeds.world").size()
+        whole = n_trainings.index[n_trainings == n_trainings.max()]
+        aa = own[own["seeds.world"].isin(whole)].drop(columns=_RUN).to_numpy(float)
+        if len(whole) > 1 and aa.shape[1] > 1:
+            values = 100 * aa.reshape(len(whole), -1, aa.shape[1])
+            rows[method] = {"worlds": len(whole), "trainings": values.shape[1]} | intervals.variance_components(values)
+    return pd.DataFrame.from_dict(rows, "index").rename_axis("method").round(digits)
+
+
 def verdicts(
     lines: pd.DataFrame, requirements: Iterable[tuple[Any, ...]] = REQUIREMENTS, method: str = FUSION
 ) -> pd.DataFrame:
     """Return whether *method* meets each requirement (see `REQUIREMENTS`); "not recorded" if no seed has both lines."""
-    rows = {}
+    rows, aa = {}, by_seed(lines)
     for against, mean, *each in requirements:
-        found = gains(lines, [Step("", method, against)], digits=6)
-        asked = f"over {mean:g}" + "".join(f", {points:g} with each seed" for points in each)
-        row: dict[str, Any] = {"asked": asked, "mean": np.nan, "least": np.nan, "seeds": 0, "verdict": "not recorded"}
-        if len(found):
-            gain = found.filter(like="seed ").iloc[0]
-            row |= {"mean": gain.mean(), "least": gain.min(), "seeds": len(gain)}
-            met = gain.mean() > mean and all(gain.min() >= points for points in each)
-            row["verdict"] = "met" if met else "not met"
-        rows[against] = row
+        gain = pd.Series(dtype=float)
+        if {method, against} <= set(aa.index):
+            gain = (aa.loc[method] - aa.loc[against]).dropna()
+        met = gain.mean() > mean and all(gain.min() >= points for points in each)
+        rows[against] = {
+            "asked": f"over {mean:g}" + "".join(f", {points:g} with each seed" for points in each),
+            "mean": gain.mean(),
+            "least": gain.min(),
+            "seeds": len(gain),
+            "verdict": ("met" if met else "not met") if len(gain) else "not recorded",
+        }
     return pd.DataFrame.from_dict(rows, "index").rename_axis("against").round(1)
-
-
-_UNKNOWN = Interval(float("nan"), float("nan"), float("nan"), 0)
-
-
-def _region_counts(lines: pd.DataFrame, method: str, seed: int | None = None) -> NDArray[np.int64] | None:
-    """Return the counts of each region, int (n, 11, 11) by name, of a method's first seed or of *seed*, if known."""
-    own = lines[lines["parameters.method"] == method].sort_values("seeds.world")
-    own = own if seed is None else own[own["seeds.world"] == seed]
-    if own.empty:
-        return None
-    line = own.iloc[0].dropna()
-    counts = _counts(line) or _counts_from_recalls(line, lines)
-    return np.stack([counts[name] for name in sorted(counts)]) if counts else None
-
-
-def _counts(line: Mapping[Any, Any] | pd.Series) -> dict[str, NDArray[np.int64]]:
-    prefix = "scores.counts."
-    values = {str(name): value for name, value in line.items() if str(name).startswith(prefix)}
-    return {name.removeprefix(prefix): np.array(value, np.int64) for name, value in values.items()}
-
-
-def _counts_from_recalls(line: pd.Series, lines: pd.DataFrame) -> dict[str, NDArray[np.int64]]:
-    """
-    Return what AA takes for a line without counts: its recalls times the pixels that another line of the data has.
-
-    The class that a wrong pixel was mapped to is unknown, code 0.
-    """
-    for source in (lines, _committed_seeds()):
-        same = source["hashes.evaluation"] == line["hashes.evaluation"]
-        with_counts = source.loc[same, source.columns.str.startswith("scores.counts.")].dropna(how="all")
-        if len(with_counts):
-            in_reference = {name: counts.sum(axis=1) for name, counts in _counts(with_counts.iloc[0].dropna()).items()}
-            break
-    else:
-        return {}
-    found = {}
-    for region, n_pixels in in_reference.items():
-        counts = np.zeros((N_CODES, N_CODES), np.int64)
-        for code in SCORED:
-            recall = line.get(f"scores.regions.{region}.recall.{DFC2020.name_of(code)}", 0.0)
-            counts[code, code] = round(recall * n_pixels[code])
-            counts[code, 0] = n_pixels[code] - counts[code, code]
-        found[region] = counts
-    return found
-
-
-@cache
-def _committed_seeds() -> pd.DataFrame:
-    return protocol.recorded_seeds()
 
 
 def drift(new: Path, committed: Path = SHIPPED / "seeds.jsonl") -> pd.DataFrame:

@@ -1,11 +1,15 @@
 """Intervals over groups: by hand, against theory, and by their coverage in a simulation."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
+import hierarchical as simulation
 from lcfuse_core.errors import GridError, ParameterError
 from lcfuse_core.scoring import intervals
 from lcfuse_core.scoring.intervals import difference, interval, interval_table, over_pixels
@@ -120,3 +124,112 @@ def test_over_pixels_is_the_binomial_interval():
     half = 1.959964 * math.sqrt(0.6 * 0.4 / 200)
     found = over_pixels(scenes_of([80, 40]).sum(axis=0))
     assert (found.low, found.high) == pytest.approx((0.6 - half, 0.6 + half))
+
+
+def worlds_of(recalls, n_pixels=1000):
+    """Counts (worlds, trainings, regions, 11, 11) of forest alone, of which these proportions are right."""
+    right = np.round(np.asarray(recalls) * n_pixels).astype(int)
+    counts = np.zeros((*right.shape, 11, 11), np.int64)
+    counts[..., 1, 1], counts[..., 1, 10] = right, n_pixels - right
+    return counts
+
+
+def crossed_error(values):
+    """Standard error of the mean of values[world][region], by loops."""
+    n, m = len(values), len(values[0])
+    mean = sum(map(sum, values)) / (n * m)
+    rows = [sum(row) / m for row in values]
+    cols = [sum(row[j] for row in values) / n for j in range(m)]
+    of_rows = sum((row - mean) ** 2 for row in rows) / (n - 1) / n
+    of_cols = sum((col - mean) ** 2 for col in cols) / (m - 1) / m
+    both = sum((values[i][j] - rows[i] - cols[j] + mean) ** 2 for i in range(n) for j in range(m))
+    return math.sqrt(max(of_rows + of_cols - both / ((n - 1) * (m - 1) * n * m), of_rows, of_cols))
+
+
+def test_the_hierarchical_interval_is_that_of_loops_over_draws_worlds_and_regions():
+    """Two classes, so that AA of pooled regions is no mean; two trainings in a world are averaged."""
+    rng, draws = np.random.default_rng(1), 40
+    one, other = rng.integers(1, 90, (2, 3, 2, 4, 11, 11))
+    other[..., 2:] = one[..., 2:]
+    other[..., 0] = one.sum(-1) - other[..., 1:].sum(-1)
+
+    def score(side, world, training, regions):
+        return float(intervals.compute_score(sum(side[world, training, region] for region in regions), "aa"))
+
+    def parts(world, regions):
+        """The difference in a world, and the jackknife's pseudo-value of each region."""
+        whole, pseudo = 0.0, np.zeros(4)
+        for training in (0, 1):
+            for sign, side in ((0.5, one), (-0.5, other)):
+                own = score(side, world, training, regions)
+                whole += sign * own
+                for place in range(4):
+                    without = score(side, world, training, [r for i, r in enumerate(regions) if i != place])
+                    pseudo[place] += sign * (4 * own - 3 * without)
+        return whole, pseudo
+
+    whole, pseudo = zip(*(parts(world, range(4)) for world in range(3)), strict=True)
+    value, error = np.mean(whole), crossed_error([list(row) for row in pseudo])
+    rng = np.random.default_rng(7)
+    drawn_worlds, drawn_regions = rng.integers(0, 3, (draws, 3)), rng.integers(0, 4, (draws, 4))
+    away = []
+    for worlds, regions in zip(drawn_worlds, drawn_regions, strict=True):
+        whole, pseudo = zip(*(parts(world, regions) for world in worlds), strict=True)
+        away.append(abs(np.mean(whole) - value) / crossed_error([list(row) for row in pseudo]))
+    half = np.quantile(away, 0.95, method="higher") * error
+    found = intervals.hierarchical(one, other, draws=draws, seed=7)
+    assert found.value == pytest.approx(value)
+    assert (found.low, found.high) == pytest.approx((max(-1, value - half), min(1, value + half)))
+    assert found == intervals.hierarchical(one, other, draws=draws, seed=7)
+
+
+def test_equal_worlds_and_regions_have_an_interval_of_no_width():
+    alike = intervals.hierarchical(worlds_of(np.full((3, 1, 4), 0.7)), draws=49)
+    assert (alike.low, alike.value, alike.high) == pytest.approx((0.7, 0.7, 0.7))
+    better = worlds_of(np.random.default_rng(0).uniform(0.1, 0.8, (3, 1, 4)))
+    other = better.copy()
+    other[..., 1, 1] -= 50
+    other[..., 1, 10] += 50
+    gain = intervals.hierarchical(better, other, draws=49)
+    assert (gain.low, gain.high) == pytest.approx((0.05, 0.05)), "paired: the variance of worlds cancels"
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 4, 11, 11), (3, 1, 1, 11, 11), (3, 4, 11, 11), (3, 1, 4, 8, 8)])
+def test_one_world_or_one_region_has_no_hierarchical_interval(shape):
+    with pytest.raises(GridError, match="two worlds and two regions or more"):
+        intervals.hierarchical(np.ones(shape, int))
+
+
+@pytest.mark.parametrize("effects", [(0.5, 0.0, 0.1), (0.1, 0.5, 0.1), (0.1, 0.1, 0.5)])
+def test_the_hierarchical_interval_has_about_its_nominal_coverage(effects):
+    """Whichever effect is the largest; `benchmarks/hierarchical.py` measures it with more data sets."""
+    options = SimpleNamespace(sets=40, worlds=5, regions=6, draws=99, seed=0)
+    assert simulation.coverage(effects, options)["hierarchical"] >= 85
+
+
+@pytest.mark.parametrize("trainings", [1, 4])
+def test_planted_variance_components_are_recovered(trainings):
+    """Many worlds and regions; with one training, its variance is part of the others."""
+    planted = {"world": 3.0, "region": 2.0, "region in a world": 1.5, "training": 1.0, "rest": 0.5}
+    rng, (w, t, r) = np.random.default_rng(0), (300, trainings, 200)
+    shapes = [(w, 1, 1), (1, 1, r), (w, 1, r), (w, t, 1), (w, t, r)]
+    sizes = zip(planted.values(), shapes, strict=True)
+    values = sum(std * rng.standard_normal(shape) for std, shape in sizes)
+    found = intervals.variance_components(values)
+    if trainings == 1:
+        planted |= {"world": math.hypot(3, 1), "region in a world": math.hypot(1.5, 0.5)}
+        planted |= {"training": math.nan, "rest": math.nan}
+    assert found == pytest.approx(planted, rel=0.12, nan_ok=True)
+    assert intervals.variance_components(np.full((2, trainings, 2), 0.5))["world"] == 0
+
+
+@given(st.lists(st.floats(0, 1), max_size=8))
+def test_holm_is_its_definition(p):
+    """For each rank k the largest of (m - j + 1) p_(j) over j <= k, at most 1; NaN takes no part."""
+    adjusted = intervals.holm([math.nan, *p])
+    assert math.isnan(adjusted[0])
+    products = [min(1.0, (len(p) - rank) * value) for rank, value in enumerate(sorted(p))]
+    expected = [max(products[: rank + 1]) for rank in range(len(p))]
+    assert sorted(adjusted[1:]) == pytest.approx(expected)
+    by_p = sorted(zip(p, adjusted[1:], strict=True))
+    assert [own for _, own in by_p] == sorted(adjusted[1:])
