@@ -172,14 +172,14 @@ def _seeds(ax: Axes, table: pd.DataFrame) -> None:
 
 def show_overview(table: pd.DataFrame, seeds: pd.DataFrame) -> Figure:
     """
-    Draw the AA of each method: the mean, a tick per seed, and a pale bar for the interval over regions.
+    Draw the AA of each method: the mean, a tick per seed, and a pale bar for the interval.
 
-    *table* holds rows of `compare.overview`, *seeds* is `compare.by_seed`; each label regime has its own mark.
+    *table* holds rows of `compare.overview`, *seeds* is `compare.by_seed`; each pair of regimes has its own mark.
     """
     fig, ax = _rows(table.index, 1.3)
-    ax.hlines(range(len(table)), table["low"], table["high"], label="95 % over regions", **_SPREAD)
+    ax.hlines(range(len(table)), table["low"], table["high"], label="95 % over worlds and regions", **_SPREAD)
     _seeds(ax, seeds.loc[table.index])
-    _marks(ax, table["AA"], "mean, " + table["labels"])
+    _marks(ax, table["AA"], "mean, " + table["labels"] + ", " + table["regime"])
     ax.set_xlim(0, None)
     ax.set_xlabel("AA, per cent")
     fig.legend(loc="outside upper left", ncols=2)
@@ -187,10 +187,10 @@ def show_overview(table: pd.DataFrame, seeds: pd.DataFrame) -> Figure:
 
 
 def show_gains(table: pd.DataFrame) -> Figure:
-    """Draw what each step adds to AA, rows of `compare.gains`: the mean, a tick per seed, the interval over regions."""
+    """Draw what each step adds to AA, rows of `compare.gains`: the mean, a tick per seed, the interval."""
     fig, ax = _rows(table.index, 1.3)
     ax.axvline(0, **_ZERO)
-    ax.hlines(range(len(table)), table["low"], table["high"], label="95 % over regions, first seed", **_SPREAD)
+    ax.hlines(range(len(table)), table["low"], table["high"], label="95 % over worlds and regions", **_SPREAD)
     _seeds(ax, table.filter(like="seed "))
     _marks(
         ax,

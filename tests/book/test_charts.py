@@ -138,7 +138,7 @@ def test_reliability_is_drawn_where_there_are_pixels():
 def lines():
     """Two methods of two regimes, three seeds."""
     coarse = made({"a": (0.4, 0.5, 0.6)})
-    return table_of(coarse + made({"b": (0.5, 0.6, 0.7)}, regime="fine"))
+    return table_of(coarse + made({"b": (0.5, 0.6, 0.7)}, regime="fine")).assign(regime="inductive")
 
 
 def names(ax):
@@ -154,7 +154,7 @@ def test_the_overview_shows_mean_seeds_and_interval(lines):
     ticks = [line for line in ax.lines if line.get_marker() == "|" and len(line.get_xdata())]
     np.testing.assert_allclose(ticks[0].get_xdata(), compare.by_seed(lines).loc["b"])
     marks = {line.get_label(): line for line in ax.lines if line.get_label().startswith("mean")}
-    assert marks["mean, fine"].get_xdata()[0] == table.loc["b", "AA"]
+    assert marks["mean, fine, inductive"].get_xdata()[0] == table.loc["b", "AA"]
     assert len({mark.get_marker() for mark in marks.values()}) == 2  # a second cue beside colour
     assert ax.collections[0].get_segments()[0][:, 0].tolist() == table.loc["b", ["low", "high"]].tolist()
 

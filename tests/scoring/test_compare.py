@@ -1,16 +1,16 @@
 """Methods compared by pairs of one seed and one world, requirements, and drift against the committed scores."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import yaml
 from ledgers import made, table_of, write
+from scipy import stats
 
 from lcfuse_core import _runtime
 from lcfuse_core.data.legends import DFC2020, SCORED
 from lcfuse_core.errors import DataError, MissingDataError
 from lcfuse_core.methods.registry import BOUNDS, METHODS
-from lcfuse_core.scoring import compare, intervals, ledger
+from lcfuse_core.scoring import compare, intervals, ledger, spatial
 from lcfuse_core.scoring.compare import Step
 
 
@@ -28,7 +28,7 @@ def test_a_gain_is_a_pair_of_one_seed(lines):
     assert (steady["better"], bool(steady["exceeds spread"])) == ("3 of 3", True)
     assert steady["spread"] < 0.5 < 5 < shaky["spread"]
     assert (shaky["better"], bool(shaky["exceeds spread"])) == ("2 of 3", False)
-    assert steady["low"] <= steady["seed 0"] <= steady["high"]
+    assert steady["low"] <= steady["mean"] <= steady["high"]
 
 
 def test_lines_of_other_data_make_no_pair(lines):
@@ -46,38 +46,68 @@ def test_a_single_pair_has_no_spread_and_does_not_exceed_it():
     assert not found["exceeds spread"]
 
 
+def arrays_of(lines, method):
+    """Counts (worlds, 1, regions, 11, 11) of a method."""
+    own = lines[lines["parameters.method"] == method].sort_values("seeds.world")
+    return np.array(own.filter(regex=r"^scores\.counts\.").to_numpy().tolist())[:, None]
+
+
 def test_the_overview_has_a_row_a_method_best_first(lines):
-    """Means over seeds, the seeds' range, the median cost, and the interval of the first seed over its regions."""
+    """Means over seeds, pooled and regional, their range, and the interval over worlds and regions."""
     found = compare.overview(lines, digits=6)
     assert list(found.index) == ["c", "b", "a"]
-    aa = 100 * lines[lines["parameters.method"] == "b"]["scores.aa"]
-    row = found.loc["b"]
+    own = lines[lines["parameters.method"] == "b"]
+    aa, row = 100 * own["scores.aa"], found.loc["b"]
     assert row[["AA", "least", "greatest"]].tolist() == pytest.approx([aa.mean(), aa.min(), aa.max()])
     assert row[["seeds", "labels", "train s"]].tolist() == [3, "coarse only", 11]
-    groups = compare._region_counts(lines, "b")
-    one = intervals.interval(groups, method="jackknife")
+    one = intervals.hierarchical(arrays_of(lines, "b"))
     assert row[["low", "high"]].tolist() == pytest.approx([100 * one.low, 100 * one.high])
-    assert one.value == pytest.approx(float(aa.iloc[0]) / 100)
+    assert row["low"] < row["AA"] < row["high"]
+    assert row["regional AA"] == pytest.approx(100 * own.filter(regex=r"regions\..*\.aa$").to_numpy().mean())
+    assert row["cells per region"] == round(own["scores.n_pixels"].mean() / 4 / spatial.CELL_PX)
 
 
-def test_without_counts_the_interval_is_the_same():
-    """Recalls of the regions, and the pixels of classes that any line of the same data tells, are all that AA takes."""
-    methods = {"a": (0.4, 0.5, 0.6), "b": (0.5, 0.6, 0.7)}
-    whole, bare = made(methods), made(methods, with_counts=False)
-    mixed = table_of(
-        [one if one["parameters"]["method"] == "a" else other for one, other in zip(whole, bare, strict=True)]
-    )
-    expected, found = (compare.gains(lines, [Step("", "b", "a")], digits=9) for lines in (table_of(whole), mixed))
-    pd.testing.assert_frame_equal(expected, found)
-    counts = compare._region_counts(mixed, "b", 2)
-    np.testing.assert_array_equal(counts.sum(-1), compare._region_counts(table_of(whole), "b", 2).sum(-1))
+def test_the_interval_of_a_gain_is_paired_over_worlds_and_regions(lines):
+    found = compare.gains(lines, [Step("", "c", "a")], digits=6).iloc[0]
+    one = intervals.hierarchical(arrays_of(lines, "c"), arrays_of(lines, "a"))
+    assert found[["low", "high", "mean"]].tolist() == pytest.approx([100 * one.low, 100 * one.high, 100 * one.value])
+    own, other = (lines[lines["parameters.method"] == name].filter(regex=r"regions\..*\.aa$") for name in "ca")
+    assert found["regional"] == pytest.approx(100 * (own.to_numpy() - other.to_numpy()).mean())
 
 
-def test_without_any_counts_there_is_no_interval():
-    lines = table_of(made({"a": (0.4, 0.5, 0.6), "b": (0.5, 0.6, 0.7)}, with_counts=False))
-    assert compare.overview(lines)[["low", "high"]].isna().all(axis=None)
-    assert compare.gains(lines, [Step("", "b", "a")])[["low", "high"]].isna().all(axis=None)
-    assert compare._region_counts(lines, "unknown") is None
+def test_one_world_has_an_interval_over_its_regions_and_lines_without_counts_have_none():
+    lines = table_of(made({"a": (0.4,), "b": (0.5,)}, seeds=(0,)))
+    groups, others = (arrays_of(lines, name)[0, 0] for name in "ba")
+    one, gain = (
+        intervals.interval(groups, method="jackknife"), intervals.difference(groups, others, method="jackknife")
+    )  # fmt: skip
+    assert compare.overview(lines, 6).loc["b", "low"] == pytest.approx(100 * one.low, abs=1e-5)
+    assert compare.gains(lines, [Step("", "b", "a")], 6)["low"].item() == pytest.approx(100 * gain.low, abs=1e-5)
+    bare = table_of(made({"a": (0.4, 0.5, 0.6), "b": (0.5, 0.6, 0.7)}, with_counts=False))
+    assert compare.overview(bare)[["low", "high"]].isna().all(axis=None)
+    assert compare.gains(bare, [Step("", "b", "a")])[["low", "high"]].isna().all(axis=None)
+
+
+def test_p_values_are_those_of_a_paired_t_test_adjusted_by_holm(lines):
+    found = compare.gains(lines, [Step("steady", "b", "a"), Step("shaky", "c", "b")], digits=9)
+    worlds = found.filter(like="seed ").to_numpy()
+    expected = intervals.holm(stats.ttest_1samp(worlds, 0, axis=1).pvalue)
+    np.testing.assert_allclose(found["p, Holm"], expected, atol=1e-4)
+
+
+def test_several_trainings_in_a_world_are_averaged_and_their_variance_is_a_component():
+    """Two worlds with two trainings each; a third world with one training is left out of the components."""
+    entries = made({"a": (0.4, 0.5, 0.6)})
+    for world in (0, 1):
+        again = made({"a": (0.5, 0.6)}, seeds=(world,))
+        again[0]["seeds"] = {"world": world, "training": 7}
+        entries += again
+    lines = table_of(entries)
+    assert compare.by_seed(lines).loc["a", 0] == pytest.approx(100 * lines["scores.aa"].iloc[[0, 3]].mean())
+    found = compare.components(lines, ["a"], digits=6).loc["a"]
+    values = 100 * lines.iloc[[0, 3, 1, 4]].filter(regex=r"regions\..*\.aa$").to_numpy(float).reshape(2, 2, 4)
+    assert found.iloc[:2].tolist() == [2, 2]
+    assert found.iloc[2:].tolist() == pytest.approx(list(intervals.variance_components(values).values()), abs=1e-5)
 
 
 def test_recalls_are_means_over_seeds(lines):
@@ -137,6 +167,8 @@ def test_the_shipped_lines_are_synthetic_and_of_known_methods():
     assert compare._BOUND_SAME_REGIONS not in set(lines["parameters.method"])  # evaluated on other patches
     assert not lines.duplicated(["parameters.method", "seeds.world"]).any()
     assert set(lines["label_regime"]) <= set(ledger.LABEL_REGIMES)
+    for (method, regime), _ in lines.groupby(["parameters.method", "regime"]):
+        assert regime == (METHODS | BOUNDS)[method].regime, method
     assert len(compare.gains(lines))
 
 
