@@ -40,6 +40,7 @@ ADDED = {
     "data": ["--manifest", "manifest.yaml"],
     "train": ["-p", "steps", "2", "-p", "crop", "32", "-p", "batch", "2", "-p", "width", "4"],
     "compare": ["--steps", "2", "--crop", "32", "--batch", "2"],
+    "map": ["--steps", "2"],
     "run": ["--book", "book"],
 }
 """Small sizes, the local server, and chapters cut after their set-up (as a whole they are executed by nbval)."""
