@@ -18,7 +18,7 @@ from toys import toy_stack
 from lcfuse_core.errors import ParameterError, TrainingError
 from lcfuse_core.training import loop
 from lcfuse_core.training.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
-from lcfuse_core.training.distributed import Distributed, SharedBatchNorm, choose_device, joined
+from lcfuse_core.training.distributed import Distributed, SharedBatchNorm, choose_device, describe_device, joined
 from lcfuse_core.training.loop import train
 from lcfuse_core.training.plan import TrainPlan
 
@@ -262,3 +262,11 @@ def test_a_device_that_is_missing_is_refused():
         with pytest.raises(ParameterError, match="a GPU of this machine"):
             choose_device(name)
     assert choose_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("on_colab", [True, False])
+def test_the_device_is_described_with_advice_on_colab(monkeypatch, on_colab):
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "x") if on_colab else monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
+    found = describe_device("cpu", "bfloat16")
+    assert found.startswith("computed on the processor in bfloat16")
+    assert ("Change runtime type" in found) == on_colab

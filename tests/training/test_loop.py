@@ -122,6 +122,26 @@ def test_nan_stops_training_and_keeps_the_last_checkpoint(stack, tmp_path, monke
     assert all(tensor.isfinite().all() for tensor in kept.network.state_dict().values())
 
 
+@pytest.mark.parametrize(("overflows", "error"), [(2, ""), (99, "gradient norm")])
+def test_a_step_whose_gradient_overflows_in_float16_is_left_out(stack, monkeypatch, overflows, error):
+    """The scale of the loss is halved; a gradient that is never finite ends the training."""
+    calls, build = [], loop.build_loss
+
+    def build_steep(name, *known):
+        loss = build(name, *known)
+        return lambda logits, batch: loss(logits, batch) * (calls.append(0) or (1, 1e20)[len(calls) <= overflows])
+
+    monkeypatch.setattr(loop, "build_loss", build_steep)
+    plan = replace(TINY, precision="float16", steps=40, batch=1, report_every=40)
+    if error:
+        with pytest.raises(TrainingError, match=error):
+            train(stack, plan, progress=False)
+        assert len(calls) == 27
+    else:
+        run = train(stack, plan, progress=False)
+        assert all(tensor.isfinite().all() for tensor in run.network.state_dict().values())
+
+
 def test_nan_in_an_image_stops_training_at_once(tmp_path):
     """A stack with a NaN in S1, made by other means than read_patch, does not train."""
     stack = toy_stack(1, size=32)
@@ -218,9 +238,11 @@ def test_labels_that_hold_nothing_are_refused(stack):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_training_on_a_gpu(stack):
+@pytest.mark.parametrize("precision", ["auto", "float16"])
+def test_training_on_a_gpu(stack, precision):
     """The same loop, its result usable on the processor."""
-    run = train(stack, replace(TINY, device="cuda", batch=8, steps=60, learning_rate=0.02), progress=False)
+    plan = replace(TINY, device="cuda", batch=8, steps=60, learning_rate=0.02, precision=precision)
+    run = train(stack, plan, progress=False)
     unseen = toy_patch(1000)
     assert (classify(run, unseen) == igbp_to_dfc(unseen.lc[0])).mean() > 0.9
     on_gpu = predict(run, unseen)

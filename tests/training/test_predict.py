@@ -12,7 +12,16 @@ from lcfuse_core.data.source import turn
 from lcfuse_core.errors import DataError
 from lcfuse_core.training.loop import train
 from lcfuse_core.training.plan import TrainPlan
-from lcfuse_core.training.predict import classify, evaluate, predict, symmetries_of, tta_mean, turn_back
+from lcfuse_core.training.predict import (
+    classify,
+    compute_dtype,
+    evaluate,
+    loss_scaler,
+    predict,
+    symmetries_of,
+    tta_mean,
+    turn_back,
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +39,25 @@ def test_probabilities_are_probabilities(learnt):
     np.testing.assert_allclose(probabilities.sum(axis=0), 1, atol=1e-5)
     np.testing.assert_array_equal(probabilities, predict(learnt, (patch.s2, patch.s1)))
     np.testing.assert_array_equal(dfc_to_index(classify(learnt, patch)), probabilities.argmax(axis=0))
+
+
+@pytest.mark.parametrize(
+    ("device", "able", "dtype"),
+    [
+        ("cuda", True, torch.bfloat16),
+        ("cuda", False, torch.float16),
+        ("cpu", True, torch.bfloat16),
+        ("cpu", False, torch.float32),
+    ],
+)
+def test_the_precision_is_that_of_the_hardware(monkeypatch, device, able, dtype):
+    """A T4 has no bfloat16: float16, for which the loss is scaled. A choice in the plan is kept."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: able)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able}, raising=False)
+    assert compute_dtype("auto", torch.device(device)) is dtype
+    assert compute_dtype("float32", torch.device(device)) is torch.float32
+    if device == "cpu":
+        assert [loss_scaler(name, torch.device(device)).is_enabled() for name in ("float16", "auto")] == [True, False]
 
 
 def test_bfloat16_changes_little(learnt):
