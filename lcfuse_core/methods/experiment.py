@@ -417,4 +417,4 @@ def _on_device(run: Run) -> Run:
 
 def seconds(run: Run) -> float:
     """Return the duration of a training in seconds."""
-    return float(run.history[-1]["seconds"] or 0)
+    return float(run.history[-1]["seconds"] or 0) if run.history else 0.0
