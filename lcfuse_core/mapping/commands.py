@@ -19,8 +19,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lcfuse_core import _runtime
 from lcfuse_core.errors import DataError, MissingDataError, ParameterError
@@ -28,10 +29,7 @@ from lcfuse_core.errors import DataError, MissingDataError, ParameterError
 COLUMNS = ("name", "s2", "s1", "coarse", "clouds", "scl")
 """Columns of a list of scenes; only `name` and `s2` are required."""
 
-_TO_EACH_SCENE = (
-    "s2", "s1", "coarse", "clouds", "scl", "legend", "model", "adapt", "steps", "prior_power", "symmetries", "window",
-    "probabilities",
-)  # fmt: skip
+_NOT_OF_A_SCENE = ("command", "list", "out", "quiet", "demo", "jobs", "cluster")
 
 
 def add_parser(commands: Any) -> None:
@@ -97,44 +95,37 @@ def _map_one(options: argparse.Namespace) -> int:
     return 0
 
 
-class _Scene(NamedTuple):
-    """A row of a list: its name, and the arguments of the command that maps it."""
-
-    name: str
-    arguments: tuple[str, ...]
-    threads: int | None
-
-
 def _map_list(options: argparse.Namespace) -> int:
     """Map the scenes of a list; report the failures together and return 1 if there are any."""
-    threads = 1 if options.cluster or options.jobs > 1 else None
-    scenes = [_Scene(name, _arguments(options, name, row), threads) for name, row in _read_list(options.list).items()]
+    scenes = [(name, _arguments(options, name, row)) for name, row in _read_list(options.list).items()]
+    map_scene = partial(_map_apart, threads="1" if options.cluster or options.jobs > 1 else "")
     failures = {}
-    for scene, outcome in _runtime.map_parallel(_map_apart, scenes, jobs=options.jobs, cluster=options.cluster):
+    for (name, _), outcome in _runtime.map_parallel(map_scene, scenes, jobs=options.jobs, cluster=options.cluster):
         code, text = (1, str(outcome)) if isinstance(outcome, BaseException) else outcome
         if code:
-            failures[scene.name] = text
-        print(f"{scene.name}: {'failed' if code else text}", flush=True)
+            failures[name] = text
+        print(f"{name}: {'failed' if code else text}", flush=True)
     print(f"{len(scenes)} scenes: {len(scenes) - len(failures)} mapped, {len(failures)} failed")
     for name, text in failures.items():
         print(f"{name}: {text}", file=sys.stderr)
     return int(bool(failures))
 
 
-def _map_apart(scene: _Scene) -> tuple[int, str]:
+def _map_apart(scene: tuple[str, tuple[str, ...]], threads: str) -> tuple[int, str]:
     """
-    Map one scene in a process of its own; return its exit code and the line to report.
+    Map one scene, given by its name and the arguments, in a process of its own; return exit code and line to report.
 
     The process ends its work when the one that started it is killed, such as a worker of a cluster: a second process
     for the same folder then waits for it (`make_map` holds a lock) and finds the map.
     """
-    threads = {} if scene.threads is None else {"OMP_NUM_THREADS": str(scene.threads)}
-    command = [sys.executable, "-m", "lcfuse_core", "map", *scene.arguments]
+    _, arguments = scene
+    environment = ({"OMP_NUM_THREADS": threads} if threads else {}) | os.environ
+    command = [sys.executable, "-m", "lcfuse_core", "map", *arguments]
     with tempfile.TemporaryFile("w+") as output:  # a pipe would break if this process were killed
-        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=threads | os.environ, check=False)
+        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False)
         output.seek(0)
         lines = output.read().splitlines()
-    marked = [line for line in lines if line.startswith("error: " if done.returncode else scene.arguments[1])]
+    marked = [line for line in lines if line.startswith("error: " if done.returncode else arguments[1])]
     return done.returncode, (marked or lines or [f"exit code {done.returncode}"])[-1]
 
 
@@ -182,12 +173,11 @@ def _read_list(path: Path) -> dict[str, dict[str, Path]]:
 def _arguments(options: argparse.Namespace, name: str, row: dict[str, Path]) -> tuple[str, ...]:
     """Return the arguments that map one scene of a list; paths are absolute, for a worker in another folder."""
     words: list[object] = ["--out", (options.out / name).absolute(), "--quiet"]
-    for option in _TO_EACH_SCENE:
-        value = row.get(option, getattr(options, option))
+    for option, value in (vars(options) | row).items():
         if option == "legend" and Path(value).is_file():
             value = Path(value)
-        if value is not None and value is not False and value != []:
+        if option not in _NOT_OF_A_SCENE and value is not None and value is not False and value != []:
             values = [] if value is True else value if isinstance(value, list) else [value]
-            words += [f"--{option.replace('_', '-')}"]
+            words.append(f"--{option.replace('_', '-')}")
             words += [given.absolute() if isinstance(given, Path) else given for given in values]
     return tuple(map(str, words))

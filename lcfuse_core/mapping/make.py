@@ -169,7 +169,8 @@ def make_map(
         stack.enter_context(disk_errors(out))
         stack.enter_context(_runtime.lock(out / ".lock"))
         job = _Job(scene, coarse, members, plan, tiling)
-        made = _found(out, key, job.files)
+        files = [*scene.files, *([coarse.path] if coarse else [])]
+        made = _found(out, key, files)
         if made is not None:
             return made
         for repair in scene.repairs:
@@ -180,7 +181,7 @@ def make_map(
             job = replace(job, members=members)
         names = [name for name in LAYERS if name != "probabilities" or options.probabilities]
         record = {"key": key} | job.describe() | {"legend": coarse and legend.name}
-        return Made(out, job.write(out, names, record, progress))
+        return Made(out, job.write(out, names, record, files, progress))
 
 
 @dataclass(frozen=True)
@@ -192,10 +193,6 @@ class _Job:
     members: Sequence[Member]
     plan: FusionPlan
     tiling: Tiling
-
-    @property
-    def files(self) -> list[Path]:
-        return [*self.scene.files, *([self.coarse.path] if self.coarse else [])]
 
     def describe(self) -> dict[str, Any]:
         """Return the part of the record that is known beforehand; names of files are without their folders."""
@@ -218,7 +215,9 @@ class _Job:
             "windows": {name: getattr(self.tiling, name) for name in ("window", "overlap", "margin")},
         }
 
-    def write(self, out: Path, names: Sequence[str], record: dict[str, Any], progress: bool) -> dict[str, Any]:
+    def write(
+        self, out: Path, names: Sequence[str], record: dict[str, Any], inputs: Sequence[Path], progress: bool
+    ) -> dict[str, Any]:
         """Write all files of a map under temporary names, then rename all of them; return the completed record."""
         for part in (*out.glob(".part-*"), *out.glob(".*.part")):  # left by a process that was killed
             shutil.rmtree(part) if part.is_dir() else part.unlink()
@@ -227,7 +226,7 @@ class _Job:
             files = ["landcover.json", *(f"{name}.tif" for name in names), "landcover.tif.aux.xml"]
             parts = {name: stack.enter_context(_runtime.atomic_path(out / name)) for name in files}
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".part-", dir=out))
-            hashes = stack.enter_context(ThreadPoolExecutor(1)).submit(_hashes, self.files)
+            hashes = stack.enter_context(ThreadPoolExecutor(1)).submit(_hashes, inputs)
             raw = {name: Path(folder) / f"{name}.tif" for name in names}
             counts, crc = self._predict(raw, progress)
             strips_written = [self.tiling.finished(i) for i in range(len(self.tiling.rows))]

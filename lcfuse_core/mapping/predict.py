@@ -213,10 +213,6 @@ def map_scene(
     return result
 
 
-Strip = tuple[slice, dict[str, NDArray[np.uint8]]]
-"""Rows of a map, and their pixels (bands, h, W) in each of `write.LAYERS`."""
-
-
 def strips(
     scene: Scene,
     members: Sequence[Member],
@@ -226,9 +222,9 @@ def strips(
     coarse: CoarseMap | None = None,
     layers: Iterable[str] = LAYERS,
     progress: bool = False,
-) -> Generator[Strip]:
+) -> Generator[tuple[slice, dict[str, NDArray[np.uint8]]]]:
     """
-    Yield *layers* of the map of a scene in strips from north to south.
+    Yield strips of the map of a scene from north to south: their rows, and the pixels (bands, h, W) of *layers*.
 
     Threads read from *scene* until this generator has ended or is closed: close it before the scene.
     """

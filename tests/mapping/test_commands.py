@@ -102,8 +102,8 @@ def test_all_options_of_a_list_reach_each_scene(scenes, monkeypatch):
     given += " --coarse c.tif --s1 vv.tif vh.tif --prior-power 0.25 --window 96 --symmetries 4 --probabilities"
     commands = {}
 
-    def note(scene):
-        commands[scene.name] = vars(shell._parser().parse_args(["map", *scene.arguments]))
+    def note(scene, threads):
+        commands[scene[0]] = vars(shell._parser().parse_args(["map", *scene[1]]))
         return 0, "noted"
 
     monkeypatch.setattr("lcfuse_core.mapping.commands._map_apart", note)
