@@ -41,7 +41,6 @@ from lcfuse_core.data.manifest import (
 from lcfuse_core.data.transfer import PATIENT, Changed, OnOpen, Refused, Retry, get
 from lcfuse_core.errors import DataError, FetchError, LcfuseError
 
-_FIRST_BYTES = {"zip": b"PK", "tar.gz": b"\x1f\x8b"}
 _RESERVE = 10**9
 """Bytes of the disk that a file of unknown size leaves free, and by which it may exceed twice its estimate."""
 
@@ -210,8 +209,8 @@ class Fetcher:
             part.parent.mkdir(parents=True, exist_ok=True)
             with self._bar(item, at) as bar, open(part, "ab") as out:
                 for chunk in self._get(source, at, item, on_open):
-                    if out.tell() == 0:
-                        _check_first_bytes(item, chunk)
+                    if out.tell() == 0 and chunk.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
+                        raise Refused("a web page instead of the file")
                     out.write(chunk)
                     bar.update(len(chunk))
                 out.flush()
@@ -352,14 +351,6 @@ class _Reader:
 
 def _note_path(part: Path) -> Path:
     return part.with_suffix(".part-from")
-
-
-def _check_first_bytes(item: Item, chunk: bytes) -> None:
-    """Raise Refused if the first bytes cannot be those of the item."""
-    if chunk.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
-        raise Refused("a web page instead of the file")
-    if item.form in _FIRST_BYTES and len(chunk) > 1 and not chunk.startswith(_FIRST_BYTES[item.form]):
-        raise Refused(f"bytes that begin with {chunk[:8]!r}, which is not a {item.form}")
 
 
 def _how(item: Item, members: list[Member] | None) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -52,6 +52,7 @@ def _secure(url: str) -> str:
     return url
 
 
+_Value = TypeVar("_Value")
 Unknown = Literal["unknown"]
 Count = Annotated[int, Field(ge=0)] | Unknown
 RelativePath = Annotated[str, AfterValidator(_inside)]
@@ -64,7 +65,7 @@ class _Strict(BaseModel):
 
 
 class Licence(_Strict):
-    """Under what terms, where that was read, and when; the page itself has the last word."""
+    """Terms, where they were read, and when; the page itself has the last word."""
 
     name: str
     where: str
@@ -79,7 +80,7 @@ class Ftp(_Strict):
     url: Address
     user: str = "anonymous"
     password: str = ""
-    connections: int = Field(1, ge=1, le=16, description="that may be open to this host at a time")
+    connections: int = Field(1, ge=1, le=16)  # open to this host at a time
     note: str = ""
 
 
@@ -114,24 +115,12 @@ Source = Annotated[AnySource, Field(discriminator="kind")]
 
 
 class Kind(_Strict):
-    """
-    The files in an archive.
+    """The files in an archive: larger or more compressed ones are refused, since they could fill memory or disk."""
 
-    Parameters
-    ----------
-    bytes
-        Size of each file.
-    about
-        The same, rounded, where `bytes` is unknown.
-    at_most, ratio
-        A file of more bytes, or one that is compressed by more than this ratio, is refused: a hostile archive would
-        fill memory or disk.
-    """
-
-    bytes: Count
-    about: int | None = None
-    at_most: int = Field(ge=1)
-    ratio: int = Field(ge=2)
+    bytes: Count  # of each file
+    about: int | None = None  # the same, rounded, where `bytes` is unknown
+    at_most: int = Field(ge=1)  # bytes of a file
+    ratio: int = Field(ge=2)  # of unpacked to packed bytes
 
 
 class Dataset(_Strict):
@@ -143,7 +132,7 @@ class Dataset(_Strict):
     citation: str
     licence: Licence
     chapters: list[str]
-    about_bytes: list[int] = Field([], description="published size of all of it, from and to")
+    about_bytes: list[int] = []  # published size of all of it, from and to
     about_source: str = ""
     patches: Count = "unknown"
     kinds: dict[str, Kind] = {}
@@ -152,26 +141,17 @@ class Dataset(_Strict):
 
 
 class Unpack(_Strict):
-    """
-    What to take out of an archive, and where it goes.
+    """What to take out of an archive, and where it goes."""
 
-    into : folder under the data root
-    members : file names that are taken, with holes: `ROIs1158_spring_lc_{scene}_p{patch}.tif`; all `.tif` if absent
-    place : folder in *into*, of the same holes; absent: the member's own path
-    files : how many the whole archive holds
-    """
-
-    into: RelativePath
-    members: str | None = None
-    place: RelativePath | None = None
-    files: Count = "unknown"
+    into: RelativePath  # folder under the data root
+    members: str | None = None  # file names with holes, `ROIs1158_spring_lc_{scene}_p{patch}.tif`; None: all `.tif`
+    place: RelativePath | None = None  # folder in `into`, of the same holes; None: the member's own path
+    files: Count = "unknown"  # in the whole archive
     members_at_most: int = Field(200_000, ge=1)
 
     def destination(self, name: str, scenes: frozenset[str] = frozenset()) -> str | None:
         """
-        Where a member goes, under *into*; None when it is not wanted.
-
-        scenes : take these alone; empty: all
+        Return where a member goes, under `into`; None if it is not wanted. Without *scenes* all are.
 
         >>> Unpack(into="sen12ms", members="ROIs1_lc_{scene}_p{patch}.tif", place="lc_{scene}").destination(
         ...     "some/folder/ROIs1_lc_12_p3.tif", frozenset({"12"}))
@@ -195,10 +175,10 @@ class Item(_Strict):
     file: RelativePath | None
     kind: str | None = None
     size: Count
-    about: int | None = Field(None, description="size in bytes as somebody rounded it; where `size` is unknown")
+    about: int | None = None  # a rounded size in bytes, where `size` is unknown
     checksums: Checksums
     unpack: Unpack | None = None
-    sources: list[Source] | None = Field(None, description="instead of those of the data set")
+    sources: list[Source] | None = None  # instead of those of the data set
     defects: list[str] = []
 
     @property
@@ -208,15 +188,11 @@ class Item(_Strict):
 
 
 class Choice(_Strict):
-    """
-    An item of a subset. scenes : take these alone, with their number of patches; empty: the whole item.
-
-    stream : unpack while it comes in, and keep nothing but the scenes: for disks that cannot hold the archive
-    """
+    """An item of a subset."""
 
     item: str
-    scenes: dict[str, int] = {}
-    stream: bool = False
+    scenes: dict[str, int] = {}  # only these, with their number of patches; empty: the whole item
+    stream: bool = False  # keep only the scenes; unpack while the archive arrives if the disk cannot hold it
 
 
 class Subset(_Strict):
@@ -236,33 +212,27 @@ class Manifest(_Strict):
     subsets: dict[Literal["smoke", "colab", "full"], Subset]
 
     def item(self, name: str) -> Item:
-        """The item of that id. Raises ParameterError that lists all ids."""
-        for item in self.items:
-            if item.id == name:
-                return item
-        known = ", ".join(item.id for item in self.items)
-        raise ParameterError("item", found=repr(name), expected=f"one of {known}", do="Correct the id.")
+        """Return the item of that id. Raises ParameterError that lists all ids."""
+        return _named("item", name, {item.id: item for item in self.items})
 
     def subset(self, profile: str) -> Subset:
-        """The subset of a profile. Raises ParameterError that lists the profiles."""
-        for name, subset in self.subsets.items():
-            if name == profile:
-                return subset
-        known = ", ".join(self.subsets)
-        raise ParameterError("profile", found=repr(profile), expected=f"one of {known}", do="Choose one of them.")
+        """Return the subset of a profile. Raises ParameterError that lists the profiles."""
+        return _named("profile", profile, {str(key): subset for key, subset in self.subsets.items()})
 
     def dataset(self, item: Item) -> Dataset:
-        """The data set of an item."""
+        """Return the data set of an item."""
         return self.datasets[item.dataset]
 
     def sources(self, item: Item) -> list[AnySource]:
-        """Where to get an item, best first, with its file name filled in."""
+        """Return where to get an item, best first, with its file name filled in."""
         listed = self.dataset(item).sources if item.sources is None else item.sources
         return [_filled(source, item.file or "") for source in listed]
 
-    def profiles(self, item: Item) -> list[str]:
-        """The profiles that use an item."""
-        return [name for name, subset in self.subsets.items() if item.id in [c.item for c in subset.items]]
+
+def _named(what: str, name: str, known: dict[str, _Value]) -> _Value:
+    if name not in known:
+        raise ParameterError(what, found=repr(name), expected=f"one of {', '.join(known)}", do="Choose one of them.")
+    return known[name]
 
 
 def _filled(source: AnySource, file: str) -> AnySource:
@@ -273,7 +243,7 @@ def _filled(source: AnySource, file: str) -> AnySource:
 
 def read(path: Path | None = None) -> Manifest:
     """
-    The manifest: the package's own, or that of *path*.
+    Return the manifest: the package's own, or that of *path*.
 
     Raises MissingDataError without a file, DataError that names the field of the first mistake.
     """
@@ -302,11 +272,11 @@ def parse(text: str | bytes, where: str = "manifest") -> Manifest:
     return manifest
 
 
-Location = tuple[str | int, ...]
+_Location = tuple[str | int, ...]
 """The way to a field: ("items", 3, "checksums")."""
 
 
-def _mistake(where: str, values: Any, loc: Location, found: str, expected: str) -> DataError:
+def _mistake(where: str, values: Any, loc: _Location, found: str, expected: str) -> DataError:
     """An error that names the field as a person would write it, and the id of its item."""
     path: list[str] = []
     at: Any = values
@@ -315,36 +285,31 @@ def _mistake(where: str, values: Any, loc: Location, found: str, expected: str) 
         if (isinstance(at, dict) and part in at) or (isinstance(at, list) and isinstance(part, int)):
             path.append(str(part))
             at = at[part]  # type: ignore[index]
-            name = at["id"] if isinstance(at, dict) and isinstance(at.get("id"), str) else name
+            name = f" (item {at['id']})" if isinstance(at, dict) and isinstance(at.get("id"), str) else name
         elif part == loc[-1] and isinstance(at, dict):
             path.append(str(part))  # a field that is missing
-    field = (".".join(path) or "the file") + (f" (item {name})" if name else "")
-    expected = expected[:1].lower() + expected[1:]
+    field, expected = (".".join(path) or "the file") + name, expected[:1].lower() + expected[1:]
     return DataError(f"{where}: {field}", found=found, expected=expected, do="Correct the field.")
 
 
-def _contradictions(manifest: Manifest) -> Iterator[tuple[Location, str, str]]:
-    """What types cannot tell: names that lead nowhere, ids given twice."""
-    ids: list[str] = []
+def _contradictions(manifest: Manifest) -> Iterator[tuple[_Location, str, str]]:
+    """What types cannot show: names that lead nowhere, ids and files given twice."""
+    ids, files = [item.id for item in manifest.items], [item.file for item in manifest.items]
     for n, item in enumerate(manifest.items):
-        if item.id in ids:
-            yield ("items", n, "id"), repr(item.id), "an id of its own"
-        ids.append(item.id)
         if item.dataset not in manifest.datasets:
             yield ("items", n, "dataset"), repr(item.dataset), f"one of {', '.join(manifest.datasets)}"
             continue
-        dataset = manifest.dataset(item)
-        if item.kind is not None and item.kind not in dataset.kinds:
-            yield ("items", n, "kind"), repr(item.kind), f"one of {', '.join(dataset.kinds)}"
-        if item.unpack is not None and item.form == "plain":
-            yield ("items", n, "unpack"), repr(item.file), "an archive: .zip or .tar.gz"
-        if item.unpack is not None and item.kind is None:
-            yield ("items", n, "unpack"), "no kind", "a kind beside it, which limits what is unpacked"
-        if not manifest.sources(item):
-            yield ("items", n, "sources"), "none", "at least one, here or in the data set"
-    for n, item in enumerate(manifest.items):
-        if item.file and item.file in [other.file for other in manifest.items[:n]]:
-            yield ("items", n, "file"), repr(item.file), "a file name of its own"
+        kinds = manifest.dataset(item).kinds
+        for is_wrong, field, found, expected in (
+            (item.id in ids[:n], "id", repr(item.id), "an id of its own"),
+            (item.kind not in (None, *kinds), "kind", repr(item.kind), f"one of {', '.join(kinds)}"),
+            (item.unpack and item.form == "plain", "unpack", repr(item.file), "an archive: .zip or .tar.gz"),
+            (item.unpack and item.kind is None, "unpack", "no kind", "a kind, which limits what is unpacked"),
+            (not manifest.sources(item), "sources", "none", "at least one, here or in the data set"),
+            (item.file and item.file in files[:n], "file", repr(item.file), "a file name of its own"),
+        ):
+            if is_wrong:
+                yield ("items", n, field), found, expected
     for name, subset in manifest.subsets.items():
         for n, choice in enumerate(subset.items):
             if choice.item not in ids:
@@ -371,12 +336,8 @@ class Sizes:
     unknown: tuple[str, ...] = ()
 
     def __add__(self, other: Sizes) -> Sizes:
-        return Sizes(
-            self.exact + other.exact,
-            self.about + other.about,
-            self.estimate + other.estimate,
-            self.unknown + other.unknown,
-        )
+        sums = self.exact + other.exact, self.about + other.about, self.estimate + other.estimate
+        return Sizes(*sums, self.unknown + other.unknown)
 
     @property
     def total(self) -> int:

@@ -50,33 +50,17 @@ class Changed(Exception):
 
 @dataclass(frozen=True)
 class Retry:
-    """
-    When to give up a source.
+    """When to give up a source."""
 
-    Parameters
-    ----------
-    stall_s : float
-        Seconds for opening a connection, and seconds without new bytes, after which it is given up.
-    tries : int
-        Connections in a row that bring nothing new.
-    pause_s, longest_s : float
-        Pause before the next connection, which doubles each time, and its limit.
-    grace_s, rate : float
-        The whole transfer may take *grace_s* seconds, and one more for every *rate* bytes received.
-    """
-
-    stall_s: float = 30.0
-    tries: int = 6
-    pause_s: float = 1.0
-    longest_s: float = 60.0
-    grace_s: float = 1800.0
+    stall_s: float = 30.0  # seconds to open a connection, and seconds almost without bytes
+    tries: int = 6  # connections in a row that bring nothing
+    pause_s: float = 1.0  # before the next connection; doubles each time
+    longest_s: float = 60.0  # the longest pause
+    grace_s: float = 1800.0  # the whole transfer may take this, and one second more per `rate` bytes
     rate: float = 20_000.0
 
 
 PATIENT = Retry()
-
-OnOpen = Callable[[int | None, str], object]
-"""Receives the total size (or None) and the version tag of a connection."""
 
 
 class _Body(NamedTuple):
@@ -84,6 +68,10 @@ class _Body(NamedTuple):
     total: int | None  # bytes of the whole file, if stated
     tag: str = ""  # of this version of the file
     chunks: Iterator[bytes] = iter(())
+
+
+OnOpen = Callable[[int | None, str], object]
+"""Receives the total size (or None) and the version tag of a connection."""
 
 
 def get(
@@ -99,31 +87,12 @@ def get(
     """
     Yield the bytes of a file from *start* on, over as many connections as necessary.
 
-    Parameters
-    ----------
-    source : Ftp or Https
-        Address; HTTP by `Range` requests, FTP by `REST`.
-    start : int
-        First byte.
-    size : int, optional
-        Bytes of the whole file, if known.
-    most : int, optional
-        Bytes of the whole file that are not exceeded where neither *size* nor the server states them.
-    retry : Retry
-        When to give up.
-    stop : threading.Event, optional
-        Ends the transfer at once when it is set.
-    on_open : callable
-        Receives the total size (or None) and the version tag of each connection; may raise.
+    HTTP is continued by `Range` requests, FTP by `REST`. *size* is that of the whole file, if it is known; *most* the
+    limit where nobody states a size. *stop* ends the transfer at once. *on_open* receives the total size (or None) and
+    the version tag of each connection, and may raise.
 
-    Raises
-    ------
-    Refused
-        If the source does not or cannot send the file within the limits.
-    Changed
-        If it sends another version of the file than before.
-    FetchError
-        After *stop*.
+    Raises Refused if the source does not send the file within the limits, Changed if the bytes are not those of the
+    file that was begun, FetchError after *stop*.
     """
     stop = stop or threading.Event()
     best, fails, at, total, tag = start, 0, start, size, ""
@@ -184,10 +153,6 @@ class _Watch:
         self.thread.join()
         for each in self.sockets:
             each.close()
-
-    def connect(self, *args: Any, **options: Any) -> socket.socket:
-        """Open a connection as `socket.create_connection` does."""
-        return self.add(socket.create_connection(*args, **options))
 
     def add(self, made: socket.socket) -> socket.socket:
         """Watch a socket. A duplicate is kept, because TLS moves the original into another object."""
@@ -265,7 +230,7 @@ class _Watched(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
     def do_open(self, http_class: Any, req: Any, **options: Any) -> Any:
         def connection(*args: Any, **more: Any) -> Any:
             made = http_class(*args, **more)
-            made._create_connection = self.watch.connect
+            made._create_connection = lambda *where, **how: self.watch.add(socket.create_connection(*where, **how))
             return made
 
         return super().do_open(connection, req, **options)
