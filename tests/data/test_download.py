@@ -13,9 +13,9 @@ import tracemalloc
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import SimpleNamespace
 
+import faults
 import pytest
 from servers import FAULTS, FTP_FAULTS, FTPServer, HTTPServer
 from worlds import UNPACK, item, make_zip, manifest, md5, pack, toy_files
@@ -619,58 +619,29 @@ def test_a_flipped_bit_in_one_archive_stops_no_other_and_is_repaired(known, http
     assert fetched.provenance(root / "first") == fetched.VERIFIED
 
 
-class Injected:
-    """Fails the n-th write, fsync or rename of a fetch, and all later ones of that kind."""
+class FetchJob(faults.Job):
+    """Fetch one archive; the final names are those of the archive and of its files."""
 
-    def __init__(self, monkeypatch, kind, n):
-        self.left = n
-        if kind != "write":
-            monkeypatch.setattr(os, kind, self.fail(getattr(os, kind)))
-            return
-
-        def opened(path, mode="r", **options):
-            file = open(path, mode, **options)  # noqa: SIM115
-            if "r" not in mode:
-                file.write = self.fail(file.write)
-            return file
-
-        for module in (archives, download):
-            monkeypatch.setattr(module, "open", opened, raising=False)
-        monkeypatch.setattr(Path, "write_bytes", self.fail(Path.write_bytes))
-
-    def fail(self, real):
-        """The function *real*, which fails after some calls."""
-
-        def call(*arguments, **options):
-            self.left -= 1
-            if self.left < 0:
-                raise OSError(28, "No space left on device")
-            return real(*arguments, **options)
-
-        return call
+    def results(self, folder):
+        """Path -> content."""
+        whole = [path for path in folder.glob("data/downloads/toys.*") if "part" not in path.name]
+        return unpacked(folder / "data") | {path.name: path.read_bytes() for path in whole}
 
 
 @pytest.mark.parametrize("form", ["zip", "tar.gz"])
-@pytest.mark.parametrize("kind", ["write", "fsync", "replace"])
-def test_every_nth_write_fsync_or_rename_may_fail(kind, form, http, root, monkeypatch):
+def test_every_nth_write_fsync_or_rename_may_fail(form, http, tmp_path):
     """Whichever it is, no wrong file has a final name, and the next run finishes."""
-    files = toy_files(patches=2, size=200)
-    content = pack(files, form)
+    content = pack(toy_files(patches=2, size=6000), form)
     http.script.serve(f"/n.{form}", content)
     book = manifest(item(form, [http.source(f"n.{form}")], md5(content)))
-    for n in range(50):
-        with monkeypatch.context() as patch:
-            injected = Injected(patch, kind, n)
-            outcome = run(book, root / str(n))[0]
-        assert outcome.is_good == (injected.left >= 0)
-        found = unpacked(root / str(n))
-        assert found.items() <= files.items()
-        assert run(book, root / str(n))[0].is_good
-        assert unpacked(root / str(n)) == files
-        if injected.left >= 0:
-            assert n > 2
-            return
-    pytest.fail("no run without a failure")
+
+    def fetch(folder):
+        [outcome] = run(book, folder / "data")
+        if not outcome.is_good:
+            raise FetchError(folder, found=outcome.said, expected="all of it", do="")
+
+    failures = faults.check(FetchJob(fetch), tmp_path)
+    assert min(failures["fsync"], failures["rename"], failures["file limit"]) > 0
 
 
 # What is here ------------------------------------------------------------------------------------
