@@ -20,6 +20,7 @@ from lcfuse_core.data.sample import world
 
 ELSEWHERE = {
     "focal": "the example of CONTRIBUTING.md: tests/test_contributing.py",
+    "MODIS label, filled": "the method that the reader adds in chapter methods_compared",
     "place ": "images from the network: tests/mapping/test_place.py",
 }
 """Parts of commands that are executed by another test."""
