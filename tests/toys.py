@@ -1,6 +1,9 @@
 """Tiny made-up patches, whose labels can be read off their pixels, for the tests of what learns."""
 
+from copy import copy
+
 import numpy as np
+import torch
 
 from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.source import PatchStack
@@ -25,3 +28,11 @@ def toy_patch(seed: int, size: int = 64, n_classes: int = 4) -> Patch:
 def toy_stack(n: int = 4, **size: int) -> PatchStack:
     """A stack of *n* toy patches with MODIS labels."""
     return PatchStack([toy_patch(seed, **size) for seed in range(n)], "modis")
+
+
+def relabelled(stack: PatchStack, labels) -> PatchStack:
+    """The same images and cells with other labels, uint8 (N, H, W)."""
+    other = copy(stack)
+    other.labels = torch.as_tensor(labels)
+    assert (other.labels.shape, other.labels.dtype) == (stack.labels.shape, torch.uint8)
+    return other

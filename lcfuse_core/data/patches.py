@@ -28,7 +28,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from lcfuse_core._runtime import SHIPPED, load_yaml
-from lcfuse_core.data.files import KINDS, Layer, join_layers, read_layer
+from lcfuse_core.data.files import KINDS, join_layers, read_layer
 from lcfuse_core.data.files import Patch as Patch  # where a reader looks for it
 from lcfuse_core.data.packed import STORED, open_scene, packed_paths
 from lcfuse_core.errors import DataError, LcfuseError, MissingDataError, ParameterError
@@ -50,6 +50,12 @@ class Report:
         head = f"{self.n_read} patches read ({len(self.repaired)} of them repaired), {len(self.skipped)} skipped"
         lines = [f"  repaired {name}: {what}" for name, what in self.repaired]
         return "\n".join([head, *lines, *(f"  skipped {name}: {why}" for name, why in self.skipped)])
+
+    def add(self, other: Report) -> None:
+        """Add the results of another part of the patches."""
+        self.n_read += other.n_read
+        self.repaired += other.repaired
+        self.skipped += other.skipped
 
     def check(self) -> None:
         """Raise DataError if not a single patch was read."""
@@ -93,7 +99,10 @@ def index(root: str | os.PathLike[str]) -> pd.DataFrame:
     for path in map(str, packed_paths(root)):
         scene = open_scene(path)
         kinds = {kind: path for kind, layers in STORED.items() if set(layers) <= set(scene.layers)}
-        found |= {_key(name): kinds for name in scene.names}
+        for name in scene.names:
+            roi, season, rest = name.split("_", 2)
+            scene_name, patch = rest.rsplit("_p", 1)
+            found[f"{roi}_{season}", scene_name, int(patch)] = kinds
     if not found:
         expected = "SEN12MS or DFC2020 files, such as ROIs1158_spring_s2_124_p100.tif"
         do = "Check the folder, unpack the archives, or make the sample world."
@@ -106,33 +115,20 @@ def index(root: str | os.PathLike[str]) -> pd.DataFrame:
     return table
 
 
-def _key(name: str) -> tuple[str, str, int]:
-    """
-    Return season, scene and number of a patch.
-
-    >>> _key("ROIs0000_autumn_CapeTown_p7")
-    ('ROIs0000_autumn', 'CapeTown', 7)
-    """
-    season, scene, number = re.fullmatch(r"(ROIs\d+_[a-z]+)_(\w+)_p(\d+)", name).groups()  # type: ignore[union-attr]
-    return season, scene, int(number)
-
-
 def _tif_files(root: Path) -> Iterator[str]:
     """Yield the paths of all TIFF files under *root*, sorted, without the litter of archives made on a Mac."""
+
+    def refuse(error: OSError) -> None:  # where os.walk would silently skip a folder
+        found, do = f"a folder that cannot be listed ({error.strerror})", "Check its permissions and the disk."
+        raise MissingDataError(str(error.filename), found=found, expected="a readable folder", do=do) from None
+
     if not root.is_dir():
         raise MissingDataError(root, found="no such folder", expected="a data folder", do="Check the path.")
-    for folder, folders, files in os.walk(root, onerror=_refuse_folder):
+    for folder, folders, files in os.walk(root, onerror=refuse):
         folders[:] = sorted(name for name in folders if name != "__MACOSX" and not name.startswith("."))
         for name in sorted(files):
             if name.lower().endswith((".tif", ".tiff")) and not name.startswith("."):
                 yield os.path.join(folder, name)
-
-
-def _refuse_folder(error: OSError) -> None:
-    """Raise MissingDataError where os.walk would silently skip a folder."""
-    found = f"a folder that cannot be listed ({error.strerror})"
-    do = "Check its permissions and the disk."
-    raise MissingDataError(str(error.filename), found=found, expected="a readable folder", do=do) from None
 
 
 def _regions(root: Path) -> dict[str, dict[str, str]]:
@@ -173,7 +169,7 @@ def patch_name(row: Any) -> str:
 
 
 def _names(table: pd.DataFrame) -> pd.Series:
-    return pd.Series([patch_name(row) for row in table.itertuples()], index=table.index, dtype=object)
+    return pd.Series(list(map(patch_name, table.itertuples())), index=table.index, dtype=object)
 
 
 def complete(table: pd.DataFrame, need: Iterable[str] = _TRAINING_KINDS) -> pd.DataFrame:
@@ -210,9 +206,8 @@ def with_truth(table: pd.DataFrame, truth_root: str | os.PathLike[str]) -> pd.Da
     filled["dfc"] = pd.Series([files.get(key) for key in keys], index=table.index, dtype=object)
     if filled["dfc"].isna().all():
         found, expected = "no dfc file of any patch in the index", "truth of the same seasons, scenes and patches"
-        raise MissingDataError(
-            truth_root, found=found, expected=expected, do="Check that both folders belong together."
-        )
+        do = "Check that both folders belong together."
+        raise MissingDataError(truth_root, found=found, expected=expected, do=do)
     return filled
 
 
@@ -252,11 +247,11 @@ def read_patch(row: Any, need: Iterable[str] | None = None) -> Patch:
         do = f"Fetch the {missing} file of this patch, or leave it out (patches.complete)."
         raise MissingDataError(name, found=found, expected=f"{missing} beside it", do=do)
     paths = {kind: available[kind] for kind in KINDS if kind in wanted}
-    return join_layers(name, paths, {kind: _layer(name, kind, path) for kind, path in paths.items()})
-
-
-def _layer(name: str, kind: str, path: str) -> Layer:
-    return open_scene(path).layer(name, kind) if is_packed(path) else read_layer(path, kind)
+    layers = {
+        kind: open_scene(path).layer(name, kind) if is_packed(path) else read_layer(path, kind)
+        for kind, path in paths.items()
+    }
+    return join_layers(name, paths, layers)
 
 
 def is_packed(path: str) -> bool:
@@ -298,9 +293,7 @@ def inspect(table: pd.DataFrame, *, workers: int = 1, progress: bool = False) ->
     with ExitStack() as stack:
         run = map if workers == 1 else stack.enter_context(ProcessPoolExecutor(workers)).map
         for part in tqdm(run(_inspect, parts), total=len(parts), unit="64 patches", disable=not progress):
-            report.n_read += part.n_read
-            report.repaired += part.repaired
-            report.skipped += part.skipped
+            report.add(part)
     return report
 
 
@@ -334,10 +327,9 @@ def sen12ms() -> Official:
 def usable(table: pd.DataFrame, need: Iterable[str] = _TRAINING_KINDS) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the complete rows of an index without the published defects, and what was left out as in `incomplete`."""
     need = list(need)
-    whole = complete(table, need)
-    names, defects = _names(whole), sen12ms().defects
-    is_bad = names.isin(defects)
-    reasons = [(name, f"published damaged: {defects[name]}") for name in names[is_bad]]
+    whole, defects = complete(table, need), sen12ms().defects
+    is_bad = _names(whole).isin(defects)
+    reasons = [(name, f"published damaged: {defects[name]}") for name in _names(whole[is_bad])]
     left_out = pd.concat([incomplete(table, need), pd.DataFrame(reasons, columns=["what", "reason"])])
     return whole[~is_bad].reset_index(drop=True), left_out.reset_index(drop=True)
 
@@ -361,10 +353,8 @@ def read_official_lists(folder: str | os.PathLike[str]) -> pd.DataFrame | None:
         rows += [(name, f"{season}_{scene}", f"{season}_{scene}_p{patch}") for season, scene, patch in sorted(names)]
     lists = pd.DataFrame(rows, columns=["list", "scene_id", "name"])
     is_test = lists["list"] == "test"
-    strays = set(lists["scene_id"][is_test]) ^ set(facts.hold_out) | set(lists["scene_id"][~is_test]) & set(
-        facts.hold_out
-    )
-    if strays:
+    held_out = set(facts.hold_out)
+    if strays := set(lists["scene_id"][is_test]) ^ held_out | set(lists["scene_id"][~is_test]) & held_out:
         found = f"{', '.join(sorted(strays)[:3])} in the wrong list"
         raise DataError(folder, found=found, expected="the official hold-out scenes", do="Fetch both lists again.")
     return lists
@@ -379,9 +369,9 @@ def scene_status(
     need: Iterable[str] = _TRAINING_KINDS,
 ) -> pd.DataFrame:
     """
-    Count the patches of each scene of an index, and of the scenes in *wanted*, by their state.
+    Count the patches of each scene of an index, of *wanted* and of the official *lists*, by their state.
 
-    With the official *lists* every published scene has a row. Damaged patches are those of the *report* of `inspect`.
+    Damaged patches are those of the *report* of `inspect`.
 
     Returns
     -------

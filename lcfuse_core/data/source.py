@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lcfuse_core.data.cells import cell_ids, recover
 from lcfuse_core.data.files import BANDS, S2_BANDS
-from lcfuse_core.data.legends import DFC2020, IGBP, IGNORE, SAVANNA, SAVANNA_INDEX, SCORED, dfc_to_index, igbp_to_dfc
+from lcfuse_core.data.legends import IGNORE, SAVANNA, SAVANNA_INDEX, SCORED, dfc_to_index, igbp_to_dfc
 from lcfuse_core.data.patches import Patch, Report, iter_patches
 from lcfuse_core.errors import DataError, GridError, MissingDataError, ParameterError
 
@@ -40,7 +40,7 @@ Images = Patch | tuple[NDArray[np.uint16], NDArray[np.float32]]
 """A patch, or its S2 (13, H, W), reflectance x 10000, and S1 (2, H, W), dB."""
 
 Place = tuple[int, int, int, int]
-"""Position of a crop: number of the patch or scene, row and column of the upper left pixel, and symmetry 0..7."""
+"""Position of a crop: number of the patch, row and column of the upper left pixel, and symmetry 0..7."""
 
 _S2_SCALE = 10000.0  # files hold reflectance x 10000; reflectance is clipped to 0..1
 _S1_CLIP_DB = (-30.0, 5.0)  # from below the noise of Sentinel-1 to bright cities
@@ -66,10 +66,8 @@ class Statistics:
             raise ParameterError("channel statistics", found=found, expected=expected, do=do)
 
 
-def channel_statistics(images: Iterable[Images] | PatchSource) -> Statistics:
-    """Compute mean and standard deviation of each channel over all pixels of some patches or of a source."""
-    if isinstance(images, PatchSource):
-        return images.statistics()
+def channel_statistics(images: Iterable[Images]) -> Statistics:
+    """Compute mean and standard deviation of each channel over all pixels of some patches."""
     return statistics_of(channel_sums(*s2_and_s1(pair)) for pair in images)
 
 
@@ -162,17 +160,21 @@ def label_index(patch: Patch, labels: str) -> NDArray[np.uint8]:
     Savanna as SAVANNA_INDEX) or "fine" (the 10 m reference). Raises MissingDataError if the patch lacks that layer.
     """
     check_labels(labels)
-    if labels != "fine" and patch.lc is not None:
-        dfc = igbp_to_dfc(patch.lc[0])
-        index = dfc_to_index(dfc)
-        if labels == "modis+savanna":
-            index[dfc == SAVANNA] = SAVANNA_INDEX
-        return index
-    if labels == "fine" and patch.dfc is not None:
-        return dfc_to_index(patch.dfc)
     kind = LABEL_KINDS[labels][-1]
-    do = f"Take only patches that have it: patches.complete(index, {LABEL_KINDS[labels]})."
-    raise MissingDataError(patch.name, found=f"no {kind} layer", expected=f"one, for {labels} labels", do=do)
+    codes = patch.dfc if kind == "dfc" else patch.lc if patch.lc is None else patch.lc[0]
+    if codes is None:
+        do = f"Take only patches that have it: patches.complete(index, {LABEL_KINDS[labels]})."
+        raise MissingDataError(patch.name, found=f"no {kind} layer", expected=f"one, for {labels} labels", do=do)
+    return classes_of(codes, labels)
+
+
+def classes_of(codes: NDArray[np.uint8], labels: str) -> NDArray[np.uint8]:
+    """Return the network classes of the codes in the first band of a label file."""
+    dfc = codes if labels == "fine" else igbp_to_dfc(codes)
+    index = dfc_to_index(dfc)
+    if labels == "modis+savanna":
+        index[dfc == SAVANNA] = SAVANNA_INDEX
+    return index
 
 
 def check_labels(labels: str) -> None:
@@ -180,17 +182,6 @@ def check_labels(labels: str) -> None:
     if labels not in LABEL_KINDS:
         expected = " or ".join(LABEL_KINDS)
         raise ParameterError("labels", found=repr(labels), expected=expected, do="Correct the name.")
-
-
-def class_table(labels: str) -> tuple[str, NDArray[np.uint8]]:
-    """Return the kind of file with such labels, and the network class of each code in its first band, uint8 (256,)."""
-    kind = LABEL_KINDS[labels][-1]
-    codes = np.array([0, *(DFC2020 if kind == "dfc" else IGBP).codes], np.uint8)
-    s2, s1 = np.zeros((N_S2, 1, len(codes)), np.uint16), np.zeros((N_S1, 1, len(codes)), np.float32)
-    patch = Patch("all codes", s1, s2, lc=codes[None, None], dfc=codes[None])
-    classes = np.full(256, IGNORE, np.uint8)  # patches with other codes are refused
-    classes[codes] = label_index(patch, labels)[0]
-    return kind, classes
 
 
 def patch_cells(patch: Patch) -> NDArray[np.int32]:
@@ -207,13 +198,8 @@ def patch_cells(patch: Patch) -> NDArray[np.int32]:
 
 
 def class_counts(labels: Tensor | NDArray[np.uint8], n_classes: int = len(SCORED)) -> Tensor:
-    """
-    Count the pixels of each network class, int64 (n_classes,), in labels of any shape, ignored pixels left out.
-
-    With *n_classes* = N_COARSE Savanna is counted too.
-    """
-    flat = torch.as_tensor(labels).reshape(-1)
-    return torch.bincount(flat, minlength=IGNORE + 1)[:n_classes]
+    """Count the pixels of each network class, int64 (n_classes,); with *n_classes* = N_COARSE also Savanna."""
+    return torch.bincount(torch.as_tensor(labels).reshape(-1), minlength=IGNORE + 1)[:n_classes]
 
 
 class Crops(NamedTuple):
@@ -221,7 +207,7 @@ class Crops(NamedTuple):
     Images and labels cut from a source: n squares, or one window without the first axis.
 
     s2 is uint16 (n, 13, H, W), reflectance x 10000; s1 float32 (n, 2, H, W), dB; labels uint8 (n, H, W); cells int32
-    (n, H, W), the number of the coarse cell of each pixel, valid within its patch or scene only.
+    (n, H, W), the number of the coarse cell of each pixel, valid within its crop only.
     """
 
     s2: Tensor
@@ -299,7 +285,7 @@ class PatchStack(PatchSource):
     Patches of one size in memory, 2.6 MB for each of 256 x 256.
 
     The tensors are those of `Crops` with n = N patches of H x W pixels; labels are network classes 0..7, 255 = ignore,
-    and 8 = Savanna for labels "modis+savanna". `names` lists the patches.
+    and 8 = Savanna for labels "modis+savanna".
 
     Raises GridError if sizes differ, MissingDataError if a patch lacks such labels, DataError without patches.
     """
@@ -312,17 +298,13 @@ class PatchStack(PatchSource):
     def __init__(self, patches: Iterable[Patch], labels: str = "modis", *, at_most: int | None = None) -> None:
         """With *at_most* given, *patches* may be a generator that is never held as a list."""
         check_labels(labels)
-        if at_most is None:
-            patches = list(patches)
-            at_most = len(patches)
+        patches = list(patches) if at_most is None else patches
         self.names: list[str] = []
         for patch in patches:
             if not self.names:
-                self._allocate(at_most, *patch.s2.shape[1:])
-            if patch.s2.shape[1:] != self.s2.shape[2:]:
-                found, expected = f"{patch.s2.shape[1:]} pixels", f"{tuple(self.s2.shape[2:])} as in {self.names[0]}"
-                do = "Stack patches of one size; leave the others out or cut them."
-                raise GridError(patch.name, found=found, expected=expected, do=do)
+                self._allocate(at_most or len(patches), *patch.s2.shape[1:])  # type: ignore[arg-type]
+            if patch.s2.shape[1:] != self.shape:
+                raise other_size(patch.name, patch.s2.shape[1:], self)
             self.put(patch.name, patch.s2, patch.s1, label_index(patch, labels), patch_cells(patch))
         if not self.names:
             raise _no_patches()
@@ -352,8 +334,7 @@ class PatchStack(PatchSource):
     @property
     def shape(self) -> tuple[int, int]:  # type: ignore[override]
         """Rows and columns of each patch."""
-        rows, cols = self.labels.shape[1:]
-        return rows, cols
+        return self.labels.shape[1], self.labels.shape[2]
 
     def cut(self, places: Sequence[Place], size: int) -> Crops:
         """Return the squares of *size* pixels at these positions."""
@@ -363,10 +344,6 @@ class PatchStack(PatchSource):
     def windows(self) -> Iterator[Crops]:
         """Yield the patches."""
         return map(Crops, self.s2, self.s1, self.labels, self.cells)
-
-    def class_counts(self, n_classes: int = len(SCORED)) -> Tensor:
-        """Count the pixels of each class of the labels."""
-        return class_counts(self.labels, n_classes)
 
     def digest(self) -> str:
         """Return a SHA-256 of pixels, labels, cells and names."""
@@ -385,28 +362,15 @@ class PatchStack(PatchSource):
         chosen.names = [self.names[number] for number in numbers]
         return chosen
 
-    def with_labels(self, labels: Tensor | NDArray[np.uint8]) -> PatchStack:
-        """Return the same images and cells with other labels, uint8 (N, H, W), such as pseudo-labels."""
-        labels = torch.as_tensor(labels)
-        if labels.shape != self.labels.shape or labels.dtype != torch.uint8:
-            found, expected = f"{labels.dtype} {tuple(labels.shape)}", f"uint8 {tuple(self.labels.shape)}"
-            raise GridError("labels of a stack", found=found, expected=expected, do="Label every pixel of it.")
-        other = copy(self)
-        other.labels = labels
-        return other
+
+def other_size(name: str, shape: tuple[int, ...], source: PatchSource) -> GridError:
+    """Return the error for a patch of another size than those before it."""
+    expected, do = f"{source.shape} as in {source.names[0]}", "Leave out or cut patches of other sizes."
+    return GridError(name, found=f"{tuple(shape)} pixels", expected=expected, do=do)
 
 
 def _no_patches() -> DataError:
     return DataError("patches", found="none", expected="at least one", do="Read some patches first.")
-
-
-def joined(stacks: Sequence[PatchStack]) -> PatchStack:
-    """Join several stacks of one patch size."""
-    whole = copy(stacks[0])
-    for name in Crops._fields:
-        setattr(whole, name, torch.cat([getattr(stack, name) for stack in stacks]))
-    whole.names = [name for stack in stacks for name in stack.names]
-    return whole
 
 
 def read_stack(table: pd.DataFrame, labels: str = "modis") -> tuple[PatchStack, Report]:
@@ -436,13 +400,8 @@ def _cut(stack: Tensor, places: Sequence[Place], size: int) -> Tensor:
 
 
 def turn_each(crops: Crops, symmetries: Sequence[int]) -> Crops:
-    """
-    Apply a symmetry to each crop of a batch, in at most eight calls, on the device of the batch.
-
-    On the processor crops are turned while they are cut, which is faster there.
-    """
-    which = torch.tensor(symmetries)
-    turned = []
+    """Apply a symmetry to each crop of a batch, in at most eight calls, on the device of the batch."""
+    which, turned = torch.tensor(symmetries), []
     for crop in crops:
         bits = crop.view(torch.int16) if crop.dtype == torch.uint16 else crop  # torch cannot flip uint16
         whole = torch.empty_like(bits)

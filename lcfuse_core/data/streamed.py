@@ -38,7 +38,7 @@ from lcfuse_core.data.files import (
     read_window,
     subtract_offset,
 )
-from lcfuse_core.data.legends import N_COARSE, SCORED
+from lcfuse_core.data.legends import DFC2020, IGBP, IGNORE, N_COARSE, SCORED
 from lcfuse_core.data.packed import STORED, digest_of, open_scene
 from lcfuse_core.data.patches import Report, complete, index, is_packed, iter_patches, patch_name, read_patch
 from lcfuse_core.data.source import (
@@ -53,13 +53,14 @@ from lcfuse_core.data.source import (
     channel_sums,
     check_labels,
     class_counts,
-    class_table,
+    classes_of,
     label_index,
+    other_size,
     patch_cells,
     read_stack,
     statistics_of,
 )
-from lcfuse_core.errors import GridError, LcfuseError, MissingDataError, ParameterError, disk_error
+from lcfuse_core.errors import LcfuseError, MissingDataError, ParameterError, disk_error
 
 MEMORY_GB = 1.0
 """Patches that need less are held in memory (390 of 256 x 256 pixels); LCFUSE_MEMORY_GB overrides it."""
@@ -164,7 +165,7 @@ class PatchFiles(PatchSource):
 
     def __init__(self, rows: pd.DataFrame, labels: str = "modis") -> None:
         self.labels, self.report = labels, Report()
-        self._kind, self._classes = class_table(labels)
+        self._kind, self._classes = _class_table(labels)
         self._code_layer = STORED[self._kind][0]
         facts = _check(rows, labels, self.report)
         self.report.check()
@@ -175,8 +176,7 @@ class PatchFiles(PatchSource):
         self.shape = tuple(self._facts["size"][0].tolist())
         for name, size in zip(self.names, self._facts["size"].tolist(), strict=True):
             if tuple(size) != self.shape:
-                found, expected = f"{tuple(size)} pixels", f"{self.shape} as in {self.names[0]}"
-                raise GridError(name, found=found, expected=expected, do="Use patches of one size.")
+                raise other_size(name, size, self)
 
     def cut(self, places: Sequence[Place], size: int) -> Crops:
         """Return the squares of *size* pixels at these positions; their cells are numbered differently in a stack."""
@@ -253,6 +253,15 @@ class PatchFiles(PatchSource):
         codes[:] = read_window(getattr(files, self._kind), self._kind, row, col, *shape, 1).data[0]
 
 
+def _class_table(labels: str) -> tuple[str, NDArray[np.uint8]]:
+    """Return the kind of file with such labels, and the network class of each code in its first band, uint8 (256,)."""
+    kind = LABEL_KINDS[labels][-1]
+    codes = np.array([0, *(DFC2020 if kind == "dfc" else IGBP).codes], np.uint8)
+    classes = np.full(256, IGNORE, np.uint8)  # patches with other codes are refused
+    classes[codes] = classes_of(codes, labels)
+    return kind, classes
+
+
 def _empty(n: int, rows: int, cols: int) -> tuple[NDArray[Any], ...]:
     """Return arrays for S2, S1, labels and cells of *n* windows."""
     s2, s1 = np.empty((n, N_S2, rows, cols), np.uint16), np.empty((n, N_S1, rows, cols), np.float32)
@@ -297,9 +306,7 @@ def _check(rows: pd.DataFrame, labels: str, report: Report) -> NDArray[Any]:
                 with np.load(path) as known:
                     facts[numbers] = known["facts"]
                     found = json.loads(str(known["report"]))
-                report.n_read += found["n_read"]
-                report.repaired += map(tuple, found["repaired"])
-                report.skipped += map(tuple, found["skipped"])
+                report.add(Report(**found))
                 bar.update(len(numbers))
     except LcfuseError:
         raise
@@ -323,9 +330,7 @@ def _check_scene(rows: pd.DataFrame, labels: str) -> dict[str, Any]:
         parts = pool.map(lambda number: _check_patch(rows.iloc[[number]], labels), range(len(rows)))
         for number, (found, own) in enumerate(parts):
             facts[number] = found
-            report.n_read += own.n_read
-            report.repaired += own.repaired
-            report.skipped += own.skipped
+            report.add(own)
     return {"facts": facts, "report": json.dumps(asdict(report))}
 
 

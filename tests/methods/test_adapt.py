@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toys import toy_patch, toy_stack
+from toys import relabelled, toy_patch, toy_stack
 
 from lcfuse_core.data.legends import IGNORE, igbp_to_dfc
 from lcfuse_core.data.source import PatchStack
@@ -43,7 +43,7 @@ def test_a_region_without_labels_keeps_its_network():
     """From fresh weights that is an error; with labels the plan's seed decides the first weights."""
     stack = toy_stack(1, size=32)
     run = loop.train(stack, replace(TINY, steps=1), progress=False)
-    blank = stack.with_labels(np.full((1, 32, 32), IGNORE, np.uint8))
+    blank = relabelled(stack, np.full((1, 32, 32), IGNORE, np.uint8))
     assert adapted(run, blank, TINY) is run
     with pytest.raises(DataError, match="no labelled pixel"):
         adapted(None, blank, TINY)
@@ -68,7 +68,7 @@ def test_pseudo_labels_are_the_most_probable_classes():
     windows = list(labelled.windows())
     assert all((window.labels[0] == IGNORE).all() and (window.labels[1:] == 3).all() for window in windows)
     # The same crops as a stack with these labels in memory gives.
-    plain = stack.with_labels(torch.stack([window.labels for window in windows]))
+    plain = relabelled(stack, torch.stack([window.labels for window in windows]))
     crops = [own.crops(20, 16, torch.Generator().manual_seed(0)) for own in (labelled, plain)]
     assert all((ours == theirs).all() for ours, theirs in zip(*crops, strict=True))
     assert labelled.part([2]).names == ["toy 2"]

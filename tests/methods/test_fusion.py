@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import IGBP_OF_CLASS, toy_patch
+from toys import IGBP_OF_CLASS, relabelled, toy_patch
 
 from lcfuse_core.data.legends import IGNORE, igbp_to_dfc, index_to_dfc
 from lcfuse_core.data.source import PatchStack
@@ -200,7 +200,7 @@ def test_evidence_is_gathered_cell_by_cell(monkeypatch):
         assert likelihood[cell] == pytest.approx(values.mean(), rel=1e-5)
     monkeypatch.setattr(fusion, "MOST_PIXELS", 100)
     assert len(gather({"m": oracle}, source)["m"].log_p) == 100
-    blank = source.with_labels(np.full_like(source.labels, IGNORE))
+    blank = relabelled(source, np.full_like(source.labels, IGNORE))
     with pytest.raises(DataError, match="no coarse label"):
         gather({"m": oracle}, blank)
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load, save
-from toys import toy_stack
+from toys import relabelled, toy_stack
 
 from lcfuse_core.data.source import Statistics
 from lcfuse_core.errors import CheckpointError, DiskError, MissingDataError, ParameterError, TrainingError
@@ -349,7 +349,7 @@ def test_the_folder_of_other_data_is_refused(stack, tmp_path):
     labels = stack.labels.clone()
     labels[0, 0, 0] = (labels[0, 0, 0] + 1) % 4
     with pytest.raises(ParameterError, match="a run with other training data"):
-        train(stack.with_labels(labels), PLAN, tmp_path, progress=False)
+        train(relabelled(stack, labels), PLAN, tmp_path, progress=False)
 
 
 def test_a_network_that_no_run_left_is_refused(stack, tmp_path, whole):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from toys import toy_patch, toy_stack
 
 from lcfuse_core.data.legends import igbp_to_dfc
-from lcfuse_core.data.source import PatchStack, channel_statistics
+from lcfuse_core.data.source import PatchStack
 from lcfuse_core.errors import DataError, TrainingError
 from lcfuse_core.models import transition
 from lcfuse_core.models.losses import LOSSES
@@ -145,7 +145,7 @@ def test_a_step_whose_gradient_overflows_in_float16_is_left_out(stack, monkeypat
 def test_nan_in_an_image_stops_training_at_once(tmp_path):
     """A stack with a NaN in S1, made by other means than read_patch, does not train."""
     stack = toy_stack(1, size=32)
-    statistics = channel_statistics(stack)
+    statistics = stack.statistics()
     stack.s1[0, 0, 3, 3] = torch.nan
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(PatchStack, "statistics", lambda stack: statistics)
@@ -175,7 +175,7 @@ def test_batches_are_normalised_crops_with_their_labels_and_cells():
     """Drawn from the plan's seed: the same again, others for another seed; only the sensors of the plan."""
     stack = toy_stack()
     stack.cells = stack.labels.int()
-    statistics = channel_statistics(stack)
+    statistics = stack.statistics()
 
     def first(plan):
         return next(feed(stack, plan, statistics, Distributed(CPU)))
@@ -225,7 +225,7 @@ def test_a_run_can_be_fine_tuned(stack):
     again = train(there, plan, progress=False, start=learnt)
     assert torch.equal(learnt.network.classify.weight, before)
     torch.testing.assert_close(again.network.classify.weight, before, atol=1e-6, rtol=1e-5)
-    assert again.statistics == learnt.statistics != channel_statistics(there)
+    assert again.statistics == learnt.statistics != there.statistics()
 
 
 def test_labels_that_hold_nothing_are_refused(stack):
@@ -268,7 +268,7 @@ def test_a_compiled_network_learns_the_same(stack):
 def fed(*who, device=CPU, **more):
     """All batches of two toy patches for a process: images, labels, and states of the generator."""
     stack = toy_stack(2)
-    batches = list(feed(stack, SHORT, channel_statistics(stack), Distributed(device, *who), **more))
+    batches = list(feed(stack, SHORT, stack.statistics(), Distributed(device, *who), **more))
     return [[images, batch.labels, state] for images, batch, state in batches]
 
 
