@@ -24,7 +24,6 @@ import torch
 from lcfuse_core import __version__, _runtime
 from lcfuse_core.book import images, settings
 from lcfuse_core.data import patches
-from lcfuse_core.data.identity import data_digest
 from lcfuse_core.errors import MissingDataError, ParameterError
 from lcfuse_core.methods.experiment import Experiment
 from lcfuse_core.scoring import protocol
@@ -113,7 +112,7 @@ class Chapter(Experiment):
         data = self.origin
         if "s2_path" not in self.parameters:  # a map of one scene does not depend on the sample
             root = root or (self.train_root if "train_root" in self.parameters else self.data_root)
-            data = f"{data}, digest {data_digest(root)[:16]}"
+            data = f"{data}, digest {self.data_digest(root)[:16]}"
         seconds, memory = time.monotonic() - self.started, _runtime.peak_memory_mb()
         facts = {
             "Chapter": f"{self.name}, profile {self.parameters['profile']}",

@@ -12,6 +12,7 @@ from typing import Any
 
 from lcfuse_core import _runtime
 from lcfuse_core.data import fetched
+from lcfuse_core.data.packed import open_scene, packed_paths
 from lcfuse_core.data.sample import world
 
 
@@ -24,44 +25,54 @@ def data_digest(root: str | os.PathLike[str]) -> str:
     Parameters
     ----------
     root : path
-        A folder of patches or of packed scenes. The digests of its files are cached in the data folder by path, size
-        and modification time, so that only the first call reads everything.
+        A folder of patches or of packed scenes. The digests of its files come from the records of verified downloads,
+        or are cached in the data folder, by path, size and modification time: only the first call reads everything.
 
     Returns
     -------
     str
         For a sample world that is complete and not younger than its record: the digest of all pixels in that record.
-        For all other data: a digest of the contents of all GeoTIFFs or, if there are none, of all files.
+        For packed scenes: a digest of their descriptions, which hold a checksum of each tile. For all other data: a
+        digest of the contents of all GeoTIFFs or, if there are none, of all files.
     """
     root = Path(root).absolute()
-    files = sorted(root.rglob("*.tif")) or sorted(path for path in root.rglob("*") if path.is_file())
+    if scenes := packed_paths(root):
+        return _digest([open_scene(str(path)).digest for path in scenes])
+    files = _files(root)
     if is_sample(root):
         record, made = world.read_world(root.parent), (root.parent / "world.json").stat().st_mtime_ns
         whole = record.get("files", {}).get(root.name) == len(files)
-        if whole and all(path.stat().st_mtime_ns <= made for path in files):
+        if whole and all(os.stat(path).st_mtime_ns <= made for path in files.values()):
             return str(record["sha256"])
     cache = _runtime.data_folder() / "digests" / f"{_digest([str(root)])[:16]}.json"
     try:
-        known = json.loads(cache.read_text())
+        cached = json.loads(cache.read_text())
     except (OSError, ValueError):
-        known = {}
-    known = {name: list(version) for name, version in fetched.recorded_hashes(root).items()} | known
+        cached = {}
+    recorded = fetched.recorded_hashes(root)
 
-    def entry(path: Path) -> list[Any]:
-        facts = path.stat()
+    def entry(name: str) -> list[Any]:
+        facts = os.stat(files[name])
         version = [facts.st_size, facts.st_mtime_ns]
-        before = known.get(path.relative_to(root).as_posix(), [])
-        if before[:2] == version:
-            return list(before)
-        with path.open("rb") as file:
+        for known in (cached.get(name), recorded.get(name)):
+            if known and list(known[:2]) == version:
+                return list(known)
+        with open(files[name], "rb") as file:
             return [*version, hashlib.file_digest(file, "sha256").hexdigest()]
 
     with ThreadPoolExecutor(4) as pool:
-        names = [path.relative_to(root).as_posix() for path in files]
-        found = dict(zip(names, pool.map(entry, files), strict=True))
-    if found != known:
+        found = dict(zip(files, pool.map(entry, files), strict=True))
+    if found != cached:
         _runtime.write_atomic(cache, json.dumps(found))
     return _digest([f"{name} {own[2]}" for name, own in found.items()])
+
+
+def _files(root: Path) -> dict[str, str]:
+    """Return the paths of the GeoTIFFs under a folder, or of all files if there are none, by relative path."""
+    paths = [os.path.join(folder, name) for folder, _, names in os.walk(root) for name in names]
+    chosen = [path for path in paths if path.endswith(".tif")] or paths
+    names = {path[len(str(root)) + 1 :].replace(os.sep, "/"): path for path in chosen}
+    return dict(sorted(names.items(), key=lambda pair: pair[0].split("/")))
 
 
 def data_name(root: Path) -> str:

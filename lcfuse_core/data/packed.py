@@ -88,6 +88,8 @@ class PackedScene:
     ----------
     scene_id, crs, transform, shape
         Name, georeference, and size in pixels (H, W).
+    digest : str
+        SHA-256 of its description, which holds a CRC-32 of each tile.
     names : list of str
         The patches that the scene was joined from, north to south.
     tile : int
@@ -106,6 +108,7 @@ class PackedScene:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         record = _read_record(self.path)
+        self.digest = digest_of({name: value for name, value in record.items() if name != "source"})
         self.scene_id: str = record["scene_id"]
         self.source: str = record["source"]  # a digest of names, sizes and times of the files it was packed from
         self.crs, self.transform = CRS.from_wkt(record["crs"]), Affine(*record["transform"])

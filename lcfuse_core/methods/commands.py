@@ -227,7 +227,6 @@ def score(experiment: Experiment, methods: Mapping[str, Method], out: Path) -> b
 
 def _scored(experiment: Experiment, out: Path) -> set[str]:
     """Return the methods that a ledger has a line of with the parameters and data of an experiment."""
-    from lcfuse_core.data.identity import data_digest
     from lcfuse_core.scoring import ledger
 
     if not out.exists() or not out.read_bytes().strip():
@@ -235,7 +234,7 @@ def _scored(experiment: Experiment, out: Path) -> set[str]:
     lines = ledger.read(out)
     wanted = {f"parameters.{name}": experiment.parameters.get(name) for name in ("profile", *SIZES, "checkpoint")}
     wanted |= {f"seeds.{name}": seed for name, seed in experiment.seeds.items()}
-    wanted |= {f"hashes.{role}": data_digest(root) for role, root in experiment.roots.items()}
+    wanted |= {f"hashes.{role}": experiment.data_digest(root) for role, root in experiment.roots.items()}
     for name, value in wanted.items():
         column = lines.get(name)
         if column is None:

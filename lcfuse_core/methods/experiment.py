@@ -302,17 +302,21 @@ class Experiment:
 
     # Stored networks
 
+    def data_digest(self, root: Path) -> str:
+        """Return the identity of a data folder, computed once per experiment; see `identity.data_digest`."""
+        return self.once(("data digest", root), lambda: data_digest(root))
+
     def checkpoint_name(self, plan: TrainPlan, *further: str) -> str:
         """Return the file name of a trained network: a digest of plan, data, training code and *further* inputs."""
         decided = json.dumps(asdict(plan) | {"held_out": protocol.HELD_OUT}, sort_keys=True)
         code = _runtime.code_digest(*_runtime.TRAINING_CODE)
-        depends_on = "\n".join([decided, data_digest(self.train_root), code, *further])
+        depends_on = "\n".join([decided, self.data_digest(self.train_root), code, *further])
         return f"{plan.network}-{hashlib.sha256(depends_on.encode()).hexdigest()[:16]}.safetensors"
 
     def adapted_name(self, start: Run | TrainPlan | None, plan: TrainPlan, region: str = ALL_REGIONS) -> str:
         """Return the file name of the network of *start* (None: fresh weights) after training by *plan* on a region."""
         begun = start.plan if isinstance(start, Run) else start
-        further = [region, repr(begun), data_digest(self.data_root)]
+        further = [region, repr(begun), self.data_digest(self.data_root)]
         if isinstance(start, Run) and start is self.given:
             further.append(checkpoint.network_digest(start.network))
         return self.checkpoint_name(plan, *further)
@@ -402,9 +406,9 @@ class Experiment:
             profile=self.parameters["profile"],
             seeds=self.seeds,
             synthetic=any(map(is_sample, self.roots.values())),
-            data_kind=data_kind(self.roots.values()),
+            data_kind=self.once("data kind", lambda: data_kind(self.roots.values())),
             data={role: data_name(root) for role, root in self.roots.items()},
-            hashes={role: data_digest(root) for role, root in self.roots.items()} | dict(hashes or {}),
+            hashes={role: self.data_digest(root) for role, root in self.roots.items()} | dict(hashes or {}),
             cost=cost,
         )
         ledger.append(self.ledger_path, entry)

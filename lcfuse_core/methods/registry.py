@@ -25,7 +25,6 @@ import numpy as np
 import pandas as pd
 
 from lcfuse_core.data import patches, source
-from lcfuse_core.data.identity import data_digest
 from lcfuse_core.data.legends import SCORED, index_to_dfc
 from lcfuse_core.data.streamed import open_source
 from lcfuse_core.methods import adapt, baselines
@@ -247,7 +246,7 @@ def _on_all_regions(experiment: Experiment, /) -> Learned:
         rows = pd.concat([experiment.training_rows()[0], experiment.rows], ignore_index=True)
         return loop.train(open_source(rows), plan, folder, progress=False)
 
-    name = experiment.checkpoint_name(plan, "source and target regions", data_digest(experiment.data_root))
+    name = experiment.checkpoint_name(plan, "source and target regions", experiment.data_digest(experiment.data_root))
     run = experiment.kept(name, train)
     return Learned(partial(loop.classify, run), seconds(run))
 
@@ -297,7 +296,7 @@ def _supervised(experiment: Experiment, /, trained_on: str, evaluated_on: str) -
     def train(folder: Path) -> Run:
         return loop.train(open_source(rows[~fourth], "fine"), plan, folder, progress=False)
 
-    name = experiment.checkpoint_name(plan, "validation", data_digest(experiment.data_root))
+    name = experiment.checkpoint_name(plan, "validation", experiment.data_digest(experiment.data_root))
     run = experiment.trained(plan) if trained_on == "source" else experiment.kept(name, train)
     return Learned(partial(loop.classify, run), seconds(run), rows[fourth] if evaluated_on == "fourth" else None)
 

@@ -3,12 +3,12 @@
 import os
 import shutil
 
-import numpy as np
 import pytest
-from miniatures import write_patch
+from miniatures import WHOLE, scene_arrays, write_patch, write_scene
 
-from lcfuse_core.data import fetched, identity
+from lcfuse_core.data import fetched, identity, packing, patches
 from lcfuse_core.data.sample import world
+from lcfuse_core.methods import experiment
 from lcfuse_core.scoring import ledger
 
 
@@ -62,11 +62,36 @@ def test_a_changed_or_missing_file_is_noticed_and_the_rest_comes_from_the_cache(
     assert identity.data_digest(folder) not in (first, second)
 
 
-def test_packed_data_have_an_identity_of_their_contents(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        np.save(tmp_path / name / "tiles.npy", np.full(4, ord(name)))
-    assert identity.data_digest(tmp_path / "a") != identity.data_digest(tmp_path / "b")
+def test_packed_scenes_have_the_identity_of_their_pixels(tmp_path):
+    """Packed from copies of the same files, at another time, they share it; one label makes the difference."""
+    first = write_scene(tmp_path / "a", WHOLE[:2])
+    shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copyfile)
+    labels = scene_arrays()["lc"]
+    labels[0, 40, 40] = 12 if labels[0, 40, 40] != 12 else 13
+    tables = first, patches.index(tmp_path / "b"), write_scene(tmp_path / "c", WHOLE[:2], lc=labels)
+    labels[0, 3, 40] = 12 if labels[0, 3, 40] != 12 else 13  # the second patch of the two
+    other = write_scene(tmp_path / "d", WHOLE[:2], lc=labels)
+    digests = []
+    for name, table in zip("pqrs", (*tables, other), strict=True):
+        assert packing.pack(table, tmp_path / name).refused == []
+        digests.append(identity.data_digest(tmp_path / name))
+    assert digests[0] == digests[1] == digests[2] != digests[3]
+
+
+def test_relabelled_copies_train_anew_and_the_folder_is_read_once_per_experiment(tmp_path, monkeypatch):
+    folder = tmp_path / "a" / "sen12ms"
+    write_patch(folder)
+    roots = [folder, shutil.copytree(folder, tmp_path / "b"), relabelled(folder, tmp_path / "c")]
+    listed = []
+    walk = os.walk
+    monkeypatch.setattr(identity.os, "walk", lambda *root, **how: listed.append(root) or walk(*root, **how))
+    names = []
+    for root in roots:
+        parameters = {"train_root": str(root), "data_root": str(root), "profile": "smoke", "seed": 0}
+        own = experiment.Experiment("test", parameters)
+        names.append([own.checkpoint_name(own.plan("fcn", 0.5)) for _ in range(3)])
+    assert names[0] == names[1] != names[2]
+    assert len(listed) == len(roots)
 
 
 def test_the_sample_has_the_recorded_digest_until_a_file_is_changed_or_lost(tmp_path):
