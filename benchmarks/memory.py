@@ -6,6 +6,7 @@ Peak memory of a source on disk for thousands of patches, and the seconds to ope
 Each size is a folder of symbolic links to the training patches of the sample, in the layout of SEN12MS. A new process
 lists it, opens it (which reads every patch once), cuts 64 batches and trains a few steps. Memory is RssAnon, the
 private memory of a process without files that are mapped (Linux), of the process and its children, sampled every 50 ms.
+With --checked the process finds what the reading of every patch yields in the data folder, as a second start does.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="*", default=[12480, 25000], help="numbers of patches")
     parser.add_argument("--folder", type=Path, help="where to write the links (default: a temporary folder)")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
+    parser.add_argument("--checked", action="store_true", help="as a second start")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)  # folder to measure in this process
     options = parser.parse_args()
     if options.one:
@@ -41,6 +43,8 @@ def main() -> None:
         for size in options.sizes:
             link(Path(folder) / str(size), size)
             environment = os.environ | {"LCFUSE_DATA": f"{folder}/data-{size}"}
+            if options.checked:
+                write_checks(Path(folder) / str(size), Path(folder) / f"data-{size}")
             command = [sys.executable, __file__, "--one", f"{folder}/{size}"]
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
             result[f"{size} patches"] = json.loads(done.stdout.splitlines()[-1])
@@ -65,6 +69,24 @@ def link(folder: Path, n: int) -> None:
             path = folder / f"ROIs1158_spring/{kind}_{scene}/ROIs1158_spring_{kind}_{scene}_p{number}.tif"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.symlink_to(getattr(row, kind))
+
+
+def write_checks(folder: Path, data: Path) -> None:
+    """Write what `streamed` keeps of each scene, from the few patches that the links lead to."""
+    import numpy as np
+
+    from lcfuse_core.data import patches, streamed
+
+    (data / "checked").mkdir(parents=True)
+    table = patches.index(folder)
+    real = [os.path.realpath(path) for path in table["s2"]]
+    first = {path: number for number, path in reversed(list(enumerate(real)))}
+    facts = {path: streamed._check_patch(table.iloc[[number]], "modis")[0] for path, number in first.items()}
+    for numbers in table.groupby("scene_id", sort=False).indices.values():
+        report = json.dumps({"n_read": len(numbers), "repaired": [], "skipped": []})
+        own = np.stack([facts[real[number]] for number in numbers])
+        path = data / "checked" / f"{streamed._version(table.iloc[numbers], 'modis')}.npz"
+        np.savez(path, facts=own, report=np.array(report))
 
 
 def measure(folder: Path) -> dict[str, float]:
