@@ -52,10 +52,10 @@ def s1_array(dtype="float32", number=0):
 
 
 def s2_array(dtype="uint16"):
-    """1000 x row + 48 x band + column: at most 31,623; B10 is dark, as it is: 48 x row + column."""
+    """700 x row + 48 x band + column: at most 22,323; B10 is dark, as it is: 48 x row + column."""
     row, col = coordinates()
     return np.stack(
-        [(COLS if band == 10 else 1000) * row + COLS * band * (band != 10) + col for band in range(13)]
+        [(COLS if band == 10 else 700) * row + COLS * band * (band != 10) + col for band in range(13)]
     ).astype(dtype)
 
 

@@ -1,9 +1,12 @@
 """
-The GeoTIFF files of a patch: read them, and accept only what their kind promises.
+Rasters as files: the one function that opens them, what they state about their pixels, and the files of a patch.
 
-Four kinds: s1 (Sentinel-1, VV and VH in dB), s2 (Sentinel-2, 13 bands of reflectance x 10000), lc (four MODIS
-land-cover layers at 10 m), dfc (the 10 m reference). `join_layers` makes a `Patch` of them. `check_s1` and `check_s2`
-apply the rules for units and order of bands to any array.
+`open_raster` is the only door for a raster. It accepts GeoTIFF, JPEG 2000 and ENVI by their first bytes, whatever the
+name of the file, because rasters of other formats can refer to other files and addresses. `Raster` reads the bands of
+a sensor with the statements of the file applied: order of the bands by name, nodata, mask, scale and offset.
+
+A patch has files of four kinds: s1 (Sentinel-1, VV and VH in dB), s2 (Sentinel-2, 13 bands of reflectance x 10000), lc
+(four MODIS land-cover layers at 10 m), dfc (the 10 m reference). `join_layers` makes a `Patch` of them.
 """
 
 from __future__ import annotations
@@ -12,41 +15,40 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
+from pyproj import Geod, Transformer
+from pyproj.exceptions import ProjError
 from rasterio.crs import CRS
+from rasterio.enums import MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from lcfuse_core.data import legends
+from lcfuse_core.data.bands import B10 as B10
+from lcfuse_core.data.bands import BANDS as BANDS
+from lcfuse_core.data.bands import (
+    DTYPES,
+    OFFSET_REMOVED,
+    UNITS,
+    band_name,
+    band_order,
+    check_s1,
+    check_s2,
+    subtract_offset,
+)
+from lcfuse_core.data.bands import S2_BANDS as S2_BANDS
+from lcfuse_core.data.bands import S2_OFFSET as S2_OFFSET
 from lcfuse_core.errors import DataError, GridError, MissingDataError
 
 KINDS = ("s1", "s2", "lc", "dfc")
 """The files of a patch."""
-
-S2_BANDS = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12")
-"""Order of the Sentinel-2 bands in files and arrays."""
-
-B10 = S2_BANDS.index("B10")
-"""Index of the cirrus band, which is nearly black."""
-
-BANDS = {"s1": 2, "s2": 13, "lc": 4, "dfc": 1}
-"""Number of bands of each kind."""
-
-DTYPES = {"s1": ("float32", "float64"), "s2": ("uint16", "int16"), "lc": ("uint8",), "dfc": ("uint8",)}
-"""DFC2020 has S1 as float64; some copies have S2 as int16. Both are converted to the first of the pair."""
-
-UNITS = {
-    "s1": "VV and VH in dB (10 log10 of the linear values)",
-    "s2": "B1..B12 with B8A and B10, reflectance x 10000 as whole numbers",
-    "lc": "IGBP and three LCCS layers as class codes",
-    "dfc": "DFC2020 class codes",
-}
 
 LEGENDS = {
     "lc": (legends.IGBP, legends.LCCS_LAND_COVER, legends.LCCS_LAND_USE, legends.LCCS_HYDROLOGY),
@@ -57,24 +59,230 @@ LEGENDS = {
 SIDE_PX = (32, 4096)
 """Range of the sides of a patch (published ones have 256): networks need the least, memory limits the most."""
 
-S1_RANGE_DB = (-100.0, 60.0)
-"""Backscatter outside this range is not a measurement."""
-
-S2_MAX = 32767
-"""Reflectance x 10000 above this is a fill value, or a negative number read as unsigned."""
-
-S2_OFFSET = 1000  # of products since processing baseline 04.00; SEN12MS and DFC2020 are older
-
-OFFSET_REMOVED = f"s2: offset of +{S2_OFFSET} taken off all bands"
-"""Description of the repair."""
-
-_S2_DARKEST = 256  # the brightest value lies above: scattering by the air alone gives about 1000 in B1
-_SWAPPED_DB = 3.0  # VH lies some 7 dB below VV on average; this far above it, the two are swapped
+PATCH_PIXEL_M = (5.0, 20.0)
+"""Range of the pixel size of a georeferenced patch."""
 
 GRID_TOLERANCE_PX = 0.1
 """Layers of one patch may lie this far apart."""
 
 _AGAIN = "Download or unpack the file again."
+
+_BLOCK_BYTES = 2**28
+"""GDAL decodes a block at a time: a file that declares larger ones is refused before it takes the memory."""
+
+_DRIVERS = {
+    b"II*\0": "GTiff", b"MM\0*": "GTiff", b"II+\0": "GTiff", b"MM\0+": "GTiff",
+    b"\0\0\0\x0cjP  ": "JP2OpenJPEG", b"\xff\x4f\xff\x51": "JP2OpenJPEG",
+}  # fmt: skip
+"""GDAL's driver by the first bytes of a file; ENVI is known by its header beside it."""
+
+_CONVERT = "gdal_translate makes a GeoTIFF of the layer that is wanted"
+_REFUSED = {
+    b"\x0e\x03\x13\x01": (
+        "an HDF4 file",
+        f"GDAL needs the driver HDF4 (conda package libgdal-hdf4, or QGIS). Where it has it, {_CONVERT}:"
+        """ gdal_translate 'HDF4_EOS:EOS_GRID:"{name}":MCD12Q1:LC_Type1' igbp.tif""",
+    ),
+    b"\x89HDF": ("an HDF5 or netCDF file", f"""{_CONVERT}: gdal_translate -b 1 'NETCDF:"{{name}}":LAYER' layer.tif."""),
+    b"CDF": ("a netCDF file", f"""{_CONVERT}: gdal_translate -b 1 'NETCDF:"{{name}}":LAYER' layer.tif."""),
+    b"<": ("an XML file (VRT, WMS and their like)", f"It may refer to other files and addresses: {_CONVERT}."),
+    b"EHFA": ("an ERDAS Imagine file", f"It may refer to other files: {_CONVERT}."),
+}
+"""What is known by its first bytes and is not read, and the advice."""
+
+
+def open_raster(path: str | os.PathLike[str], do: str = _AGAIN) -> Any:
+    """
+    Open a GeoTIFF, JPEG 2000 or ENVI file for reading, alone: side-car files are not read (but the header of ENVI).
+
+    *do* is the advice for a damaged file. The file is closed by `with`, as any of rasterio's.
+
+    Raises
+    ------
+    MissingDataError
+        If there is no such file.
+    DataError
+        If it is of another format or damaged, or declares blocks that would take too much memory.
+    """
+    path = Path(path).absolute()  # rasterio then takes no name for an address
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "no such file"
+        advice = "Give its raster files." if path.is_dir() else "Check the path, or unpack the file again."
+        raise MissingDataError(path, found=found, expected="a raster file", do=advice)
+    driver = _driver(path)
+    # An empty listing keeps GDAL from side-car files; ENVI needs its header, and GDAL then looks for it by name.
+    options = {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE" if driver == "ENVI" else "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
+    with rasterio.Env(**options), warnings.catch_warnings(), read_errors(path, do):
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # the phase archives of DFC2020 have none
+        file = rasterio.open(path, driver=driver)
+        if file.count == 0:
+            raise DataError(path, found="no band", expected="a raster", do=do)
+        bands = file.count if file.interleaving is None or file.interleaving.value == "PIXEL" else 1
+        size = max(rows * cols for rows, cols in set(file.block_shapes)) * bands
+        n_bytes = max(4 if name == "complex_int16" else np.dtype(name).itemsize for name in set(file.dtypes))
+        whole = file.width * file.height * file.count * n_bytes if driver == "ENVI" else 0
+        if size * n_bytes > _BLOCK_BYTES or whole > path.stat().st_size:
+            rows, cols = file.block_shapes[0]
+            found = f"blocks of {rows} x {cols} pixels in a file of {path.stat().st_size:,} bytes"
+            advice = "Write it anew with tiles of 512 pixels: gdal_translate -co TILED=YES."
+            if whole:
+                found, advice = f"{path.stat().st_size:,} of {whole:,} bytes that its header declares", do
+            file.close()
+            raise DataError(path, found=found, expected="a whole raster in small blocks", do=advice)
+    return file
+
+
+def _driver(path: Path) -> str:
+    """Return GDAL's driver for a file by its first bytes; DataError if it is of no format that is accepted."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    headers = (path.with_suffix(".hdr"), path.with_name(f"{path.name}.hdr"))
+    for known in headers:
+        if known.is_file() and known.open("rb").read(4) == b"ENVI":
+            return "ENVI"
+    for start, driver in _DRIVERS.items():
+        if head.startswith(start):
+            return driver
+    found, do = f"a file that begins with {head[:8]!r}", _AGAIN
+    for start, (name, advice) in _REFUSED.items():
+        if head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(start):
+            found, do = name, advice.format(name=path.name)
+    raise DataError(path, found=found, expected="a GeoTIFF, JPEG 2000 or ENVI raster", do=do)
+
+
+@contextmanager
+def read_errors(path: str | os.PathLike[str], do: str = _AGAIN) -> Iterator[None]:
+    """Turn an error of GDAL, or of too little memory, into a DataError that names the file."""
+    try:
+        yield
+    except (RasterioError, MemoryError) as error:
+        reason = str(error.__cause__ or error).replace(f"'{path}' ", "").rstrip(".")
+        size = f"{os.path.getsize(path):,} bytes" if os.path.isfile(path) else "unknown size"
+        found = f"a damaged file of {size} ({reason})"
+        raise DataError(path, found=found, expected="a whole raster", do=do) from None
+
+
+# Georeference --------------------------------------------------------------------------------------------------------
+
+
+def georeference(path: str | os.PathLike[str], file: Any) -> tuple[CRS | None, Affine | None]:
+    """
+    Return CRS and transform of an open raster, None and None if it has neither.
+
+    Raises GridError if it has only one of them or ground control points instead, or if the transform is not a grid.
+    """
+    t, points = file.transform, file.gcps[0]
+    has_transform = t != Affine.identity()
+    if not has_transform and (points or file.rpcs):
+        found = f"{len(points)} ground control points" if points else "rational polynomial coefficients"
+        do = "Warp it first: gdalwarp; Sentinel-1 GRD: calibrate, terrain-correct and convert it to dB in SNAP."
+        raise GridError(path, found=f"{found} and no transform", expected="a georeferenced grid", do=do)
+    if file.crs is None and not has_transform:
+        return None, None
+    if file.crs is None or not has_transform:
+        found = "a transform without CRS" if has_transform else "a CRS without transform"
+        do = "State both (gdal_edit.py -a_srs, -a_ullr), or neither to use the pixels alone."
+        raise GridError(path, found=found, expected="both or neither", do=do)
+    if not np.isfinite(t[:6]).all() or not 1e-16 < abs(t.determinant) < 1e16 or max(map(abs, t[:6])) > 1e10:
+        do = "Georeference it again: gdal_edit.py -a_ullr."
+        raise GridError(path, found=f"the transform {tuple(t)[:6]}", expected="finite pixels of some area", do=do)
+    return file.crs, t
+
+
+def transformer(path: str | os.PathLike[str], source: Any, target: Any) -> Transformer:
+    """Return the transformer between two CRS, longitude or easting first; GridError if they cannot be related."""
+    try:
+        return Transformer.from_crs(source, target, always_xy=True)
+    except ProjError:
+        found = "a CRS that is local, of another planet or unknown"
+        do = "State the right one: gdal_edit.py -a_srs EPSG:..."
+        raise GridError(path, found=found, expected="a CRS on Earth", do=do) from None
+
+
+def ground_size(path: str | os.PathLike[str], crs: Any, t: Affine, shape: tuple[int, int]) -> tuple[float, float]:
+    """Return width and height, in metres on the ground, of the pixel in the middle of a raster; inf where undefined."""
+    col, row = shape[1] // 2 + np.array([0, 1, 0]), shape[0] // 2 + np.array([0, 0, 1])
+    to_lonlat = transformer(path, crs, "EPSG:4326")
+    lon, lat = to_lonlat.transform(t.a * col + t.b * row + t.c, t.d * col + t.e * row + t.f)
+    if not np.isfinite([lon, lat]).all():
+        return np.inf, np.inf
+    sizes = Geod(ellps="WGS84").inv(np.repeat(lon[0], 2), np.repeat(lat[0], 2), lon[1:], lat[1:])[2]
+    return float(sizes[0]), float(sizes[1])
+
+
+def part_transform(transform: Affine, row: int, col: int) -> Affine:
+    """Return the transform of the part of a raster that begins at *row*, *col*."""
+    t = transform
+    return Affine(t.a, t.b, t.c + t.a * col + t.b * row, t.d, t.e, t.f + t.d * col + t.e * row)
+
+
+# Bands of a sensor ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Raster:
+    """Bands of an open file, in the order of their kind, with nodata, mask, scale and offset as the file states."""
+
+    path: Path
+    file: Any
+    bands: tuple[int, ...]
+    nodata: float | None = None
+    has_mask: bool = False
+    scale: float = 1.0
+    offset: float = 0.0
+
+    def read(self, rows: slice | None = None, cols: slice | None = None) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Return pixels (bands, h, w), and where the file has data: bool (h, w), or (1, 1) if everywhere."""
+        window = None if rows is None or cols is None else Window.from_slices(rows, cols)
+        with read_errors(self.path):
+            data = self.file.read(self.bands, window=window)
+            valid = self.file.dataset_mask(window=window) > 0 if self.has_mask else np.ones((1, 1), bool)
+        if self.nodata is not None:
+            same = np.isnan(data) if np.isnan(self.nodata) else data == self.nodata
+            # Where 0 is the fill value, a band may be 0 by itself: calm water in the short-wave infrared.
+            valid = valid & ~(same.any(axis=0) if self.nodata else same.all(axis=0))
+        if (self.scale, self.offset) != (1.0, 0.0):
+            data = (data * self.scale + self.offset).astype(np.float32)
+        return data, valid
+
+
+def sensor_bands(path: str | os.PathLike[str], file: Any, kind: str, *, single: str = "") -> Raster:
+    """
+    Return the bands of *kind* in an open file; with *single*, the one band of that name (file per band).
+
+    Raises DataError unless number, names and dtype of the bands are those of the kind.
+    """
+    path = Path(path)
+    order = (0,) if single and file.count == 1 else band_order(path, kind, file.descriptions)
+    stated = band_name(kind, file.descriptions[0] or "") if single else None
+    if stated not in (None, single):
+        do = "Rename the file, or correct the description of its band."
+        raise DataError(path, found=f"a band described as {stated}", expected=single, do=do)
+    scale, offset = file.scales[order[0]], file.offsets[order[0]]
+    is_scaled = (scale, offset) != (1.0, 0.0)
+    if is_scaled and kind == "s2" and np.isclose(scale, (1, 1e-4), rtol=1e-6).any():
+        is_scaled = round(offset / scale) not in (0, -1000)  # an offset of -0.1 is the one that `check_s2` finds
+        scale, offset = 1.0, 0.0
+    if len({*zip(file.scales, file.offsets, strict=True)}) > 1 or (is_scaled and kind != "s1"):
+        do = "Write out the scaled values: gdal_translate -unscale."
+        found = f"scale {file.scales[0]:g} and offset {file.offsets[0]:g}"
+        raise DataError(path, found=found, expected=UNITS[kind], do=do)
+    dtypes = {file.dtypes[number] for number in order}
+    accepted = (*DTYPES[kind], *(("int16", "uint16", "int32") if is_scaled and kind == "s1" else ()))
+    if not dtypes <= set(accepted):
+        do = "Convert the file to that dtype and unit, or take the published one."
+        if kind == "s1":
+            do = "Digital numbers must be calibrated to sigma0, terrain-corrected and converted to dB, as in SNAP."
+        raise DataError(
+            path, found=f"dtype {file.dtypes[0]}", expected=f"{' or '.join(DTYPES[kind])}: {UNITS[kind]}", do=do
+        )
+    flags = file.mask_flag_enums[0]
+    has_mask = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+    nodata = None if single and kind == "s2" and not file.nodata else file.nodata
+    return Raster(path, file, tuple(number + 1 for number in order), nodata, has_mask, scale, offset)
+
+
+# Files of a patch ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -119,23 +327,55 @@ def read_layer(path: str | os.PathLike[str], kind: str) -> Layer:
     LegendError
         If it holds an unknown class code.
     DataError
-        If it is not a TIFF, is truncated, or has other bands, size, dtype or unit, or NaN.
+        If it is damaged, or has other bands, size, dtype or unit, or pixels without data.
+    GridError
+        If its georeference cannot be used, see `georeference`.
     """
-    with _opened(path, kind) as file:
-        data, (crs, transform) = file.read(), _georeference(file)
+    with _opened(path, kind) as (raster, crs, transform):
+        data, valid = _pixels(raster, kind)
+    if kind in LEGENDS:
+        for number, legend in enumerate(LEGENDS[kind]):
+            # 0 means "no label" in the output of some tools; MCD12Q1 of collection 6 has no class 0.
+            legend.check(data[number][data[number] != 0], f"{path}, band {number + 1} ({legend.name})")
+        return Layer(data, crs, transform)
+    if not valid.all():
+        found = f"{(~np.broadcast_to(valid, data.shape[1:])).sum()} pixels without data (nodata or mask of the file)"
+        raise DataError(path, found=found, expected="data everywhere", do="Leave the patch out.")
     if kind == "s1":
         check_s1(path, data)
         return Layer(data.astype(np.float32, copy=False), crs, transform)
-    if kind == "s2":
-        offset = check_s2(path, data)
-        data = data.astype(np.uint16, copy=False)
-        if offset:
-            subtract_offset(data, offset)
-        return Layer(data, crs, transform, (OFFSET_REMOVED,) if offset else ())
-    for number, legend in enumerate(LEGENDS[kind]):
-        # 0 means "no label" in older MODIS collections and in the output of some tools.
-        legend.check(data[number][data[number] != 0], f"{path}, band {number + 1} ({legend.name})")
-    return Layer(data, crs, transform)
+    offset = check_s2(path, data)
+    data = data.astype(np.uint16, copy=False)
+    if offset:
+        subtract_offset(data, offset)
+    return Layer(data, crs, transform, (OFFSET_REMOVED,) if offset else ())
+
+
+def read_window(
+    path: str | os.PathLike[str], kind: str, row: int, col: int, rows: int, cols: int, bands: int | None = None
+) -> Layer:
+    """
+    Read a window of a file that `read_layer` accepted, without its checks; *bands* is a single band, or None for all.
+
+    Values are those of the file in the dtype of `read_layer`, with any S2 offset; data are (bands, rows, cols).
+    """
+    with _opened(path, kind) as (raster, crs, transform):
+        if bands:
+            raster = replace(raster, bands=(raster.bands[bands - 1],))
+        data, _ = _pixels(raster, kind, slice(row, row + rows), slice(col, col + cols))
+        return Layer(data.astype(DTYPES[kind][0], copy=False), crs, transform)
+
+
+def _pixels(
+    raster: Raster, kind: str, rows: slice | None = None, cols: slice | None = None
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Read pixels of a file of a patch, and where it has data; labels are 0 where it has none."""
+    if kind not in LEGENDS:
+        return raster.read(rows, cols)
+    data, valid = replace(raster, nodata=None).read(rows, cols)
+    if raster.nodata or not valid.all():
+        data[(data == raster.nodata) | ~valid] = 0
+    return data, valid
 
 
 def join_layers(name: str, paths: dict[str, str], layers: dict[str, Layer]) -> Patch:
@@ -153,81 +393,26 @@ def join_layers(name: str, paths: dict[str, str], layers: dict[str, Layer]) -> P
 
 def read_georeference(path: str | os.PathLike[str], kind: str) -> tuple[CRS | None, Affine | None, tuple[int, int]]:
     """Read CRS, transform and size (H, W) of a file from its header; raises as `read_layer` does."""
-    with _opened(path, kind) as file:
-        return *_georeference(file), file.shape
+    with _opened(path, kind) as (raster, crs, transform):
+        return crs, transform, raster.file.shape
 
 
-def read_window(
-    path: str | os.PathLike[str], kind: str, row: int, col: int, rows: int, cols: int, bands: int | None = None
-) -> Layer:
-    """
-    Read a window of a file that `read_layer` accepted, without its checks; *bands* is a single band, or None for all.
-
-    Values are those of the file in the dtype of `read_layer`, with any S2 offset; data are (bands, rows, cols).
-    """
-    with _opened(path, kind) as file:
-        window = Window(col, row, cols, rows)
-        data = file.read([bands] if bands else None, window=window).astype(DTYPES[kind][0], copy=False)
-        return Layer(data, *_georeference(file))
-
-
-def part_transform(transform: Affine, row: int, col: int) -> Affine:
-    """Return the transform of the part of a raster that begins at *row*, *col*."""
-    t = transform
-    return Affine(t.a, t.b, t.c + t.a * col + t.b * row, t.d, t.e, t.f + t.d * col + t.e * row)
-
-
-def check_s1(where: str | os.PathLike[str], s1: NDArray[np.floating]) -> None:
-    """
-    Raise DataError unless an array (2, ...) plausibly holds VV and VH in dB, in this order and finite everywhere.
-
-    *where* names the file in the message.
-    """
-    n_bad = int((~np.isfinite(s1)).sum())
-    if n_bad:
-        found, do = f"{n_bad} values that are NaN or infinite", f"Leave the patch out. {_AGAIN}"
-        raise DataError(where, found=found, expected="backscatter in dB everywhere", do=do)
-    low, high = S1_RANGE_DB
-    for band, values in zip(("VV", "VH"), s1, strict=True):
-        smallest, largest = values.min(), values.max()
-        # Of 1,000 and more pixels in dB some are always dark; linear power is never below zero.
-        if smallest >= 0 or smallest < low or largest > high:
-            found = f"{band} from {smallest:.4g} to {largest:.4g}"
-            expected = f"dB: some pixels below 0, all within {low:g}..{high:g}"
-            do = "If the file holds linear power, convert it: 10 log10(value)."
-            raise DataError(where, found=found, expected=expected, do=do)
-    vv, vh = s1.reshape(2, -1).mean(axis=1)
-    if vh > vv + _SWAPPED_DB:
-        found, do = f"VH {vh - vv:.1f} dB above VV on average", "Write the bands in the order VV, VH."
-        raise DataError(where, found=found, expected="VV first, and VH below it", do=do)
-
-
-def check_s2(where: str | os.PathLike[str], s2: NDArray[np.integer], *, noisy: bool = False) -> int:
-    """
-    Raise DataError unless an array (13, ...) plausibly holds reflectance x 10000 of all bands in file order.
-
-    Returns the offset to subtract from all bands: 1000 for products since baseline 04.00, else 0. It shows in
-    B10, which is else nearly black; under clouds B10 is bright too, but not everywhere. In large scenes (*noisy*) 1 %
-    of the pixels may be dark nevertheless.
-    """
-    smallest, largest = int(s2.min()), int(s2.max())
-    if smallest < 0 or largest > S2_MAX or largest < _S2_DARKEST:
-        found = f"values from {smallest} to {largest}"
-        expected = f"reflectance x 10000, within 0..{S2_MAX} and not all below {_S2_DARKEST}"
-        do = f"Convert it if it has another scale; leave it out if it is no-data. {_AGAIN}"
-        raise DataError(where, found=found, expected=expected, do=do)
-    # The light of the cirrus band hardly reaches the ground; B1 is bright by the air alone.
-    if np.median(s2[B10]) > np.median(s2[0]):
-        found, expected = "band 11 brighter than band 1 on the whole", f"{UNITS['s2']}: B10 (cirrus) is nearly black"
-        raise DataError(where, found=found, expected=expected, do="Bring the bands into file order.")
-    darkest = np.percentile(s2[B10], 1) / 0.9 if noisy else s2[B10].min()
-    return S2_OFFSET if darkest >= S2_OFFSET else 0
-
-
-def subtract_offset(s2: NDArray[np.uint16], offset: int) -> None:
-    """Subtract the offset from reflectance x 10000 in place; values below it become 0."""
-    np.maximum(s2, offset, out=s2)
-    s2 -= np.uint16(offset)
+@contextmanager
+def _opened(path: str | os.PathLike[str], kind: str) -> Iterator[tuple[Raster, CRS | None, Affine | None]]:
+    """Open a file of a patch and check bands, dtype, size and pixel size."""
+    with open_raster(path, _AGAIN) as file:
+        raster, (crs, transform) = sensor_bands(path, file, kind), georeference(path, file)
+        low, high = SIDE_PX
+        if not low <= min(file.shape) <= max(file.shape) <= high:
+            found, expected = f"{file.shape[0]} x {file.shape[1]} pixels", f"sides of {low}..{high} (published: 256)"
+            do = "Cut patches of a fitting size, or take the published file."
+            raise DataError(path, found=found, expected=expected, do=do)
+        if transform is not None and crs is not None:
+            metres = np.hypot(transform.b, transform.e) * (crs.linear_units_factor[1] if crs.is_projected else 111_320)
+            if not PATCH_PIXEL_M[0] <= metres <= PATCH_PIXEL_M[1]:
+                do = "Take patches of the published resolution."
+                raise GridError(path, found=f"pixels of {metres:.4g} m", expected="pixels of 10 m", do=do)
+        yield raster, crs, transform
 
 
 def _common_grid(paths: dict[str, str], layers: dict[str, Layer]) -> tuple[CRS | None, Affine | None]:
@@ -257,42 +442,3 @@ def _same_grid(layer: Layer, other: Layer) -> bool:
     apart = np.abs(np.subtract(layer.transform[:6], other.transform[:6])) * across
     pixel = np.hypot(other.transform.a, other.transform.d)
     return bool(layer.crs == other.crs and apart.max() <= GRID_TOLERANCE_PX * pixel)
-
-
-def _georeference(file: Any) -> tuple[CRS | None, Affine | None]:
-    is_placed = file.crs is not None and file.transform != Affine.identity()
-    return (file.crs, file.transform) if is_placed else (None, None)
-
-
-@contextmanager
-def _opened(path: str | os.PathLike[str], kind: str) -> Iterator[Any]:
-    """Open a file and check bands, dtype and size; what GDAL cannot read becomes a DataError."""
-    if not os.path.isfile(path):
-        raise MissingDataError(path, found="no such file", expected=f"a {kind} file", do=_AGAIN)
-    # Only TIFF, and only this file: no listing of the folder, no side-car that changes what is read.
-    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), warnings.catch_warnings():
-        # The phase archives of DFC2020 have no georeference, as documented.
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        try:
-            with rasterio.open(path, driver="GTiff") as file:
-                _check_header(path, kind, file)
-                yield file
-        except RasterioError as error:
-            reason = str(error.__cause__ or error).replace(f"'{path}' ", "").rstrip(".")
-            found = f"a damaged file of {os.path.getsize(path):,} bytes ({reason})"
-            raise DataError(path, found=found, expected="a whole GeoTIFF", do=_AGAIN) from None
-
-
-def _check_header(path: str | os.PathLike[str], kind: str, file: Any) -> None:
-    low, high = SIDE_PX
-    if file.count != BANDS[kind]:
-        found, expected, do = f"{file.count} bands", f"{BANDS[kind]} bands: {UNITS[kind]}", _AGAIN
-    elif not set(file.dtypes) <= set(DTYPES[kind]):
-        found, expected = f"dtype {file.dtypes[0]}", f"{' or '.join(DTYPES[kind])}: {UNITS[kind]}"
-        do = "Convert the file to that dtype and unit, or take the published one."
-    elif not low <= min(file.shape) <= max(file.shape) <= high:
-        found, expected = f"{file.shape[0]} x {file.shape[1]} pixels", f"sides of {low}..{high} (published: 256 x 256)"
-        do = "Cut patches of a fitting size, or take the published file."
-    else:
-        return
-    raise DataError(path, found=found, expected=expected, do=do)

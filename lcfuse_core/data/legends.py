@@ -7,10 +7,15 @@ classes, from zero (`dfc_to_index`), and the ignore value 255.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from lcfuse_core.errors import LegendError
@@ -199,3 +204,48 @@ def index_to_dfc(index: NDArray[np.integer]) -> NDArray[np.uint8]:
     expected = f"network classes 0..{n - 1} (or {IGNORE}, ignored)"
     _check_codes("network classes", index, (*range(n), IGNORE), expected, "Pass network classes, not DFC2020 codes.")
     return _INDEX_TO_DFC[index]
+
+
+def read_legend(path: Path) -> dict[int, int]:
+    """
+    Return the pairs of a legend file, YAML or JSON `{code: DFC2020 code or name}`; 0 or "none" for classes not used.
+
+    Codes are decimal numbers and nothing else: YAML would read `yes` as 1 and `012` as 10. Raises LegendError that
+    names the line, also for a code that occurs twice.
+    """
+    if not path.is_file():
+        do = "Give igbp, dfc2020 or a file."
+        raise LegendError("legend", found=f"'{path}'", expected="igbp, dfc2020 or an existing file", do=do)
+    form = f"{{code: class}} with codes 0..254 and DFC2020 codes 0..10 or {', '.join(DFC2020.names)}, none"
+    try:
+        pairs = _pairs(path.read_bytes()[:1_000_000].decode("utf-8-sig"), is_json=path.suffix.lower() == ".json")
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        found = f"neither YAML nor JSON ({' '.join(str(error).split())[:200]})"
+        raise LegendError(path, found=found, expected=form, do="Correct the file.") from None
+    classes = {name.lower(): code for name, code in zip(DFC2020.names, DFC2020.codes, strict=True)} | {"none": 0}
+    classes |= {str(code): code for code in (0, *DFC2020.codes)}
+    legend: dict[int, int] = {}
+    for code, target in pairs:
+        is_code = re.fullmatch(r"0|[1-9]\d{0,2}", code) and int(code) < IGNORE
+        if not is_code or target.strip().lower() not in classes or int(code) in legend:
+            found = f"{code}: {target}"[:80] + (" (a second time)" if is_code and int(code) in legend else "")
+            raise LegendError(path, found=found, expected=form, do="Correct that line.")
+        legend[int(code)] = classes[target.strip().lower()]
+    if not legend:
+        raise LegendError(path, found="no class", expected=form, do="Correct the file.")
+    return legend
+
+
+def _pairs(text: str, *, is_json: bool) -> list[tuple[str, str]]:
+    """Return keys and values of a mapping as they are written, duplicates included; ValueError on anything else."""
+    if is_json:
+        found = json.loads(text, object_pairs_hook=tuple, parse_int=str, parse_float=str)
+        if not isinstance(found, tuple) or not all(isinstance(value, str) for _, value in found):
+            raise ValueError("no mapping of codes to names or numbers")
+        return list(found)
+    node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
+    if not isinstance(node, yaml.MappingNode):
+        raise ValueError("no mapping")
+    if not all(isinstance(part, yaml.ScalarNode) for pair in node.value for part in pair):
+        raise ValueError("lists or mappings inside")
+    return [(key.value, value.value) for key, value in node.value]

@@ -4,33 +4,51 @@ Read the coarse map of a scene: the label of the 500 m cell that each 10 m pixel
 MODIS products are often distributed in degrees or in UTM, where their cells have been resampled and have lost their
 outline. Here each pixel first gets its cell of the sinusoidal grid (`data.cells`), and the raster is read at the centre
 of that cell, so that outlines are those of MODIS whatever the grid of the raster. Other coarse maps are read per pixel.
+
+Two properties of MODIS files are taken from the product where the file is known to state them wrongly: the sphere of
+the sinusoidal grid (Earth Engine and ArcGIS write an ellipsoid, 8 to 19 km away), and IGBP class 0, which is water in
+collections 5 and 5.1. `CoarseMap.repairs` reports both.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+from affine import Affine
 from numpy.typing import NDArray
-from pyproj import Transformer
+from rasterio.crs import CRS
+from rasterio.enums import MaskFlags
 
-from lcfuse_core.data.cells import CELL_M, lonlat_to_modis, modis_to_lonlat
-from lcfuse_core.data.legends import DFC2020, IGNORE, N_COARSE, SAVANNA, SAVANNA_INDEX, dfc_to_index, igbp_to_dfc
+from lcfuse_core.data.cells import CELL_M, SINUSOIDAL, lonlat_to_modis, modis_to_lonlat
+from lcfuse_core.data.files import georeference, ground_size, open_raster, read_errors, transformer
+from lcfuse_core.data.legends import (
+    DFC2020,
+    IGNORE,
+    N_COARSE,
+    SAVANNA,
+    SAVANNA_INDEX,
+    dfc_to_index,
+    igbp_to_dfc,
+    read_legend,
+)  # fmt: skip
 from lcfuse_core.errors import DataError, GridError, LegendError
-from lcfuse_core.mapping.scene import Grid, Source, coordinates, open_raster
+from lcfuse_core.mapping.scene import Grid, Source, coordinates, wrapped
 from lcfuse_core.models.transition import Matrix, class_prior, from_accuracy, posterior
 
 _LATTICE_PX = 64
 """Projections are computed at every 64th pixel and interpolated: accurate to a centimetre over 640 m."""
 
-_LAYER = "LC_Type1"
-"""The IGBP layer of an MCD12Q1 file."""
+_MOST_PX = 2**28
+"""The part of the map over the scene is held in memory."""
+
+_COARSE_M = 400
+"""Without a legend a map is taken for MCD12Q1, whose cells have 463 m; maps of smaller pixels have other legends."""
 
 _Table = NDArray[np.uint8]
 """One value for each code 0..255 of a raster."""
@@ -42,13 +60,17 @@ class CoarseMap:
     An open coarse map, as `open_coarse` yields it, on the grid of its scene.
 
     codes, corner : the raster's codes over the scene, and the row and column of the raster where they begin
+    repairs : what was taken from the product instead of the file
     """
 
     path: Path
     codes: NDArray[np.uint8]
     corner: tuple[int, int]
     grid: Grid
-    _file: Any
+    repairs: tuple[str, ...]
+    _crs: CRS
+    _transform: Affine
+    _sides: tuple[float, float]
     _labels: _Table
     _classes: _Table
     _modis_cells: bool
@@ -64,7 +86,7 @@ class CoarseMap:
     def codes_at(self, rows: slice, cols: slice) -> NDArray[np.uint8]:
         """Return the raster's own codes at these pixels, 255 outside of it: uint8 (h, w)."""
         if not self._modis_cells:
-            return self._pick(*_project(self.grid, rows, cols, self._file.crs))
+            return self._pick(*_project(self.grid, rows, cols, self._crs))
         x_m, y_m = _project(self.grid, rows, cols, None)
         cell_col = np.floor(x_m / CELL_M).astype(np.int32)
         cell_row = np.floor(y_m / CELL_M).astype(np.int32)
@@ -74,14 +96,16 @@ class CoarseMap:
         centre_x = (first_col + np.arange(n_cols) + 0.5) * CELL_M
         centre_y = (first_row + np.arange(n_rows) + 0.5) * CELL_M
         xs, ys = (centres.ravel() for centres in np.meshgrid(centre_x, centre_y))
-        to_raster = Transformer.from_crs("EPSG:4326", self._file.crs, always_xy=True)
+        limit = _half_width(ys) - 1  # cells that reach over 180 degrees have their centre beyond
+        xs = np.clip(xs, -limit, limit)
+        to_raster = transformer(self.path, "EPSG:4326", self._crs)
         codes = self._pick(*to_raster.transform(*modis_to_lonlat(xs, ys))).reshape(n_rows, n_cols)
         return codes[cell_row - first_row, cell_col - first_col]
 
     def _pick(self, x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.uint8]:
         """Return the codes of the raster's pixels at x, y in its own CRS."""
         with np.errstate(invalid="ignore"):
-            col, row = coordinates(~self._file.transform, np.asarray(x), np.asarray(y))
+            col, row = coordinates(~self._transform, wrapped(x, self._crs, *self._sides), np.asarray(y))
             row, col = np.floor(row) - self.corner[0], np.floor(col) - self.corner[1]
             height, width = self.codes.shape
             inside = (row >= 0) & (row < height) & (col >= 0) & (col < width)
@@ -106,94 +130,179 @@ class CoarseMap:
 
 
 @contextmanager
-def open_coarse(path: Source, grid: Grid, legend: Source = "igbp") -> Iterator[CoarseMap]:
+def open_coarse(
+    path: Source, grid: Grid, legend: Source | None = None, *, band: int | str | None = None
+) -> Iterator[CoarseMap]:
     """
     Open the coarse map at *path* for the scene on *grid*; only the part over the scene is held in memory.
 
     Parameters
     ----------
     path : path
-        A raster of class codes (uint8, first band) in any CRS, or an MCD12Q1 file (.hdf) if GDAL has the driver.
+        A raster of class codes, whole numbers 0..255 of any type, in any CRS.
     grid : Grid
         Grid of the scene.
-    legend : str or path
-        "igbp" (MCD12Q1; cells of MODIS), "dfc2020", or a YAML or JSON file `{code: DFC2020 code or name}`.
+    legend : str or path, optional
+        "igbp" (MCD12Q1; cells of MODIS), "dfc2020", or a YAML or JSON file `{code: DFC2020 code or name}`. Without it
+        the map is MCD12Q1, which must then have pixels of 400 m or more.
+    band : int or str, optional
+        Number or description of the band, needed where there are several (a band per year) unless one is `LC_Type1`.
 
     Raises
     ------
     MissingDataError, DataError, LegendError, GridError
-        If the file is missing, damaged or not uint8; if a code or the legend is unknown; without a georeference on
-        either side or without overlap.
+        If the file is missing, damaged or of other values; if a code or the legend is unknown, or the band not chosen;
+        without a georeference on either side or without overlap.
     """
     path = Path(path)
     if grid.crs is None:
         do = "Georeference the scene, or map without a coarse map."
         raise GridError(path, found="a scene without georeference", expected="a CRS", do=do)
-    advice = "Download it again."
-    if path.suffix.lower() == ".hdf":
-        advice = f"If GDAL lacks HDF4, convert layer {_LAYER} to a GeoTIFF where it has it (gdal_translate)."
-    with open_raster(path, advice) as container:
-        layer = _igbp_layer(container.subdatasets)
-        with open_raster(layer, advice) if layer else container as file:
-            if file.dtypes[0] != "uint8":
-                found = f"{file.count} bands of {file.dtypes[0]}"
-                do = "Choose the layer of classes."
-                raise DataError(path, found=found, expected="uint8 codes in band 1", do=do)
-            if file.crs is None:
-                do = "Georeference it, as with gdal_translate -a_srs."
-                raise GridError(path, found="no CRS", expected="a georeferenced map", do=do)
-            codes, corner = _part_over(file, grid)
-            if file.nodata is not None:
-                codes[codes == file.nodata] = IGNORE
-            yield CoarseMap(path, codes, corner, grid, file, *_tables(legend, codes), str(legend) == "igbp")
+    with open_raster(path) as file:
+        crs, transform = georeference(path, file)
+        if crs is None or transform is None:
+            do = "Georeference it, as with gdal_edit.py -a_srs."
+            raise GridError(path, found="no georeference", expected="a georeferenced map", do=do)
+        notes, number = [], _chosen_band(path, file, band)
+        if _is_modis_grid(path, crs, transform):
+            if not _on_modis_sphere(crs):
+                notes.append(f"{path.name}: MODIS grid, read on its sphere and not on the ellipsoid stated")
+            crs = CRS.from_proj4(SINUSOIDAL)
+        size = max(ground_size(path, crs, transform, file.shape))
+        if legend is None and size < _COARSE_M:
+            do = "Give its legend: igbp, dfc2020, or a YAML file {code: DFC2020 code or name}."
+            found = f"pixels of {size:.3g} m and no legend"
+            raise LegendError(path, found=found, expected="a legend, or MCD12Q1 in pixels of 463 m", do=do)
+        corners = coordinates(transform, *np.array([(0, 0), (file.width, 0), (0, file.height), file.shape[::-1]]).T)
+        sides = float(corners[0].min()), float(corners[0].max())
+        window = _window_over(path, crs, transform, sides, file.shape, grid)
+        codes = _codes(path, file, number, window)
+        is_igbp = legend is None or str(legend) == "igbp"
+        has_water_0 = is_igbp and _water_is_0(path, file, number, codes)
+        if has_water_0:
+            notes.append(f"{path.name}: code 0 read as water, as in collections 5 and 5.1 of MCD12Q1")
+        tables = _tables("igbp" if legend is None else legend, codes, has_water_0)
+        corner = window[0][0], window[1][0]
+        yield CoarseMap(path, codes, corner, grid, tuple(notes), crs, transform, sides, *tables, is_igbp)
 
 
-def _igbp_layer(subdatasets: list[str]) -> str | None:
+def _chosen_band(path: Path, file: Any, band: int | str | None) -> int:
+    """Return the number of the band to read, from 1; DataError if it is missing or not clear."""
+    names = [name or "" for name in file.descriptions]
+    layers = [number for number, name in enumerate(names, 1) if re.search(r"(LC_Type1|Land_Cover_Type_1)$", name)]
+    if band is None and (file.count == 1 or len(layers) == 1):
+        return 1 if file.count == 1 else layers[0]
+    if band is not None and str(band) in names:
+        return names.index(str(band)) + 1
+    if band is not None and str(band).isdigit() and 1 <= int(band) <= file.count:
+        return int(band)
+    listed = ", ".join(f"{number} {name}".strip() for number, name in enumerate(names[:30], 1))
+    found = f"{file.count} bands ({listed})" if band is None else f"band {band} asked of {listed}"
+    do = "Choose one by number or name, or cut it out: gdal_translate -b NUMBER."
+    raise DataError(path, found=found, expected="one band of classes, such as one year", do=do)
+
+
+def _on_modis_sphere(crs: CRS) -> bool:
+    """Return whether a CRS is on a sphere of the radius that MODIS uses."""
+    radius = re.search(r"(?:SPHEROID|ELLIPSOID)\[[^,]*,\s*([\d.]+),\s*([\d.]+)", crs.to_wkt())
+    return radius is not None and abs(float(radius[1]) - 6371007.181) < 0.01 and float(radius[2]) == 0
+
+
+def _is_modis_grid(path: Path, crs: CRS, t: Affine) -> bool:
     """
-    Return the IGBP layer among the subdatasets of an MCD12Q1 file, None if there are none.
+    Return whether a raster is on the MODIS sinusoidal grid, whatever the ellipsoid that its CRS states.
 
-    >>> _igbp_layer(['HDF4_EOS:EOS_GRID:"a.hdf":MCD12Q1:LC_Type1', 'HDF4_EOS:EOS_GRID:"a.hdf":MCD12Q1:QC'])
-    'HDF4_EOS:EOS_GRID:"a.hdf":MCD12Q1:LC_Type1'
+    Such are rasters whose CRS is named after MODIS, or whose pixels are whole cells of the grid (250 m to 1 km).
     """
-    if not subdatasets:
-        return None
-    found = [name for name in subdatasets if name.endswith((f":{_LAYER}", f"/{_LAYER}"))]
-    if len(found) != 1:
-        names = ", ".join(name.rsplit(":", 1)[-1] for name in subdatasets[:8])
-        do = "Convert the layer of classes to a GeoTIFF."
-        raise DataError("coarse map", found=f"layers {names}", expected=f"one {_LAYER}", do=do)
-    return found[0]
+    wkt = crs.to_wkt()
+    if not re.search(r'PROJECTION\["Sinusoidal"|METHOD\["Sinusoidal"', wkt) or _on_modis_sphere(crs):
+        return False
+    has_cells = any(np.allclose((abs(t.a), abs(t.e)), CELL_M * k, rtol=1e-5) for k in (0.5, 1, 2))
+    is_aligned = has_cells and abs(t.c / t.a - round(t.c / t.a)) < 0.02 and abs(t.f / t.e - round(t.f / t.e)) < 0.02
+    if has_cells and not is_aligned and "MODIS" not in wkt.split(",")[0].upper():
+        found = "pixels of the size of MODIS cells on an ellipsoid, off the MODIS grid"
+        do = f"State what it is on: gdal_edit.py -a_srs '{SINUSOIDAL}' for MODIS."
+        raise GridError(path, found=found, expected="a clear CRS", do=do)
+    return is_aligned or "MODIS" in wkt.split(",")[0].upper()
 
 
-def _part_over(file: Any, grid: Grid) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Return the codes of the raster over the scene and two cells around, and where they begin in the raster."""
+def _window_over(
+    path: Path, crs: CRS, transform: Affine, sides: tuple[float, float], shape: tuple[int, int], grid: Grid
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return first and last rows and columns of the part of a raster over the scene and two cells around."""
     around = 2 * _LATTICE_PX
     rows, cols = grid.shape
     lattice = np.meshgrid(np.linspace(-around, cols + around, 33), np.linspace(-around, rows + around, 33))
     easting, northing = coordinates(grid.affine, lattice[0].ravel(), lattice[1].ravel())
-    x, y = Transformer.from_crs(grid.crs, file.crs, always_xy=True).transform(easting, northing)
-    col, row = coordinates(~file.transform, np.asarray(x), np.asarray(y))
+    x, y = transformer(path, grid.crs, crs).transform(easting, northing)
+    col, row = coordinates(~transform, wrapped(x, crs, *sides), np.asarray(y))
     known = np.isfinite(row) & np.isfinite(col)
     window = []
-    for values, size in zip((row[known], col[known]), file.shape, strict=True):
+    for values, size in zip((row[known], col[known]), shape, strict=True):
         low, high = (values.min(), values.max()) if values.size else (0, 0)
         window.append((max(0, int(np.floor(low)) - 2), min(size, int(np.ceil(high)) + 2)))
+    n_px = np.prod([high - low for low, high in window], dtype=float)
     if not known.any() or any(high <= low for low, high in window):
         do = "Give the tile or cut-out that covers the scene."
-        raise GridError(file.name, found="a map of another area", expected="an overlap with the scene", do=do)
-    return file.read(1, window=tuple(window)), (window[0][0], window[1][0])
+        raise GridError(path, found="a map of another area", expected="an overlap with the scene", do=do)
+    if n_px > _MOST_PX:
+        do = "Resample it to pixels of 10 m or more: gdalwarp -tr, -r mode."
+        raise GridError(path, found=f"{n_px:.3g} pixels over the scene", expected=f"{_MOST_PX:.3g} or fewer", do=do)
+    return window[0], window[1]
 
 
-def _tables(legend: Source, codes: NDArray[np.uint8]) -> tuple[_Table, _Table]:
+def _codes(path: Path, file: Any, number: int, window: Any) -> NDArray[np.uint8]:
+    """Return class codes of a window as uint8, 255 where there are none; DataError on other numbers."""
+    with read_errors(path):
+        values = file.read(number, window=window)
+        flags = file.mask_flag_enums[number - 1]
+        unknown = file.read_masks(number, window=window) == 0 if MaskFlags.per_dataset in flags else values != values
+    nodata, is_scaled = file.nodatavals[number - 1], (file.scales[number - 1], file.offsets[number - 1]) != (1, 0)
+    unknown |= (values == nodata) if nodata is not None else False
+    if values.dtype.kind == "c" or is_scaled or not np.all(unknown | (values == np.floor(values))):
+        found = f"{file.count} bands of {file.dtypes[0]}{' with a scale' if is_scaled else ' with fractions'}"
+        raise DataError(path, found=found, expected="whole codes 0..255", do="Choose the layer of classes.")
+    outside = values[~unknown & ((values < 0) | (values > IGNORE))]
+    if outside.size:
+        do = "State the value that means no data (gdal_edit.py -a_nodata), or choose the layer of classes."
+        raise LegendError(path, found=f"class code {outside[0]:g}", expected="codes 0..255", do=do)
+    return np.where(unknown, IGNORE, values).astype(np.uint8)
+
+
+def _water_is_0(path: Path, file: Any, number: int, codes: NDArray[np.uint8]) -> bool:
+    """
+    Return whether IGBP code 0 is water, as in collections 5 and 5.1, where 17 does not occur.
+
+    Evidence is the name of layer or file, another value that the file declares as nodata, and code 17. Raises
+    LegendError where zeros are left without evidence.
+    """
+    if not (codes == 0).any():
+        return False
+    text = f"{path.name} {file.descriptions[number - 1]} {file.tags()} {file.tags(number)}"
+    if re.search(r"Land_Cover_Type_1|MCD12Q1[._](?:A\d+\..*)?0?(?:05|5)1?(?:\D|$)|water\W+0", text, re.IGNORECASE):
+        return True
+    shape = tuple(min(2048, side) for side in file.shape)
+    with read_errors(path):
+        overview = file.read(number, out_shape=shape)
+    if (codes == 17).any() or (overview == 17).any():
+        return False  # collection 6 and later: 0 is no class
+    if file.nodatavals[number - 1] in (254, 255):
+        return True
+    do = "State which: gdal_edit.py -a_nodata 0 where 0 means no label, -a_nodata 255 where it means water."
+    raise LegendError(path, found="code 0 without evidence of its meaning", expected="IGBP codes 1..17", do=do)
+
+
+def _tables(legend: Source, codes: NDArray[np.uint8], has_water_0: bool) -> tuple[_Table, _Table]:
     """Return coarse label and DFC2020 code of each code; LegendError if the legend lacks a code of the scene."""
     if str(legend) == "igbp":
         known = np.array([*range(18), IGNORE])
         dfc = igbp_to_dfc(known)
+        dfc[0] = igbp_to_dfc(np.array(17)) if has_water_0 else 0
     elif str(legend) == "dfc2020":
         known = np.array([0, *DFC2020.codes, IGNORE])
         dfc = np.array([0, *DFC2020.codes, 0])
     else:
-        pairs = _read_legend(Path(legend))
+        pairs = read_legend(Path(legend))
         known, dfc = np.array([*pairs, IGNORE]), np.array([*pairs.values(), 0])
     unknown = sorted(set(np.unique(codes).tolist()) - set(known.tolist()))
     if unknown:
@@ -208,41 +317,20 @@ def _tables(legend: Source, codes: NDArray[np.uint8]) -> tuple[_Table, _Table]:
     return labels, classes
 
 
-def _read_legend(path: Path) -> dict[int, int]:
-    """Return the pairs of a legend file, code to DFC2020 code (0: not used)."""
-    if not path.is_file():
-        do = "Give igbp, dfc2020 or a file."
-        raise LegendError("legend", found=f"'{path}'", expected="igbp, dfc2020 or an existing file", do=do)
-    text = path.read_text()
-    try:
-        pairs = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
-        found = f"neither YAML nor JSON ({error})"
-        raise LegendError(path, found=found, expected="{code: class}", do="Correct the file.") from None
-    if not isinstance(pairs, Mapping) or not pairs:
-        raise LegendError(path, found=type(pairs).__name__, expected="{code: class}", do="Correct the file.")
-    classes = {name.lower(): code for name, code in zip(DFC2020.names, DFC2020.codes, strict=True)} | {"none": 0}
-    found_pairs: dict[int, int] = {}
-    for code, target in pairs.items():
-        value = classes.get(target.lower()) if isinstance(target, str) else target
-        if not str(code).isdigit() or not 0 <= int(code) < IGNORE or value not in {0, *DFC2020.codes}:
-            expected = f"0..254: DFC2020 codes 0..10 or {', '.join(DFC2020.names)}, none"
-            raise LegendError(path, found=f"{code}: {target}", expected=expected, do="Correct that line.")
-        found_pairs[int(code)] = int(value)
-    return found_pairs
-
-
 def _project(grid: Grid, rows: slice, cols: slice, crs: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """
     Return coordinates of the pixel centres, (h, w) each: in *crs*, or, with None, in metres of the MODIS sphere.
 
-    Interpolated on a lattice that is fixed to the scene, so that a pixel gets the same coordinates in every window.
+    Interpolated on a lattice that is fixed to the scene, so that a pixel gets the same coordinates in every window. At
+    180 degrees longitudes go on to more than 180 for the interpolation.
     """
     (row_at, *row_steps), (col_at, *col_steps) = (_lattice(pixels) for pixels in (rows, cols))
     col, row = np.meshgrid(col_at + 0.5, row_at + 0.5)
     easting, northing = coordinates(grid.affine, col.ravel(), row.ravel())
-    to = "EPSG:4326" if crs is None else crs
-    x, y = Transformer.from_crs(grid.crs, to, always_xy=True).transform(easting, northing)
+    to = CRS.from_epsg(4326) if crs is None else crs
+    x, y = transformer("scene", grid.crs, to).transform(easting, northing)
+    x = wrapped(x, to, x[0] - 180, x[0] + 180)
+    beyond = crs is None and np.abs(x).max() > 180
     if crs is None:
         x, y = lonlat_to_modis(x, y)
     (below, down), (right, along) = row_steps, col_steps
@@ -252,7 +340,16 @@ def _project(grid: Grid, rows: slice, cols: slice, crs: Any) -> tuple[NDArray[np
         tall = values[below] * (1 - down)[:, None] + values[below + 1] * down[:, None]
         return tall[:, right] * (1 - along) + tall[:, right + 1] * along
 
-    return interpolate(x), interpolate(y)
+    x, y = interpolate(x), interpolate(y)
+    if beyond:  # back to the other end of the sinusoidal grid
+        half = _half_width(y)
+        x = (x + half) % (2 * half) - half
+    return x, y
+
+
+def _half_width(y_m: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return x at 180 degrees east in the MODIS grid."""
+    return np.asarray(lonlat_to_modis(180, modis_to_lonlat(0, y_m)[1])[0])
 
 
 def _lattice(pixels: slice) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:

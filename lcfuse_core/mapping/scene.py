@@ -1,9 +1,10 @@
 """
 Read any scene by windows on one 10 m grid: Sentinel-2 L1C, Sentinel-1 and masks, whatever their files and grids.
 
-Sentinel-2 sets the grid: that of its 10 m bands, or, where it is in degrees or of another pixel size, 10 m in the UTM
-zone of its centre. Everything else is warped to it as it is read: Sentinel-1 bilinear, the 20 and 60 m bands and masks
-by nearest neighbour, as in SEN12MS, where coarser bands are repeated pixels.
+Sentinel-2 sets the grid: that of its 10 m bands, or, where it is in degrees, of another pixel size, or in a projection
+that distorts areas (Web Mercator), 10 m in the UTM zone of its centre. Everything else is warped to it as it is read:
+Sentinel-1 bilinear, the 20 and 60 m bands and masks by nearest neighbour, as in SEN12MS, where coarser bands are
+repeated pixels.
 
 A pixel is valid where every sensor that is used has a value and no mask hides it. Other pixels are 0 in the arrays.
 """
@@ -11,11 +12,9 @@ A pixel is valid where every sensor that is used has a value and no mask hides i
 from __future__ import annotations
 
 import os
-import re
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,32 +22,41 @@ import numpy as np
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
-from pyproj import Transformer
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import aligned_target, calculate_default_transform
-from rasterio.windows import Window
 
-from lcfuse_core.data.files import (
-    BANDS,
-    DTYPES,
+from lcfuse_core.data.bands import (
     OFFSET_REMOVED,
     S1_RANGE_DB,
     S2_BANDS,
     S2_MAX,
-    SIDE_PX,
-    UNITS,
+    band_name,
     check_s1,
     check_s2,
     subtract_offset,
 )
-from lcfuse_core.errors import DataError, GridError, MissingDataError
+from lcfuse_core.data.files import (
+    Raster,
+    georeference,
+    ground_size,
+    open_raster,
+    read_errors,
+    sensor_bands,
+    transformer,
+)
+from lcfuse_core.errors import DataError, GridError
 
 Source = str | os.PathLike[str]
 
 PIXEL_M = 10.0
+
+SIDE_PX = (32, 65_536)
+"""Range of the sides of a scene: networks need the least; memory grows with the width."""
+
+MOST_PIXEL_M = {"s2": 60.5, "s1": 60.5}
+"""Coarser images show too little of a 10 m map. The 20 and 60 m bands of Sentinel-2 are repeated pixels."""
 
 B1_TO_B4 = slice(0, 4)
 """The atmosphere alone gives these bands a signal, so 0 means no data. In the others calm water may be 0."""
@@ -62,10 +70,9 @@ _CACHE_BYTES = 192 * 2**20
 _PROBES, _PROBE_PX = 6, 48
 """Values are checked in so many windows per side, of this size, before the first window is mapped."""
 
-_BAND_NAME = re.compile(r"(?:^|[_.-])B(0?[1-9]|1[0-2]|8A)(?:_\d+m)?\.(?:jp2|tiff?)$", re.IGNORECASE)
-
-_DRIVERS = {".jp2": "JP2OpenJPEG", ".hdf": "HDF4", ".h5": "HDF5", ".he5": "HDF5"}
-"""GDAL's driver by suffix, GTiff for all others. Formats that refer to other files or addresses (VRT) are refused."""
+_BAND_FILES = {".jp2", ".tif", ".tiff", ".img"}
+_OTHER_FOLDERS = {"qi_data", "qi", "preview", "aux_data", "auxiliary", "html", "rep_info"}
+"""Folders of a product with further rasters that are named like bands: masks and previews."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,15 @@ def coordinates(transform: Affine, col: Any, row: Any) -> tuple[Any, Any]:
     return t.a * col + t.b * row + t.c, t.d * col + t.e * row + t.f
 
 
+def wrapped(x: Any, crs: Any, west: float, east: float) -> NDArray[np.float64]:
+    """Return x, in degrees, by full turns within *west*..*east* where possible; in other units as it is."""
+    x = np.asarray(x, np.float64)
+    if not CRS.from_user_input(crs).is_geographic:
+        return x
+    with np.errstate(invalid="ignore"):
+        return np.where(x < west, x + 360 * np.ceil((west - x) / 360), x - 360 * np.ceil(np.maximum(0, x - east) / 360))
+
+
 class ScenePart(NamedTuple):
     """
     Part of a scene.
@@ -102,19 +118,6 @@ class ScenePart(NamedTuple):
     valid: NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class _Bands:
-    """Bands of one open file, on the grid of the scene."""
-
-    path: Path
-    file: Any
-    nodata: float | None
-
-    def read(self, rows: slice, cols: slice) -> NDArray[Any]:
-        with _named_errors(self.path):
-            return self.file.read(window=Window.from_slices(rows, cols))
-
-
 @dataclass
 class Scene:
     """
@@ -122,15 +125,15 @@ class Scene:
 
     grid : of all that `read` returns
     files : all files that it is read from
-    repairs : descriptions of what `read` corrects
+    repairs : descriptions of what `read` corrects, and of what is to be known about the files
     """
 
     grid: Grid
     files: tuple[Path, ...]
     repairs: tuple[str, ...] = ()
-    _s2: list[_Bands] = field(default_factory=list)
-    _s1: list[_Bands] = field(default_factory=list)
-    _masks: list[tuple[_Bands, tuple[int, ...]]] = field(default_factory=list)
+    _s2: list[Raster] = field(default_factory=list)
+    _s1: list[Raster] = field(default_factory=list)
+    _masks: list[tuple[Raster, tuple[int, ...]]] = field(default_factory=list)
     _offset: int = 0
 
     @property
@@ -140,22 +143,25 @@ class Scene:
 
     def read(self, rows: slice, cols: slice) -> ScenePart:
         """Return the pixels of these rows and columns; DataError names a file that cannot be read."""
-        parts = [bands.read(rows, cols) for bands in self._s2]
+        parts = [raster.read(rows, cols) for raster in self._s2]
+        bands = parts[0][0] if len(parts) == 1 else np.concatenate([data for data, _ in parts])
         # A negative int16 becomes more than S2_MAX.
-        s2 = np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts)).view(np.uint16)
+        s2 = np.ascontiguousarray(bands).view(np.uint16)
         valid = (s2[B1_TO_B4] > 0).all(axis=0) & (s2.max(axis=0) <= S2_MAX)
-        for bands, part in zip(self._s2, parts, strict=True):
-            if bands.nodata:
-                valid &= (part != bands.nodata).all(axis=0)
-        for bands, hidden in self._masks:
-            codes = bands.read(rows, cols)[0]
+        for _, has_data in parts:
+            valid &= has_data
+        for raster, hidden in self._masks:
+            codes = raster.read(rows, cols)[0][0]
             valid &= ~np.isin(codes, hidden) if hidden else codes == 0
         s1 = None
         if self._s1:
-            s1 = np.concatenate([bands.read(rows, cols) for bands in self._s1]).astype(np.float32, copy=False)
+            parts = [raster.read(rows, cols) for raster in self._s1]
+            s1 = np.concatenate([data for data, _ in parts]).astype(np.float32, copy=False)
             with np.errstate(invalid="ignore"):
                 valid &= ((s1 > S1_RANGE_DB[0]) & (s1 < S1_RANGE_DB[1])).all(axis=0)
                 valid &= (s1 != 0).any(axis=0)  # in ESA's products 0 means no data
+            for _, has_data in parts:
+                valid &= has_data
             s1[:, ~valid] = 0
         if self._offset:
             subtract_offset(s2, self._offset)
@@ -180,7 +186,7 @@ def open_scene(
         One file of 13 bands; or single-band files named `..._B01.jp2` to `..._B12.tif`; or a folder of them, such as an
         L1C product `.SAFE`. The offset of +1000 of newer products is recognised in B10 and removed.
     s1 : path or sequence of paths
-        One file of VV and VH in dB, or one file each, in that order; or none.
+        One file of VV and VH in dB, or one file each; or none. Names of bands and files determine the order.
     clouds : path, optional
         A raster on any grid that is not 0 where clouds hide the ground. Pixels outside it count as hidden.
     scl : path, optional
@@ -189,128 +195,139 @@ def open_scene(
     Raises
     ------
     MissingDataError, DataError, GridError
-        If a file is missing, damaged, of other bands, unit or dtype, without valid pixels, without the georeference
-        that another file has, or of another area. Side-car files are not read.
+        If a file is missing, damaged, of other bands, unit, pixel size or dtype, without valid pixels, without the
+        georeference that another file has, or of another area. Side-car files are not read.
     """
-    options = {"GDAL_CACHEMAX": _CACHE_BYTES, "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
     s2_paths, s1_paths = (
         [Path(given)] if isinstance(given, (str, os.PathLike)) else [*map(Path, given)] for given in (s2, s1)
     )
     if len(s2_paths) > 1 or s2_paths[0].is_dir():
         s2_paths = _band_files(s2_paths)
-    with rasterio.Env(**options), ExitStack() as stack:
-        files = _open_bands(stack, s2_paths, "s2")
-        grid = _ten_metre_grid(s2_paths, files)
-        if min(grid.shape) < SIDE_PX[0]:
-            found, expected = f"{grid.shape} pixels", f"sides of {SIDE_PX[0]} or more"
-            raise DataError(s2_paths[0], found=found, expected=expected, do="Cut a larger scene.")
+    with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES), ExitStack() as stack:
+        rasters = _open_bands(stack, s2_paths, "s2", S2_BANDS)
+        grid, notes = _ten_metre_grid(rasters[1 if len(rasters) > 1 else 0])
         scene = Scene(grid, tuple(s2_paths))
-        scene._s2 = _on_grid(stack, s2_paths, files, grid, Resampling.nearest, nodata=0)
+        scene._s2 = [_on_grid(stack, raster, grid, Resampling.nearest, nodata=0) for raster in rasters]
         if s1_paths:
-            files = _open_bands(stack, s1_paths, "s1")
-            scene._s1 = _on_grid(stack, s1_paths, files, grid, Resampling.bilinear, nodata=np.nan)
+            names = [band_name("s1", path.stem) or "" for path in s1_paths]
+            if sorted(names) == ["VH", "VV"]:
+                s1_paths.sort(key=lambda path: band_name("s1", path.stem) == "VH")
+            elif len(s1_paths) == 2 and {"HH", "HV"} & set(names):
+                do = "Give VV and VH: networks were trained on these."
+                raise DataError(s1_paths[0], found=f"a file named {' and '.join(names)}", expected="VV and VH", do=do)
+            rasters = _open_bands(stack, s1_paths, "s1", ("VV", "VH"))
+            notes += [note for raster in rasters[:1] for note in _resolution(raster, "s1")]
+            scene._s1 = [_on_grid(stack, raster, grid, Resampling.bilinear, nodata=np.nan) for raster in rasters]
         for given, hidden, outside in ((clouds, (), 255), (scl, HIDDEN_SCL, 0)):
             if given is not None:
-                path = Path(given)
-                file = stack.enter_context(open_raster(path))
+                path, file = Path(given), stack.enter_context(open_raster(given))
                 if file.count != 1 or not file.dtypes[0].startswith(("uint", "int")):
                     found = f"{file.count} bands of {file.dtypes[0]}"
                     raise DataError(path, found=found, expected="one band of codes", do="Give a mask.")
-                [mask] = _on_grid(stack, [path], [file], grid, Resampling.nearest, nodata=outside)
+                # A nodata tag of 0 is common in masks, and 0 means clear.
+                mask = _on_grid(stack, Raster(path, file, (1,)), grid, Resampling.nearest, nodata=outside)
                 scene._masks.append((mask, hidden))
         scene.files = (*s2_paths, *s1_paths, *(mask.path for mask, _ in scene._masks))
         _check_values(scene)
+        scene.repairs += tuple(notes)
         yield scene
-
-
-def open_raster(path: Path | str, do: str = "Give a GeoTIFF or JPEG 2000 file, or download it again.") -> Any:
-    """
-    Open a raster with the one driver of its suffix, so that it cannot refer to other files or addresses.
-
-    path : a file, or the name of a subdataset of an HDF file
-    do : advice in the error if GDAL cannot open it
-    """
-    subdataset = isinstance(path, str)
-    if not subdataset and not Path(path).is_file():
-        raise MissingDataError(path, found="no such file", expected="a raster", do="Check the path.")
-    driver = f"{str(path)[:4]}Image" if subdataset else _DRIVERS.get(Path(path).suffix.lower(), "GTiff")
-    with _named_errors(path, do), warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a patch without one is mapped without one
-        return rasterio.open(path, driver=driver)
-
-
-@contextmanager
-def _named_errors(path: Path | str, do: str = "Download it again.") -> Iterator[None]:
-    """Turn an error of GDAL into a DataError that names the file."""
-    try:
-        yield
-    except RasterioError as error:
-        reason = str(error.__cause__ or error).replace(f"'{path}' ", "").rstrip(".")
-        found = f"a file that cannot be read ({reason})"
-        raise DataError(path, found=found, expected="a whole raster", do=do) from None
 
 
 def _band_files(paths: Sequence[Path]) -> list[Path]:
     """Return the 13 single-band files among *paths* (or in folders), in the order of the bands."""
-    inside = (file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]))
-    found: dict[str, list[Path]] = {band: [] for band in S2_BANDS}
+    inside = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    if any("MSIL2A" in part for path in (*paths, *inside) for part in path.parts[-6:]):
+        found, do = "a Sentinel-2 L2A product", "Take the L1C product of the same scene: L2A has no B10."
+        raise DataError(paths[0], found=found, expected="an L1C product", do=do)
+    if any("IMG_DATA" in file.parts for file in inside):
+        inside = [file for file in inside if "IMG_DATA" in file.parts]
+    found_files: dict[str | None, list[Path]] = {}
     for file in inside:
-        match = _BAND_NAME.search(file.name)
-        if match and not file.name.startswith("."):
-            found[f"B{match[1].upper().lstrip('0')}"].append(file)
-    missing = [band for band, files in found.items() if not files]
+        is_other = any(part.lower() in _OTHER_FOLDERS for root in paths for part in _below(file, root))
+        if file.suffix.lower() in _BAND_FILES and not file.name.startswith(".") and not is_other:
+            found_files.setdefault(_file_band(file), []).append(file)
+    missing = [band for band in S2_BANDS if band not in found_files]
     if missing:
         do = "Give the 13 bands of one L1C product (L2A has no B10), or one file of them."
         raise DataError(paths[0], found=f"no {', '.join(missing)}", expected="B01 to B12 and B8A", do=do)
-    for band, files in found.items():
-        if len(files) > 1:
-            twice = f"{band} more than once ({', '.join(file.name for file in files)})"
+    for band in S2_BANDS:
+        if len(found_files[band]) > 1:
+            twice = f"{band} more than once ({', '.join(file.name for file in found_files[band])})"
             do = "Give the folder of one product."
             raise DataError(paths[0], found=twice, expected="each band once", do=do)
-    return [files[0] for files in found.values()]
+    return [found_files[band][0] for band in S2_BANDS]
 
 
-def _open_bands(stack: ExitStack, paths: Sequence[Path], kind: str) -> list[Any]:
-    """Open the files of a sensor and check their bands and dtypes."""
-    files = [stack.enter_context(open_raster(path)) for path in paths]
-    for path, file in zip(paths, files, strict=True):
-        if not set(file.dtypes) <= set(DTYPES[kind]):
-            expected, do = f"{' or '.join(DTYPES[kind])}: {UNITS[kind]}", "Convert it to that unit."
-            raise DataError(path, found=f"dtype {file.dtypes[0]}", expected=expected, do=do)
-    count = sum(file.count for file in files)
-    if count != BANDS[kind]:
-        do = "Sentinel-2 L2A (12 bands) does not fit: B10 is missing." if count == 12 else "Choose the bands."
-        raise DataError(paths[0], found=f"{count} bands", expected=f"{BANDS[kind]}: {UNITS[kind]}", do=do)
-    return files
+def _below(file: Path, root: Path) -> tuple[str, ...]:
+    """Return the folders between *root* and a file in it."""
+    return file.relative_to(root).parts[:-1] if file.is_relative_to(root) else ()
 
 
-def _ten_metre_grid(paths: Sequence[Path], files: Sequence[Any]) -> Grid:
-    """Return the grid of B2, or of the one file, if it has 10 m; else 10 m in its own or the UTM projection."""
-    lead = 1 if len(files) > 1 else 0
-    path, file = paths[lead], files[lead]
-    if not _is_placed(file):
-        return Grid(None, None, file.shape)
-    t = file.transform
-    in_metres = file.crs.is_projected and file.crs.linear_units_factor[1] == 1
-    upright = t.b == t.d == 0 and t.a > 0 > t.e
-    if in_metres and upright and np.allclose((t.a, -t.e), PIXEL_M, rtol=1e-6):
-        return Grid(file.crs, t, file.shape)
-    crs = file.crs if in_metres else _utm(path, file)
-    transform, cols, rows = calculate_default_transform(
-        file.crs, crs, file.width, file.height, *file.bounds, resolution=PIXEL_M
-    )
-    transform, cols, rows = aligned_target(transform, cols, rows, PIXEL_M)
-    return Grid(crs, transform, (rows, cols))
+def _file_band(file: Path) -> str | None:
+    """Return the Sentinel-2 band at the end of a file's name, which a resolution may follow: `..._B02_10m.jp2`."""
+    words = file.stem.replace("-", "_").replace(".", "_").split("_")
+    last = words[-2] if len(words) > 1 and words[-1].lower() in ("10m", "20m", "60m") else words[-1]
+    return band_name("s2", last) if last[:1] in "Bb" else None
 
 
-def _is_placed(file: Any) -> bool:
-    return file.crs is not None and file.transform != Affine.identity()
+def _open_bands(stack: ExitStack, paths: Sequence[Path], kind: str, names: Sequence[str]) -> list[Raster]:
+    """Open the files of a sensor, one of all bands or one per band, and check them."""
+    if len(paths) not in (1, len(names)):
+        do = f"Give one file, or one for each of {', '.join(names)}."
+        raise DataError(paths[0], found=f"{len(paths)} files", expected=f"1 or {len(names)}", do=do)
+    rasters = []
+    for path, name in zip(paths, names, strict=False):
+        file = stack.enter_context(open_raster(path))
+        georeference(path, file)
+        rasters.append(sensor_bands(path, file, kind, single=name if len(paths) > 1 else ""))
+    return rasters
 
 
-def _utm(path: Path, file: Any) -> CRS:
-    """Return the UTM zone of the centre of a raster."""
-    centre = coordinates(file.transform, file.width / 2, file.height / 2)
-    longitude, latitude = Transformer.from_crs(file.crs, "EPSG:4326", always_xy=True).transform(*centre)
+def _resolution(raster: Raster, kind: str) -> list[str]:
+    """Return what is to be known about the pixel size of an image, if anything; GridError if it is too coarse."""
+    crs, transform = georeference(raster.path, raster.file)
+    if transform is None:
+        return [f"{kind}: no georeference, the map has none"] if kind == "s2" else []
+    width, height = ground_size(raster.path, crs, transform, raster.file.shape)
+    if not 0 < max(width, height) <= MOST_PIXEL_M[kind]:
+        found = f"pixels of {width:.4g} x {height:.4g} m on the ground"
+        do = "Give the image at its own resolution of 10 m."
+        raise GridError(raster.path, found=found, expected=f"10 m, at most {MOST_PIXEL_M[kind]:.0f} m", do=do)
+    is_ten = 0.8 * PIXEL_M < min(width, height) <= max(width, height) < 1.25 * PIXEL_M
+    return [] if is_ten else [f"{kind}: pixels of {width:.3g} x {height:.3g} m, resampled to 10 m"]
+
+
+def _ten_metre_grid(raster: Raster) -> tuple[Grid, list[str]]:
+    """Return the grid of B2, or of the one file, if it has 10 m; else 10 m in its own or the UTM projection; notes."""
+    path, file = raster.path, raster.file
+    notes, (crs, t) = _resolution(raster, "s2"), georeference(path, file)
+    grid = Grid(crs, t, file.shape)
+    if crs is not None and t is not None:
+        to_lonlat = transformer(path, crs, "EPSG:4326")
+        centre = to_lonlat.transform(*coordinates(t, file.width / 2, file.height / 2))
+        width, height = ground_size(path, crs, t, file.shape)
+        in_metres = crs.is_projected and crs.linear_units_factor[1] == 1
+        # UTM changes areas by 0.1 %; Web Mercator by a factor of 4 at 60 degrees. Nothing better near the poles.
+        is_true = abs(width * height / abs(t.determinant) - 1) < 0.01 or abs(centre[1]) >= 84
+        upright = t.b == t.d == 0 and t.a > 0 > t.e
+        if not (in_metres and is_true and upright and np.allclose((t.a, -t.e), PIXEL_M, rtol=1e-6)):
+            target = crs if in_metres and is_true else _utm(path, *centre)
+            x, y = coordinates(t, *np.array([(0, 0), (file.width, 0), (0, file.height), (file.width, file.height)]).T)
+            bounds = x.min(), y.min(), x.max(), y.max()
+            with read_errors(path, "Check its CRS and transform."):
+                at, cols, rows = calculate_default_transform(
+                    crs, target, file.width, file.height, *bounds, resolution=PIXEL_M
+                )
+            at, cols, rows = aligned_target(at, cols, rows, PIXEL_M)
+            grid = Grid(target, at, (rows, cols))
+    if not SIDE_PX[0] <= min(grid.shape) <= max(grid.shape) <= SIDE_PX[1]:
+        found, expected = f"{grid.shape} pixels of 10 m", f"sides of {SIDE_PX[0]} to {SIDE_PX[1]}"
+        raise DataError(path, found=found, expected=expected, do="Cut a scene of such a size.")
+    return grid, notes
+
+
+def _utm(path: Path, longitude: float, latitude: float) -> CRS:
+    """Return the UTM zone of a place."""
     if not (np.isfinite([longitude, latitude]).all() and abs(latitude) < 84):
         found = f"a centre at {longitude:.4g}, {latitude:.4g} degrees"
         do = "Check its CRS and transform; near the poles, warp it to a polar grid of 10 m first."
@@ -319,43 +336,43 @@ def _utm(path: Path, file: Any) -> CRS:
     return CRS.from_epsg((32600 if latitude >= 0 else 32700) + zone)
 
 
-def _on_grid(
-    stack: ExitStack, paths: Sequence[Path], files: Sequence[Any], grid: Grid, resampling: Resampling, *, nodata: float
-) -> list[_Bands]:
-    """Return each file as it is if it lies on *grid*, else through a warp that leaves *nodata* outside."""
-    sources = []
-    for path, file in zip(paths, files, strict=True):
-        if _is_placed(file) != (grid.crs is not None):
-            found = "a georeference" if _is_placed(file) else "no georeference"
-            do = "Give files that all have one, or none of them."
-            raise GridError(path, found=found, expected="the same as Sentinel-2", do=do)
-        if grid.crs is None and file.shape != grid.shape:
+def _on_grid(stack: ExitStack, raster: Raster, grid: Grid, resampling: Resampling, *, nodata: float) -> Raster:
+    """Return a raster as it is if it lies on *grid*, else through a warp that leaves *nodata* outside."""
+    path, file = raster.path, raster.file
+    crs, transform = georeference(path, file)
+    if (crs is None) != (grid.crs is None):
+        found = "no georeference" if crs is None else "a georeference"
+        do = "Give files that all have one, or none of them."
+        raise GridError(path, found=found, expected="the same as Sentinel-2", do=do)
+    if crs is None or transform is None:
+        if file.shape != grid.shape:
             found = f"{file.shape} pixels"
             raise GridError(path, found=found, expected=f"{grid.shape} as Sentinel-2", do="Georeference both.")
-        if grid.crs is not None and not _same(file, grid):
-            _check_overlap(path, file, grid)
-            options = {"resampling": resampling, "src_nodata": file.nodata, "nodata": nodata}
-            rows, cols = grid.shape
-            with _named_errors(path):
-                file = stack.enter_context(
-                    WarpedVRT(file, crs=grid.crs, transform=grid.transform, width=cols, height=rows, **options)
-                )
-        sources.append(_Bands(path, file, file.nodata))
-    return sources
-
-
-def _same(file: Any, grid: Grid) -> bool:
-    apart = np.abs(np.subtract(file.transform[:6], grid.affine[:6])) * (*grid.shape[::-1], 1, *grid.shape[::-1], 1)
-    return bool(file.crs == grid.crs and file.shape == grid.shape and apart.max() < 0.01 * PIXEL_M)
+        return raster
+    across = (*grid.shape[::-1], 1, *grid.shape[::-1], 1)
+    apart = np.abs(np.subtract(transform[:6], grid.affine[:6])) * across
+    if crs == grid.crs and file.shape == grid.shape and apart.max() < 0.01 * PIXEL_M:
+        return raster
+    _check_overlap(path, file, grid)
+    dtype = "float32" if np.isnan(nodata) and "int" in file.dtypes[0] else None
+    rows, cols = grid.shape
+    with read_errors(path):
+        warped = WarpedVRT(
+            file, crs=grid.crs, transform=grid.transform, width=cols, height=rows, resampling=resampling,
+            src_nodata=raster.nodata, nodata=nodata, **({"dtype": dtype} if dtype else {}),
+        )  # fmt: skip
+    return replace(raster, file=stack.enter_context(warped), nodata=nodata or None, has_mask=False)
 
 
 def _check_overlap(path: Path, file: Any, grid: Grid) -> None:
     """Raise GridError if a raster does not meet the scene anywhere."""
     rows, cols = grid.shape
     easting, northing = coordinates(grid.affine, *np.meshgrid(np.linspace(0, cols, 9), np.linspace(0, rows, 9)))
-    x, y = Transformer.from_crs(grid.crs, file.crs, always_xy=True).transform(easting, northing)
-    left, bottom, right, top = file.bounds
-    if not np.any((x >= left) & (x <= right) & (y >= min(bottom, top)) & (y <= max(bottom, top))):
+    x, y = transformer(path, grid.crs, file.crs).transform(easting, northing)
+    left, right = sorted((file.bounds.left, file.bounds.right))
+    bottom, top = sorted((file.bounds.bottom, file.bounds.top))
+    x = wrapped(x, file.crs, left, right)
+    if not np.any((x >= left) & (x <= right) & (y >= bottom) & (y <= top)):
         found = f"{file.crs} within {left:.6g}..{right:.6g}, {bottom:.6g}..{top:.6g}, away from the scene"
         do = "Check its CRS, or give the file of this area."
         raise GridError(path, found=found, expected="an overlap with Sentinel-2", do=do)
@@ -373,15 +390,18 @@ def _check_values(scene: Scene) -> None:
         for c in col_starts
     ]
     if not any(part.valid.any() for part in parts):
-        parts = [scene.read(slice(r, min(r + 256, rows)), slice(0, cols)) for r in range(0, rows, 256)]
-    valid = np.concatenate([part.valid.ravel() for part in parts])
-    if not valid.any():
-        do = "Check that its files show the same area, and its masks."
+        tiles = ((r, c) for r in range(0, rows, 256) for c in range(0, cols, 4096))
+        found = (scene.read(slice(r, min(r + 256, rows)), slice(c, min(c + 4096, cols))) for r, c in tiles)
+        parts = [next((part for part in found if part.valid.any()), parts[0])]
+    parts = [part for part in parts if part.valid.any()]
+    if not parts:
+        cause = ", ".join(mask.path.name for mask, _ in scene._masks)
+        do = f"Check that its files show the same area{f', and the masks {cause}' if cause else ''}."
         raise DataError(scene.files[0], found="no pixel with data", expected="a part that all files cover", do=do)
-    s2 = np.concatenate([part.s2.reshape(13, -1) for part in parts], axis=1)[:, valid]
-    scene._offset = check_s2(scene.files[0], s2, noisy=True)
+    s2 = [part.s2[:, part.valid] for part in parts]
+    scene._offset = check_s2(scene.files[0], np.concatenate(s2, axis=1), s2, noisy=True)
     if scene._offset:
         scene.repairs = (OFFSET_REMOVED,)
     if scene.has_s1:
-        s1 = np.concatenate([part.s1.reshape(2, -1) for part in parts if part.s1 is not None], axis=1)
-        check_s1(scene._s1[0].path, s1[:, valid])
+        s1 = [part.s1[:, part.valid] for part in parts if part.s1 is not None]
+        check_s1(scene._s1[0].path, np.concatenate(s1, axis=1), s1)

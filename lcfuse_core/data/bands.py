@@ -1,0 +1,215 @@
+"""
+Bands and units of Sentinel-1, Sentinel-2 and label files: constants, and checks of names and values.
+
+The checks use medians and low percentiles, and look at every part of an image: one extreme pixel decides nothing, and
+a mosaic of which one half has another unit is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lcfuse_core.errors import DataError
+
+S2_BANDS = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12")
+"""Order of the Sentinel-2 bands in files and arrays."""
+
+B10 = S2_BANDS.index("B10")
+"""Index of the cirrus band, which is nearly black."""
+
+BANDS = {"s1": 2, "s2": 13, "lc": 4, "dfc": 1}
+"""Number of bands of each kind."""
+
+DTYPES = {"s1": ("float32", "float64"), "s2": ("uint16", "int16"), "lc": ("uint8",), "dfc": ("uint8",)}
+"""DFC2020 has S1 as float64; some copies have S2 as int16. Both are converted to the first of the pair."""
+
+UNITS = {
+    "s1": "VV and VH in dB (10 log10 of the linear values)",
+    "s2": "B1..B12 with B8A and B10, reflectance x 10000 as whole numbers",
+    "lc": "IGBP and three LCCS layers as class codes",
+    "dfc": "DFC2020 class codes",
+}
+
+S1_RANGE_DB = (-100.0, 60.0)
+"""Backscatter outside this range is not a measurement."""
+
+S2_MAX = 32767
+"""Reflectance x 10000 above this is a fill value, or a negative number read as unsigned."""
+
+S2_OFFSET = 1000
+"""Offset of products since processing baseline 04.00; SEN12MS and DFC2020 are older."""
+
+OFFSET_REMOVED = f"s2: offset of +{S2_OFFSET} taken off all bands"
+"""Description of the repair."""
+
+_NAMES = {"s1": ("VV", "VH"), "s2": S2_BANDS, "lc": ("LC_TYPE1", "LC_PROP1", "LC_PROP2", "LC_PROP3")}
+_PATTERNS = {
+    "s1": r"(?<![A-Z])(VV|VH|HH|HV)(?![A-Z])",
+    "s2": r"(?<![A-Z0-9])B(?:0?([1-9])|(1[0-2]|8A))(?![A-Z0-9])",
+    "lc": r"(LC_(?:TYPE|PROP)[1-5])$",
+}
+_COMMON_NAMES = dict(
+    zip(
+        ("coastal", "blue", "green", "red", "rededge1", "rededge2", "rededge3", "nir", "nir08", "nir09", "cirrus",
+         "swir16", "swir22"), S2_BANDS, strict=True,
+    )
+)  # fmt: skip
+"""Names of the EO extension of STAC."""
+
+_S2_DARKEST = 256  # the brightest value lies above: scattering by the air alone gives about 1000 in B1
+_B1_LEAST = 350  # scattering by the air gives 500 and more; reflectance x 1000 has about 140
+_S2_MEDIAN = 12_500  # fresh snow under a low sun; the median of no scene is brighter
+_B1_CLOUD = 4_500  # a surface as bright as this in B1 is snow or cloud, and nearly as bright in B4
+_CLEAR_SPREAD, _CLEAR_B10 = 100, 300  # B10 of a clear part: narrow and nearly black, but for the offset
+_VV_MEDIAN_DB, _VH_MEDIAN_DB = (-40.0, 5.0), (-60.0, -3.0)
+_SWAPPED_DB = 1.0  # VH lies 3 to 10 dB below VV, at the noise floor of both about as high
+_SAMPLE = 8192  # pixels that medians are taken of
+
+
+def band_order(where: str | os.PathLike[str], kind: str, names: Sequence[str | None]) -> tuple[int, ...]:
+    """
+    Return the positions of the bands of *kind* in a file whose bands have these *names*; in order without names.
+
+    Raises DataError if the number of bands is wrong, or if names contradict the kind.
+
+    >>> band_order("s1.tif", "s1", ["Sigma0_VH_db", "Sigma0_VV_db"])
+    (1, 0)
+    """
+    found, wanted = [band_name(kind, name or "") for name in names], _NAMES.get(kind, ())
+    known = [name for name in found if name]
+    if wanted and all(known.count(name) == 1 for name in wanted):
+        return tuple(found.index(name) for name in wanted)
+    fits = all(name in (None, own) for name, own in zip(found, wanted, strict=False))
+    if len(names) == BANDS[kind] and fits:
+        return tuple(range(len(names)))
+    if kind == "s2" and (len(names) == 12 or (len(known) >= 12 and "B10" not in known)):
+        do = "A Sentinel-2 L2A product does not fit: it has no B10. Take the L1C product of the same scene."
+    else:
+        do = "Give one file of these bands; names, if any, must be theirs."
+    said = f" named {', '.join(name or '-' for name in names[:20])}" if known else ""
+    raise DataError(where, found=f"{len(names)} bands{said}", expected=f"{BANDS[kind]} bands: {UNITS[kind]}", do=do)
+
+
+def band_name(kind: str, text: str) -> str | None:
+    """
+    Return the band that a description or the name of a file refers to, None if it refers to none or to several.
+
+    >>> band_name("s2", "T32UNF_20180502T102031_B08"), band_name("s2", "swir16"), band_name("s1", "Gamma0_VV")
+    ('B8', 'B11', 'VV')
+    """
+    found = {"".join(parts) for parts in re.findall(_PATTERNS.get(kind, "(?!)"), text.strip().upper())}
+    name = found.pop() if len(found) == 1 else None
+    return (f"B{name}" if name else _COMMON_NAMES.get(text.strip().lower())) if kind == "s2" else name
+
+
+def check_s1(
+    where: str | os.PathLike[str], s1: NDArray[np.floating], parts: Sequence[NDArray[np.floating]] = ()
+) -> None:
+    """
+    Raise DataError unless an array (2, ...) plausibly holds VV and VH in dB, in this order and finite everywhere.
+
+    *where* names the file in the message; *parts* are parts of the image (2, n), by default blocks of the array.
+    """
+    n_bad = int((~np.isfinite(s1)).sum())
+    if n_bad:
+        found, do = f"{n_bad} values that are NaN or infinite", "Leave the patch out, or mark them as no data."
+        raise DataError(where, found=found, expected="backscatter in dB everywhere", do=do)
+    low, high = S1_RANGE_DB
+    medians = np.median(_sampled(s1), axis=1).tolist()
+    for band, values, median, (least, most) in zip(
+        ("VV", "VH"), s1, medians, (_VV_MEDIAN_DB, _VH_MEDIAN_DB), strict=True
+    ):
+        smallest, largest = values.min(), values.max()
+        # Linear power is never below zero, and its median not far above.
+        if smallest >= 0 or smallest < low or largest > high or not least <= median <= most:
+            found = f"{band} from {smallest:.4g} to {largest:.4g} with a median of {median:.4g}"
+            expected = f"dB: some pixels below 0, all within {low:g}..{high:g}, the median within {least:g}..{most:g}"
+            do = "If the file holds linear power, convert it: 10 log10(value)."
+            raise DataError(where, found=found, expected=expected, do=do)
+    if medians[1] > medians[0] + _SWAPPED_DB:
+        found = f"VH {medians[1] - medians[0]:.1f} dB above VV in the median"
+        do = "Write the bands in the order VV, VH, and convert to dB once."
+        raise DataError(where, found=found, expected="VV first, and VH below it", do=do)
+    blocks = [part for part in parts or _blocks(s1) if part.shape[1] >= 64] if s1[1].max() >= 0 else []
+    linear = sum(part.min() >= 0 for part in blocks)
+    if linear:
+        found, do = f"no value below 0 in {linear} of {len(blocks)} parts", "Convert all of it to dB."
+        raise DataError(where, found=found, expected="dB everywhere", do=do)
+
+
+def check_s2(
+    where: str | os.PathLike[str],
+    s2: NDArray[np.integer],
+    parts: Sequence[NDArray[np.integer]] = (),
+    *,
+    noisy: bool = False,
+) -> int:
+    """
+    Raise DataError unless an array (13, ...) plausibly holds reflectance x 10000 of all bands in file order.
+
+    Returns the offset to subtract from all bands: 1000 for products since baseline 04.00, else 0. It shows in
+    B10, which is else nearly black; under clouds B10 is bright too, but not everywhere. In large scenes (*noisy*) 1 %
+    of the pixels may be dark nevertheless. *parts*: see `check_s1`.
+    """
+    smallest, largest = int(s2.min()), int(s2.max())
+    darkest = np.percentile(s2[B10], 1) / 0.9 if noisy else s2[B10].min()
+    offset = S2_OFFSET if darkest >= S2_OFFSET else 0
+    median = np.median(_sampled(s2), axis=1) - offset
+    b1, b4, b9, b10 = (median[S2_BANDS.index(band)] for band in ("B1", "B4", "B9", "B10"))
+    values = f"values from {smallest} to {largest}, with medians of {median.min():.0f} to {median.max():.0f}"
+    do = "Convert it if it has another scale; leave it out if it is no-data."
+    if smallest < 0 or largest > S2_MAX or largest < _S2_DARKEST or b1 < _B1_LEAST:
+        found, expected = f"{values}, {b1:.0f} in B1", f"reflectance x 10000, within 0..{S2_MAX}"
+        expected += f" and not all below {_S2_DARKEST}, the median of B1 above {_B1_LEAST}"
+    elif median.max() > _S2_MEDIAN or (b1 > _B1_CLOUD and b4 < 0.6 * b1):
+        found = f"{values}, {b1:.0f} in B1 and {b4:.0f} in B4"
+        expected = f"reflectance x 10000: no median above {_S2_MEDIAN}, and B4 as bright as B1 where B1 is bright"
+    elif b10 > min(b1, b9) and median.min() > 2000:
+        found, expected = "clouds everywhere: all bands bright, B10 (cirrus) too", "a scene with clear parts"
+        do = "Choose a clear image, or leave the patch out."
+    elif b10 > min(b1, b9):
+        # The light of the cirrus band hardly reaches the ground; B1 is bright by the air alone.
+        found = f"band 11 brighter than band {1 if b10 > b1 else 10} on the whole"
+        expected, do = f"{UNITS['s2']}: B10 (cirrus) is nearly black", "Bring the bands into file order."
+    elif largest >= S2_OFFSET and s2[B10].max() >= S2_OFFSET and _is_mixed(parts or _blocks(s2)):
+        found = f"an offset of +{S2_OFFSET} in a part of the image"
+        expected = "the offset in all of it, or nowhere"
+        do = f"Subtract {S2_OFFSET} from the products of baseline 04.00 and later before they are joined."
+    else:
+        return offset
+    raise DataError(where, found=found, expected=expected, do=do)
+
+
+def subtract_offset(s2: NDArray[np.uint16], offset: int) -> None:
+    """Subtract the offset from reflectance x 10000 in place; values below it become 0."""
+    np.maximum(s2, offset, out=s2)
+    s2 -= np.uint16(offset)
+
+
+def _is_mixed(parts: Sequence[NDArray[np.integer]]) -> bool:
+    """Return whether some clear parts of an image have the offset in B10 and others have not."""
+    low, high = np.array([np.percentile(part[B10], (1, 99)) for part in parts if part.shape[1] >= 64]).reshape(-1, 2).T
+    narrow = high - low < _CLEAR_SPREAD
+    counts = (narrow & (low >= S2_OFFSET) & (high < S2_OFFSET + _CLEAR_B10)).sum(), (narrow & (high < _CLEAR_B10)).sum()
+    return bool(min(counts) >= max(1, 0.05 * len(parts)))
+
+
+def _blocks(image: NDArray[Any], side: int = 32) -> list[NDArray[Any]]:
+    """Return blocks of about *side* pixels of an image (bands, H, W), each (bands, n); other arrays as one."""
+    if image.ndim != 3:
+        return [image.reshape(len(image), -1)]
+    n_rows, n_cols = (max(1, size // side) for size in image.shape[1:])
+    strips = np.array_split(image, n_rows, axis=1)
+    return [block.reshape(len(image), -1) for strip in strips for block in np.array_split(strip, n_cols, axis=2)]
+
+
+def _sampled(image: NDArray[Any]) -> NDArray[Any]:
+    """Return some 8,000 pixels of an image (bands, ...), (bands, n)."""
+    flat = image.reshape(len(image), -1)
+    return flat[:, :: max(1, flat.shape[1] // _SAMPLE | 1)]
