@@ -91,9 +91,9 @@ def band_order(where: str | os.PathLike[str], kind: str, names: Sequence[str | N
     if kind == "s2" and (len(names) == 12 or (len(known) >= 12 and "B10" not in known)):
         do = "A Sentinel-2 L2A product does not fit: it has no B10. Take the L1C product of the same scene."
     else:
-        do = "Give one file of these bands; names, if any, must be theirs."
+        do = "Download the published file again, or write one of these bands; names, if any, must be theirs."
     said = f" named {', '.join(name or '-' for name in names[:20])}" if known else ""
-    raise DataError(where, found=f"{len(names)} bands{said}", expected=f"{BANDS[kind]} bands: {UNITS[kind]}", do=do)
+    raise DataError(where, found=f"{len(names)} bands{said}", expected=f"{BANDS[kind]}: {UNITS[kind]}", do=do)
 
 
 def band_name(kind: str, text: str) -> str | None:
@@ -122,6 +122,10 @@ def check_s1(
         raise DataError(where, found=found, expected="backscatter in dB everywhere", do=do)
     low, high = S1_RANGE_DB
     medians = np.median(_sampled(s1), axis=1).tolist()
+    if medians[1] > medians[0] + _SWAPPED_DB:
+        found = f"VH {medians[1] - medians[0]:.1f} dB above VV in the median"
+        do = "Write the bands in the order VV, VH, and convert to dB once."
+        raise DataError(where, found=found, expected="VV first, and VH below it", do=do)
     for band, values, median, (least, most) in zip(
         ("VV", "VH"), s1, medians, (_VV_MEDIAN_DB, _VH_MEDIAN_DB), strict=True
     ):
@@ -132,10 +136,6 @@ def check_s1(
             expected = f"dB: some pixels below 0, all within {low:g}..{high:g}, the median within {least:g}..{most:g}"
             do = "If the file holds linear power, convert it: 10 log10(value)."
             raise DataError(where, found=found, expected=expected, do=do)
-    if medians[1] > medians[0] + _SWAPPED_DB:
-        found = f"VH {medians[1] - medians[0]:.1f} dB above VV in the median"
-        do = "Write the bands in the order VV, VH, and convert to dB once."
-        raise DataError(where, found=found, expected="VV first, and VH below it", do=do)
     blocks = [part for part in parts or _blocks(s1) if part.shape[1] >= 64] if s1[1].max() >= 0 else []
     linear = sum(part.min() >= 0 for part in blocks)
     if linear:
@@ -160,23 +160,24 @@ def check_s2(
     smallest, largest = int(s2.min()), int(s2.max())
     darkest = np.percentile(s2[B10], 1) / 0.9 if noisy else s2[B10].min()
     offset = S2_OFFSET if darkest >= S2_OFFSET else 0
-    median = np.median(_sampled(s2), axis=1) - offset
+    median = np.median(_sampled(s2), axis=1)
     b1, b4, b9, b10 = (median[S2_BANDS.index(band)] for band in ("B1", "B4", "B9", "B10"))
     values = f"values from {smallest} to {largest}, with medians of {median.min():.0f} to {median.max():.0f}"
     do = "Convert it if it has another scale; leave it out if it is no-data."
-    if smallest < 0 or largest > S2_MAX or largest < _S2_DARKEST or b1 < _B1_LEAST:
-        found, expected = f"{values}, {b1:.0f} in B1", f"reflectance x 10000, within 0..{S2_MAX}"
-        expected += f" and not all below {_S2_DARKEST}, the median of B1 above {_B1_LEAST}"
-    elif median.max() > _S2_MEDIAN or (b1 > _B1_CLOUD and b4 < 0.6 * b1):
+    if smallest < 0 or largest > S2_MAX or largest < _S2_DARKEST:
+        found, expected = values, f"reflectance x 10000, within 0..{S2_MAX} and not all below {_S2_DARKEST}"
+    elif median.min() > 1500 and (b10 > min(b1, b9) or darkest > S2_OFFSET + _CLEAR_B10):
+        found, expected = "clouds everywhere: all bands bright, B10 (cirrus) too", "an image with clear parts"
+        do = "Choose a clear image, or leave the patch out."
+    elif b10 > min(b1, b9, median.min() + _CLEAR_B10):
+        # The light of the cirrus band hardly reaches the ground, and what reflects it is bright in all bands.
+        found = f"band 11 brighter than band {1 if b10 > b1 else 1 + int(median.argmin())} on the whole"
+        expected, do = f"{UNITS['s2']}: B10 (cirrus) is nearly black", "Bring the bands into file order."
+    elif b1 - offset < _B1_LEAST:
+        found, expected = f"{values}, {b1:.0f} in B1", f"reflectance x 10000, the median of B1 above {_B1_LEAST}"
+    elif median.max() > _S2_MEDIAN + offset or (b1 > _B1_CLOUD + offset and b4 - offset < 0.6 * (b1 - offset)):
         found = f"{values}, {b1:.0f} in B1 and {b4:.0f} in B4"
         expected = f"reflectance x 10000: no median above {_S2_MEDIAN}, and B4 as bright as B1 where B1 is bright"
-    elif b10 > min(b1, b9) and median.min() > 2000:
-        found, expected = "clouds everywhere: all bands bright, B10 (cirrus) too", "a scene with clear parts"
-        do = "Choose a clear image, or leave the patch out."
-    elif b10 > min(b1, b9):
-        # The light of the cirrus band hardly reaches the ground; B1 is bright by the air alone.
-        found = f"band 11 brighter than band {1 if b10 > b1 else 10} on the whole"
-        expected, do = f"{UNITS['s2']}: B10 (cirrus) is nearly black", "Bring the bands into file order."
     elif largest >= S2_OFFSET and s2[B10].max() >= S2_OFFSET and _is_mixed(parts or _blocks(s2)):
         found = f"an offset of +{S2_OFFSET} in a part of the image"
         expected = "the offset in all of it, or nowhere"

@@ -85,6 +85,8 @@ _REFUSED = {
     ),
     b"\x89HDF": ("an HDF5 or netCDF file", f"""{_CONVERT}: gdal_translate -b 1 'NETCDF:"{{name}}":LAYER' layer.tif."""),
     b"CDF": ("a netCDF file", f"""{_CONVERT}: gdal_translate -b 1 'NETCDF:"{{name}}":LAYER' layer.tif."""),
+    b"<!": ("a web page", _AGAIN),
+    b"<html": ("a web page", _AGAIN),
     b"<": ("an XML file (VRT, WMS and their like)", f"It may refer to other files and addresses: {_CONVERT}."),
     b"EHFA": ("an ERDAS Imagine file", f"It may refer to other files: {_CONVERT}."),
 }
@@ -143,11 +145,11 @@ def _driver(path: Path) -> str:
     for start, driver in _DRIVERS.items():
         if head.startswith(start):
             return driver
-    found, do = f"a file that begins with {head[:8]!r}", _AGAIN
-    for start, (name, advice) in _REFUSED.items():
-        if head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(start):
-            found, do = name, advice.format(name=path.name)
-    raise DataError(path, found=found, expected="a GeoTIFF, JPEG 2000 or ENVI raster", do=do)
+    text = head.lstrip(b"\xef\xbb\xbf \r\n\t")
+    known = next((_REFUSED[start] for start in _REFUSED if text.startswith(start)), None)
+    name, advice = known or (f"it begins with {head[:8]!r}", _AGAIN)
+    found = name if advice != _AGAIN else f"a damaged file of {path.stat().st_size:,} bytes ({name})"
+    raise DataError(path, found=found, expected="a GeoTIFF, JPEG 2000 or ENVI raster", do=advice.format(name=path.name))
 
 
 @contextmanager
@@ -169,6 +171,8 @@ def georeference(path: str | os.PathLike[str], file: Any) -> tuple[CRS | None, A
     """
     Return CRS and transform of an open raster, None and None if it has neither.
 
+    Longitudes beyond 180 degrees (0 to 360, or across the line) are counted from a meridian in the raster instead.
+
     Raises GridError if it has only one of them or ground control points instead, or if the transform is not a grid.
     """
     t, points = file.transform, file.gcps[0]
@@ -186,6 +190,12 @@ def georeference(path: str | os.PathLike[str], file: Any) -> tuple[CRS | None, A
     if not np.isfinite(t[:6]).all() or not 1e-16 < abs(t.determinant) < 1e16 or max(map(abs, t[:6])) > 1e10:
         do = "Georeference it again: gdal_edit.py -a_ullr."
         raise GridError(path, found=f"the transform {tuple(t)[:6]}", expected="finite pixels of some area", do=do)
+    west, east = sorted((t.c, t.c + t.a * file.width))
+    beyond = max(-180 - west, east - 180)
+    # A map of the world may reach over 180 degrees by half a pixel.
+    if file.crs.is_geographic and beyond > (1 if east - west > 359 else 1e-9):
+        meridian = (west + east) / 2
+        return CRS.from_string(f"{file.crs.to_proj4()} +pm={meridian!r}"), Affine.translation(-meridian, 0) @ t
     return file.crs, t
 
 

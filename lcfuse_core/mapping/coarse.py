@@ -86,7 +86,7 @@ class CoarseMap:
     def codes_at(self, rows: slice, cols: slice) -> NDArray[np.uint8]:
         """Return the raster's own codes at these pixels, 255 outside of it: uint8 (h, w)."""
         if not self._modis_cells:
-            return self._pick(*_project(self.grid, rows, cols, self._crs))
+            return self._pick(*_project(self.grid, rows, cols, None if _on_modis_sphere(self._crs) else self._crs))
         x_m, y_m = _project(self.grid, rows, cols, None)
         cell_col = np.floor(x_m / CELL_M).astype(np.int32)
         cell_row = np.floor(y_m / CELL_M).astype(np.int32)

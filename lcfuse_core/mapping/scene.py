@@ -353,27 +353,26 @@ def _on_grid(stack: ExitStack, raster: Raster, grid: Grid, resampling: Resamplin
     apart = np.abs(np.subtract(transform[:6], grid.affine[:6])) * across
     if crs == grid.crs and file.shape == grid.shape and apart.max() < 0.01 * PIXEL_M:
         return raster
-    _check_overlap(path, file, grid)
+    _check_overlap(path, crs, transform, file.shape, grid)
     dtype = "float32" if np.isnan(nodata) and "int" in file.dtypes[0] else None
     rows, cols = grid.shape
     with read_errors(path):
         warped = WarpedVRT(
-            file, crs=grid.crs, transform=grid.transform, width=cols, height=rows, resampling=resampling,
-            src_nodata=raster.nodata, nodata=nodata, **({"dtype": dtype} if dtype else {}),
+            file, src_crs=crs, src_transform=transform, src_nodata=raster.nodata, resampling=resampling, nodata=nodata,
+            crs=grid.crs, transform=grid.transform, width=cols, height=rows, **({"dtype": dtype} if dtype else {}),
         )  # fmt: skip
     return replace(raster, file=stack.enter_context(warped), nodata=nodata or None, has_mask=False)
 
 
-def _check_overlap(path: Path, file: Any, grid: Grid) -> None:
+def _check_overlap(path: Path, crs: CRS, transform: Affine, shape: tuple[int, int], grid: Grid) -> None:
     """Raise GridError if a raster does not meet the scene anywhere."""
     rows, cols = grid.shape
     easting, northing = coordinates(grid.affine, *np.meshgrid(np.linspace(0, cols, 9), np.linspace(0, rows, 9)))
-    x, y = transformer(path, grid.crs, file.crs).transform(easting, northing)
-    left, right = sorted((file.bounds.left, file.bounds.right))
-    bottom, top = sorted((file.bounds.bottom, file.bounds.top))
-    x = wrapped(x, file.crs, left, right)
+    x, y = transformer(path, grid.crs, crs).transform(easting, northing)
+    corner_x, corner_y = coordinates(transform, *np.array([(0, 0), (shape[1], 0), (0, shape[0]), shape[::-1]]).T)
+    left, right, bottom, top = corner_x.min(), corner_x.max(), corner_y.min(), corner_y.max()
     if not np.any((x >= left) & (x <= right) & (y >= bottom) & (y <= top)):
-        found = f"{file.crs} within {left:.6g}..{right:.6g}, {bottom:.6g}..{top:.6g}, away from the scene"
+        found = f"{crs} within {left:.6g}..{right:.6g}, {bottom:.6g}..{top:.6g}, away from the scene"
         do = "Check its CRS, or give the file of this area."
         raise GridError(path, found=found, expected="an overlap with Sentinel-2", do=do)
 
@@ -398,10 +397,12 @@ def _check_values(scene: Scene) -> None:
         cause = ", ".join(mask.path.name for mask, _ in scene._masks)
         do = f"Check that its files show the same area{f', and the masks {cause}' if cause else ''}."
         raise DataError(scene.files[0], found="no pixel with data", expected="a part that all files cover", do=do)
-    s2 = [part.s2[:, part.valid] for part in parts]
+    corners = [(row, col) for row in range(0, _PROBE_PX, 16) for col in range(0, _PROBE_PX, 16)]
+    blocks = [(slice(row, row + 16), slice(col, col + 16)) for row, col in corners]
+    s2 = [part.s2[:, *at][:, part.valid[at]] for part in parts for at in blocks]
     scene._offset = check_s2(scene.files[0], np.concatenate(s2, axis=1), s2, noisy=True)
     if scene._offset:
         scene.repairs = (OFFSET_REMOVED,)
     if scene.has_s1:
-        s1 = [part.s1[:, part.valid] for part in parts if part.s1 is not None]
+        s1 = [part.s1[:, *at][:, part.valid[at]] for part in parts if part.s1 is not None for at in blocks]
         check_s1(scene._s1[0].path, np.concatenate(s1, axis=1), s1)
