@@ -124,7 +124,7 @@ def scene_arrays(rows=80, cols=64, seed=0):
     s2 = rng.integers(300, 9000, (13, rows, cols)).astype(np.uint16)
     s2[10] //= 100
     return {
-        "s1": rng.uniform(-30, -1, (2, rows, cols)).astype(np.float32),
+        "s1": (rng.uniform(-30, -1, (2, rows, cols)) - [[[0]], [[6]]]).astype(np.float32),
         "s2": s2,
         "lc": np.stack([rng.choice(np.array(legend.codes, np.uint8), (rows, cols)) for legend in all_legends]),
         "dfc": rng.integers(0, 11, (1, rows, cols)).astype(np.uint8),

@@ -68,7 +68,7 @@ _S2_MEDIAN = 12_500  # fresh snow under a low sun; the median of no scene is bri
 _B1_CLOUD = 4_500  # a surface as bright as this in B1 is snow or cloud, and nearly as bright in B4
 _CLEAR_SPREAD, _CLEAR_B10 = 100, 300  # B10 of a clear part: narrow and nearly black, but for the offset
 _VV_MEDIAN_DB, _VH_MEDIAN_DB = (-40.0, 5.0), (-60.0, -3.0)
-_SWAPPED_DB = 1.0  # VH lies 3 to 10 dB below VV, at the noise floor of both about as high
+_SWAPPED_DB = 1.5  # VH lies 3 to 10 dB below VV, at the noise floor of both about as high
 _SAMPLE = 8192  # pixels that medians are taken of
 
 

@@ -139,9 +139,11 @@ def _driver(path: Path) -> str:
     with path.open("rb") as file:
         head = file.read(64)
     headers = (path.with_suffix(".hdr"), path.with_name(f"{path.name}.hdr"))
-    for known in headers:
-        if known.is_file() and known.open("rb").read(4) == b"ENVI":
-            return "ENVI"
+    for header in headers:
+        if header.is_file():
+            with header.open("rb") as file:
+                if file.read(4) == b"ENVI":
+                    return "ENVI"
     for start, driver in _DRIVERS.items():
         if head.startswith(start):
             return driver
