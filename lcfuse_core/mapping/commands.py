@@ -40,7 +40,8 @@ def add_parser(commands: Any) -> None:
     mapped.add_argument("--s2", nargs="+", type=Path, help="13 bands: one file, one per band, or a .SAFE folder")
     mapped.add_argument("--s1", nargs="+", type=Path, default=[], help="VV and VH in dB: one file, or two")
     mapped.add_argument("--coarse", type=Path, help="coarse map of classes, such as MCD12Q1")
-    mapped.add_argument("--legend", default="igbp", help="of the coarse map: igbp, dfc2020, or a YAML file")
+    mapped.add_argument("--legend", help="of the coarse map: igbp (as MCD12Q1 has it), dfc2020, or a YAML file")
+    mapped.add_argument("--band", help="of the coarse map, such as a year: its number or its name")
     mapped.add_argument("--clouds", type=Path, help="mask, not 0 where clouds hide the ground")
     mapped.add_argument("--scl", type=Path, help="scene classification of Sen2Cor, as a mask")
     mapped.add_argument("--model", nargs="+", type=Path, default=[], help="checkpoints or folders of runs")
@@ -79,7 +80,7 @@ def _map_one(options: argparse.Namespace) -> int:
         inputs, _ = make.chosen_inputs({"s2_path": "", "seed": 0}, _runtime.data_folder())
         networks = predict.default_members()
     else:
-        files = options.coarse, options.legend, options.clouds, options.scl
+        files = options.coarse, options.legend, options.clouds, options.scl, options.band
         inputs = make.Inputs(tuple(options.s2), tuple(options.s1), *files)
         networks = [predict.load_member(path) for path in options.model]
     chosen = {
@@ -174,7 +175,7 @@ def _arguments(options: argparse.Namespace, name: str, row: dict[str, Path]) -> 
     """Return the arguments that map one scene of a list; paths are absolute, for a worker in another folder."""
     words: list[object] = ["--out", (options.out / name).absolute(), "--quiet"]
     for option, value in (vars(options) | row).items():
-        if option == "legend" and Path(value).is_file():
+        if option == "legend" and value and Path(value).is_file():
             value = Path(value)
         if option not in _NOT_OF_A_SCENE and value is not None and value is not False and value != []:
             values = [] if value is True else value if isinstance(value, list) else [value]

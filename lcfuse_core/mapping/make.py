@@ -65,9 +65,10 @@ class Inputs:
     s2: tuple[Source, ...]
     s1: tuple[Source, ...] = ()
     coarse: Source | None = None
-    legend: str = "igbp"
+    legend: str | None = None
     clouds: Source | None = None
     scl: Source | None = None
+    band: int | str | None = None
 
 
 @dataclass(frozen=True)
@@ -157,11 +158,11 @@ def make_map(
         scene = stack.enter_context(open_scene(inputs.s2, inputs.s1, clouds=inputs.clouds, scl=inputs.scl))
         coarse = None
         if inputs.coarse is not None:
-            coarse = stack.enter_context(open_coarse(inputs.coarse, scene.grid, inputs.legend))
+            coarse = stack.enter_context(open_coarse(inputs.coarse, scene.grid, inputs.legend, band=inputs.band))
         members: Sequence[Member] = choose(networks, scene.has_s1)
         tiling = Tiling(scene.grid.shape, options.window, options.overlap, options.margin)
-        legend = Path(inputs.legend)
-        rules = legend.read_bytes() if legend.is_file() else inputs.legend
+        legend = Path(inputs.legend or "igbp")
+        rules = (legend.read_bytes() if legend.is_file() else legend.name), inputs.band
         roles = [len(scene.files), *(bool(given) for given in (inputs.s1, inputs.clouds, inputs.scl, coarse))]
         digests = [member.digest for member in members if isinstance(member, Network)]
         decided = (digests, learns and options.steps, rules, roles, plan, tiling, options.probabilities)
@@ -173,7 +174,7 @@ def make_map(
         made = _found(out, key, files)
         if made is not None:
             return made
-        for repair in scene.repairs:
+        for repair in (*scene.repairs, *(coarse.repairs if coarse else ())):
             report(repair)
         if learns and coarse is not None:
             report("training a network and a random forest on the coarse map of this scene")
@@ -204,7 +205,7 @@ class _Job:
             "crs": None if grid.crs is None else grid.crs.to_string(),
             "transform": list(grid.affine)[:6],
             "shape": list(grid.shape),
-            "repairs": list(self.scene.repairs),
+            "repairs": [*self.scene.repairs, *(self.coarse.repairs if self.coarse else ())],
             "members": [
                 {"name": m.name, "sha256": m.digest, "network": m.run.plan.network, "inputs": list(m.run.plan.inputs)}
                 if isinstance(m, Network)

@@ -48,7 +48,7 @@ def test_scene_is_trained_on_its_own_coarse_labels_by_default(scenes, capsys, mo
     igbp = np.full((1, 70, 90), 10, np.uint8)
     igbp[0, :, 45:] = 12
     write(scenes / "igbp.tif", igbp)
-    assert shell.main([*command, "--coarse", str(scenes / "igbp.tif"), "--steps", "2"]) == 0
+    assert shell.main([*command, "--coarse", str(scenes / "igbp.tif"), "--legend", "igbp", "--steps", "2"]) == 0
     assert "training a network and a random forest" in capsys.readouterr().out
     record = json.loads((scenes / "out/landcover.json").read_text())
     assert [member["name"][:8] for member in record["members"]] == ["trained-", "random f"]

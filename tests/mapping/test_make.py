@@ -119,7 +119,7 @@ def test_interrupted_job_leaves_the_earlier_map_and_starts_again(place, whole, t
 
 
 def test_file_that_ends_early_is_named_and_threads_end(place, tmp_path, monkeypatch):
-    plain, calls = scene._Bands.read, []
+    plain, calls = scene.Raster.read, []
 
     def breaks(self, rows, cols):
         calls.append(1)
@@ -127,7 +127,7 @@ def test_file_that_ends_early_is_named_and_threads_end(place, tmp_path, monkeypa
             raise DataError(self.path, found="a file that cannot be read", expected="a whole raster", do="Again.")
         return plain(self, rows, cols)
 
-    monkeypatch.setattr(scene._Bands, "read", breaks)
+    monkeypatch.setattr(scene.Raster, "read", breaks)
     with pytest.raises(DataError, match=r"s[12]\.tif: found a file that cannot be read") as _held:
         make_map(place["files"], [place["both"]], tmp_path, SMALL)
     assert not readers()
@@ -215,7 +215,10 @@ def labelled(tmp_path):
     igbp[0, :, 96:] = 12
     igbp[0, :30, 150:] = 9  # Savanna
     files = write(tmp_path / "s2.tif", s2), write(tmp_path / "s1.tif", s1)
-    with scene.open_scene(*files) as opened, open_coarse(write(tmp_path / "c.tif", igbp), opened.grid) as coarse:
+    with (
+        scene.open_scene(*files) as opened,
+        open_coarse(write(tmp_path / "c.tif", igbp), opened.grid, "igbp") as coarse,
+    ):
         yield opened, coarse
 
 
