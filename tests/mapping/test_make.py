@@ -283,7 +283,7 @@ def test_real_regions_keep_their_georeference(place, tmp_path):
         with rasterio.open(lc) as file:
             igbp = write(tmp_path / f"{name}.tif", file.read(1)[None], crs=file.crs, transform=file.transform)
         reports = []
-        made = make_map(Inputs((s2,), (s1,), igbp), [place["both"]], tmp_path / name, report=reports.append)
+        made = make_map(Inputs((s2,), (s1,), igbp, "igbp"), [place["both"]], tmp_path / name, report=reports.append)
         with rasterio.open(s2) as given, rasterio.open(made.path()) as file:
             assert (file.crs, file.transform, file.shape) == (given.crs, given.transform, given.shape)
         assert made.record["valid_fraction"] > 0.99
