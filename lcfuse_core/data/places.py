@@ -28,14 +28,13 @@ from typing import Any
 
 import numpy as np
 import rasterio
-import yaml
 from affine import Affine
 from numpy.typing import NDArray
 from pyproj import Transformer
 
 from lcfuse_core import _runtime
 from lcfuse_core.data import cells
-from lcfuse_core.data.files import part_transform
+from lcfuse_core.data.files import open_raster, part_transform
 from lcfuse_core.data.place_layers import PlaceReader
 from lcfuse_core.data.sample import world
 from lcfuse_core.data.stac import Grid
@@ -125,14 +124,16 @@ class Request:
 def read_services(path: str | os.PathLike[str] = SERVICES) -> dict[str, Any]:
     """Read a file of services; DataError if it is not of the form of the shipped one."""
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        found = _runtime.load_yaml(Path(path).read_bytes(), str(path))
         for name, wanted in {"catalogues": dict, "modis": dict, "references": dict}.items():
             if not isinstance(found[name], wanted):
                 raise ValueError(f"{name} is no mapping")
     except FileNotFoundError:
         do = "Correct the path."
         raise MissingDataError(path, found="no such file", expected="a file of services", do=do) from None
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+    except DataError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
         found, do = f"{type(error).__name__}: {error}"[:200], f"Compare it with {SERVICES.name}."
         raise DataError(path, found=found, expected="catalogues, modis and references", do=do) from None
     return dict(found)
@@ -222,7 +223,7 @@ def sample_place(out: Path, seed: int = 0) -> Path:
             files = world.make_sample_scene(out / f"scene-{seed}", seed, side=512, weather=False)
             arrays = {}
             for name in ("s2", "s1", "truth", "coarse"):
-                with rasterio.open(getattr(files, name)) as file:
+                with open_raster(getattr(files, name)) as file:
                     arrays[name] = file.read()
                     if name == "s2":
                         grid = Grid(file.crs.to_string(), file.transform, 512)
@@ -299,7 +300,7 @@ def _write(path: Path, array: NDArray[Any], crs: str, transform: Affine, **optio
 def read_places(path: str | os.PathLike[str]) -> list[Request]:
     """Read a list of places: a YAML sequence of mappings with the fields of `Request` and, ignored here, a `reason`."""
     try:
-        rows = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        rows = _runtime.load_yaml(Path(path).read_bytes(), str(path))
         requests = []
         for row in rows:
             values = {key: value for key, value in row.items() if key != "reason"}
@@ -309,9 +310,9 @@ def read_places(path: str | os.PathLike[str]) -> list[Request]:
     except FileNotFoundError:
         do = "Correct the path."
         raise MissingDataError(path, found="no such file", expected="a list of places", do=do) from None
-    except ParameterError:
+    except (DataError, ParameterError):
         raise
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         found, do = f"{type(error).__name__}: {error}"[:200], "Give a list of mappings with lon and lat."
         raise DataError(path, found=found, expected="a list of places", do=do) from None
     titles = [request.title for request in requests]
