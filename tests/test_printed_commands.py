@@ -10,18 +10,21 @@ import shlex
 
 import mirror
 import nbformat
+import numpy as np
 import places
 import pytest
 import yaml
 
 import chapters
 from lcfuse_core import __main__ as shell
+from lcfuse_core.data import cells
 from lcfuse_core.data.sample import world
 
 ELSEWHERE = {
     "focal": "the example of CONTRIBUTING.md: tests/test_contributing.py",
     "MODIS label, filled": "the method that the reader adds in chapter methods_compared",
     "place ": "images from the network: tests/mapping/test_place.py",
+    "data adopt": "checks complete published sets: tests/data/test_commands.py",
 }
 """Parts of commands that are executed by another test."""
 
@@ -92,8 +95,12 @@ def folder(tmp_path_factory):
         assert shell.main(["data", "fetch", "--profile", "colab", "--manifest", "manifest.yaml"]) == 0
         assert shell.main(["data", "pack"]) == 0
         s2, s1 = places.scene_arrays(64, 64)
-        for name, array in {"s2": s2, "s1": s1, "coarse": s2[:1].astype("uint8") % 17 + 1}.items():
+        for name, array in {"s2": s2, "s1": s1}.items():
             places.write(top / f"{name}.tif", array)
+        igbp = np.full((64, 64), 12, np.uint8)
+        igbp[:, :32] = 1  # each cell gets one of the two
+        codes, transform = cells.modis_raster(places.AT, places.UTM, igbp)
+        places.write(top / "coarse.tif", codes[None], crs=cells.SINUSOIDAL, transform=transform, nodata=255)
         places.network(top / "run" / "last.safetensors")
         (top / "scenes.csv").write_text("name,s2,s1,coarse\none,s2.tif,s1.tif,coarse.tif\n")
         (top / "book").mkdir()
