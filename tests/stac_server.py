@@ -100,6 +100,14 @@ def content(folder: Path, side: int = 400) -> Content:
     return Content(*arrays, codes[row - top, col - left], crs, transform, lon, lat)
 
 
+def labelled_scene(folder: Path) -> Content:
+    """Return the scene, and write its labels into the subfolder `labels`."""
+    found = content(folder)
+    with serving(folder / "labels") as server:
+        add_labels(server, found)
+    return found
+
+
 def write_cog(path: Path, array: NDArray[Any], crs: str, transform: Affine, nodata: float | None = 0) -> None:
     """Write one band as a cloud-optimised GeoTIFF."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,18 +130,24 @@ def add_item(
     lacks: str = "",
     columns: slice = slice(None),
     crs: str | None = None,
+    surface: bool = False,
 ) -> None:
-    """Add a Sentinel-2 product: *stored* is added to its values; outside its *columns* it has no data."""
+    """
+    Add a Sentinel-2 product: *stored* is added to its values; outside its *columns* it has no data.
+
+    *surface* takes the light of the air off each band, as L2A products are: B1 becomes dark.
+    """
     hidden = np.zeros(found.truth.shape, bool) if clouds is None else clouds
     covered = np.zeros(found.truth.shape, bool)
     covered[:, columns] = True
-    key = hashlib.sha256(repr((stored, hidden.tobytes(), covered.tobytes(), crs)).encode()).hexdigest()[:12]
+    key = hashlib.sha256(repr((stored, hidden.tobytes(), covered.tobytes(), crs, surface)).encode()).hexdigest()[:12]
     product = (server.shared or server.folder) / key
     server.links[name] = product
     bands_of = {asset: found.s2[band] for band, asset in enumerate(ASSETS) if asset is not None}
     if not product.exists():
         for asset, values in bands_of.items():
-            seen = np.where(covered, np.where(hidden, 9000, values) + stored, 0)
+            ground = values - values.min() + 60 if surface else values
+            seen = np.where(covered, np.where(hidden, 9000, ground) + stored, 0)
             _store(product / f"{asset}.tif", seen.astype(np.uint16), found, crs)
         _store(product / "SCL.tif", np.where(covered, np.where(hidden, 9, 4), 0).astype(np.uint8), found, crs)
     assets = {

@@ -155,7 +155,8 @@ def check_s2(
 
     Returns the offset to subtract from all bands: 1000 for products since baseline 04.00, else 0. It shows in
     B10, which is else nearly black; under clouds B10 is bright too, but not everywhere. In large scenes (*noisy*) 1 %
-    of the pixels may be dark nevertheless. *parts*: see `check_s1`.
+    of the pixels may be dark nevertheless. *parts*: see `check_s1`. An image whose B10 is 0 everywhere is a product of
+    surface reflectance (L2A), from which the light of the air was removed: its B1 may be dark.
     """
     smallest, largest = int(s2.min()), int(s2.max())
     darkest = np.percentile(s2[B10], 1) / 0.9 if noisy else s2[B10].min()
@@ -173,7 +174,7 @@ def check_s2(
         # The light of the cirrus band hardly reaches the ground, and what reflects it is bright in all bands.
         found = f"band 11 brighter than band {1 if b10 > b1 else 1 + int(median.argmin())} on the whole"
         expected, do = f"{UNITS['s2']}: B10 (cirrus) is nearly black", "Bring the bands into file order."
-    elif b1 - offset < _B1_LEAST:
+    elif b1 - offset < _B1_LEAST and s2[B10].any():
         found, expected = f"{values}, {b1:.0f} in B1", f"reflectance x 10000, the median of B1 above {_B1_LEAST}"
     elif median.max() > _S2_MEDIAN + offset or (b1 > _B1_CLOUD + offset and b4 - offset < 0.6 * (b1 - offset)):
         found = f"{values}, {b1:.0f} in B1 and {b4:.0f} in B4"

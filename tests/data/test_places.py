@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import rasterio
 import yaml
-from stac_server import ASSETS, add_item, add_labels, add_radar, content, serving
+from stac_server import ASSETS, add_item, add_radar, labelled_scene, serving
 
 from lcfuse_core.data import cells, legends, patches, place_layers, stac
 from lcfuse_core.data.files import B10
@@ -24,10 +24,7 @@ CORRECTED = NEW | {"earthsearch:boa_offset_applied": True}
 def scene(tmp_path_factory):
     """The scene that all servers of this file have, and its labels as files."""
     folder = tmp_path_factory.mktemp("scene")
-    found = content(folder)
-    with serving(folder / "labels") as server:
-        add_labels(server, found)
-    return found, folder / "labels"
+    return labelled_scene(folder), folder / "labels"
 
 
 @pytest.fixture
@@ -115,6 +112,15 @@ def test_mixed_baselines_make_one_composite(scene, server, fetch, wrong):
     whole = reflectance(fetch(name="Whole"))
     worst = np.percentile(np.abs(mixed - whole), 95)
     assert worst < 100 if wrong is None else worst > 400
+
+
+def test_surface_reflectance_is_read_by_the_readers_of_patches(scene, server, fetch):
+    """L2A is dark in B1, where the reader of L1C expects the light of the air."""
+    add_item(server, scene[0], "a", "2021-06-05", properties=NEW, stored=1000, surface=True)
+    (patch,), report = patches.read_many(patches.index(fetch()))
+    assert report.skipped == []
+    assert np.median(patch.s2[0]) < 350
+    assert (patch.s2[B10] == 0).all()
 
 
 def test_offsets_follow_the_item():

@@ -5,7 +5,7 @@ from argparse import Namespace
 
 import pytest
 from project import ROOT
-from stac_server import add_item, add_labels, content, serving
+from stac_server import add_item, labelled_scene, serving
 
 from lcfuse_core.__main__ import main
 from lcfuse_core.data.places import Request, read_places
@@ -16,9 +16,8 @@ from lcfuse_core.mapping import commands, place
 def service(tmp_path_factory):
     """A server with one product, its scene and the file of services."""
     folder = tmp_path_factory.mktemp("place")
-    found = content(folder)
-    with serving(folder / "files") as server:
-        add_labels(server, found)
+    found = labelled_scene(folder)
+    with serving(folder / "labels") as server:
         add_item(server, found, "a", "2021-06-05", properties={"s2:processing_baseline": "02.14"})
         yield found, server.services(folder / "services.yaml", sentinel1=False)
 
