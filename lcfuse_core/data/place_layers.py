@@ -264,7 +264,7 @@ class PlaceReader:
         try:
             codes = self.kept("modis", partial(stac.read_nearest, address, lon, lat))
         except FetchError as error:
-            if "404" not in str(error) and not address.startswith("/"):
+            if not stac.is_absent(error):
                 raise
             do = "Take a year that is published, or correct the file of services."
             found = f"no MODIS label of {self.year} at that address"
@@ -311,7 +311,7 @@ class PlaceReader:
                 read = partial(stac.read_window, address, self.grid, Resampling.nearest)
                 part = self.kept(f"reference-{tile}", read)
             except FetchError as error:
-                if "404" in str(error):  # tiles without land do not exist
+                if stac.is_absent(error):  # tiles without land do not exist
                     continue
                 raise
             addresses.append(address)

@@ -7,6 +7,7 @@ requests through GDAL, so that a window of some kilometres costs megabytes inste
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -44,6 +45,8 @@ _GDAL = {
     "VSI_CACHE": "FALSE",
 }
 _DRIVERS = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG"}
+
+_REFUSAL = re.compile(r"response code: (403|404)\b")  # as GDAL writes it
 
 Result = TypeVar("Result")
 
@@ -260,10 +263,16 @@ def tried(read: Callable[[], Result]) -> Result:
         try:
             return read()
         except FetchError as error:
-            if number == TRIES - 1 or any(code in str(error) for code in ("403", "404")):
+            if number == TRIES - 1 or _REFUSAL.search(str(error)):
                 raise
             time.sleep(0.5 * 2**number)
     raise AssertionError
+
+
+def is_absent(error: FetchError) -> bool:
+    """Return whether a service answered that there is no such file."""
+    found = _REFUSAL.search(str(error))
+    return found is not None and found[1] == "404"
 
 
 def read_nearest(address: str, lon: NDArray[np.float64], lat: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -294,8 +303,3 @@ def read_nearest(address: str, lon: NDArray[np.float64], lat: NDArray[np.float64
 
         tried(read)
     return values
-
-
-def clear_share(scenes: NDArray[Any]) -> float:
-    """Return the proportion of pixels in which a scene classification (SCL) shows the ground."""
-    return float(np.isin(scenes, CLEAR).mean())
