@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from lcfuse_core import _runtime
-from lcfuse_core._runtime import load_yaml
+from lcfuse_core._yaml import load_yaml
 from lcfuse_core.errors import DataError, MissingDataError, ParameterError
 
 SHIPPED = _runtime.SHIPPED / "data_manifest.yaml"

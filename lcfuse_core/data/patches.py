@@ -27,7 +27,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from lcfuse_core._runtime import SHIPPED, load_yaml
+from lcfuse_core._runtime import SHIPPED
+from lcfuse_core._yaml import load_yaml
 from lcfuse_core.data.files import KINDS, join_layers, read_layer
 from lcfuse_core.data.files import Patch as Patch  # where a reader looks for it
 from lcfuse_core.data.packed import STORED, open_scene, packed_paths

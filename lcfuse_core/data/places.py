@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from pyproj import Transformer
 
 from lcfuse_core import _runtime
+from lcfuse_core._yaml import load_yaml
 from lcfuse_core.data import cells
 from lcfuse_core.data.files import open_raster, part_transform
 from lcfuse_core.data.place_layers import PlaceReader
@@ -124,7 +125,7 @@ class Request:
 def read_services(path: str | os.PathLike[str] = SERVICES) -> dict[str, Any]:
     """Read a file of services; DataError if it is not of the form of the shipped one."""
     try:
-        found = _runtime.load_yaml(Path(path).read_bytes(), str(path))
+        found = load_yaml(Path(path).read_bytes(), str(path))
         for name, wanted in {"catalogues": dict, "modis": dict, "references": dict}.items():
             if not isinstance(found[name], wanted):
                 raise ValueError(f"{name} is no mapping")
@@ -300,7 +301,7 @@ def _write(path: Path, array: NDArray[Any], crs: str, transform: Affine, **optio
 def read_places(path: str | os.PathLike[str]) -> list[Request]:
     """Read a list of places: a YAML sequence of mappings with the fields of `Request` and, ignored here, a `reason`."""
     try:
-        rows = _runtime.load_yaml(Path(path).read_bytes(), str(path))
+        rows = load_yaml(Path(path).read_bytes(), str(path))
         requests = []
         for row in rows:
             values = {key: value for key, value in row.items() if key != "reason"}

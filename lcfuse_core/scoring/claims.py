@@ -20,7 +20,8 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from lcfuse_core._runtime import SHIPPED, load_yaml
+from lcfuse_core._runtime import SHIPPED
+from lcfuse_core._yaml import load_yaml
 from lcfuse_core.errors import DataError
 from lcfuse_core.scoring import intervals, ledger
 from lcfuse_core.scoring.intervals import Interval

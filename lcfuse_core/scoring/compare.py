@@ -25,7 +25,8 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from lcfuse_core._runtime import SHIPPED, load_yaml
+from lcfuse_core._runtime import SHIPPED
+from lcfuse_core._yaml import load_yaml
 from lcfuse_core.data.legends import DFC2020, SCORED
 from lcfuse_core.errors import DataError, LcfuseError, MissingDataError
 from lcfuse_core.scoring import intervals, ledger, protocol

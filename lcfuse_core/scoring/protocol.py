@@ -18,7 +18,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lcfuse_core._runtime import SHIPPED, load_yaml
+from lcfuse_core._runtime import SHIPPED
+from lcfuse_core._yaml import load_yaml
 from lcfuse_core.data.legends import igbp_to_dfc
 from lcfuse_core.data.patches import Patch, Report, complete, index, iter_patches, patch_name, split_by_scene
 from lcfuse_core.errors import MissingDataError
