@@ -22,9 +22,9 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
+from lcfuse_core.data.channels import CHANNELS
 from lcfuse_core.data.legends import DFC2020, Legend, igbp_to_dfc
 from lcfuse_core.data.patches import Patch
-from lcfuse_core.data.source import CHANNELS
 from lcfuse_core.errors import GridError, ParameterError
 
 # Style -------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -23,15 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lcfuse_core.data.cells import cell_ids, recover
-from lcfuse_core.data.files import BANDS, S2_BANDS
+from lcfuse_core.data.channels import CHANNELS, N_S1, N_S2, Statistics, measured, sensor_channels
 from lcfuse_core.data.legends import IGNORE, SAVANNA, SAVANNA_INDEX, SCORED, dfc_to_index, igbp_to_dfc
 from lcfuse_core.data.patches import Patch, Report, iter_patches
 from lcfuse_core.errors import DataError, GridError, MissingDataError, ParameterError
-
-N_S2, N_S1 = BANDS["s2"], BANDS["s1"]
-
-CHANNELS = (*S2_BANDS, "VV", "VH")
-"""The input channels of a network that uses both sensors, in order."""
 
 LABEL_KINDS = {"modis": ("s1", "s2", "lc"), "modis+savanna": ("s1", "s2", "lc"), "fine": ("s1", "s2", "dfc")}
 """The kinds of training labels, and the files that each needs."""
@@ -46,28 +40,8 @@ _S2_SCALE = 10000.0  # files hold reflectance x 10000; reflectance is clipped to
 _S1_CLIP_DB = (-30.0, 5.0)  # from below the noise of Sentinel-1 to bright cities
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """
-    Mean and standard deviation of the 15 `CHANNELS` after clipping: S2 as reflectance 0-1, S1 in dB.
-
-    Raises ParameterError unless there are 15 finite means and 15 positive standard deviations.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        n = len(CHANNELS)
-        is_good = len(self.mean) == len(self.std) == n and np.isfinite([*self.mean, *self.std]).all()
-        if not is_good or min(self.std) <= 0:
-            found = f"means {self.mean}, standard deviations {self.std}"
-            expected, do = f"{n} finite means and {n} positive standard deviations", "Compute them from varied patches."
-            raise ParameterError("channel statistics", found=found, expected=expected, do=do)
-
-
 def channel_statistics(images: Iterable[Images]) -> Statistics:
-    """Compute mean and standard deviation of each channel over all pixels of some patches."""
+    """Compute mean and standard deviation of each measured channel over all pixels of some patches."""
     return statistics_of(channel_sums(*s2_and_s1(pair)) for pair in images)
 
 
@@ -82,8 +56,8 @@ def channel_sums(s2: Tensor | NDArray[np.uint16], s1: Tensor | NDArray[np.float3
 
 
 def statistics_of(sums: Iterable[Sums]) -> Statistics:
-    """Return the statistics of the pixels of some patches from the sums of each."""
-    n_pixels, total, squares = 0, torch.zeros(len(CHANNELS)).double(), torch.zeros(len(CHANNELS)).double()
+    """Return the statistics of the measured channels of some patches, from the sums of each."""
+    n_pixels, (total, squares) = 0, torch.zeros((2, len(CHANNELS))).double()
     for n, own_total, own_squares in sums:
         n_pixels += n
         total += own_total
@@ -92,14 +66,21 @@ def statistics_of(sums: Iterable[Sums]) -> Statistics:
         raise _no_patches()
     mean = total / n_pixels
     std = (squares / n_pixels - mean.square()).clamp(min=0).sqrt()
+    channels = measured((total[:N_S2] > 0).numpy(), (std[N_S2:] >= 1e-6).numpy())
+    chosen = [CHANNELS.index(name) for name in channels]
     # A channel that does not vary (B10 may be flat) carries no information: leave it unscaled.
     std[std < 1e-6] = 1.0
-    return Statistics(tuple(mean.tolist()), tuple(std.tolist()))
+    return Statistics(tuple(mean[chosen].tolist()), tuple(std[chosen].tolist()), channels)
 
 
 def s2_and_s1(images: Images) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
     """Return S2 and S1 of a patch or of a pair."""
     return (images.s2, images.s1) if isinstance(images, Patch) else images
+
+
+def name_of(images: Images) -> str:
+    """Return the name of a patch for messages."""
+    return images.name if isinstance(images, Patch) else "images"
 
 
 def normalise(
@@ -123,12 +104,16 @@ def normalise(
     Returns
     -------
     Tensor
-        float32 (..., C, H, W) with C = 15, 13 or 2, on the device of *s2*.
+        float32 (..., C, H, W), on the device of *s2*; C = 15, 13 or 2 if the statistics have all channels.
     """
     channels = _clipped(torch.as_tensor(s2), torch.as_tensor(s1), inputs)
-    chosen = slice(0 if "s2" in inputs else N_S2, len(CHANNELS) if "s1" in inputs else N_S2)
+    names = [name for own in sensor_channels(statistics.channels, inputs) for name in own]
+    if len(names) < channels.shape[-3]:
+        there = [name for own in sensor_channels(CHANNELS, inputs) for name in own]
+        channels = channels[..., [there.index(name) for name in names], :, :]
+    numbers = [statistics.channels.index(name) for name in names]
     mean, std = (
-        torch.tensor(values[chosen], device=channels.device).view(-1, 1, 1)
+        torch.tensor([values[number] for number in numbers], device=channels.device).view(-1, 1, 1)
         for values in (statistics.mean, statistics.std)
     )
     return channels.sub_(mean).div_(std)

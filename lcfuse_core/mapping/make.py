@@ -33,9 +33,10 @@ from rasterio.windows import Window
 
 from lcfuse_core import __version__, _runtime
 from lcfuse_core.data.cells import cell_ids
+from lcfuse_core.data.channels import N_S1, check_channels
 from lcfuse_core.data.legends import DFC2020, IGNORE, SAVANNA_INDEX, SCORED
 from lcfuse_core.data.sample import world
-from lcfuse_core.data.source import N_S1, PatchStack
+from lcfuse_core.data.source import PatchStack
 from lcfuse_core.errors import DataError, ParameterError
 from lcfuse_core.mapping.coarse import CoarseMap, open_coarse
 from lcfuse_core.mapping.predict import PRIOR_POWER, Forest, Member, Network, choose, load_member, strips
@@ -159,7 +160,10 @@ def make_map(
         coarse = None
         if inputs.coarse is not None:
             coarse = stack.enter_context(open_coarse(inputs.coarse, scene.grid, inputs.legend, band=inputs.band))
-        members: Sequence[Member] = choose(networks, scene.has_s1)
+        chosen = choose(networks, scene.has_s1)
+        members: Sequence[Member] = chosen
+        for member in chosen:
+            check_channels(scene.files[0], scene.channels, member.run.statistics, member.run.plan.inputs)
         tiling = Tiling(scene.grid.shape, options.window, options.overlap, options.margin)
         legend = Path(inputs.legend or "igbp")
         rules = (legend.read_bytes() if legend.is_file() else legend.name), inputs.band

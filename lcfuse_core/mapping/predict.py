@@ -22,8 +22,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lcfuse_core import _runtime
+from lcfuse_core.data.channels import N_S1, channels_of, check_channels
 from lcfuse_core.data.legends import SCORED, index_to_dfc
-from lcfuse_core.data.source import N_S1, normalise
+from lcfuse_core.data.source import normalise
 from lcfuse_core.errors import DataError, GridError
 from lcfuse_core.mapping.coarse import CoarseMap
 from lcfuse_core.mapping.scene import B1_TO_B4, Scene, ScenePart, Source
@@ -86,8 +87,14 @@ class Network:
         return mean_softmax(logits)
 
     def predict(self, s2: NDArray[np.uint16], s1: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the probabilities (8, h, w) of one window for `map_scene`; pixels of 0 in B1 to B4 have no data."""
+        """
+        Return the probabilities (8, h, w) of one window for `map_scene`; pixels of 0 in B1 to B4 have no data.
+
+        Raises DataError if a window without gaps does not have the channels of the network.
+        """
         part = ScenePart(s2, s1, np.asarray((s2[B1_TO_B4] > 0).all(axis=0)))
+        if part.valid.all():
+            check_channels("scene", channels_of(s2, s1), self.run.statistics, self.run.plan.inputs)
         return self.probabilities(self.forward(self.prepare(part), 1))
 
 

@@ -37,6 +37,7 @@ from lcfuse_core.data.bands import (
     check_s2,
     subtract_offset,
 )
+from lcfuse_core.data.channels import N_S1, channels_of
 from lcfuse_core.data.files import (
     Raster,
     georeference,
@@ -126,11 +127,13 @@ class Scene:
     grid : of all that `read` returns
     files : all files that it is read from
     repairs : descriptions of what `read` corrects, and of what is to be known about the files
+    channels : those that a sample of the scene has data in
     """
 
     grid: Grid
     files: tuple[Path, ...]
     repairs: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()
     _s2: list[Raster] = field(default_factory=list)
     _s1: list[Raster] = field(default_factory=list)
     _masks: list[tuple[Raster, tuple[int, ...]]] = field(default_factory=list)
@@ -400,9 +403,12 @@ def _check_values(scene: Scene) -> None:
     corners = [(row, col) for row in range(0, _PROBE_PX, 16) for col in range(0, _PROBE_PX, 16)]
     blocks = [(slice(row, row + 16), slice(col, col + 16)) for row, col in corners]
     s2 = [part.s2[:, *at][:, part.valid[at]] for part in parts for at in blocks]
-    scene._offset = check_s2(scene.files[0], np.concatenate(s2, axis=1), s2, noisy=True)
+    s2_pixels, s1_pixels = np.concatenate(s2, axis=1), np.zeros((N_S1, 1), np.float32)
+    scene._offset = check_s2(scene.files[0], s2_pixels, s2, noisy=True)
     if scene._offset:
         scene.repairs = (OFFSET_REMOVED,)
     if scene.has_s1:
         s1 = [part.s1[:, *at][:, part.valid[at]] for part in parts if part.s1 is not None for at in blocks]
-        check_s1(scene._s1[0].path, np.concatenate(s1, axis=1), s1)
+        s1_pixels = np.concatenate(s1, axis=1)
+        check_s1(scene._s1[0].path, s1_pixels, s1)
+    scene.channels = channels_of(s2_pixels, s1_pixels)

@@ -25,9 +25,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lcfuse_core.data.channels import Statistics, channels_of, check_channels
 from lcfuse_core.data.legends import IGNORE, N_COARSE, SCORED
 from lcfuse_core.data.patches import Patch
-from lcfuse_core.data.source import Crops, Images, PatchSource, Place, Statistics, normalise, s2_and_s1, turn
+from lcfuse_core.data.source import Crops, Images, PatchSource, Place, name_of, normalise, s2_and_s1, turn
 from lcfuse_core.errors import DataError, ParameterError
 from lcfuse_core.models.transition import Matrix
 from lcfuse_core.training.checkpoint import Run
@@ -244,6 +245,7 @@ def classes_of_clusters(
 def predict_clusters(clusters: Clusters, images: Images) -> NDArray[np.float32]:
     """Return probabilities, float32 (8, H, W): those of the nearest cluster of each pixel."""
     s2, s1 = s2_and_s1(images)
+    check_channels(name_of(images), channels_of(s2, s1), clusters.statistics, ("s2", "s1"))
     group = _nearest(_pixels(torch.as_tensor(s2), torch.as_tensor(s1), clusters.statistics), clusters.centres)
     return clusters.classes.astype(np.float32)[group].T.reshape(N, *s2.shape[1:])
 

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from lcfuse_core.data.channels import Statistics, channels_of, check_channels
 from lcfuse_core.data.legends import SCORED, index_to_dfc
-from lcfuse_core.data.source import Images, PatchSource, Statistics, normalise, s2_and_s1
+from lcfuse_core.data.source import Images, PatchSource, name_of, normalise, s2_and_s1
 from lcfuse_core.errors import ParameterError
 from lcfuse_core.models.losses import class_weights
 
@@ -116,9 +117,10 @@ def predict(forest: Forest, images: Images, prior_power: float = 0.0) -> NDArray
     Return probabilities, float32 (8, H, W); classes that do not occur in the training labels have 0.
 
     They are divided by (share of the class among the labels)^prior_power. A power of 1 gives likelihoods, for a forest
-    whose sample has classes as often as they occur.
+    whose sample has classes as often as they occur. Raises DataError if the images do not have the forest's channels.
     """
     s2, s1 = s2_and_s1(images)
+    check_channels(name_of(images), channels_of(s2, s1), forest.statistics, ("s2", "s1"))
     channels = features(normalise(torch.as_tensor(s2), torch.as_tensor(s1), forest.statistics), forest.neighbourhood)
     pixels = np.ascontiguousarray(channels.flatten(1).T.numpy())
     present = forest.trees.classes_

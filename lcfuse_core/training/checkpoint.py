@@ -34,8 +34,8 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from lcfuse_core import __version__, _runtime
+from lcfuse_core.data.channels import Statistics
 from lcfuse_core.data.legends import SCORED
-from lcfuse_core.data.source import Statistics
 from lcfuse_core.errors import CheckpointError, MissingDataError, ParameterError, TrainingError, disk_error
 from lcfuse_core.training.plan import TrainPlan
 
@@ -137,11 +137,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[Run, dict[str, Any] |
     tensors = {name: tensor for name, tensor in everything.items() if name not in state}
     try:
         plan, history = TrainPlan.from_header(header["plan"]), list(header["history"])
-        statistics = Statistics(*(tuple(header["statistics"][name]) for name in ("mean", "std")))
+        # Earlier checkpoints do not name the channels: they have all of them.
+        statistics = Statistics(**{name: tuple(values) for name, values in header["statistics"].items()})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _refusal(path, f"a header that cannot be used ({error!r})") from None
     with torch.device("meta"):  # shapes without memory: the width in a file may be absurd
-        network = plan.build()
+        network = plan.build(statistics.channels)
     if _shapes(network.state_dict()) != _shapes(tensors):
         raise _refusal(path, f"weights that do not fit a {plan.network} of this plan")
     network.load_state_dict(tensors, assign=True)

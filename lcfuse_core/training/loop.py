@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lcfuse_core.data.channels import Statistics, check_channels
 from lcfuse_core.data.legends import N_COARSE, SCORED
-from lcfuse_core.data.source import Crops, PatchSource, Statistics, normalise, turn_each
+from lcfuse_core.data.source import Crops, PatchSource, normalise, turn_each
 from lcfuse_core.models import transition
 from lcfuse_core.models.losses import TRANSITION_LOSSES, Batch, Loss, build_loss, class_weights
 from lcfuse_core.training import distributed
@@ -84,6 +85,8 @@ def train(
         If the loss or the gradient is NaN or infinite, or a signal (SIGTERM, Ctrl-C) stops a run with a folder.
     ParameterError, DiskError
         If the folder holds another run or cannot be written; the last checkpoint stays whole.
+    DataError
+        If the images lack channels of *start*, or have another processing level.
     """
     with (
         distributed.joined(plan.device) as processes,
@@ -154,9 +157,12 @@ def loss_of(source: PatchSource, plan: TrainPlan) -> Loss:
 
 def fresh_run(source: PatchSource, plan: TrainPlan, start: Run | None = None) -> Run:
     """Return a network before its first step: fresh weights from the plan's seed, or a copy of the one of *start*."""
+    statistics = source.statistics()
+    if start is not None:
+        check_channels(source.names[0], statistics.channels, start.statistics, plan.inputs)
+        return Run(deepcopy(start.network), plan, start.statistics)
     torch.default_generator.manual_seed(plan.seed)
-    network = plan.build() if start is None else deepcopy(start.network)
-    return Run(network, plan, source.statistics() if start is None else start.statistics)
+    return Run(plan.build(statistics.channels), plan, statistics)
 
 
 # Crops on their way to the device ----------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import wraps
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -12,8 +12,9 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Validat
 from pydantic.dataclasses import dataclass
 from torch import nn
 
+from lcfuse_core.data.channels import CHANNELS, N_S1, N_S2, sensor_channels
 from lcfuse_core.data.legends import N_COARSE, SCORED
-from lcfuse_core.data.source import LABEL_KINDS, N_S1, N_S2
+from lcfuse_core.data.source import LABEL_KINDS
 from lcfuse_core.errors import ParameterError
 from lcfuse_core.models.losses import LOSSES
 from lcfuse_core.models.networks import NETWORKS, build
@@ -127,10 +128,10 @@ class TrainPlan:
 
     @property
     def in_channels(self) -> int:
-        """Return the number of channels of the chosen sensors."""
+        """Return the number of channels of the chosen sensors, if all of them were measured."""
         return N_S2 * ("s2" in self.inputs) + N_S1 * ("s1" in self.inputs)
 
-    def build(self) -> nn.Module:
-        """Return the network of this plan, with fresh weights from torch's global random generator."""
-        channels = (N_S2, N_S1) if self.fusion == "late" else self.in_channels
-        return build(self.network, in_channels=channels, width=self.width)
+    def build(self, channels: Collection[str] = CHANNELS) -> nn.Module:
+        """Return the network of this plan for these *channels*, with fresh weights from torch's global generator."""
+        sizes = tuple(map(len, sensor_channels(channels, self.inputs)))
+        return build(self.network, in_channels=sizes if self.fusion == "late" else sum(sizes), width=self.width)

@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lcfuse_core.data.channels import channels_of, check_channels
 from lcfuse_core.data.legends import IGNORE, SCORED, index_to_dfc
 from lcfuse_core.data.patches import Patch
-from lcfuse_core.data.source import Crops, Images, PatchSource, normalise, s2_and_s1, turn
+from lcfuse_core.data.source import Crops, Images, PatchSource, name_of, normalise, s2_and_s1, turn
 from lcfuse_core.errors import DataError
 from lcfuse_core.scoring.scores import Scores, confusion_of_many, summarise
 from lcfuse_core.training.checkpoint import Run
@@ -28,9 +29,11 @@ def predict(run: Run, images: Images, symmetries: int = 1) -> NDArray[np.float32
     Return the probability of each class at each pixel, float32 (8, H, W), in the order of `legends.SCORED`.
 
     *images* is a patch, or a pair: S2 (13, H, W), reflectance x 10000, and S1 (2, H, W), dB. With *symmetries* 2, 4 or
-    8 it is the mean over so many flips and rotations. Raises DataError if a result is NaN, as for NaN in the images.
+    8 it is the mean over so many flips and rotations. Raises DataError if a result is NaN, as for NaN in the images, or
+    if the images do not have the channels of the network.
     """
     s2, s1 = s2_and_s1(images)
+    check_channels(name_of(images), channels_of(s2, s1), run.statistics, run.plan.inputs)
     was_training = run.network.training
     run.network.eval()
     channels = normalise(torch.as_tensor(s2), torch.as_tensor(s1), run.statistics, run.plan.inputs)

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load, save
 from toys import relabelled, toy_stack
 
-from lcfuse_core.data.source import Statistics
+from lcfuse_core.data.channels import Statistics
 from lcfuse_core.errors import CheckpointError, DiskError, MissingDataError, ParameterError, TrainingError
 from lcfuse_core.models import networks
 from lcfuse_core.models.networks import NETWORKS
