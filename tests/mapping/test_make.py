@@ -68,6 +68,20 @@ def test_record_lists_inputs_networks_plan_and_areas(place, whole):
     assert record["pixels"] == {DFC2020.name_of(code): (codes == code).sum() for code in SCORED}
 
 
+def test_a_network_of_another_level_is_refused(place, tmp_path):
+    """A network that was trained with B10 (L1C) does not map surface reflectance (L2A), whose B10 is 0."""
+    s2, s1 = scene_arrays()
+    s2[10] = 0
+    files = Inputs((write(tmp_path / "l2a.tif", s2),), (write(tmp_path / "s1.tif", s1),))
+    for name in ("both", "alone"):
+        given = files if name == "both" else Inputs(files.s2)
+        with pytest.raises(DataError, match=r"l2a\.tif: found Sentinel-2 L2A .*expected L1C"):
+            make_map(given, [place[name]], tmp_path / "map", SMALL)
+        with pytest.raises(DataError, match="scene: found Sentinel-2 L2A"):
+            place[name].predict(s2, s1)
+    assert not (tmp_path / "map").exists()
+
+
 def test_finished_map_is_found_by_content_and_others_are_made_again(place, whole, tmp_path):
     """The same call twice, also with inputs in another folder; another network, which leaves no old layer behind."""
     folder = shutil.copytree(whole.folder, tmp_path / "map")
