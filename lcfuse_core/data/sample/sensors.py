@@ -72,6 +72,8 @@ _BACKSCATTER_DB = np.array(
         [-19.5, -27.0],
     ]
 )
+LABEL_NOISE = 0.45
+"""Scale of the noise of the MODIS label in the sample."""
 _LOOKS = 4.4
 """Equivalent number of looks of Sentinel-1 GRD in interferometric wide swath mode."""
 
@@ -86,14 +88,18 @@ class Region:
     backscatter_db: NDArray[np.float64]  # (8, 2)
     haze: float
     confusion: NDArray[np.float64]  # (8, 9) p(MODIS class | dominant class): the scored classes, then Savanna
+    label_noise: float = LABEL_NOISE  # scale of the Gumbel noise in the logits of a cell's label
 
 
-def draw_region(rng: np.random.Generator, biome: Biome, *, season: float, domain_shift: float) -> Region:
+def draw_region(
+    rng: np.random.Generator, biome: Biome, *, season: float, domain_shift: float, label_noise: float = LABEL_NOISE
+) -> Region:
     """
     Draw the signatures of a region.
 
     season : -1 (leafless, dry) .. 1 (high season); scales the green share of all but needle-leaved plants
     domain_shift : standard deviation, in logits, of the region's own departure in each class and material
+    label_noise : scale of the Gumbel noise in the logits of a cell's label
     """
     vigour = 1.2 * season - 1.1 * biome.aridity
     leaves, needles, dry, soil = 0, 1, 2, 3
@@ -115,6 +121,7 @@ def draw_region(rng: np.random.Generator, biome: Biome, *, season: float, domain
         backscatter_db=_BACKSCATTER_DB + wet_db,
         haze=rng.lognormal(0, 0.15),
         confusion=_draw_confusion(rng),
+        label_noise=label_noise,
     )
 
 
@@ -216,7 +223,7 @@ def see_modis(
     odds = belief @ region.confusion
     woody, open_ = share[:, :2].sum(axis=1), share[:, [2, 4]].sum(axis=1)
     odds[:, -1] += 1.6 * np.minimum(woody, open_)  # woody and open land in one cell reads as savanna
-    label = np.argmax(np.log(odds + 1e-6) + 0.45 * rng.gumbel(size=odds.shape), axis=1)
+    label = np.argmax(np.log(odds + 1e-6) + region.label_noise * rng.gumbel(size=odds.shape), axis=1)
     code = np.array((*SCORED, SAVANNA), np.uint8)[label]
     return _igbp(code, share, region.biome)[ids]
 

@@ -40,7 +40,15 @@ from lcfuse_core.data.cells import SINUSOIDAL, modis_raster
 from lcfuse_core.data.files import B10, part_transform
 from lcfuse_core.data.legends import IGNORE
 from lcfuse_core.data.sample.landscape import Biome, Landscape, make_landscape
-from lcfuse_core.data.sample.sensors import Region, draw_region, lccs_layers, see_modis, see_sentinel1, see_sentinel2
+from lcfuse_core.data.sample.sensors import (
+    LABEL_NOISE,
+    Region,
+    draw_region,
+    lccs_layers,
+    see_modis,
+    see_sentinel1,
+    see_sentinel2,
+)
 from lcfuse_core.errors import ParameterError
 
 _PATCH, _STRIDE = 256, 128
@@ -116,6 +124,8 @@ class WorldPlan:
     domain_shift : float
         Standard deviation, in logits, of a region's signatures from the mean, in training and evaluation regions alike.
         Chosen so that networks trained on other regions lose as much accuracy as on real data.
+    label_noise : float
+        Scale of the noise in the logits of the MODIS label of a cell.
     """
 
     seed: int = 0
@@ -123,6 +133,7 @@ class WorldPlan:
     n_validation: int = 4
     n_test: int = 12
     domain_shift: float = 1.15
+    label_noise: float = LABEL_NOISE
 
     def __post_init__(self) -> None:
         for name in ("n_train", "n_validation", "n_test"):
@@ -260,7 +271,8 @@ def _write_scene(root: Path, plan: WorldPlan, job: _Job) -> str:
     # The scenes of one evaluation region share its signatures; each training scene is a region of its own.
     signature = job.number if job.split == "train" else _region_number(job.biome)
     rng = np.random.default_rng((plan.seed, stream, signature, 1))
-    region = draw_region(rng, job.biome, season=job.greenness, domain_shift=plan.domain_shift)
+    shift, noise = plan.domain_shift, plan.label_noise
+    region = draw_region(rng, job.biome, season=job.greenness, domain_shift=shift, label_noise=noise)
     rng = np.random.default_rng((plan.seed, stream, job.number, 2))
     training = job.split == "train"
     scene = make_scene(rng, region, _TRAIN_SIZE if training else _EVALUATION_SIZE)
