@@ -128,15 +128,18 @@ def _interpolated_label(experiment: Experiment) -> tuple[Predict, float]:
     return predict, 0.0
 
 
+FCN, FOREST, SOURCE_FCN = "FCN", "Random forest", "source FCN, cell_forward"
+BRIEF_FCN, INTERPOLATED = "FCN, few cells", "interpolated label"
+
 MEMBERS: dict[str, Member] = {
-    "FCN": _adapted_member("fcn"),
-    "FCN, few cells": _briefly_adapted,
+    FCN: _adapted_member("fcn"),
+    FOREST: _target_forest,
     "FCN per region": _adapted_member("fcn", each_region=True),
     "source FCN": _source_member(),
-    "source FCN, cell_forward": _source_member(loss="cell_forward"),
+    SOURCE_FCN: _source_member(loss="cell_forward"),
     "Full resolution": _adapted_member("full_resolution"),
-    "Random forest": _target_forest,
-    "interpolated label": _interpolated_label,
+    INTERPOLATED: _interpolated_label,
+    BRIEF_FCN: _briefly_adapted,
 }
 """
 Possible ensemble members: functions that return probabilities and the seconds of their training. All learn from the
@@ -144,11 +147,14 @@ target regions except the source FCNs, which may know classes that the labels of
 interpolated label, which is not trained.
 """
 
-FUSED = ("FCN", "Random forest")
+FUSED = (FCN, FOREST)
 """
 Members of the default fusion. A member was added if its mean gain on sample worlds of seeds 100 and 101, which no table
 shows, was larger than the spread of the gain. The registry has a row for what each adds on the tabled worlds.
 """
+
+FURTHER = tuple(name for name in MEMBERS if name not in (*FUSED, BRIEF_FCN))
+"""Members that could be added to the default fusion."""
 
 
 def shared_member(experiment: Experiment, name: str) -> tuple[Predict, float]:
@@ -165,23 +171,23 @@ def weights_of(experiment: Experiment, members: tuple[str, ...] = FUSED) -> dict
     FCN is fine-tuned from it; where such networks cannot be used, the interpolated label is added instead.
     """
     third_share = third_weight(cells_per_region(experiment))
-    third = "source FCN, cell_forward" if is_transferable(experiment) else "interpolated label"
+    third = SOURCE_FCN if is_transferable(experiment) else INTERPOLATED
     if not third_share or third in members:
         return dict.fromkeys(members, 1 / len(members))
     if is_transferable(experiment):
-        members = tuple("FCN, few cells" if name == "FCN" else name for name in members)
+        members = tuple(BRIEF_FCN if name == FCN else name for name in members)
     return {**dict.fromkeys(members, (1 - third_share) / len(members)), third: third_share}
 
 
 def fusion_of(
-    experiment: Experiment, plan: FusionPlan = DEFAULT, members: tuple[str, ...] = FUSED
+    experiment: Experiment, plan: FusionPlan = DEFAULT, members: tuple[str, ...] = FUSED, *, few_cells: bool = True
 ) -> tuple[Fusion, float]:
     """
     Return the fusion of these members, fitted on the coarse labels of the target regions, and the seconds.
 
-    With few cells the members and their weights are those of `weights_of`.
+    *few_cells*: whether a third member is added when cells are few, see `weights_of`.
     """
-    weights = weights_of(experiment, members)
+    weights = weights_of(experiment, members) if few_cells else dict.fromkeys(members, 1 / len(members))
     # Each augmented patch is predicted once only, so nothing is shared.
     learn = shared_member if plan.symmetries == 1 else lambda experiment, name: MEMBERS[name](experiment)
     learned = {name: learn(experiment, name) for name in weights}

@@ -29,7 +29,7 @@ from lcfuse_core.data.legends import SCORED, index_to_dfc
 from lcfuse_core.data.streamed import open_source
 from lcfuse_core.methods import adapt, baselines
 from lcfuse_core.methods.adapt import Predict, images_of
-from lcfuse_core.methods.ensemble import FUSED, MEMBERS, fusion_of, shared_member
+from lcfuse_core.methods.ensemble import FURTHER, FUSED, fusion_of, shared_member
 from lcfuse_core.methods.experiment import BOTH, Experiment, seconds
 from lcfuse_core.methods.fusion import Fusion, FusionPlan
 from lcfuse_core.models import forest, transition
@@ -261,9 +261,11 @@ def _member(experiment: Experiment, /, name: str) -> Learned:
 
 
 @transductive
-def _fused(experiment: Experiment, /, members: tuple[str, ...] = FUSED, **values: Any) -> Learned:
-    """Fuse members by a plan of these *values*."""
-    fused, spent = fusion_of(experiment, FusionPlan(**values), members)
+def _fused(
+    experiment: Experiment, /, members: tuple[str, ...] = FUSED, *, few_cells: bool = True, **values: Any
+) -> Learned:
+    """Fuse members by a plan of these *values*; see `ensemble.fusion_of`."""
+    fused, spent = fusion_of(experiment, FusionPlan(**values), members, few_cells=few_cells)
     return Learned(fused.classify, spent)
 
 
@@ -366,7 +368,8 @@ METHODS: dict[str, Method] = {
     "Full resolution, cell_mean, target regions": _member("Full resolution"),
     "Random forest, weighted, target regions": _member("Random forest"),
     "Fusion, target regions": _fused(),
-    **{f"Fusion and {name}, target regions": _fused((*FUSED, name)) for name in MEMBERS if name not in FUSED},
+    "Fusion of two members, target regions": _fused(few_cells=False),
+    **{f"Fusion and {name}, target regions": _fused((*FUSED, name)) for name in FURTHER},
     "Fusion by product, target regions": _fused(rule="product"),
     "Fusion with TTA, target regions": _fused(symmetries=8),
     "Fusion calibrated, target regions": _fused(calibrated=True),

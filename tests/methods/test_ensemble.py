@@ -75,6 +75,8 @@ def test_with_few_cells_a_network_of_the_source_regions_is_added(with_cells, pat
     parts = [MEMBERS[name](experiment)[0](patch) for name in expected]
     np.testing.assert_allclose(fused.predict(patch), combine(parts, list(expected.values())), rtol=1e-6)
     assert spent > 0
+    two, _ = fusion_of(experiment, few_cells=False)
+    assert two.weights == {"FCN": 0.5, "Random forest": 0.5}
     both = (*FUSED, "source FCN, cell_forward")
     assert weights_of(experiment, both) == dict.fromkeys(both, 1 / 3)  # a row of the registry that has it anyway
 
