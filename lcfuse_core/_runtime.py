@@ -65,13 +65,9 @@ def read_profile(name: str) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """
-    The commit of the code that runs, with `+changes` where files differ from it; None where nobody knows.
-
-    Asked of git in a checkout, and of pip where the package was installed from a git address.
-    """
+    """Return the commit of this code, by git or by pip, with `+changes` if files differ from it; None if unknown."""
     here = Path(__file__)
-    if _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:  # a checkout, but not ours
+    if _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:  # not tracked by the repository around it
         return _installed_commit()
     head = _git(here.parent, "rev-parse", "HEAD")
     changed = _git(here.parent, "status", "--porcelain", "--untracked-files=no", ".")
@@ -79,18 +75,16 @@ def commit() -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git answers, or None where there is no git or it says no."""
+    """Return the output of git, or None if there is no git or it fails."""
+    command = ["git", "-C", str(folder), *arguments]
     try:
-        answer = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=20
-        )
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip()
 
 
 def _installed_commit() -> str | None:
-    """The commit that pip noted (PEP 610) on installing from a git address."""
+    """Return the commit that pip recorded (PEP 610) when it installed from a git address."""
     try:
         noted = importlib.metadata.distribution("lcfuse-core").read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:
@@ -102,22 +96,9 @@ def _installed_commit() -> str | None:
 @cache
 def code_digest(*modules: str) -> str:
     """
-    Return a SHA-256 of the package's source code, or of the given modules and all that they import.
+    Return a SHA-256 of the given modules, such as "training.loop", and of all that they import; without any, of all.
 
-    Parameters
-    ----------
-    *modules : str
-        Dotted names below `lcfuse_core`, such as `"training.loop"`. Without any, every file of the package counts.
-
-    Returns
-    -------
-    str
-        The same for the same code, wherever it is installed. Docstrings and blank lines do not count.
-
-    Raises
-    ------
-    ValueError
-        If there is no such module.
+    Docstrings and blank lines do not count. Raises ValueError if there is no such module.
     """
     total = hashlib.sha256()
     for file in source_files(*modules):
@@ -152,7 +133,7 @@ def _module_file(package: Path, parts: Sequence[str]) -> Path | None:
 
 
 def _imported_files(package: Path, file: Path) -> list[Path | None]:
-    """The files of the package that the imports of *file* name: `from a.b import c` may mean a/b.py or a/b/c.py."""
+    """Return the files of the package that *file* imports: `from a.b import c` may mean a/b.py or a/b/c.py."""
     found: list[Path | None] = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         names: list[str] = []
@@ -180,29 +161,22 @@ def code_of(text: str) -> str:
 
 @cache
 def lock_digest() -> str | None:
-    """SHA-256 of `requirements.lock` beside the package, in a checkout; None where the package was installed."""
+    """Return the SHA-256 of `requirements.lock` beside the package in a checkout; None if the package is installed."""
     lock = PACKAGE.parent / "requirements.lock"
     return hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else None
 
 
 def machine() -> dict[str, Any]:
-    """Versions and processors; no name or path by which a machine or person could be known."""
+    """Return versions and processors, without any name or path of a machine or person."""
     return {
         "python": platform.python_version(),
-        "torch": _version("torch"),
+        "torch": importlib.metadata.version("torch"),
         "numpy": np.__version__,
         "system": platform.system(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "gpu": _gpu(),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _processor() -> str:
@@ -213,31 +187,26 @@ def _processor() -> str:
 
 
 def _gpu() -> str | None:
-    """Name of the first GPU, when this process uses torch at all: importing it only to ask takes seconds."""
+    """Return the name of the first GPU if this process has imported torch, which takes seconds."""
     torch = sys.modules.get("torch")
     return torch.cuda.get_device_name(0) if torch is not None and torch.cuda.is_available() else None
 
 
-def _gpus_in_use() -> int:
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return 0
-    return sum(torch.cuda.max_memory_allocated(number) > 0 for number in range(torch.cuda.device_count()))
-
-
 def cost_so_far() -> dict[str, float]:
     """
-    What this process has cost since the module was imported: `wall_s`, `gpu_hours`, `peak_memory_mb`.
+    Return what this process has cost since the module was imported: `wall_s`, `gpu_hours`, `peak_memory_mb`.
 
-    GPU-hours are those during which GPUs were held by this process, busy or not; NaN where memory is not told.
+    GPU-hours are those during which this process held GPUs, busy or not.
     """
-    wall_s = time.monotonic() - _STARTED
-    gpu_hours = round(wall_s * _gpus_in_use() / 3600, 4)
+    wall_s, torch = time.monotonic() - _STARTED, sys.modules.get("torch")
+    numbers = range(torch.cuda.device_count()) if torch is not None and torch.cuda.is_available() else ()
+    n_gpus = sum(torch.cuda.max_memory_allocated(number) > 0 for number in numbers) if torch is not None else 0
+    gpu_hours = round(wall_s * n_gpus / 3600, 4)
     return {"wall_s": round(wall_s, 1), "gpu_hours": gpu_hours, "peak_memory_mb": round(peak_memory_mb(), 1)}
 
 
 def peak_memory_mb() -> float:
-    """The most memory that this process has had, in MB (2**20 bytes); NaN on Windows."""
+    """Return the largest memory of this process so far, in MB (2**20 bytes); NaN on Windows."""
     try:
         import resource
     except ModuleNotFoundError:  # Windows
@@ -249,25 +218,11 @@ def peak_memory_mb() -> float:
 @contextmanager
 def lock(path: Path, *, wait: bool = True) -> Iterator[tuple[int, ...]]:
     """
-    Hold an exclusive lock on a file beside the work that it protects.
+    Hold an exclusive lock on a file, which is made if it is missing, until the block is left.
 
-    Parameters
-    ----------
-    path : Path
-        The lock file; it and its folder are made if they are missing.
-    wait : bool
-        Whether to wait for another process that holds the lock.
-
-    Yields
-    ------
-    tuple of int
-        File descriptors to hand to a child process as `pass_fds`, if the child must keep the lock in case this
-        process is killed. Empty where the system has no `flock`: there nothing is locked.
-
-    Raises
-    ------
-    BlockingIOError
-        If another process holds the lock and *wait* is false.
+    Yields the file descriptors to hand to a child process as `pass_fds` if the child must keep the lock in case this
+    process is killed; empty if the system has no `flock`, where nothing is locked. Raises BlockingIOError if another
+    process holds the lock and *wait* is false.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
@@ -275,7 +230,7 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[tuple[int, ...]]:
 
 
 def flock(file: int, wait: bool = True) -> bool:
-    """Lock an open file (a descriptor) until it is closed; False where the system or the file system cannot."""
+    """Lock an open file (a descriptor) until it is closed; False if the system or the file system cannot."""
     if fcntl is not None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -329,31 +284,23 @@ def map_parallel(
     function: Callable[[Item], Result], items: Sequence[Item], *, jobs: int = 1, cluster: str = ""
 ) -> Iterator[tuple[Item, Result | BaseException]]:
     """
-    Apply a function to all items, several at a time, and yield each result as soon as it is there.
+    Apply a function to all items, several at a time, and yield each item with its result as soon as it is there.
 
     Parameters
     ----------
     function : callable
-        Starts a process for each item, as a rule: it runs in a thread of this process, or on a worker of the cluster
-        (then it and the items must be picklable).
+        Runs in a thread of this process, or on a worker of the cluster; then it and the items must be picklable.
     items : sequence
-        What *function* is applied to.
+        Arguments of *function*. An item that fails yields its exception and does not stop the others.
     jobs : int
         Items at a time on this machine.
     cluster : str
         Address of a Dask scheduler, such as `tcp://host:8786`; empty for this machine.
 
-    Yields
-    ------
-    tuple
-        An item, and its result or the exception that it ended with; no failure stops the others.
-
     Raises
     ------
-    MissingDataError
-        If *cluster* is given and Dask is not installed.
-    LcfuseError
-        If no scheduler answers at that address.
+    MissingDataError, LcfuseError
+        If Dask is not installed, or no scheduler answers at that address.
     """
     if cluster:
         yield from _map_on_cluster(function, items, cluster)

@@ -156,18 +156,19 @@ def show_reliability(curves: Mapping[str, Mapping[str, NDArray[np.float64]]]) ->
 # Methods over seeds ------------------------------------------------------------------------------
 
 
-def _marks(ax: Axes, values: pd.Series, groups: pd.Series) -> None:
-    """Draw the value of each row, with a colour and a marker per group."""
+def _by_seed(table: pd.DataFrame, values: str, groups: pd.Series, seeds: pd.DataFrame, label: str) -> Figure:
+    """Draw rows: a pale bar for the interval, a tick per seed (column of *seeds*), and a mark per group for the mean."""
+    fig, ax = _rows(table.index, 1.3)
+    ax.hlines(range(len(table)), table["low"], table["high"], label="95 % over worlds and regions", **_SPREAD)
+    for row, (_, own) in enumerate(seeds.iterrows()):
+        ax.plot(own.dropna(), np.full(own.count(), row), "|", **_TICK)
+    ax.plot([], [], "|", label="a seed", **_TICK)
     for number, group in enumerate(dict.fromkeys(groups)):
         rows = np.flatnonzero(groups == group)
-        ax.plot(values.iloc[rows], rows, ls="", ms=8, mec="white", label=str(group), **_look(number))
-
-
-def _seeds(ax: Axes, table: pd.DataFrame) -> None:
-    """Draw a tick for each seed (column) in each row."""
-    for row, (_, values) in enumerate(table.iterrows()):
-        ax.plot(values.dropna(), np.full(values.count(), row), "|", **_TICK)
-    ax.plot([], [], "|", label="a seed", **_TICK)
+        ax.plot(table[values].iloc[rows], rows, ls="", ms=8, mec="white", label=str(group), **_look(number))
+    ax.set_xlabel(label)
+    fig.legend(loc="outside upper left", ncols=2)
+    return fig
 
 
 def show_overview(table: pd.DataFrame, seeds: pd.DataFrame) -> Figure:
@@ -176,29 +177,17 @@ def show_overview(table: pd.DataFrame, seeds: pd.DataFrame) -> Figure:
 
     *table* holds rows of `compare.overview`, *seeds* is `compare.by_seed`; each pair of regimes has its own mark.
     """
-    fig, ax = _rows(table.index, 1.3)
-    ax.hlines(range(len(table)), table["low"], table["high"], label="95 % over worlds and regions", **_SPREAD)
-    _seeds(ax, seeds.loc[table.index])
-    _marks(ax, table["AA"], "mean, " + table["labels"] + ", " + table["regime"])
-    ax.set_xlim(0, None)
-    ax.set_xlabel("AA, per cent")
-    fig.legend(loc="outside upper left", ncols=2)
+    groups = "mean, " + table["labels"] + ", " + table["regime"]
+    fig = _by_seed(table, "AA", groups, seeds.loc[table.index], "AA, per cent")
+    fig.axes[0].set_xlim(0, None)
     return fig
 
 
 def show_gains(table: pd.DataFrame) -> Figure:
     """Draw what each step adds to AA, rows of `compare.gains`: the mean, a tick per seed, the interval."""
-    fig, ax = _rows(table.index, 1.3)
-    ax.axvline(0, **_ZERO)
-    ax.hlines(range(len(table)), table["low"], table["high"], label="95 % over worlds and regions", **_SPREAD)
-    _seeds(ax, table.filter(like="seed "))
-    _marks(
-        ax,
-        table["mean"],
-        table["exceeds spread"].map({True: "mean, exceeds the spread", False: "mean, within the spread"}),
-    )
-    ax.set_xlabel("AA, points gained")
-    fig.legend(loc="outside upper left", ncols=2)
+    groups = table["exceeds spread"].map({True: "mean, exceeds the spread", False: "mean, within the spread"})
+    fig = _by_seed(table, "mean", groups, table.filter(like="seed "), "AA, points gained")
+    fig.axes[0].axvline(0, zorder=1.9, **_ZERO)  # below the marks
     return fig
 
 

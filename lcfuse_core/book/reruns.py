@@ -46,10 +46,10 @@ if TYPE_CHECKING:
 
 BOOK = _runtime.PACKAGE.resolve().parent / "book"
 
-LARGEST_GRID = 10_000
+_LARGEST_GRID = 10_000
 """Most values of a parameter, and most runs; more are a typing error."""
 
-START_TIMEOUT_S = 600
+_START_TIMEOUT_S = 600
 """For a kernel to start; papermill's minute is too short when many runs start at once on a busy machine."""
 
 
@@ -104,33 +104,23 @@ class Outcome:
 
 
 def grid(
-    chapter: str,
-    given: Sequence[Sequence[str]],
-    *,
-    profile: str = "smoke",
-    out: Path,
-    book: Path = BOOK,
+    chapter: str, given: Sequence[Sequence[str]], *, profile: str = "smoke", out: Path, book: Path = BOOK
 ) -> list[Run]:
     """
     Return the runs that a command line describes; a single one has *out* itself as its folder.
 
     Parameters
     ----------
-    chapter : str
-        Name of the chapter.
-    given : sequence of (name, text)
-        As after each `-p`.
-    profile : str
-        Name of the profile; its relative paths are resolved in the current folder, not in *out*.
+    chapter, given, profile : str, sequence of (name, text), str
+        Names of chapter and profile, and each pair after `-p`. Relative paths of the profile start at the current
+        folder, not at *out*.
     out, book : Path
         Folders of the results and of the chapters.
 
     Raises
     ------
-    ParameterError
-        Lists the known chapters, names, values or profiles.
-    MissingDataError
-        If the book has no such notebook.
+    ParameterError, MissingDataError
+        Lists the known chapters, names, values or profiles; names the notebook that the book lacks.
     """
     values = parse(chapter, given, profile)
     where = book / f"{chapter}.ipynb"
@@ -139,9 +129,9 @@ def grid(
         raise MissingDataError(where, found="no such file", expected="the chapter's notebook", do=do)
     varied = [name for name, several in values.items() if len(several) > 1]
     n_runs = math.prod(map(len, values.values()))
-    if n_runs > LARGEST_GRID:
+    if n_runs > _LARGEST_GRID:
         found = f"{n_runs:,} runs ({' x '.join(f'{len(values[name]):,} of {name}' for name in varied)})"
-        raise ParameterError("grid", found=found, expected=f"at most {LARGEST_GRID:,}", do="Vary fewer values.")
+        raise ParameterError("grid", found=found, expected=f"at most {_LARGEST_GRID:,}", do="Vary fewer values.")
     out, book, runs = out.absolute(), book.absolute(), []
     for combination in itertools.product(*values.values()):
         point = dict(zip(values, combination, strict=True))
@@ -180,8 +170,8 @@ def _range(name: str, text: str) -> Iterable[Any]:
     first, last = (settings.from_text(name, end) for end in ends.groups())
     found, expected, do = repr(text), "the smaller end first", f"Write {last}..{first}."
     if first <= last:
-        found, expected, do = f"{last - first + 1} values", f"at most {LARGEST_GRID}", "Ask for fewer."
-    if not 0 <= last - first < LARGEST_GRID:
+        found, expected, do = f"{last - first + 1} values", f"at most {_LARGEST_GRID}", "Ask for fewer."
+    if not 0 <= last - first < _LARGEST_GRID:
         raise ParameterError(f"parameter {name}", found=found, expected=expected, do=do)
     return range(first, last + 1)
 
@@ -234,7 +224,7 @@ def execute(run: Run) -> Outcome:
                 kernel_name="python3",
                 language="python",
                 cwd=str(run.folder),
-                start_timeout=START_TIMEOUT_S,
+                start_timeout=_START_TIMEOUT_S,
                 progress_bar=sys.stderr.isatty(),
                 config=config,
             )
@@ -257,9 +247,8 @@ def kernel_config() -> Iterator[Config]:
     """
     Yield the options of Jupyter by which a kernel is reached through files in a temporary folder.
 
-    Jupyter's usual way is network ports, chosen a second before the kernel takes them. Of many kernels that start at
-    once, two then sometimes choose the same port: one dies, and its caller may wait for ever (jupyter_client 8.10).
-    Windows has no such files; it keeps the ports.
+    With network ports, of many kernels that start at once two sometimes choose the same one: one dies, and its caller
+    may wait for ever (jupyter_client 8.10). Windows has no such files; it keeps the ports.
     """
     from traitlets.config import Config
 
@@ -268,15 +257,13 @@ def kernel_config() -> Iterator[Config]:
         yield Config({"KernelManager": files})
 
 
-def execute_apart(run: Run, data: str, threads: int = 1) -> Outcome:
+def _execute_apart(run: Run, data: str, threads: int = 1) -> Outcome:
     """
     Execute a run of a grid in a process of its own, unless it has finished before.
 
     The process continues when its parent is killed, such as a worker of a cluster; another call for the same run
-    waits for it. The ledger of an earlier attempt is kept as `earlier-ledger.jsonl`.
-
-    *data* is the folder of samples and downloads, *threads* the number of threads of its numerical libraries, both
-    unless the environment sets them.
+    waits for it. The ledger of an earlier attempt is kept as `earlier-ledger.jsonl`. *data* and *threads* are the data
+    folder and the number of threads, unless the environment sets them.
     """
     with _runtime.lock(run.folder / ".run.lock") as held:
         if run.is_finished:
@@ -308,22 +295,20 @@ def execute_all(
     runs: Sequence[Run], *, jobs: int = 1, cluster: str = "", tell: Callable[[str], None] = print
 ) -> list[Outcome]:
     """
-    Execute all runs of a grid; a failure does not stop the others.
+    Execute all runs of a grid, and return their outcomes in the same order; a failure does not stop the others.
 
     Parameters
     ----------
     runs : sequence of Run
-        As `grid` returns them; the outcomes are in their order.
-    jobs : int
-        Runs at a time on this machine.
-    cluster : str
-        Address of a Dask scheduler, such as tcp://host:8786; empty for this machine.
+        As `grid` returns them.
+    jobs, cluster : int, str
+        Runs at a time on this machine, or the address of a Dask scheduler, such as tcp://host:8786.
     tell : callable
         Is called with a line as each run ends.
     """
     outcomes: dict[str, Outcome] = {}
     threads = 1 if cluster else max(1, (os.cpu_count() or 1) // jobs)
-    execute = partial(execute_apart, data=str(_runtime.data_folder()), threads=threads)
+    execute = partial(_execute_apart, data=str(_runtime.data_folder()), threads=threads)
     for run, result in _runtime.map_parallel(execute, runs, jobs=jobs, cluster=cluster):
         # An exception: such as a worker that was killed.
         outcome = Outcome(run, "failed", 0.0, repr(result)) if isinstance(result, BaseException) else result

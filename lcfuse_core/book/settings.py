@@ -99,19 +99,8 @@ def check(
     """
     Return the same values, checked: every name known, every type and range right; nothing is converted.
 
-    Parameters
-    ----------
-    values : mapping
-        Parameters by name.
-    known : iterable of str, optional
-        Names that the chapter has; by default all of `Settings`.
-    where : str
-        What an error names.
-
-    Raises
-    ------
-    ParameterError
-        Lists the known names, or the type and range of a value.
+    *known* are the names that the chapter has, by default all of `Settings`; *where* is named in errors. Raises
+    ParameterError with the known names, or with the type and range of a value.
     """
     names = list(Settings.model_fields if known is None else known)
     if unknown := [name for name in values if name not in names]:
@@ -144,19 +133,8 @@ def resolve(values: Mapping[str, Any], chapter: str, given: Iterable[str] = ()) 
     """
     Return the values of a chapter, with the profile's in place of those that nobody has set.
 
-    Parameters
-    ----------
-    values : mapping
-        Parameters by name.
-    chapter : str
-        Name of the chapter.
-    given : iterable of str
-        Names whose values were set explicitly. They stay, as do all that differ from the profile `smoke`.
-
-    Raises
-    ------
-    ParameterError
-        As `check` does.
+    Those that were set explicitly (*given*) stay, as do all that differ from the profile `smoke`. Raises
+    ParameterError as `check` does.
     """
     checked = check(values, known=names_of(chapter), where=f"parameters of {chapter}")
     smoke, profile, given = read_profile("smoke"), read_profile(checked.get("profile", "smoke")), {*given, "profile"}
@@ -167,18 +145,9 @@ def from_notebook(namespace: Mapping[str, Any], chapter: str) -> tuple[dict[str,
     """
     Return the parameters in a notebook's namespace, and the names that were set below the parameters cell.
 
-    Parameters
-    ----------
-    namespace : mapping
-        The notebook's `globals()`. `In`, IPython's list of the cells that have run, shows where a value was assigned;
-        without it (a script), a value counts as set if it differs from the profile `smoke`.
-    chapter : str
-        Name of the chapter.
-
-    Raises
-    ------
-    ParameterError
-        If the parameters cell or the cell that papermill injects assigns a name that the chapter does not have.
+    *namespace* are the notebook's `globals()`. `In`, IPython's list of the cells that have run, shows where a value was
+    assigned; without it (a script), a value counts as set if it differs from the profile `smoke`. Raises ParameterError
+    if the parameters cell or the cell that papermill injects assigns a name that the chapter does not have.
     """
     names = names_of(chapter)
     history = namespace.get("In")  # its last cell is the one that runs now
@@ -228,12 +197,7 @@ def use_drive(folder: str = "lcfuse", *, mount: str = "/content/drive") -> Path:
     Keep samples, checkpoints and results in a folder of Google Drive, so that a disconnected Colab loses none of them.
 
     Call it before the set-up cell of a chapter. After a disconnect run all cells again: a training continues from its
-    last checkpoint, which is at most a minute old.
-
-    Raises
-    ------
-    MissingDataError
-        If this is not Colab, or the folder cannot be used.
+    last checkpoint. Raises MissingDataError if this is not Colab, or the folder cannot be used.
     """
     try:
         importlib.import_module("google.colab.drive").mount(mount)

@@ -2,12 +2,12 @@
 Extract files from .zip and .tar.gz archives of unknown origin.
 
 Names, types and sizes are checked before a byte is written. A member that leads out of the folder, a link, a device
-or a file larger than its kind refuses the whole archive: the published ones hold none. Headers are bounded too:
-`tarfile` decodes single headers here, because its reader of whole archives accepts headers of any size.
+or a file larger than its kind refuses the whole archive: the published ones hold none.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import lzma
@@ -33,8 +33,9 @@ _SLACK = 1 << 20
 """Bytes that headers and small files may take beyond the limits."""
 
 _HEADER_BYTES = 8192
-"""Most bytes of an extended header of a .tar: the published archives have none."""
+"""Most bytes of an extended header of a .tar: the published archives have none, and large ones take long to decode."""
 
+_EXTENDED = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE)
 _JOURNAL = ".members.jsonl"
 _BROKEN = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, struct.error, ValueError, LookupError,
@@ -252,73 +253,54 @@ def _exactly(read: Callable[[int], bytes], size: int) -> Iterator[bytes]:
         yield chunk
 
 
-class _Plain:
-    """The content of a .gz, read from front to back. zlib compares its checksums and skips its headers."""
+class _Counted:
+    """A file that is read from front to back; *check* gets the number of bytes so far."""
 
-    def __init__(self, file: Any, where: str, limits: Limits) -> None:
-        self.file, self.where, self.limits = file, where, limits
-        self.inflate, self.rest = zlib.decompressobj(wbits=31), b""
-        self.packed, self.total = 0, 0
+    def __init__(self, file: Any, check: Callable[[int], None] = lambda total: None) -> None:
+        self.file, self.check, self.total = file, check, 0
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = -1) -> bytes:
         """Return at most *size* bytes, fewer only at the end."""
-        parts, left = [], size
-        while left:
-            if not self.rest:
-                self.rest = self.file.read(_BLOCK)
-                self.packed += len(self.rest)
-                if not self.rest:
-                    if not self.inflate.eof:
-                        raise EOFError("the end is missing")
-                    break
-            if self.inflate.eof:  # another member of the .gz follows
-                self.inflate = zlib.decompressobj(wbits=31)
-            part = self.inflate.decompress(self.rest, left)
-            self.rest = self.inflate.unused_data if self.inflate.eof else self.inflate.unconsumed_tail
-            left -= len(part)
-            parts.append(part)
-        self.total += size - left
-        _check_ratio(self.total, self.packed, self.where, self.limits)
-        return b"".join(parts)
+        data: bytes = self.file.read(size)
+        self.total += len(data)
+        self.check(self.total)
+        return data
+
+
+class _Entry(tarfile.TarInfo):
+    """A header of a .tar. `tarfile` takes a damaged one for the end, and extended ones of any size."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> _Entry:
+        try:
+            entry = super().frombuf(buf, encoding, errors)
+        except tarfile.EOFHeaderError:  # a block of zeros: the end
+            raise
+        except tarfile.HeaderError as error:
+            raise EOFError(str(error)) from None
+        is_plain = entry.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE)
+        if not is_plain and entry.type not in _EXTENDED:
+            raise ValueError(f"{entry.name[:80]!r}, a link, device or sparse file")
+        if not 0 <= entry.size <= (entry.size if is_plain else _HEADER_BYTES):
+            raise ValueError(f"a header of {entry.size} bytes")
+        return entry
 
 
 def _tar_contents(file: IO[bytes], where: str, limits: Limits) -> Iterator[tuple[str, Iterator[bytes]]]:
-    plain, name = _Plain(file, where, limits), ""
-    while True:
-        block = plain.read(tarfile.BLOCKSIZE)
-        if not block.strip(b"\0") and len(block) == tarfile.BLOCKSIZE:
-            break
-        entry = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        padding = -entry.size % tarfile.BLOCKSIZE
-        if entry.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE):
-            if not 0 <= entry.size <= _HEADER_BYTES:
-                raise _hostile(where, f"a header of {entry.size} bytes", f"at most {_HEADER_BYTES}")
-            text = plain.read(entry.size + padding)[: entry.size]
-            if entry.type != tarfile.XGLTYPE:
-                name = _long_name(text, entry.type == tarfile.XHDTYPE) or name
-            continue
-        if entry.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE) or entry.size < 0:
-            raise _hostile(where, f"{entry.name[:80]!r}, a link, device or sparse file", "plain files")
-        _check_size(entry.size, where, limits)
-        yield (name or entry.name) + "/" * entry.isdir(), _exactly(plain.read, 0 if entry.isdir() else entry.size)
-        plain.read(padding)
-        name = ""
-    while block := plain.read(_BLOCK):  # a damaged header of zeros would look like the end
-        if block.strip(b"\0"):
-            raise _hostile(where, "a damaged archive (content after its end)", "a whole one")
-
-
-def _long_name(text: bytes, is_pax: bool) -> str:
-    """The name in an extended header: of GNU tar, or the field `path` of POSIX, `length key=value` per line."""
-    if not is_pax:
-        return text.rstrip(b"\0").decode("utf-8", "surrogateescape")
-    name = ""
-    while text:
-        length, _, _ = text.partition(b" ")
-        key, equals, value = text[len(length) + 1 : int(length) - 1].partition(b"=")
-        if not equals or key in (b"size", b"linkpath") or key.startswith(b"GNU.sparse"):
-            raise ValueError(f"a field {key[:20]!r} of an extended header")
-        if key == b"path":
-            name = value.decode("utf-8", "surrogateescape")
-        text = text[int(length) :]
-    return name
+    packed = _Counted(file)
+    plain = _Counted(
+        gzip.GzipFile(fileobj=packed),  # type: ignore[call-overload]
+        lambda total: _check_ratio(total, packed.total, where, limits),
+    )
+    with tarfile.open(fileobj=plain, mode="r|", bufsize=_BLOCK, tarinfo=_Entry) as archive:  # type: ignore[call-overload]
+        for entry in archive:
+            if entry.sparse is not None:
+                raise _hostile(where, f"{entry.name[:80]!r}, a sparse file", "plain files")
+            _check_size(entry.size, where, limits)
+            content = archive.extractfile(entry)
+            read = content.read if content else archive.fileobj.read
+            yield entry.name + "/" * entry.isdir(), _exactly(read, entry.size if content else 0)
+            archive.members.clear()  # else they fill the memory
+        while block := archive.fileobj.read(_BLOCK):  # a damaged header of zeros would look like the end
+            if block.strip(b"\0"):
+                raise _hostile(where, "a damaged archive (content after its end)", "a whole one")

@@ -69,7 +69,7 @@ _B1_CLOUD = 4_500  # a surface as bright as this in B1 is snow or cloud, and nea
 _CLEAR_SPREAD, _CLEAR_B10 = 100, 300  # B10 of a clear part: narrow and nearly black, but for the offset
 _VV_MEDIAN_DB, _VH_MEDIAN_DB = (-40.0, 5.0), (-60.0, -3.0)
 _SWAPPED_DB = 1.5  # VH lies 3 to 10 dB below VV, at the noise floor of both about as high
-_SAMPLE = 8192  # pixels that medians are taken of
+_SAMPLE = 4096  # pixels that medians are taken of
 
 
 def band_order(where: str | os.PathLike[str], kind: str, names: Sequence[str | None]) -> tuple[int, ...]:
@@ -81,6 +81,8 @@ def band_order(where: str | os.PathLike[str], kind: str, names: Sequence[str | N
     >>> band_order("s1.tif", "s1", ["Sigma0_VH_db", "Sigma0_VV_db"])
     (1, 0)
     """
+    if not any(names) and len(names) == BANDS[kind]:
+        return tuple(range(len(names)))
     found, wanted = [band_name(kind, name or "") for name in names], _NAMES.get(kind, ())
     known = [name for name in found if name]
     if wanted and all(known.count(name) == 1 for name in wanted):
@@ -121,7 +123,7 @@ def check_s1(
         found, do = f"{n_bad} values that are NaN or infinite", "Leave the patch out, or mark them as no data."
         raise DataError(where, found=found, expected="backscatter in dB everywhere", do=do)
     low, high = S1_RANGE_DB
-    medians = np.median(_sampled(s1), axis=1).tolist()
+    medians = _medians(s1).tolist()
     if medians[1] > medians[0] + _SWAPPED_DB:
         found = f"VH {medians[1] - medians[0]:.1f} dB above VV in the median"
         do = "Write the bands in the order VV, VH, and convert to dB once."
@@ -161,7 +163,7 @@ def check_s2(
     smallest, largest = int(s2.min()), int(s2.max())
     darkest = np.percentile(s2[B10], 1) / 0.9 if noisy else s2[B10].min()
     offset = S2_OFFSET if darkest >= S2_OFFSET else 0
-    median = np.median(_sampled(s2), axis=1)
+    median = _medians(s2).astype(float)
     b1, b4, b9, b10 = (median[S2_BANDS.index(band)] for band in ("B1", "B4", "B9", "B10"))
     values = f"values from {smallest} to {largest}, with medians of {median.min():.0f} to {median.max():.0f}"
     do = "Convert it if it has another scale; leave it out if it is no-data."
@@ -211,7 +213,9 @@ def _blocks(image: NDArray[Any], side: int = 32) -> list[NDArray[Any]]:
     return [block.reshape(len(image), -1) for strip in strips for block in np.array_split(strip, n_cols, axis=2)]
 
 
-def _sampled(image: NDArray[Any]) -> NDArray[Any]:
-    """Return some 8,000 pixels of an image (bands, ...), (bands, n)."""
+def _medians(image: NDArray[Any]) -> NDArray[Any]:
+    """Return the median of each band of some 4,000 pixels of an image (bands, ...)."""
     flat = image.reshape(len(image), -1)
-    return flat[:, :: max(1, flat.shape[1] // _SAMPLE | 1)]
+    sample = np.ascontiguousarray(flat[:, :: max(1, flat.shape[1] // _SAMPLE | 1)])
+    middle = sample.shape[1] // 2
+    return np.partition(sample, middle, axis=1)[:, middle]  # half the time of np.median

@@ -12,13 +12,9 @@ The real data from a shell: `python -m lcfuse_core data ...`.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from lcfuse_core.data import fetched, manifest, patches
 from lcfuse_core.data.download import Fetcher
@@ -33,7 +29,7 @@ NEED = {
 """The files of a complete patch, by folder under the data root."""
 
 SHOWN = 30
-"""Lines of detail in a status; `--json` has all."""
+"""Lines of detail in a status."""
 
 
 def add_parser(commands: Any) -> None:
@@ -56,7 +52,6 @@ def add_parser(commands: Any) -> None:
         action.add_argument("--profile", help="the items of smoke, colab or full")
         action.add_argument("--root", type=Path, default=Path("data"), help="data folder (default: data)")
         action.add_argument("--manifest", type=Path, help="another manifest than the package's own")
-        action.add_argument("--json", action="store_true", help="print one JSON document")
         action.set_defaults(command=function)
         if name == "status":
             action.add_argument("--inspect", action="store_true", help="read every patch: only this finds damage")
@@ -78,8 +73,6 @@ def list_data(options: argparse.Namespace) -> int:
     """Print the manifest."""
     book = manifest.read(options.manifest)
     chosen = [book.item(choice.item) for choice in _choices(options, book)]
-    if options.json:
-        return _print_json([_describe(book, item) for item in chosen])
     for name, dataset in book.datasets.items():
         lines = [
             f"  {item.id:26} {packed_size(book, item)!s:>12}  {item.what}" for item in chosen if item.dataset == name
@@ -95,44 +88,29 @@ def list_data(options: argparse.Namespace) -> int:
     return 0
 
 
-def _describe(book: Manifest, item: Item) -> dict[str, Any]:
-    """An item with what it shares with its data set, for `--json`."""
-    dataset = book.dataset(item)
-    shared = dataset.model_dump(mode="json", include={"doi", "citation", "licence", "chapters"})
-    own = item.model_dump(mode="json", exclude={"defects", "sources"})
-    sources = [source.model_dump(mode="json") for source in book.sources(item)]
-    return own | shared | {"sources": sources, "defects": dataset.defects + item.defects}
-
-
 def fetch_data(options: argparse.Namespace) -> int:
     """Fetch the named items; 0 when all of them are here."""
     if not options.items and not options.profile:
         do = "For instance: --profile colab; `data list` shows what each takes."
         raise ParameterError("data fetch", found="nothing named", expected="--profile or items", do=do)
-    book, store = manifest.read(options.manifest), fetched.Store(options.root)
+    book = manifest.read(options.manifest)
     chosen = _choices(options, book)
-    if not options.json:
-        print(f"download {download_size(book, chosen)}\non disk, unpacked {disk_size(book, chosen)}")
-    fetcher = Fetcher(book, store, keep=not options.drop_archives, progress=not options.json)
+    print(f"download {download_size(book, chosen)}\non disk, unpacked {disk_size(book, chosen)}")
     try:
-        outcomes = fetcher.fetch(chosen)
+        outcomes = Fetcher(book, fetched.Store(options.root), keep=not options.drop_archives).fetch(chosen)
     except KeyboardInterrupt:
         print("Stopped. What is here stays: the same command goes on.", file=sys.stderr)
         return 130
-    if options.json:
-        _print_json([asdict(outcome) for outcome in outcomes])
-    else:
-        print("\n".join(f"{outcome.item}: {outcome.state}; {outcome.said}" for outcome in outcomes))
+    print("\n".join(f"{outcome.item}: {outcome.state}; {outcome.message}" for outcome in outcomes))
     return 0 if all(outcome.is_good for outcome in outcomes) else 1
 
 
 def adopt_data(options: argparse.Namespace) -> int:
     """Check folders that were unpacked without `fetch`, and mark them as adopted; 0 when all are."""
     book = manifest.read(options.manifest)
-    found = {name: fetched.adopt(Path(name), book, options.root / "downloads") for name in options.items}
-    if options.json:
-        return _print_json(found)
-    print("\n".join(f"{name}: adopted\n  " + "\n  ".join(lines) for name, lines in found.items()))
+    for name in options.items:
+        lines = fetched.adopt(Path(name), book, options.root / "downloads")
+        print("\n  ".join([f"{name}: adopted", *lines]))
     return 0
 
 
@@ -144,12 +122,10 @@ def verify_data(options: argparse.Namespace) -> int:
     if not here:
         do = "Fetch something first: `data fetch`."
         raise MissingDataError(store.root, found="no record of fetched data", expected="some", do=do)
-    faults = {item.id: [{"file": str(path), "why": why} for path, why in store.faults(item)] for item in here}
-    if options.json:
-        _print_json({name: {"whole": not damaged, "damaged": damaged} for name, damaged in faults.items()})
-    for name, damaged in {} if options.json else faults.items():
+    faults = {item.id: store.faults(item) for item in here}
+    for name, damaged in faults.items():
         print(f"{name}: " + (f"{len(damaged)} files damaged or missing; fetch it again" if damaged else "whole"))
-        print("".join(f"  {fault['file']}: {fault['why']}\n" for fault in damaged), end="")
+        print("".join(f"  {path}: {why}\n" for path, why in damaged), end="")
     return 1 if any(faults.values()) else 0
 
 
@@ -157,33 +133,20 @@ def show_status(options: argparse.Namespace) -> int:
     """Print what is here, by item and by scene; 0 when all that was named is."""
     book, store = manifest.read(options.manifest), fetched.Store(options.root)
     chosen = [(choice, item) for choice in _choices(options, book) if (item := book.item(choice.item)).file]
-    states = {item.id: store.state(item) for _, item in chosen}
-    done = all(store.is_done(choice, item) for choice, item in chosen)
-    wanted = [f"{str(item.file).rpartition('_')[0]}_{scene}" for choice, item in chosen for scene in choice.scenes]
-    folders = {
-        name: _patches(store.root, name, need, wanted if name == "sen12ms" else [], options.inspect)
-        for name, need in NEED.items()
-        if (store.root / name).is_dir()
-    }
-    if options.json:
-        for found in folders.values():
-            found["scenes"] = json.loads(found["scenes"].to_json(orient="index"))
-        _print_json({"items": states, "done": done, "folders": folders})
-        return 0 if done else 1
     for _, item in chosen:
-        print(f"{item.id:26} {states[item.id]}")
-        if states[item.id] == "missing":
+        state = store.state(item)
+        print(f"{item.id:26} {state}")
+        if state == "missing":
             print("".join(f"{'':27}{line}\n" for line in _ways(book, item)), end="")
-    for name, found in folders.items():
-        print(f"{name}/ ({found['mark']}): {found['said']}")
-        if len(found["scenes"]):
-            print(found["scenes"].to_string(max_rows=SHOWN))
-        _print_lines(["  ".join(pair.values()) for pair in found["incomplete"]])
-    return 0 if done else 1
+    wanted = [f"{str(item.file).rpartition('_')[0]}_{scene}" for choice, item in chosen for scene in choice.scenes]
+    for name, need in NEED.items():
+        if (store.root / name).is_dir():
+            _print_patches(store.root, name, need, wanted if name == "sen12ms" else [], options.inspect)
+    return 0 if all(store.is_done(choice, item) for choice, item in chosen) else 1
 
 
 def _print_lines(lines: list[str]) -> None:
-    more = [f"... and {len(lines) - SHOWN} more; `--json` has all"] if len(lines) > SHOWN else []
+    more = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
     print("".join(f"  {line}\n" for line in lines[:SHOWN] + more), end="")
 
 
@@ -198,27 +161,26 @@ def _ways(book: Manifest, item: Item) -> list[str]:
     ]
 
 
-def _patches(root: Path, name: str, need: tuple[str, ...], wanted: list[str], inspect: bool) -> dict[str, Any]:
-    """Patches under a folder: how many are complete, what is there of each scene, and what is left out and why."""
-    mark = fetched.provenance(root / name)
+def _print_patches(root: Path, name: str, need: tuple[str, ...], wanted: list[str], inspect: bool) -> None:
+    """Print the patches under a folder: how many are complete, the state of each scene, what is left out and why."""
+    print(f"{name}/ ({fetched.provenance(root / name)}): ", end="")
     try:
         table, lists = patches.index(root / name), None
-        if name == "sen12ms" and all(
-            (root / "downloads" / file).is_file() for file, _ in patches.sen12ms().lists.values()
-        ):
+        files = [root / "downloads" / file for file, _ in patches.sen12ms().lists.values()]
+        if name == "sen12ms" and all(file.is_file() for file in files):
             lists = patches.read_official_lists(root / "downloads")
     except LcfuseError as error:
-        return {"said": str(error), "mark": mark, "complete": 0, "scenes": pd.DataFrame(), "incomplete": []}
+        print(error)
+        return
     report = patches.inspect(patches.complete(table, need), workers=2, progress=True) if inspect else None
-    status = patches.scene_status(table, lists=lists, wanted=wanted, report=report, need=need)
-    whole, odd = patches.usable(table, need)
-    left_out = [{"what": what, "reason": reason} for what, reason in odd.itertuples(index=False)]
-    said = f"{len(whole)} of {len(table)} patches complete, in {whole['scene_id'].nunique()} scenes"
+    whole, left_out = patches.usable(table, need)
+    print(f"{len(whole)} of {len(table)} patches complete, in {whole['scene_id'].nunique()} scenes")
     if lists is not None:
-        said += "".join(f"\n  {line}" for line in patches.official_differences(table, lists))
-    if report is not None:
-        left_out += [{"what": what, "reason": reason} for what, reason in report.skipped]
-    return {"said": said, "mark": mark, "complete": len(whole), "scenes": status, "incomplete": left_out}
+        print("".join(f"  {line}\n" for line in patches.official_differences(table, lists)), end="")
+    status = patches.scene_status(table, lists=lists, wanted=wanted, report=report, need=need)
+    print(status.to_string(max_rows=SHOWN) if len(status) else "", end="\n" * bool(len(status)))
+    skipped = [] if report is None else report.skipped
+    _print_lines(["  ".join(pair) for pair in [*left_out.itertuples(index=False), *skipped]])
 
 
 def pack_scenes(options: argparse.Namespace) -> int:
@@ -234,17 +196,9 @@ def pack_scenes(options: argparse.Namespace) -> int:
     # Imported here, with torch, so that the other commands start at once.
     from lcfuse_core.data import packing
 
-    report = packing.pack(chosen, root / "packs", progress=not options.json)
+    report = packing.pack(chosen, root / "packs", progress=True)
     mark = fetched.provenance(root / "sen12ms")
     fetched.mark_folder(root / "packs", "packs", mark, f"packed from files that were {mark}")
-    if options.json:
-        _print_json(asdict(report) | {"left_out": left_out.to_numpy().tolist()})
-    else:
-        print(report)
-        _print_lines([f"left out {'  '.join(row)}" for row in left_out.to_numpy().tolist()])
+    print(report)
+    _print_lines([f"left out {'  '.join(row)}" for row in left_out.to_numpy().tolist()])
     return 1 if report.refused else 0
-
-
-def _print_json(value: Any) -> int:
-    print(json.dumps(value, indent=1, ensure_ascii=False))
-    return 0

@@ -51,7 +51,7 @@ class Outcome:
 
     item: str
     state: str
-    said: str
+    message: str
 
     @property
     def is_good(self) -> bool:

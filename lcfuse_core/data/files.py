@@ -123,7 +123,7 @@ def open_raster(path: str | os.PathLike[str], do: str = _AGAIN) -> Any:
         size = max(rows * cols for rows, cols in set(file.block_shapes)) * bands
         n_bytes = max(4 if name == "complex_int16" else np.dtype(name).itemsize for name in set(file.dtypes))
         whole = file.width * file.height * file.count * n_bytes if driver == "ENVI" else 0
-        if size * n_bytes > _BLOCK_BYTES or whole > path.stat().st_size:
+        if size * n_bytes > _BLOCK_BYTES or (whole and whole > path.stat().st_size):
             rows, cols = file.block_shapes[0]
             found = f"blocks of {rows} x {cols} pixels in a file of {path.stat().st_size:,} bytes"
             advice = "Write it anew with tiles of 512 pixels: gdal_translate -co TILED=YES."
@@ -138,15 +138,14 @@ def _driver(path: Path) -> str:
     """Return GDAL's driver for a file by its first bytes; DataError if it is of no format that is accepted."""
     with path.open("rb") as file:
         head = file.read(64)
-    headers = (path.with_suffix(".hdr"), path.with_name(f"{path.name}.hdr"))
-    for header in headers:
+    for start, driver in _DRIVERS.items():
+        if head.startswith(start):
+            return driver
+    for header in (path.with_suffix(".hdr"), path.with_name(f"{path.name}.hdr")):
         if header.is_file():
             with header.open("rb") as file:
                 if file.read(4) == b"ENVI":
                     return "ENVI"
-    for start, driver in _DRIVERS.items():
-        if head.startswith(start):
-            return driver
     text = head.lstrip(b"\xef\xbb\xbf \r\n\t")
     known = next((_REFUSED[start] for start in _REFUSED if text.startswith(start)), None)
     name, advice = known or (f"it begins with {head[:8]!r}", _AGAIN)

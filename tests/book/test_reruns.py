@@ -120,7 +120,7 @@ def test_the_ledger_of_a_failed_attempt_is_kept_apart(book, tmp_path, monkeypatc
     run.folder.mkdir()
     for text in ("first\n", "second\n"):
         (run.folder / "ledger.jsonl").write_text(text)
-        assert reruns.execute_apart(run, str(tmp_path)).state == "failed"
+        assert reruns._execute_apart(run, str(tmp_path)).state == "failed"
     assert (run.folder / "earlier-ledger.jsonl").read_text() == "first\nsecond\n"
     assert not (run.folder / "ledger.jsonl").exists()
 
@@ -128,7 +128,7 @@ def test_the_ledger_of_a_failed_attempt_is_kept_apart(book, tmp_path, monkeypatc
 def test_a_process_that_dies_is_reported_with_how(book, tmp_path, monkeypatch):
     """Killed for memory, say: no `error:` line is there to quote."""
     monkeypatch.setattr(reruns.sys, "executable", shutil.which("false"))
-    outcome = reruns.execute_apart(reruns.Run("coarse_labels", {"seed": 1}, tmp_path / "out", book), str(tmp_path))
+    outcome = reruns._execute_apart(reruns.Run("coarse_labels", {"seed": 1}, tmp_path / "out", book), str(tmp_path))
     assert (outcome.state, outcome.message) == ("failed", "ended with code 1")
     assert f"{tmp_path / 'out'} (no notebook)" in reruns.report([outcome])
 

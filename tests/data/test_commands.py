@@ -1,4 +1,4 @@
-"""`python -m lcfuse_core data`: what it prints, and what it answers to the shell."""
+"""`python -m lcfuse_core data`: what it prints, and its exit codes."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ def toys(tmp_path):
         yield ["--manifest", file, "--root", tmp_path / "data"]
 
 
-def test_the_list_names_every_item_licence_and_subset(capsys):
+def test_list_names_every_item_licence_and_subset(capsys):
     assert data("list") == 0
     said = capsys.readouterr().out
     for one in manifest.read().items:
@@ -53,15 +53,6 @@ def test_the_list_names_every_item_licence_and_subset(capsys):
         assert part in said
 
 
-def test_the_list_as_json_has_what_a_program_needs(capsys):
-    assert data("list", "sen12ms-summer-lc", "--json") == 0
-    (found,) = json.loads(capsys.readouterr().out)
-    assert found["doi"] == "10.14459/2019mp1474000"
-    assert found["licence"]["read_on"] == "2026-11-22"
-    assert [source["kind"] for source in found["sources"]] == ["ftp", "by_hand"]
-    assert any("146_p202" in defect for defect in found["defects"])
-
-
 def test_fetch_verify_and_status_in_turn(toys, capsys, tmp_path):
     """Nothing, then all, then damage; each with its code for the shell."""
     assert data("status", "--profile", "colab", *toys) == 1
@@ -72,28 +63,17 @@ def test_fetch_verify_and_status_in_turn(toys, capsys, tmp_path):
     assert "unpacked, 6 files" in capsys.readouterr().out
     assert data("verify", *toys) == 0
     assert capsys.readouterr().out == "toys: whole\n"
-    first = tmp_path / "data/toys" / next(iter(toy_files()))
+    first, second, third = [tmp_path / "data/toys" / name for name in list(toy_files())[:3]]
     first.write_bytes(first.read_bytes()[::-1])
+    second.unlink()
+    third.write_bytes(b"short")
     assert data("verify", *toys) == 1
-    assert f"{first}: damaged" in capsys.readouterr().out
+    expected = ["toys: 3 files damaged or missing; fetch it again", f"  {first}: damaged: its SHA-256 is another"]
+    expected += [f"  {second}: missing", f"  {third}: 5 bytes instead of 6000"]
+    assert capsys.readouterr().out.splitlines() == expected
 
 
-def test_verify_as_json_names_each_damaged_file(toys, capsys, tmp_path):
-    data("fetch", "--profile", "colab", *toys)
-    capsys.readouterr()
-    assert data("verify", "--json", *toys) == 0
-    assert json.loads(capsys.readouterr().out) == {"toys": {"whole": True, "damaged": []}}
-    files = sorted((tmp_path / "data/toys").rglob("*_2_p*.tif"))
-    files[0].unlink()
-    files[1].write_bytes(b"short")
-    assert data("verify", "--json", *toys) == 1
-    found = json.loads(capsys.readouterr().out)["toys"]
-    assert not found["whole"]
-    faults = {str(files[0]): "missing", str(files[1]): "5 bytes instead of 6000"}
-    assert {fault["file"]: fault["why"] for fault in found["damaged"]} == faults
-
-
-def test_log_in_data_are_asked_for_by_hand(toys, capsys, tmp_path):
+def test_data_behind_a_log_in_are_fetched_by_hand(toys, capsys, tmp_path):
     """What to get, where, and where to put it; once it is there, it is verified and unpacked."""
     assert data("fetch", "--profile", "full", *toys) == 1
     said = capsys.readouterr().out
@@ -119,19 +99,19 @@ def test_log_in_data_are_asked_for_by_hand(toys, capsys, tmp_path):
         (["verify"], "no record of fetched data"),
     ],
 )
-def test_what_is_not_known_is_refused_in_one_line(toys, capsys, arguments, message):
+def test_unknown_name_is_refused_in_one_line(toys, capsys, arguments, message):
     assert data(*arguments, *toys) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert message in said
 
 
-def test_the_sample_is_made_and_not_fetched(capsys, tmp_path):
+def test_sample_is_made_and_not_fetched(capsys, tmp_path):
     assert data("fetch", "--profile", "smoke", "--root", tmp_path) == 0
     assert "`python -m lcfuse_core sample` makes it" in capsys.readouterr().out
 
 
-def test_pack_and_status_speak_of_scenes(tmp_path, capsys):
+def test_pack_and_status_by_scene(tmp_path, capsys):
     """What was unpacked is packed; status tells what is missing of each scene and, asked to read, what is damaged."""
     table = write_scene(tmp_path / "sen12ms", scene="7")
     write_scene(tmp_path / "sen12ms", WHOLE[:3], scene="8")
@@ -153,27 +133,7 @@ def test_pack_and_status_speak_of_scenes(tmp_path, capsys):
     expected = {"ROIs1158_spring_7": "damaged", "ROIs1158_spring_8": "unknown", "ROIs1868_summer_104": "missing"}
     assert expected.items() <= rows.items()
     assert "lc_7_p32.tif" in said
-
-
-def test_status_as_json_tells_scene_by_scene(tmp_path, capsys):
-    """Counts by scene; a count that nobody knows is null; the patches that are left out with their reasons."""
-    table = write_scene(tmp_path / "sen12ms", WHOLE[:3], scene="7")
-    write_scene(tmp_path / "sen12ms", WHOLE[:2], scene="15")
-    Path(table["lc"].iloc[2]).write_bytes(b"no image")
-    Path(table["s1"].iloc[1]).unlink()
-    options = ["--profile", "colab", "--json", "--root", str(tmp_path)]
-    assert shell.main(["data", "status", *options]) == 1
-    before = json.loads(capsys.readouterr().out)["folders"]["sen12ms"]["scenes"]
-    assert before["ROIs1158_spring_7"]["damaged"] is None  # nobody has looked
-    assert shell.main(["data", "status", "--inspect", *options]) == 1
-    found = json.loads(capsys.readouterr().out)["folders"]["sen12ms"]
-    assert found["complete"] == 4
-    seven = {"held_out": False, "expected": None, "complete": 1, "incomplete": 1, "damaged": 1, "defective": 0}
-    assert found["scenes"]["ROIs1158_spring_7"] == seven | {"missing": None, "state": "damaged"}
-    fifteen = found["scenes"]["ROIs1158_spring_15"]
-    assert (fifteen["held_out"], fifteen["expected"], fifteen["missing"]) == (True, 763, 761)
-    assert found["scenes"]["ROIs1868_summer_104"]["state"] == "missing"
-    assert {one["what"] for one in found["incomplete"]} == {"ROIs1158_spring_7_p31", "ROIs1158_spring_7_p32"}
+    assert "  ROIs1158_spring_7_p33  has no s1" in said
 
 
 @pytest.fixture(scope="module")
@@ -181,11 +141,11 @@ def world(tmp_path_factory):
     """A small SEN12MS and DFC2020 as somebody has unpacked them, the manifest, and the official lists."""
     folder = tmp_path_factory.mktemp("adopted")
     with mirror.serve(folder) as served:
-        assert data("fetch", *mirror.LISTS, "--manifest", served.manifest, "--root", folder / "data", "--json") == 0
+        assert data("fetch", *mirror.LISTS, "--manifest", served.manifest, "--root", folder / "data") == 0
         yield served.world, ["--manifest", served.manifest, "--root", folder / "data"]
 
 
-def test_an_unpacked_folder_is_adopted_by_lists_and_sizes(world, tmp_path, capsys, monkeypatch):
+def test_unpacked_folder_is_adopted_by_lists_and_sizes(world, tmp_path, capsys, monkeypatch):
     """It gets a mark of its own, which a changed file ends; the folder itself is only read."""
     monkeypatch.setenv("LCFUSE_DATA", str(tmp_path / "own"))
     top, options = world
@@ -204,7 +164,7 @@ def test_an_unpacked_folder_is_adopted_by_lists_and_sizes(world, tmp_path, capsy
     assert fetched.provenance(sen12ms) == fetched.UNVERIFIED
 
 
-def test_what_differs_from_the_published_data_is_not_adopted(world, tmp_path, capsys, monkeypatch):
+def test_folder_that_differs_from_the_published_data_is_not_adopted(world, tmp_path, capsys, monkeypatch):
     """A missing, a cut and a strange file are named; without the lists nothing can be compared."""
     monkeypatch.setenv("LCFUSE_DATA", str(tmp_path / "own"))
     top, options = world

@@ -64,34 +64,33 @@ def write_product(folder, s2, suffix="tif", **profile):
     return expected
 
 
+IMG, QI = "x.SAFE/GRANULE/L1C/IMG_DATA", "x.SAFE/GRANULE/L1C/QI_DATA"
+MASKS = [f"{QI}/{mask}_{band}" for mask in ("MSK_DETFOO", "MSK_QUALIT") for band in FILE_NAMES]
 OTHER_FILES = {
-    "L1C": ("x.SAFE/GRANULE/L1C/IMG_DATA", ["x.SAFE/GRANULE/L1C/IMG_DATA/T32UNF_20180502T102031_TCI.tif"]),
-    "L1C since 04.00": (
-        "x.SAFE/GRANULE/L1C/IMG_DATA",
-        [
-            f"x.SAFE/GRANULE/L1C/QI_DATA/{mask}_{band}.tif"
-            for mask in ("MSK_DETFOO", "MSK_QUALIT")
-            for band in FILE_NAMES
-        ],
-    ),
-    "AWS": ("x.SAFE/2018/5/2/0", [f"x.SAFE/2018/5/2/0/preview/{band}.tif" for band in FILE_NAMES]),
-    "AWS quality": ("x.SAFE/tile", ["x.SAFE/tile/qi/MSK_QUALIT_B01.tif", "x.SAFE/tile/.hidden_B01.tif"]),
+    "L1C": (IMG, "tif", [f"{IMG}/T32UNF_20180502T102031_TCI"]),
+    "L1C since 04.00": (IMG, "tif", MASKS),
+    "L1C in JPEG 2000": (IMG, "jp2", MASKS[:3]),
+    "AWS": ("x.SAFE/2018/5/2/0", "tif", [f"x.SAFE/2018/5/2/0/preview/{band}" for band in FILE_NAMES]),
+    "AWS quality": ("x.SAFE/tile", "tif", ["x.SAFE/tile/qi/MSK_QUALIT_B01", "x.SAFE/tile/.hidden_B01"]),
 }
+"""Folder of the bands, their format, and other rasters of the product."""
+
+LOSSLESS = {"tif": {}, "jp2": {"driver": "JP2OpenJPEG", "QUALITY": 100, "REVERSIBLE": "YES"}}
 
 
 @pytest.mark.parametrize("product", OTHER_FILES)
 def test_bands_of_a_product_are_found_among_its_other_rasters(tmp_path, product):
     """Coarser bands are repeated, the grid is that of the 10 m bands; masks and previews are not bands."""
     s2, _ = scene_arrays(180, 240)
-    images, others = OTHER_FILES[product]
-    expected = write_product(tmp_path / images, s2)
+    images, suffix, others = OTHER_FILES[product]
+    expected = write_product(tmp_path / images, s2, suffix, **LOSSLESS[suffix])
     for name in others:
-        write(tmp_path / name, s2[:1, ::6, ::6])
+        write(tmp_path / f"{name}.{suffix}", s2[:1, ::6, ::6], **LOSSLESS[suffix])
     part, grid, _ = whole(tmp_path / "x.SAFE")
     assert (grid.transform, grid.shape) == (AT, (180, 240))
     np.testing.assert_array_equal(part.s2, expected)
-    (tmp_path / images / "T32UNF_20180502T102031_B10.tif").unlink()
     if product == "L1C":
+        (tmp_path / images / "T32UNF_20180502T102031_B10.tif").unlink()
         refused(r"found no B10, expected B01 to B12.*L2A has no B10", tmp_path / "x.SAFE")
 
 
