@@ -157,7 +157,7 @@ def show_reliability(curves: Mapping[str, Mapping[str, NDArray[np.float64]]]) ->
 
 
 def _by_seed(table: pd.DataFrame, values: str, groups: pd.Series, seeds: pd.DataFrame, label: str) -> Figure:
-    """Draw rows: a pale bar for the interval, a tick per seed (column of *seeds*), and a mark per group for the mean."""
+    """Draw rows: a pale bar for the interval, a tick per column of *seeds*, and a mark per group for the mean."""
     fig, ax = _rows(table.index, 1.3)
     ax.hlines(range(len(table)), table["low"], table["high"], label="95 % over worlds and regions", **_SPREAD)
     for row, (_, own) in enumerate(seeds.iterrows()):

@@ -274,7 +274,7 @@ class _Entry(tarfile.TarInfo):
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> _Entry:
         try:
             entry = super().frombuf(buf, encoding, errors)
-        except tarfile.EOFHeaderError:  # a block of zeros: the end
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # a block of zeros: the end
             raise
         except tarfile.HeaderError as error:
             raise EOFError(str(error)) from None
