@@ -86,7 +86,7 @@ def _print_error(text: str, code: int = 2) -> int:
 def _refuse_unreadable(texts: list[str]) -> None:
     """Raise ParameterError on bytes that are not text: notebooks, ledgers and records could not hold such a path."""
     for text in texts:
-        if not text.isascii() and re.search("[\ud800-\udfff]", text):
+        if re.search("[\0\ud800-\udfff]", text):
             found, do = f"{text!r}, which is not UTF-8", "Rename the file or folder."
             raise ParameterError("path", found=found, expected="a name in UTF-8", do=do)
 
@@ -114,11 +114,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--book", type=Path, default=reruns.BOOK, help="folder of the chapters")
     run.add_argument("--jobs", type=_jobs, default=1, help="runs of a grid at a time, on this machine")
     run.add_argument("--cluster", default="", metavar="ADDRESS", help="of a Dask scheduler, to run a grid there")
-    run.set_defaults(command=run_chapter)
+    run.set_defaults(command=_run_chapter)
     ledger.add_parser(commands)
     sample = commands.add_parser("sample", help="make the synthetic sample world")
     sample.add_argument("--seed", type=int, default=0)
-    sample.set_defaults(command=make_sample)
+    sample.set_defaults(command=_make_sample)
     data_commands.add_parser(commands)
     map_commands.add_parser(commands)
     place_commands.add_parser(commands)
@@ -134,7 +134,7 @@ def _jobs(text: str) -> int:
     return number
 
 
-def run_chapter(options: argparse.Namespace) -> int:
+def _run_chapter(options: argparse.Namespace) -> int:
     """Execute a chapter into `--out`, or a grid of them; every name and value is checked before anything runs."""
     runs = reruns.grid(options.chapter, options.given, profile=options.profile, out=options.out, book=options.book)
     if len(runs) > 1:
@@ -150,7 +150,7 @@ def run_chapter(options: argparse.Namespace) -> int:
     return 0
 
 
-def make_sample(options: argparse.Namespace) -> int:
+def _make_sample(options: argparse.Namespace) -> int:
     """Make the sample world in the data folder and print its path."""
     from lcfuse_core.data.sample import world
 

@@ -170,13 +170,13 @@ def no_room(path: Path, error: OSError | str, expected: str = "to write it") -> 
     return FetchError(path, found=found, expected=expected, do=do)
 
 
-def safe_name(name: str, where: str) -> str | None:
+def _safe_name(name: str, where: str) -> str | None:
     """
     Return a member's name as a relative path; None for folders and the extra files that some systems add.
 
     Raises DataError if it leads out of the folder on any system, or cannot be printed.
 
-    >>> safe_name("./wrapped/s1_0/a.tif", "x.zip"), safe_name("__MACOSX/._a.tif", "x.zip")
+    >>> _safe_name("./wrapped/s1_0/a.tif", "x.zip"), _safe_name("__MACOSX/._a.tif", "x.zip")
     ('wrapped/s1_0/a.tif', None)
     """
     plain = unicodedata.normalize("NFKC", name)  # a wide dot or slash is one to some file systems
@@ -200,7 +200,7 @@ def _contents(file: IO[bytes], form: str, where: str, limits: Limits) -> Iterato
     for n, (name, chunks) in enumerate(_guarded(walk, where), start=1):
         if n > limits.members:
             raise _hostile(where, f"more than {limits.members} members", "fewer")
-        safe = safe_name(name, where)
+        safe = _safe_name(name, where)
         if safe is not None:
             yield safe, _guarded(chunks, where)
 

@@ -181,7 +181,7 @@ def modis_raster(transform: Affine, crs: CRS | str, igbp: NDArray[np.uint8]) -> 
 
 
 @dataclass(frozen=True)
-class Recovered:
+class _Recovered:
     """
     Cells recovered from a label, exact only where edges of the label show them.
 
@@ -205,7 +205,7 @@ class Recovered:
     shear: float
 
 
-def recover(labels: NDArray[np.integer]) -> Recovered:
+def recover(labels: NDArray[np.integer]) -> _Recovered:
     """
     Recover the coarse cells of a patch of 10 m pixels from its coarse label alone.
 
@@ -221,7 +221,7 @@ def recover(labels: NDArray[np.integer]) -> Recovered:
     cell_col = np.floor(col_line.coordinate(col, row)).astype(np.int64)
     keys = (cell_row - cell_row.min()) * (int(np.ptp(cell_col)) + 1) + cell_col - cell_col.min()
     ids = np.unique(keys, return_inverse=True)[1].reshape(keys.shape).astype(np.int32)
-    return Recovered(ids, *_explained(across, along, row_line, col_line), row_line.slope, col_line.slope)
+    return _Recovered(ids, *_explained(across, along, row_line, col_line), row_line.slope, col_line.slope)
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,14 @@ from lcfuse_core.data.download import Fetcher
 from lcfuse_core.data.manifest import Choice, Item, Manifest, disk_size, download_size, packed_size
 from lcfuse_core.errors import LcfuseError, MissingDataError, ParameterError
 
-NEED = {
+_NEED = {
     "sen12ms": ("s1", "s2", "lc"),
     "dfc2020": ("s1", "s2", "lc", "dfc"),
     "dfc2020-bundle": ("s1", "s2", "lc", "dfc"),
 }
 """The files of a complete patch, by folder under the data root."""
 
-SHOWN = 30
+_SHOWN = 30
 """Lines of detail in a status."""
 
 
@@ -40,12 +40,12 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     actions = data.add_subparsers(required=True)
     for name, function, names, text in (
-        ("list", list_data, "ID", "what there is"),
-        ("fetch", fetch_data, "ID", "download it, verify it, unpack it"),
-        ("adopt", adopt_data, "FOLDER", "check folders that were unpacked without `fetch`"),
-        ("verify", verify_data, "ID", "read what is here to the last byte"),
-        ("status", show_status, "ID", "what is here, by item and by scene"),
-        ("pack", pack_scenes, "SCENE", "put the scenes together from their patches, for training"),
+        ("list", _list_data, "ID", "what there is"),
+        ("fetch", _fetch_data, "ID", "download it, verify it, unpack it"),
+        ("adopt", _adopt_data, "FOLDER", "check folders that were unpacked without `fetch`"),
+        ("verify", _verify_data, "ID", "read what is here to the last byte"),
+        ("status", _show_status, "ID", "what is here, by item and by scene"),
+        ("pack", _pack_scenes, "SCENE", "put the scenes together from their patches, for training"),
     ):
         action = actions.add_parser(name, help=text)
         action.add_argument("items", nargs="+" if name == "adopt" else "*", metavar=names, help="see `data list`")
@@ -69,7 +69,7 @@ def _choices(options: argparse.Namespace, book: Manifest) -> list[Choice]:
     return [Choice(item=book.item(name).id) for name in options.items or [item.id for item in book.items]]
 
 
-def list_data(options: argparse.Namespace) -> int:
+def _list_data(options: argparse.Namespace) -> int:
     """Print the manifest."""
     book = manifest.read(options.manifest)
     chosen = [book.item(choice.item) for choice in _choices(options, book)]
@@ -88,7 +88,7 @@ def list_data(options: argparse.Namespace) -> int:
     return 0
 
 
-def fetch_data(options: argparse.Namespace) -> int:
+def _fetch_data(options: argparse.Namespace) -> int:
     """Fetch the named items; 0 when all of them are here."""
     if not options.items and not options.profile:
         do = "For instance: --profile colab; `data list` shows what each takes."
@@ -105,7 +105,7 @@ def fetch_data(options: argparse.Namespace) -> int:
     return 0 if all(outcome.is_good for outcome in outcomes) else 1
 
 
-def adopt_data(options: argparse.Namespace) -> int:
+def _adopt_data(options: argparse.Namespace) -> int:
     """Check folders that were unpacked without `fetch`, and mark them as adopted; 0 when all are."""
     book = manifest.read(options.manifest)
     for name in options.items:
@@ -114,7 +114,7 @@ def adopt_data(options: argparse.Namespace) -> int:
     return 0
 
 
-def verify_data(options: argparse.Namespace) -> int:
+def _verify_data(options: argparse.Namespace) -> int:
     """Read what is here; 0 when it is as it was when it was fetched."""
     book, store = manifest.read(options.manifest), fetched.Store(options.root)
     items = [book.item(choice.item) for choice in _choices(options, book)]
@@ -129,7 +129,7 @@ def verify_data(options: argparse.Namespace) -> int:
     return 1 if any(faults.values()) else 0
 
 
-def show_status(options: argparse.Namespace) -> int:
+def _show_status(options: argparse.Namespace) -> int:
     """Print what is here, by item and by scene; 0 when all that was named is."""
     book, store = manifest.read(options.manifest), fetched.Store(options.root)
     chosen = [(choice, item) for choice in _choices(options, book) if (item := book.item(choice.item)).file]
@@ -139,15 +139,15 @@ def show_status(options: argparse.Namespace) -> int:
         if state == "missing":
             print("".join(f"{'':27}{line}\n" for line in _ways(book, item)), end="")
     wanted = [f"{str(item.file).rpartition('_')[0]}_{scene}" for choice, item in chosen for scene in choice.scenes]
-    for name, need in NEED.items():
+    for name, need in _NEED.items():
         if (store.root / name).is_dir():
             _print_patches(store.root, name, need, wanted if name == "sen12ms" else [], options.inspect)
     return 0 if all(store.is_done(choice, item) for choice, item in chosen) else 1
 
 
 def _print_lines(lines: list[str]) -> None:
-    more = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    print("".join(f"  {line}\n" for line in lines[:SHOWN] + more), end="")
+    more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    print("".join(f"  {line}\n" for line in lines[:_SHOWN] + more), end="")
 
 
 def _ways(book: Manifest, item: Item) -> list[str]:
@@ -178,12 +178,12 @@ def _print_patches(root: Path, name: str, need: tuple[str, ...], wanted: list[st
     if lists is not None:
         print("".join(f"  {line}\n" for line in patches.official_differences(table, lists)), end="")
     status = patches.scene_status(table, lists=lists, wanted=wanted, report=report, need=need)
-    print(status.to_string(max_rows=SHOWN) if len(status) else "", end="\n" * bool(len(status)))
+    print(status.to_string(max_rows=_SHOWN) if len(status) else "", end="\n" * bool(len(status)))
     skipped = [] if report is None else report.skipped
     _print_lines(["  ".join(pair) for pair in [*left_out.itertuples(index=False), *skipped]])
 
 
-def pack_scenes(options: argparse.Namespace) -> int:
+def _pack_scenes(options: argparse.Namespace) -> int:
     """Pack the patches under `sen12ms`, or the named scenes; 0 when all of them are packed."""
     root: Path = options.root
     table, left_out = patches.usable(patches.index(root / "sen12ms"))

@@ -24,7 +24,7 @@ from lcfuse_core.errors import DataError, MissingDataError, ParameterError
 SHIPPED = _runtime.SHIPPED / "data_manifest.yaml"
 """A link to `data_manifest.yaml` at the top of the repository; a built package holds a copy."""
 
-DIGITS = {"md5": 32, "sha256": 64}
+_DIGITS = {"md5": 32, "sha256": 64}
 """Checksum algorithms, and how many hexadecimal digits each has."""
 
 _FORMS = {".zip": "zip", ".tar.gz": "tar.gz"}
@@ -41,8 +41,8 @@ def _inside(path: str) -> str:
 
 def _hexadecimal(checksums: dict[str, str]) -> dict[str, str]:
     for algorithm, value in checksums.items():
-        if not re.fullmatch(rf"[0-9a-f]{{{DIGITS[algorithm]}}}", value):
-            raise ValueError(f"{algorithm} should have {DIGITS[algorithm]} digits 0-9 a-f")
+        if not re.fullmatch(rf"[0-9a-f]{{{_DIGITS[algorithm]}}}", value):
+            raise ValueError(f"{algorithm} should have {_DIGITS[algorithm]} digits 0-9 a-f")
     return checksums
 
 
@@ -53,18 +53,18 @@ def _secure(url: str) -> str:
 
 
 _Value = TypeVar("_Value")
-Unknown = Literal["unknown"]
-Count = Annotated[int, Field(ge=0)] | Unknown
-RelativePath = Annotated[str, AfterValidator(_inside)]
-Address = Annotated[str, AfterValidator(_secure)]
-Checksums = Annotated[dict[Literal["md5", "sha256"], str], Field(min_length=1), AfterValidator(_hexadecimal)] | Unknown
+_Unknown = Literal["unknown"]
+_Count = Annotated[int, Field(ge=0)] | _Unknown
+_RelativePath = Annotated[str, AfterValidator(_inside)]
+_Address = Annotated[str, AfterValidator(_secure)]
+_Sums = Annotated[dict[Literal["md5", "sha256"], str], Field(min_length=1), AfterValidator(_hexadecimal)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class Licence(_Strict):
+class _Licence(_Strict):
     """Terms, where they were read, and when; the page itself has the last word."""
 
     name: str
@@ -73,31 +73,32 @@ class Licence(_Strict):
     note: str = ""
 
 
-class Ftp(_Strict):
-    """A server with a public user and password; `{file}` in the address stands for the file of the item."""
-
-    kind: Literal["ftp"]
-    url: Address
-    user: str = "anonymous"
-    password: str = ""
+class _Server(_Strict):
+    url: _Address  # `{file}` stands for the file of the item
     connections: int = Field(1, ge=1, le=16)  # open to this host at a time
     note: str = ""
 
 
-class Https(_Strict):
+class Ftp(_Server):
+    """A server with a public user and password."""
+
+    kind: Literal["ftp"]
+    user: str = "anonymous"
+    password: str = ""
+
+
+class Https(_Server):
     """A web address that answers with the file itself."""
 
     kind: Literal["https"]
-    url: Address
     connections: int = Field(2, ge=1, le=16)
-    note: str = ""
 
 
 class ByHand(_Strict):
     """A page where a person gets the file, after a log-in or not."""
 
     kind: Literal["by_hand"]
-    page: Address
+    page: _Address
     log_in: bool = False
     do: str
 
@@ -117,7 +118,7 @@ Source = Annotated[AnySource, Field(discriminator="kind")]
 class Kind(_Strict):
     """The files in an archive: larger or more compressed ones are refused, since they could fill memory or disk."""
 
-    bytes: Count  # of each file
+    bytes: _Count  # of each file
     about: int | None = None  # the same, rounded, where `bytes` is unknown
     at_most: int = Field(ge=1)  # bytes of a file
     ratio: int = Field(ge=2)  # of unpacked to packed bytes
@@ -127,14 +128,14 @@ class Dataset(_Strict):
     """What the items of a data set share."""
 
     title: str
-    doi: str | Unknown
-    page: Address | Unknown
+    doi: str | _Unknown
+    page: _Address | _Unknown
     citation: str
-    licence: Licence
+    licence: _Licence
     chapters: list[str]
     about_bytes: list[int] = []  # published size of all of it, from and to
     about_source: str = ""
-    patches: Count = "unknown"
+    patches: _Count = "unknown"
     kinds: dict[str, Kind] = {}
     sources: list[Source] = []
     defects: list[str] = []
@@ -143,10 +144,10 @@ class Dataset(_Strict):
 class Unpack(_Strict):
     """What to take out of an archive, and where it goes."""
 
-    into: RelativePath  # folder under the data root
+    into: _RelativePath  # folder under the data root
     members: str | None = None  # file names with holes, `ROIs1158_spring_lc_{scene}_p{patch}.tif`; None: all `.tif`
-    place: RelativePath | None = None  # folder in `into`, of the same holes; None: the member's own path
-    files: Count = "unknown"  # in the whole archive
+    place: _RelativePath | None = None  # folder in `into`, of the same holes; None: the member's own path
+    files: _Count = "unknown"  # in the whole archive
     members_at_most: int = Field(200_000, ge=1)
 
     def destination(self, name: str, scenes: frozenset[str] = frozenset()) -> str | None:
@@ -172,11 +173,11 @@ class Item(_Strict):
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     dataset: str
     what: str
-    file: RelativePath | None
+    file: _RelativePath | None
     kind: str | None = None
-    size: Count
+    size: _Count
     about: int | None = None  # a rounded size in bytes, where `size` is unknown
-    checksums: Checksums
+    checksums: _Sums | _Unknown
     unpack: Unpack | None = None
     sources: list[Source] | None = None  # instead of those of the data set
     defects: list[str] = []
@@ -195,7 +196,7 @@ class Choice(_Strict):
     stream: bool = False  # keep only the scenes; unpack while the archive arrives if the disk cannot hold it
 
 
-class Subset(_Strict):
+class _Subset(_Strict):
     """What a profile needs."""
 
     what: str
@@ -209,13 +210,13 @@ class Manifest(_Strict):
     schema_version: Literal[1] = Field(alias="schema")
     datasets: dict[str, Dataset]
     items: list[Item]
-    subsets: dict[Literal["smoke", "colab", "full"], Subset]
+    subsets: dict[Literal["smoke", "colab", "full"], _Subset]
 
     def item(self, name: str) -> Item:
         """Return the item of that id. Raises ParameterError that lists all ids."""
         return _named("item", name, {item.id: item for item in self.items})
 
-    def subset(self, profile: str) -> Subset:
+    def subset(self, profile: str) -> _Subset:
         """Return the subset of a profile. Raises ParameterError that lists the profiles."""
         return _named("profile", profile, {str(key): subset for key, subset in self.subsets.items()})
 

@@ -32,7 +32,7 @@ _BUSY = {408, 425, 429, 500, 502, 503, 504}
 _ERRORS = (OSError, HTTPException, ValueError, EOFError, ftplib.Error)
 
 
-class Interrupted(Exception):
+class _Interrupted(Exception):
     """Another attempt at the same source may succeed, after *wait_s* seconds if the server named a time."""
 
     def __init__(self, why: str, wait_s: float = 0.0) -> None:
@@ -120,8 +120,8 @@ def get(
                         yield fresh
             if (total is None or at == total) and not stop.is_set():
                 return
-            raise Interrupted(f"ended at byte {at} of {total}")
-        except Interrupted as error:
+            raise _Interrupted(f"ended at byte {at} of {total}")
+        except _Interrupted as error:
             fails = 0 if at >= best + _LEAST else fails + 1
             best = max(best, at)
             if fails >= retry.tries or time.monotonic() - began > retry.grace_s + (at - start) / retry.rate:
@@ -168,17 +168,17 @@ class _Watch:
                         each.shutdown(socket.SHUT_RDWR)
 
     def steady(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        """Yield the same chunks; Interrupted if hardly any bytes arrive. The time of the receiver does not count."""
+        """Yield the same chunks; _Interrupted if hardly any bytes arrive. The time of the receiver does not count."""
         left, got = self.stall_s, 0
         while True:
             self.deadline = time.monotonic() + left
             try:
                 chunk = next(chunks, b"")
             except _ERRORS as error:
-                raise Interrupted(self.describe("connection lost", error)) from None
+                raise _Interrupted(self.describe("connection lost", error)) from None
             left, self.deadline, got = self.deadline - time.monotonic(), math.inf, got + len(chunk)
             if self.is_late:  # a socket that was shut down looks like the end of the file
-                raise Interrupted(self.describe("connection lost", EOFError()))
+                raise _Interrupted(self.describe("connection lost", EOFError()))
             if not chunk:
                 return
             if got >= _LEAST:
@@ -206,7 +206,7 @@ def _connection(source: Remote, at: int, retry: Retry, stop: threading.Event) ->
         except ftplib.error_perm as error:
             raise Refused(f"FTP {_printable(error)}") from None
         except _ERRORS as error:
-            raise Interrupted(watch.describe("no connection", error)) from None
+            raise _Interrupted(watch.describe("no connection", error)) from None
         yield body._replace(chunks=watch.steady(body.chunks))
 
 
@@ -276,7 +276,7 @@ def _http_refusal(error: HTTPError, at: int) -> _Body:
         raise Changed(f"{text}: the file ends before byte {at}")
     if error.code in _BUSY:
         wait = error.headers.get("Retry-After", "")
-        raise Interrupted(text, float(wait) if wait.isdecimal() else 0.0)
+        raise _Interrupted(text, float(wait) if wait.isdecimal() else 0.0)
     raise Refused(text)
 
 

@@ -138,10 +138,8 @@ def open_coarse(
 
     Parameters
     ----------
-    path : path
-        A raster of class codes, whole numbers 0..255 of any type, in any CRS.
-    grid : Grid
-        Grid of the scene.
+    path, grid : path, Grid
+        A raster of class codes, whole numbers 0..255 of any type, in any CRS; the grid of the scene.
     legend : str or path, optional
         "igbp" (MCD12Q1; cells of MODIS), "dfc2020", or a YAML or JSON file `{code: DFC2020 code or name}`. Without it
         the map is MCD12Q1, which must then have pixels of 400 m or more.

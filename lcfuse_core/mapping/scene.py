@@ -51,18 +51,18 @@ from lcfuse_core.errors import DataError, GridError
 
 Source = str | os.PathLike[str]
 
-PIXEL_M = 10.0
+_PIXEL_M = 10.0
 
 SIDE_PX = (32, 65_536)
 """Range of the sides of a scene: networks need the least; memory grows with the width."""
 
-MOST_PIXEL_M = {"s2": 60.5, "s1": 60.5}
+_MOST_PIXEL_M = {"s2": 60.5, "s1": 60.5}
 """Coarser images show too little of a 10 m map. The 20 and 60 m bands of Sentinel-2 are repeated pixels."""
 
 B1_TO_B4 = slice(0, 4)
 """The atmosphere alone gives these bands a signal, so 0 means no data. In the others calm water may be 0."""
 
-HIDDEN_SCL = (0, 1, 3, 8, 9, 10)
+_HIDDEN_SCL = (0, 1, 3, 8, 9, 10)
 """Codes of a scene classification (SCL) that hide the ground: no data, saturated, shadow, clouds, cirrus."""
 
 _CACHE_BYTES = 192 * 2**20
@@ -190,10 +190,9 @@ def open_scene(
         L1C product `.SAFE`. The offset of +1000 of newer products is recognised in B10 and removed.
     s1 : path or sequence of paths
         One file of VV and VH in dB, or one file each; or none. Names of bands and files determine the order.
-    clouds : path, optional
-        A raster on any grid that is not 0 where clouds hide the ground. Pixels outside it count as hidden.
-    scl : path, optional
-        A scene classification (codes of Sen2Cor) on any grid; see `HIDDEN_SCL`.
+    clouds, scl : path, optional
+        Rasters on any grid: a mask that is not 0 where clouds hide the ground, whose outside counts as hidden; a scene
+        classification (codes of Sen2Cor).
 
     Raises
     ------
@@ -221,7 +220,7 @@ def open_scene(
             rasters = _open_bands(stack, s1_paths, "s1", ("VV", "VH"))
             notes += [note for raster in rasters[:1] for note in _resolution(raster, "s1")]
             scene._s1 = [_on_grid(stack, raster, grid, Resampling.bilinear, nodata=np.nan) for raster in rasters]
-        for given, hidden, outside in ((clouds, (), 255), (scl, HIDDEN_SCL, 0)):
+        for given, hidden, outside in ((clouds, (), 255), (scl, _HIDDEN_SCL, 0)):
             if given is not None:
                 path, file = Path(given), stack.enter_context(open_raster(given))
                 if file.count != 1 or not file.dtypes[0].startswith(("uint", "int")):
@@ -292,11 +291,11 @@ def _resolution(raster: Raster, kind: str) -> list[str]:
     if transform is None:
         return [f"{kind}: no georeference, the map has none"] if kind == "s2" else []
     width, height = ground_size(raster.path, crs, transform, raster.file.shape)
-    if not 0 < max(width, height) <= MOST_PIXEL_M[kind]:
+    if not 0 < max(width, height) <= _MOST_PIXEL_M[kind]:
         found = f"pixels of {width:.4g} x {height:.4g} m on the ground"
         do = "Give the image at its own resolution of 10 m."
-        raise GridError(raster.path, found=found, expected=f"10 m, at most {MOST_PIXEL_M[kind]:.0f} m", do=do)
-    is_ten = 0.8 * PIXEL_M < min(width, height) <= max(width, height) < 1.25 * PIXEL_M
+        raise GridError(raster.path, found=found, expected=f"10 m, at most {_MOST_PIXEL_M[kind]:.0f} m", do=do)
+    is_ten = 0.8 * _PIXEL_M < min(width, height) <= max(width, height) < 1.25 * _PIXEL_M
     return [] if is_ten else [f"{kind}: pixels of {width:.3g} x {height:.3g} m, resampled to 10 m"]
 
 
@@ -313,15 +312,15 @@ def _ten_metre_grid(raster: Raster) -> tuple[Grid, list[str]]:
         # UTM changes areas by 0.1 %; Web Mercator by a factor of 4 at 60 degrees. Nothing better near the poles.
         is_true = abs(width * height / abs(t.determinant) - 1) < 0.01 or abs(centre[1]) >= 84
         upright = t.b == t.d == 0 and t.a > 0 > t.e
-        if not (in_metres and is_true and upright and np.allclose((t.a, -t.e), PIXEL_M, rtol=1e-6)):
+        if not (in_metres and is_true and upright and np.allclose((t.a, -t.e), _PIXEL_M, rtol=1e-6)):
             target = crs if in_metres and is_true else _utm(path, *centre)
             x, y = coordinates(t, *np.array([(0, 0), (file.width, 0), (0, file.height), (file.width, file.height)]).T)
             bounds = x.min(), y.min(), x.max(), y.max()
             with read_errors(path, "Check its CRS and transform."):
                 at, cols, rows = calculate_default_transform(
-                    crs, target, file.width, file.height, *bounds, resolution=PIXEL_M
+                    crs, target, file.width, file.height, *bounds, resolution=_PIXEL_M
                 )
-            at, cols, rows = aligned_target(at, cols, rows, PIXEL_M)
+            at, cols, rows = aligned_target(at, cols, rows, _PIXEL_M)
             grid = Grid(target, at, (rows, cols))
     if not SIDE_PX[0] <= min(grid.shape) <= max(grid.shape) <= SIDE_PX[1]:
         found, expected = f"{grid.shape} pixels of 10 m", f"sides of {SIDE_PX[0]} to {SIDE_PX[1]}"
@@ -354,7 +353,7 @@ def _on_grid(stack: ExitStack, raster: Raster, grid: Grid, resampling: Resamplin
         return raster
     across = (*grid.shape[::-1], 1, *grid.shape[::-1], 1)
     apart = np.abs(np.subtract(transform[:6], grid.affine[:6])) * across
-    if crs == grid.crs and file.shape == grid.shape and apart.max() < 0.01 * PIXEL_M:
+    if crs == grid.crs and file.shape == grid.shape and apart.max() < 0.01 * _PIXEL_M:
         return raster
     _check_overlap(path, crs, transform, file.shape, grid)
     dtype = "float32" if np.isnan(nodata) and "int" in file.dtypes[0] else None

@@ -34,11 +34,11 @@ def window_slices(length: int, window: int, overlap: int) -> list[slice]:
     return [slice(start, start + window) for start in starts]
 
 
-def side_weights(slices: list[slice], overlap: int, margin: int = 0) -> list[NDArray[np.float32]]:
+def _side_weights(slices: list[slice], overlap: int, margin: int = 0) -> list[NDArray[np.float32]]:
     """
     Return the weight of each window along one side, float32 (window,) each; at every pixel they sum to one.
 
-    >>> [weights.tolist() for weights in side_weights([slice(0, 4), slice(1, 5)], overlap=3)]
+    >>> [weights.tolist() for weights in _side_weights([slice(0, 4), slice(1, 5)], overlap=3)]
     [[1.0, 0.75, 0.5, 0.25], [0.25, 0.5, 0.75, 1.0]]
     """
     length = slices[-1].stop
@@ -88,8 +88,8 @@ class Tiling:
 
     @cached_property
     def weights(self) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
-        """Weights of the rows of windows and of the columns of windows; see `side_weights`."""
-        return tuple(side_weights(side, self.overlap, self.margin) for side in (self.rows, self.cols))  # type: ignore[return-value]
+        """Weights of the rows of windows and of the columns of windows; see `_side_weights`."""
+        return tuple(_side_weights(side, self.overlap, self.margin) for side in (self.rows, self.cols))  # type: ignore[return-value]
 
     def finished(self, i: int) -> slice:
         """Return the rows of the scene that row *i* of windows completes."""

@@ -79,10 +79,7 @@ def write_map(
     tags: Mapping[str, str] | None = None,
 ) -> Path:
     """
-    Write a map as a tiled, deflated GeoTIFF.
-
-    Class names are stored in tags (`CLASS_1=Forest`) and, for QGIS and GDAL, in `<name>.aux.xml`: a GeoTIFF has no
-    field for them.
+    Write a map as a tiled, deflated GeoTIFF, with class names in tags and, for QGIS and GDAL, in `<name>.aux.xml`.
 
     Parameters
     ----------
@@ -165,8 +162,7 @@ def write_cog(source: Path, path: Path, layer: Layer, strips: Sequence[slice], c
     """
     Copy a GeoTIFF of `create` to a Cloud-Optimised GeoTIFF: tiles of 512 px, deflated, with overviews.
 
-    strips, crc : rows in the order in which they were written, and the CRC-32 of their pixels; OSError if the pixels
-        of *path* have another
+    Raises OSError if the CRC-32 of the pixels of *path*, read by *strips* of rows, is not *crc*.
     """
     options = {
         "COMPRESS": "DEFLATE",

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcfuse_core.errors import ParameterError
-from lcfuse_core.mapping.windows import Predicted, Tiling, blend, side_weights, window_slices
+from lcfuse_core.mapping.windows import Predicted, Tiling, _side_weights, blend, window_slices
 
 SIDE = st.integers(1, 300)
 
@@ -30,7 +30,7 @@ def test_weights_sum_to_one_and_are_zero_in_margins(length, window, overlap, mar
     margin = min(margin, overlap // 2)
     slices = window_slices(length, window, overlap)
     total = np.zeros(length)
-    for pixels, weight in zip(slices, side_weights(slices, overlap, margin), strict=True):
+    for pixels, weight in zip(slices, _side_weights(slices, overlap, margin), strict=True):
         assert (weight >= 0).all()
         total[pixels] += weight
         if pixels.start > 0:
