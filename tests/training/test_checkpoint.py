@@ -21,6 +21,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load, save
 from toys import relabelled, toy_stack
+from tqdm import tqdm
 
 from lcfuse_core.data.channels import Statistics
 from lcfuse_core.errors import CheckpointError, DiskError, MissingDataError, ParameterError, TrainingError
@@ -476,7 +477,9 @@ def killed_inside(place, calls):
 
 
 def in_child(stack, folder, reached, death):
-    """A run in a process of its own, which tells the step it is in and may be doomed to die while it writes."""
+    """Train in a child process that stores the number of its step, and dies while it writes if *death* says where."""
+    # The lock of tqdm is shared by forked processes: a child that is killed while it holds it would block the parent.
+    tqdm.set_lock(threading.RLock())
     rate = loop.learning_rate
 
     def told(step, plan):
