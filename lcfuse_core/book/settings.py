@@ -39,7 +39,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "evaluation": (
         "profile", "seed", "data_root", "train_root", "checkpoint", "loss", "steps", "crop", "batch", "place",
     ),
-    "uncertainty": ("profile", "seed", "data_root", "train_root", "steps", "crop", "batch", "place"),
+    "uncertainty": ("profile", "seed", "data_root", "train_root", "steps", "crop", "batch"),
     "maps": ("profile", "seed", "s2_path", "s1_path", "coarse_path", "map_folder"),
     "fusion": ("profile", "seed", "data_root", "train_root", "checkpoint", "steps", "crop", "batch", "place"),
     "methods_compared": ("profile", "seed", "data_root", "train_root", "checkpoint", "steps", "crop", "batch"),
