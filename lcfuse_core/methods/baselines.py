@@ -60,9 +60,14 @@ def soft_label(patch: Patch, sigma_px: float = HALF_CELL_PX) -> NDArray[np.float
     Savanna, Snow/Ice and unknown labels have no weight, so their cells are filled from the neighbouring cells. A patch
     without a label has equal proportions.
     """
+    return interpolated(label_index(patch, "modis"), sigma_px)
+
+
+def interpolated(labels: NDArray[np.uint8], sigma_px: float = HALF_CELL_PX) -> NDArray[np.float32]:
+    """Return what `soft_label` does of coarse labels 0..7, uint8 (H, W); others have no weight."""
     if not sigma_px > 0:
         raise ParameterError("sigma_px", found=f"{sigma_px}", expected="a positive number", do="23 is half a cell.")
-    one_hot = _one_hot(label_index(patch, "modis"))
+    one_hot = _one_hot(labels)
     blurred = np.stack([ndimage.gaussian_filter(plane, sigma_px, mode="nearest", truncate=6) for plane in one_hot])
     total = blurred.sum(axis=0)
     shares = np.divide(blurred, total, out=np.full_like(blurred, 1 / N), where=total > 1e-12)

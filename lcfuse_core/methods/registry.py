@@ -262,10 +262,10 @@ def _member(experiment: Experiment, /, name: str) -> Learned:
 
 @transductive
 def _fused(
-    experiment: Experiment, /, members: tuple[str, ...] = FUSED, *, few_cells: bool = True, **values: Any
+    experiment: Experiment, /, members: tuple[str, ...] = FUSED, *, for_few_cells: bool = True, **values: Any
 ) -> Learned:
     """Fuse members by a plan of these *values*; see `ensemble.fusion_of`."""
-    fused, spent = fusion_of(experiment, FusionPlan(**values), members, few_cells=few_cells)
+    fused, spent = fusion_of(experiment, FusionPlan(**values), members, for_few_cells=for_few_cells)
     return Learned(fused.classify, spent)
 
 
@@ -368,7 +368,7 @@ METHODS: dict[str, Method] = {
     "Full resolution, cell_mean, target regions": _member("Full resolution"),
     "Random forest, weighted, target regions": _member("Random forest"),
     "Fusion, target regions": _fused(),
-    "Fusion of two members, target regions": _fused(few_cells=False),
+    "Fusion of two members, target regions": _fused(for_few_cells=False),
     **{f"Fusion and {name}, target regions": _fused((*FUSED, name)) for name in FURTHER},
     "Fusion by product, target regions": _fused(rule="product"),
     "Fusion with TTA, target regions": _fused(symmetries=8),
