@@ -27,14 +27,13 @@ from lcfuse_core.methods import ensemble
 from lcfuse_core.methods.experiment import Experiment
 from lcfuse_core.methods.registry import METHODS, mapped
 from lcfuse_core.scoring import protocol
+from lcfuse_core.scoring.compare import FUSION, INDUCTIVE, INTERPOLATED
 
 WORLDS = {
     "development": [(200, 1.15, 0.45), (201, 0.3, 0.9), (202, 1.6, 0.25)],
     "fresh": [(300, 1.15, 0.45), (301, 0.3, 0.9), (302, 0.3, 0.25), (303, 1.6, 0.9), (304, 0.7, 0.6)],
 }
 """Seed, domain shift and label noise of each world."""
-
-INTERPOLATED, INDUCTIVE, DEFAULT = "MODIS label, interpolated", "FCN, weighted, cell_forward", "Fusion, target regions"
 
 
 def make(seed: int, shift: float, noise: float) -> Path:
@@ -64,7 +63,7 @@ def scores_of(world: Path, n: int, steps: int) -> tuple[pd.DataFrame, float]:
     fused, _ = ensemble.fusion_of(experiment)
     methods = {name: METHODS[name].learn(experiment).classify for name in (INTERPOLATED, INDUCTIVE)}
     members = {f"member: {name}": mapped(member) for name, member in fused.members.items()}
-    found, _ = protocol.evaluate_methods(methods | members | {DEFAULT: fused.classify}, experiment.rows)
+    found, _ = protocol.evaluate_methods(methods | members | {FUSION: fused.classify}, experiment.rows)
     rows = {
         name: (100 * one.scores.aa, 100 * np.mean([own.aa for own in one.regions.values()]))
         for name, one in found.items()
@@ -80,9 +79,11 @@ def measure(worlds: Iterable[tuple[int, float, float]], sizes: Iterable[int], st
         root = make(seed, shift, noise)
         for n in sizes:
             table, cells = scores_of(root, n, steps)
-            margin = table.loc[DEFAULT] - table.drop(index=DEFAULT).max()
+            margin = table.loc[FUSION] - table.drop(index=FUSION).max()
             record = {"seed": seed, "domain_shift": shift, "label_noise": noise, "patches": n, "cells": round(cells, 1)}
-            records.append(record | {"aa": table.round(2).T.to_dict(), "margin": margin.round(2).to_dict()})
+            records.append(
+                record | {"steps": steps, "aa": table.round(2).T.to_dict(), "margin": margin.round(2).to_dict()}
+            )
             print(json.dumps(records[-1]), flush=True)
     return records
 
@@ -101,7 +102,9 @@ def main() -> None:
     parser.add_argument("--only", type=int, nargs="+", help="seeds")
     parser.add_argument("--patches", type=int, nargs="+", default=[1, 4, 8], help="per region")
     parser.add_argument("--steps", type=int, default=400, help="of training in the source regions")
-    parser.add_argument("--out", type=Path, help="JSON to add the records to")
+    parser.add_argument(
+        "--out", type=Path, help="JSON to add the records to, such as lcfuse_core/shipped/few_cells.json"
+    )
     options = parser.parse_args()
     chosen = [world for world in WORLDS[options.worlds] if not options.only or world[0] in options.only]
     records = measure(chosen, options.patches, options.steps)

@@ -15,6 +15,7 @@ declares. The exit code is 1 if a score is further away or missing, and 2 if not
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Iterable
@@ -39,6 +40,9 @@ BASELINE, OFFICIAL, SINGLE = "MODIS label", "DeepLabv3+, plain", "FCN, weighted"
 
 FUSION, BOUND = "Fusion, target regions", "DeepLabv3+, supervised, source regions"
 """The default fusion, and an upper bound for coarse labels: a network trained on fine labels of other regions."""
+
+INTERPOLATED, INDUCTIVE = "MODIS label, interpolated", "FCN, weighted, cell_forward"
+"""The best map without images, and one of the best networks of the source regions."""
 
 _ADAPTED, _ADAPTED_PLAINLY = "FCN, cell_mean, target regions", "FCN, cross_entropy, target regions"
 _JOINT = "FCN, weighted, source and target regions"
@@ -205,6 +209,29 @@ def gains(lines: pd.DataFrame, steps: Iterable[Step] = ABLATION, digits: int = 1
     seeds = sorted({name for name in table if name not in ends}, key=lambda name: int(str(name).split()[1]))
     table = _rounded(table.reindex(columns=[*seeds, *ends]), digits)
     return table.assign(**{"p, Holm": intervals.holm(p).round(4)})
+
+
+def few_cell_gains(path: str | os.PathLike[str] = SHIPPED / "few_cells.json") -> pd.DataFrame:
+    """
+    Return by how many points of AA the default fusion exceeds others when regions have few coarse cells.
+
+    One row per world, number of cells and score ("pooled" or "regional"), from the records of
+    `benchmarks/few_cells.py`. Columns: seed, domain shift, label noise, cells (per region), score, interpolated label,
+    inductive network, best member (the best of the fusion's own members by the reference).
+    """
+    rows = []
+    for one in json.loads(Path(path).read_text(encoding="utf-8")):
+        aa = pd.DataFrame(one["aa"]).T
+        gain = aa.loc[FUSION] - aa
+        world = {name.replace("_", " "): one[name] for name in ("seed", "domain_shift", "label_noise", "cells")}
+        for score in aa:
+            others = {
+                "interpolated label": gain.loc[INTERPOLATED, score],
+                "inductive network": gain.loc[INDUCTIVE, score],
+                "best member": gain.loc[aa.index.str.startswith("member"), score].min(),
+            }
+            rows.append({**world, "score": score, **others})
+    return pd.DataFrame(rows).round(1)
 
 
 def _rounded(table: pd.DataFrame, digits: int) -> pd.DataFrame:

@@ -1,5 +1,7 @@
 """Methods compared by pairs of one seed and one world, requirements, and drift against the committed scores."""
 
+import json
+
 import numpy as np
 import pytest
 import yaml
@@ -256,3 +258,25 @@ def test_every_tolerance_has_a_reason_and_a_committed_line():
     same = lines[(lines["seeds.world"] == 0) & (lines["parameters.steps"] == smoke["steps"])]
     assert set(DRIFTING) <= set(same["parameters.method"])
     assert all(len(one["why"].split()) >= 8 for one in DECLARED)
+
+
+def test_gains_with_few_cells_are_those_of_the_records(tmp_path):
+    """The best member is the one with the highest score, so that the gain over it is the smallest."""
+    aa = {
+        compare.FUSION: (70.0, 60.0),
+        compare.INTERPOLATED: (50.0, 40.0),
+        compare.INDUCTIVE: (65.0, 61.0),
+        "member: FCN": (68.0, 55.0),
+        "member: Random forest": (66.0, 57.0),
+    }
+    scores = {name: dict(zip(("pooled", "regional"), values, strict=True)) for name, values in aa.items()}
+    record = {"seed": 1, "domain_shift": 0.3, "label_noise": 0.9, "patches": 1, "cells": 30.5, "aa": scores}
+    (tmp_path / "few.json").write_text(json.dumps([record]))
+    table = compare.few_cell_gains(tmp_path / "few.json").set_index("score")
+    assert table[["interpolated label", "inductive network", "best member"]].to_numpy().tolist() == [
+        [20.0, 5.0, 2.0],
+        [20.0, -1.0, 3.0],
+    ]
+    shipped = compare.few_cell_gains()
+    assert set(shipped["score"]) == {"pooled", "regional"}
+    assert (shipped["cells"] < 200).all()
