@@ -45,6 +45,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "methods_compared": ("profile", "seed", "data_root", "train_root", "checkpoint", "steps", "crop", "batch"),
     "your_place": ("profile", "seed", "data_root", "download", "lon", "lat", "year"),
     "reruns": ("profile", "seed"),
+    "real_data": ("profile", "seed", "data_root"),
     "scaling_out": ("profile", "seed"),
     "reproduction": ("profile", "seed"),
     "sample_world": ("profile", "seed", "place"),
