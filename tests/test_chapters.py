@@ -89,7 +89,7 @@ def test_cells_that_are_not_compared_have_a_reason(name):
 
 
 FOLDERS = re.compile(r"(?<![\w.])/(work|home/\w+|root|opt|usr|Users|tmp|private)/\w|[A-Z]:\\\\?Users")
-WARNING = re.compile(r"\b[A-Z]\w*Warning\b: |^Traceback|^WARNING", re.MULTILINE)
+WARNING = re.compile(r"\b[A-Z]\w*Warning\b: |^Traceback|^WARNING|\[IPKernelApp\]", re.MULTILINE)
 BARE_SERIES = re.compile(r"^(Name: .*, )?dtype: \w+$", re.MULTILINE)
 """A Series is printed with its name and dtype under its values; a table is not."""
 
@@ -97,6 +97,7 @@ BARE_SERIES = re.compile(r"^(Name: .*, )?dtype: \w+$", re.MULTILINE)
 @each_chapter
 def test_stored_outputs_hold_no_warning_progress_bar_or_path_of_a_machine(name):
     for cell in code(name):
+        assert "injected-parameters" not in chapters.tags(cell), "a run by papermill, not the chapter itself"
         assert [out.text for out in cell.outputs if out.get("name") == "stderr"] == [], cell["id"]
         for output in cell.outputs:
             data = {kind: text for kind, text in output.get("data", {}).items() if kind != "image/png"}
