@@ -28,6 +28,7 @@ from lcfuse_core.errors import MissingDataError, ParameterError
 
 CHAPTERS: dict[str, tuple[str, ...]] = {
     "coarse_labels": ("profile", "seed", "data_root", "place"),
+    "metrics": ("profile", "seed", "data_root"),
     "sen12ms": ("profile", "seed", "train_root", "place"),
     "dfc2020": ("profile", "seed", "data_root", "place"),
     "data_at_scale": ("profile", "seed", "train_root", "place"),
