@@ -224,11 +224,12 @@ def few_cell_gains(path: str | os.PathLike[str] = SHIPPED / "few_cells.json") ->
         aa = pd.DataFrame(one["aa"]).T
         gain = aa.loc[FUSION] - aa
         world = {name.replace("_", " "): one[name] for name in ("seed", "domain_shift", "label_noise", "cells")}
-        for score in aa:
+        for score in ("pooled", "regional"):
+            own = gain[score]
             others = {
-                "interpolated label": gain.loc[INTERPOLATED, score],
-                "inductive network": gain.loc[INDUCTIVE, score],
-                "best member": gain.loc[aa.index.str.startswith("member"), score].min(),
+                "interpolated label": own[INTERPOLATED],
+                "inductive network": own[INDUCTIVE],
+                "best member": own[own.index.str.startswith("member")].min(),
             }
             rows.append({**world, "score": score, **others})
     return pd.DataFrame(rows).round(1)
