@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lcfuse_core._yaml import load_yaml
-from lcfuse_core.errors import LcfuseError, MissingDataError, ParameterError
+from lcfuse_core.errors import DataError, LcfuseError, MissingDataError, ParameterError
 
 try:
     import fcntl
@@ -47,12 +47,36 @@ TRAINING_CODE = ("training.loop", "methods.adapt")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_LARGEST_DOCUMENT = 2**26
 _STARTED = time.monotonic()
 
 
 def data_folder() -> Path:
     """Return the folder of samples, downloads and trained networks: LCFUSE_DATA, or `_data` in the current folder."""
     return Path(os.environ.get("LCFUSE_DATA", "_data")).absolute()
+
+
+def read_document(path: str | os.PathLike[str], expected: str) -> bytes:
+    """
+    Return the content of a list, legend or manifest; *expected* names it in errors.
+
+    Raises MissingDataError unless it is a file (devices and pipes may be endless), DataError if it is too large or
+    cannot be read.
+    """
+    path = Path(path)
+    try:
+        if not path.is_file():
+            found = "a folder, device or pipe" if path.exists() else "no such file"
+            raise MissingDataError(path, found=found, expected=expected, do="Check the path.")
+        if path.stat().st_size > _LARGEST_DOCUMENT:
+            found, do = f"{path.stat().st_size:,} bytes", "Check that it is the right file."
+            raise DataError(path, found=found, expected=f"{expected} of at most {_LARGEST_DOCUMENT:,} bytes", do=do)
+        return path.read_bytes()
+    except LcfuseError:
+        raise
+    except OSError as error:
+        found = f"a file that cannot be read ({error.strerror})"
+        raise DataError(path, found=found, expected=expected, do="Check its permissions.") from None
 
 
 def read_profile(name: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from miniatures import write_scene
 from places import network
 
 from lcfuse_core import _runtime
-from lcfuse_core.data import manifest, packed, packing, places
+from lcfuse_core.data import legends, manifest, packed, packing, places
 from lcfuse_core.errors import LcfuseError
 from lcfuse_core.mapping import commands, make
 from lcfuse_core.scoring import claims, ledger
@@ -169,3 +169,21 @@ def test_damaged_and_foreign_files_are_read_or_refused_by_name(door, tmp_path):
                 faults.append(f"{name}: {type(error).__name__}: {str(error)[:200]}")
     assert not faults, "\n".join(faults)
     assert refused or door in ("record of a map", "ledger")  # which warns of damaged lines and reads the others
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with names")
+@pytest.mark.parametrize("door", [door for door in DOORS if door not in ("claims", "record of a map")] + ["legend"])
+def test_pipe_device_or_huge_file_is_refused_and_not_read(door, tmp_path):
+    """Each may be endless; a huge file of zeros takes no room on the disk."""
+    read = legends.read_legend if door == "legend" else DOORS[door][1]
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with open(tmp_path / "huge.yaml", "wb") as file:
+        file.truncate(2**40)
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    for path in (tmp_path / "pipe.yaml", Path("/dev/zero"), tmp_path / "huge.yaml"):
+        signal.alarm(LIMIT_S)
+        if door == "ledger" and path.name == "huge.yaml":
+            continue  # it is read line by line, and a line has a limit
+        with limits(), pytest.raises(LcfuseError, match=path.name):
+            read(path)
+    signal.alarm(0)

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from lcfuse_core import _runtime
+from lcfuse_core.errors import LcfuseError
 
 
 @pytest.mark.skipif(os.name != "posix", reason="locks are of POSIX")
@@ -145,3 +146,14 @@ def test_without_git_there_is_no_commit(monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(_runtime, "_installed_commit", lambda: None)
     assert _runtime.commit() is None
+
+
+def test_document_is_a_file_of_bounded_size(tmp_path, monkeypatch):
+    path = tmp_path / "list.csv"
+    path.write_text("name")
+    assert _runtime.read_document(path, "a list") == b"name"
+    monkeypatch.setattr(_runtime, "_LARGEST_DOCUMENT", 3)
+    for where, match in ((path, "found 4 bytes, expected a list of at most 3"), (tmp_path, "found a folder"),
+                         (tmp_path / "none", "found no such file"), (path / "x", "found no such file")):  # fmt: skip
+        with pytest.raises(LcfuseError, match=match):
+            _runtime.read_document(where, "a list")

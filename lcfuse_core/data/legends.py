@@ -18,6 +18,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from lcfuse_core import _runtime
 from lcfuse_core.errors import LegendError
 
 IGNORE = 255
@@ -218,7 +219,8 @@ def read_legend(path: Path) -> dict[int, int]:
         raise LegendError("legend", found=f"'{path}'", expected="igbp, dfc2020 or an existing file", do=do)
     form = f"{{code: class}} with codes 0..254 and DFC2020 codes 0..10 or {', '.join(DFC2020.names)}, none"
     try:
-        pairs = _pairs(path.read_bytes()[:1_000_000].decode("utf-8-sig"), is_json=path.suffix.lower() == ".json")
+        text = _runtime.read_document(path, "a legend").decode("utf-8-sig")
+        pairs = _pairs(text, is_json=path.suffix.lower() == ".json")
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         found = f"neither YAML nor JSON ({' '.join(str(error).split())[:200]})"
         raise LegendError(path, found=found, expected=form, do="Correct the file.") from None

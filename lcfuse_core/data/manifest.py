@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from lcfuse_core import _runtime
 from lcfuse_core._yaml import load_yaml
-from lcfuse_core.errors import DataError, MissingDataError, ParameterError
+from lcfuse_core.errors import DataError, ParameterError
 
 SHIPPED = _runtime.SHIPPED / "data_manifest.yaml"
 """A link to `data_manifest.yaml` at the top of the repository; a built package holds a copy."""
@@ -249,10 +249,7 @@ def read(path: Path | None = None) -> Manifest:
     Raises MissingDataError without a file, DataError that names the field of the first mistake.
     """
     path = path or SHIPPED
-    if not path.is_file():
-        do = "Check the path, or install the package again."
-        raise MissingDataError(path, found="no such file", expected="a data manifest", do=do)
-    return parse(path.read_bytes(), path.name)
+    return parse(_runtime.read_document(path, "a data manifest"), path.name)
 
 
 def parse(text: str | bytes, where: str = "manifest") -> Manifest:

@@ -24,8 +24,9 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 
+from lcfuse_core import _runtime
 from lcfuse_core.data.files import Layer, Patch, part_transform
-from lcfuse_core.errors import DataError, MissingDataError, ParameterError
+from lcfuse_core.errors import DataError, LcfuseError, MissingDataError, ParameterError
 
 FORMAT = "lcfuse packed scene, 2"
 """The `format` of the JSON file of a packed scene; JSON files without it are not packed scenes."""
@@ -49,8 +50,8 @@ def packed_paths(folder: str | os.PathLike[str]) -> list[Path]:
 def _is_record(path: Path) -> bool:
     """Return whether a JSON file describes a packed scene; one that cannot be read does if there are pixels beside."""
     try:
-        content = json.loads(path.read_bytes())
-    except ValueError:
+        content = json.loads(_runtime.read_document(path, "a packed scene"))
+    except (ValueError, LcfuseError):
         return path.with_suffix(".npy").exists()
     return isinstance(content, dict) and str(content.get("format", "")).startswith(FORMAT.split(",")[0])
 
@@ -185,14 +186,11 @@ class PackedScene:
 def _read_record(path: Path) -> dict[str, Any]:
     """Return the description of a packed scene; DataError if it is damaged or of another format."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(_runtime.read_document(path, "a packed scene"))
         if content["format"] == FORMAT and content["sha256"] == digest_of(content["scene"]):
             scene: dict[str, Any] = content["scene"]
             return scene
         found = "a damaged description" if content["format"] == FORMAT else f"format {content['format']!r}"
-    except FileNotFoundError:
-        do = "Pack the scene first (packing.pack)."
-        raise MissingDataError(path, found="no such file", expected="a packed scene", do=do) from None
     except (ValueError, KeyError, TypeError, RecursionError):
         found = "a damaged description"
     raise DataError(path, found=found, expected=f"format {FORMAT!r}", do=_REPACK)

@@ -125,14 +125,11 @@ class Request:
 def read_services(path: str | os.PathLike[str] = SERVICES) -> dict[str, Any]:
     """Read a file of services; DataError if it is not of the form of the shipped one."""
     try:
-        found = load_yaml(Path(path).read_bytes(), str(path))
+        found = load_yaml(_runtime.read_document(path, "a file of services"), str(path))
         for name, wanted in {"catalogues": dict, "modis": dict, "references": dict}.items():
             if not isinstance(found[name], wanted):
                 raise ValueError(f"{name} is no mapping")
-    except FileNotFoundError:
-        do = "Correct the path."
-        raise MissingDataError(path, found="no such file", expected="a file of services", do=do) from None
-    except DataError:
+    except (DataError, MissingDataError):
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         found, do = f"{type(error).__name__}: {error}"[:200], f"Compare it with {SERVICES.name}."
@@ -301,17 +298,14 @@ def _write(path: Path, array: NDArray[Any], crs: str, transform: Affine, **optio
 def read_places(path: str | os.PathLike[str]) -> list[Request]:
     """Read a list of places: a YAML sequence of mappings with the fields of `Request` and, ignored here, a `reason`."""
     try:
-        rows = load_yaml(Path(path).read_bytes(), str(path))
+        rows = load_yaml(_runtime.read_document(path, "a list of places"), str(path))
         requests = []
         for row in rows:
             values = {key: value for key, value in row.items() if key != "reason"}
             if "months" in values:
                 values["months"] = tuple(values["months"])
             requests.append(Request(**values))
-    except FileNotFoundError:
-        do = "Correct the path."
-        raise MissingDataError(path, found="no such file", expected="a list of places", do=do) from None
-    except (DataError, ParameterError):
+    except (DataError, MissingDataError, ParameterError):
         raise
     except (OSError, ValueError, TypeError, AttributeError) as error:
         found, do = f"{type(error).__name__}: {error}"[:200], "Give a list of mappings with lon and lat."

@@ -137,13 +137,10 @@ def _read_list(path: Path) -> dict[str, dict[str, Path]]:
     Raises MissingDataError, DataError or ParameterError that names the line, before any scene is mapped.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # Excel writes a byte order mark
+        text = _runtime.read_document(path, "a CSV of scenes").decode("utf-8-sig")  # Excel writes a byte order mark
     except UnicodeDecodeError as error:
         found = f"a byte that is not UTF-8 ({error.reason})"
         raise DataError(path, found=found, expected="a CSV in UTF-8", do="Save it in that encoding.") from None
-    except OSError as error:
-        found = f"no file that can be read ({error.strerror})"
-        raise MissingDataError(path, found=found, expected="a CSV of scenes", do="Check the path.") from None
     try:
         reader = csv.DictReader(io.StringIO(text, newline=""))
         rows, columns = list(reader), reader.fieldnames or []

@@ -216,6 +216,8 @@ def read_entries(path: str | os.PathLike[str]) -> dict[int, dict[str, Any]]:
     if not path.exists():
         raise MissingDataError(path, found="no such file", expected="a ledger", do="Run a chapter that records.")
     try:
+        if not path.is_file():  # a device or pipe may be endless
+            raise OSError(errno.EINVAL, "Is a directory" if path.is_dir() else "a device or pipe")
         with path.open("rb") as file:
             for number, line in enumerate(_lines(file), start=1):
                 entry = _parse(line)

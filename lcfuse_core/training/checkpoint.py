@@ -181,9 +181,9 @@ def _digest(text: str, tensors: dict[str, Tensor]) -> str:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the header and the tensors of a file after all checks that need no plan."""
-    if not path.exists():
-        do = "Train first, or check the path."
-        raise MissingDataError(path, found="no such file", expected="a checkpoint", do=do)
+    if not path.is_file():
+        found = "a folder, device or pipe" if path.exists() else "no such file"
+        raise MissingDataError(path, found=found, expected="a checkpoint", do="Train first, or check the path.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -192,9 +192,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         header = json.loads(text)
     except KeyError:
         raise _refusal(path, "a safetensors file without our header") from None
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+    except (SafetensorError, OSError, MemoryError, ValueError, RecursionError) as error:
         found = f"an unreadable or cut file ({error})"
-        if path.is_file() and path.read_bytes()[:2].startswith((b"PK", b"\x80")):
+        with path.open("rb") as start:
+            is_pickle = start.read(2).startswith((b"PK", b"\x80"))
+        if is_pickle:
             found = "a pickle or zip (as torch.save writes; it could run code, so it was not opened)"
         raise _refusal(path, found) from None
     if digest != _digest(text, tensors):
