@@ -113,23 +113,17 @@ def test_a_run_that_was_killed_is_not_finished(book, tmp_path):
     assert not run.is_finished
 
 
-def test_the_ledger_of_a_failed_attempt_is_kept_apart(book, tmp_path, monkeypatch):
-    """The ledger of a run has the lines of the attempt that finished; earlier ones are not lost."""
+def test_failed_attempt_is_reported_and_its_ledger_kept_apart(book, tmp_path, monkeypatch):
+    """A process that was killed prints no `error:` line; the ledger of a run has the lines of the last attempt."""
     monkeypatch.setattr(reruns.sys, "executable", shutil.which("false"))
     run = reruns.Run("coarse_labels", {"seed": 1}, tmp_path / "out", book)
     run.folder.mkdir()
     for text in ("first\n", "second\n"):
         (run.folder / "ledger.jsonl").write_text(text)
-        assert reruns._execute_apart(run, str(tmp_path)).state == "failed"
+        outcome = reruns._execute_apart(run, str(tmp_path))
+        assert (outcome.state, outcome.message) == ("failed", "ended with code 1")
     assert (run.folder / "earlier-ledger.jsonl").read_text() == "first\nsecond\n"
     assert not (run.folder / "ledger.jsonl").exists()
-
-
-def test_a_process_that_dies_is_reported_with_how(book, tmp_path, monkeypatch):
-    """Killed for memory, say: no `error:` line is there to quote."""
-    monkeypatch.setattr(reruns.sys, "executable", shutil.which("false"))
-    outcome = reruns._execute_apart(reruns.Run("coarse_labels", {"seed": 1}, tmp_path / "out", book), str(tmp_path))
-    assert (outcome.state, outcome.message) == ("failed", "ended with code 1")
     assert f"{tmp_path / 'out'} (no notebook)" in reruns.report([outcome])
 
 
@@ -177,11 +171,8 @@ def test_a_grid_is_every_value_with_every_other(empty_book):
 
 def test_lists_ranges_and_repeats_add_up_without_doubles(empty_book):
     assert [one["seed"] for one in points(empty_book, ("seed", "7,0..2,1"), ("seed", "9"))] == [7, 0, 1, 2, 9]
-    assert [one["class_weight_power"] for one in points(empty_book, ("class_weight_power", "0,0.5,1"))] == [
-        0.0,
-        0.5,
-        1.0,
-    ]
+    powers = points(empty_book, ("class_weight_power", "0,0.5,1"))
+    assert [one["class_weight_power"] for one in powers] == [0.0, 0.5, 1.0]
 
 
 @given(st.integers(0, 50), st.integers(0, 50))
@@ -221,6 +212,10 @@ def test_folders_tell_any_two_runs_apart(empty_book):
         (["-p", "seed", "0.5"], "parameter seed: found '0.5'"),
         (["-p", "seed", "0,-1"], "found -1"),
         (["-p", "seed", "0..1000000"], "found 1000001 values, expected at most 10000"),
+        (
+            ["-p", "seed", "0..9999", "-p", "steps", "1..9999"],
+            "found 99,990,000 runs (10,000 of seed x ",
+        ),
         (["-p", "seed", "4..0"], "found '4..0', expected the smaller end first. Write 0..4."),
         (["-p", "steps", "10,0"], "found 0, expected training steps: input should be greater than or equal to 1"),
         (["-p", "crop", "16..64"], "greater than or equal to 32"),

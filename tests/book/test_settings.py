@@ -46,14 +46,18 @@ def test_the_losses_are_those_that_there_are():
     assert get_args(settings.Loss) == tuple(LOSSES)
 
 
-def test_an_unknown_name_is_refused_with_the_names_that_there_are():
-    with pytest.raises(ParameterError, match=r"unknown name sed, expected some of profile, seed, "):
-        settings.resolve({"sed": 1}, "evaluation")
-
-
-def test_a_name_of_another_chapter_is_refused():
-    with pytest.raises(ParameterError, match=r"coarse_labels: found unknown name steps"):
-        settings.resolve({"steps": 10}, "coarse_labels")
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda: settings.resolve({"sed": 1}, "evaluation"), r"unknown name sed, expected some of profile, seed, "),
+        (lambda: settings.resolve({"steps": 10}, "coarse_labels"), r"coarse_labels: found unknown name steps"),
+        (lambda: settings.read_profile("half"), r"found 'half', expected one of smoke, colab, full"),
+        (lambda: settings.names_of("evaluate"), r"found 'evaluate', expected one of coarse_labels, "),
+    ],
+)
+def test_unknown_name_of_a_parameter_profile_or_chapter_is_refused_with_the_known_ones(use, message):
+    with pytest.raises(ParameterError, match=message):
+        use()
 
 
 @pytest.mark.parametrize(
@@ -65,13 +69,6 @@ def test_a_wrong_type_or_range_is_refused_by_name_and_value(name, value):
     with pytest.raises(ParameterError) as caught:
         settings.check({name: value})
     assert f"parameters: {name}: found {value!r}, expected {settings.describe(name)}" in str(caught.value)
-
-
-def test_an_unknown_profile_or_chapter_is_refused_with_those_that_there_are():
-    with pytest.raises(ParameterError, match=r"found 'half', expected one of smoke, colab, full"):
-        settings.read_profile("half")
-    with pytest.raises(ParameterError, match=r"found 'evaluate', expected one of coarse_labels, "):
-        settings.names_of("evaluate")
 
 
 COLAB = settings.read_profile("colab")

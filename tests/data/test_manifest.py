@@ -82,33 +82,19 @@ def test_every_archive_and_list_is_there():
     assert {item.file for item in PHASES} == {f"{kind}_{part}.zip" for kind in kinds for part in ("validation", "0")}
 
 
-def test_every_file_of_sen12ms_has_a_checksum_of_its_own():
+def test_checksums_and_sources_are_those_that_are_published():
+    """Each file of SEN12MS has its MD5; of the phase archives nothing is published, and a guess would refuse them."""
     sums = [item.checksums["md5"] for item in BOOK.items if item.dataset == "sen12ms"]
     assert len(set(sums)) == 14
-
-
-def test_nothing_is_known_of_the_phase_archives_but_what_is_published():
-    """No checksum of them is: a guess would refuse the right file."""
-    assert {item.checksums for item in PHASES} == {"unknown"}
-    assert {item.size for item in PHASES} == {"unknown"}
-
-
-def test_every_file_has_two_sources_but_for_two_that_have_one():
+    assert {(item.checksums, item.size) for item in PHASES} == {("unknown", "unknown")}
     single = {item.id for item in BOOK.items if item.file and len(BOOK.sources(item)) < 2}
     assert single == {"dfc2020-bundle", "dfc2020-copernicus-bench"}
-
-
-def test_sources_name_the_file():
-    for item in BOOK.items:
-        for source in BOOK.sources(item):
-            text = json.dumps(source.model_dump())
-            assert "{" not in text[1:-1]
-            assert item.file is None or source.kind == "by_hand" or item.file in text
-
-
-def test_no_password_is_in_it_but_the_public_one():
-    words = {source.password for item in BOOK.items for source in BOOK.sources(item) if source.kind == "ftp"}
-    assert words == {"m1474000"}
+    pairs = [(item, source) for item in BOOK.items for source in BOOK.sources(item)]
+    for item, source in pairs:
+        text = json.dumps(source.model_dump())
+        assert "{" not in text[1:-1]
+        assert item.file is None or source.kind == "by_hand" or item.file in text
+    assert {source.password for _, source in pairs if source.kind == "ftp"} == {"m1474000"}
 
 
 @pytest.mark.parametrize(("dataset", "parameter"), [("sen12ms", "train_root"), ("dfc2020", "data_root")])
