@@ -87,7 +87,6 @@ COMMANDS = {
         *("compare", "--data-root", "{test}", "--train-root", "{patches}", "--only", "MODIS label", "--seeds", "0"),
         "--out",
     ],
-    + ["MODIS label", "--out"],
     "sample": ["sample"],  # into the folder of the data
 }
 

@@ -65,14 +65,12 @@ def extract(
     file: IO[bytes], form: str, where: str, folder: Path, place: Callable[[str], str | None], limits: Limits
 ) -> list[Member]:
     """
-    Write the wanted members of an archive into a folder, and read all others to the end.
+    Write the wanted members of an archive into a folder, read all others to the end, and return the former by path.
 
     Parameters
     ----------
-    file : binary file
-        The archive; a `tar.gz` is read once from front to back, so that a stream suffices.
-    form : str
-        "zip" or "tar.gz".
+    file, form : binary file, str
+        The archive, a "zip" or a "tar.gz"; the latter is read once from front to back, so that a stream suffices.
     where : str
         Name of the archive in errors.
     folder : Path
@@ -82,11 +80,6 @@ def extract(
         Returns where the member of a name goes, None if it is not wanted.
     limits : Limits
         What a published archive does not exceed.
-
-    Returns
-    -------
-    list of Member
-        Sorted by path.
 
     Raises
     ------

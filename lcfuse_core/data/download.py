@@ -65,14 +65,12 @@ class Fetcher:
 
     Parameters
     ----------
-    manifest, store
-        What there is, and where it goes.
+    manifest, store : Manifest, Store
+        The items, and where they go.
     retry : Retry
         When to give up a source.
-    keep : bool
-        Whether archives stay after they are unpacked.
-    progress : bool
-        Whether progress bars are shown.
+    keep, progress : bool
+        Whether archives stay after they are unpacked, and whether progress bars are shown.
     """
 
     def __init__(

@@ -86,7 +86,7 @@ class Record:
 
 
 def _read_record(path: Path) -> Record | None:
-    """The record in a file; None if there is none or it is damaged: the item is then verified again."""
+    """Return the record in a file; None if there is none or it is damaged: the item is then verified again."""
     try:
         record = Record(**json.loads(path.read_text(encoding="utf-8")))
         record.members = None if record.members is None else [Member(*member) for member in record.members]
@@ -180,13 +180,13 @@ def _version(path: Path) -> tuple[int, int]:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """The GeoTIFFs of a folder by relative path or, if there are none, all files that are not hidden."""
+    """Return the GeoTIFFs of a folder by relative path or, if there are none, all files that are not hidden."""
     paths = sorted(folder.rglob("*.tif")) or [path for path in sorted(folder.rglob("[!.]*")) if path.is_file()]
     return {path.relative_to(folder).as_posix(): path for path in paths}
 
 
 def _members(folder: Path) -> dict[str, tuple[Member, str]]:
-    """Recorded file and its mark, by path under *folder*: of the items unpacked there, and of an adoption."""
+    """Return recorded files and their marks by path under *folder*: of items unpacked there, and of an adoption."""
     records: list[Record | None] = [_read_record(path) for path in _adopted(folder).glob("*.json")]
     for path in sorted((folder.parent / "fetched").glob("*.json")):
         record = _read_record(path)
@@ -236,26 +236,9 @@ def adopt(folder: Path, manifest: Manifest, lists: Path) -> list[str]:
     Every file must have its place in the layout of the manifest and the published size. Every scene of SEN12MS must
     have all patches of the official lists, every archive of DFC2020 its published number of files.
 
-    Parameters
-    ----------
-    folder : Path
-        An unpacked SEN12MS or DFC2020; it is only read.
-    manifest : Manifest
-        What was published.
-    lists : Path
-        The folder of the official lists of SEN12MS.
-
-    Returns
-    -------
-    list of str
-        What was checked, one line per item.
-
-    Raises
-    ------
-    DataError
-        Names the first files that are missing, in no known place, or of another size. Nothing is then recorded.
-    MissingDataError
-        If the lists are not there.
+    *folder* is an unpacked SEN12MS or DFC2020, which is only read; *lists* the folder of the official lists of SEN12MS.
+    Returns what was checked, one line per item. Raises DataError that names the first files that are missing, in no
+    known place, or of another size, and then records nothing; MissingDataError if the lists are not there.
     """
     left, faults, lines = _files(folder), [], []
     for item in manifest.items:
