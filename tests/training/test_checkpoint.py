@@ -157,7 +157,7 @@ def test_what_is_not_ours_is_refused(checkpoint, tmp_path):
     """No file, a folder, other people's safetensors, other JSON."""
     with pytest.raises(MissingDataError, match="no such file"):
         load_checkpoint(tmp_path / "nothing")
-    with pytest.raises(CheckpointError, match="unreadable"):
+    with pytest.raises(MissingDataError, match="found a folder"):
         load_checkpoint(tmp_path)
     foreign = tmp_path / "foreign"
     for metadata in (None, {"format": "pt"}):
