@@ -132,8 +132,8 @@ def weights_of(experiment: Experiment, members: tuple[str, ...] = FUSED) -> dict
 
 def cells_per_region(experiment: Experiment) -> float:
     """Return the coarse cells per target region."""
-    regions = experiment.target_regions
-    return experiment.once("cells per region", lambda: few_cells.cells_per_region(list(regions.values())))
+    n_regions = len(experiment.target_regions)
+    return experiment.once("cells per region", lambda: few_cells.cells_per_region(experiment.target_source, n_regions))
 
 
 def is_transferable(experiment: Experiment) -> bool:

@@ -11,8 +11,6 @@ the other cells. The reference plays no part in it. Constants were chosen on dev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -66,9 +64,9 @@ def steps_for(cells: float, steps: int) -> int:
     return max(1, round(steps * (1.0 - scarcity(cells))))
 
 
-def cells_per_region(regions: Sequence[PatchSource]) -> float:
-    """Return the mean over *regions* of the labelled area in coarse cells; Savanna is a label."""
-    return sum(float(opened.class_counts(N_COARSE).sum()) for opened in regions) / CELL_PX / len(regions)
+def cells_per_region(source: PatchSource, n_regions: int = 1) -> float:
+    """Return the labelled area of *source* in coarse cells, per region; Savanna is a label."""
+    return float(source.class_counts(N_COARSE).sum()) / CELL_PX / n_regions
 
 
 def preference(third: Predict, other: Predict, source: PatchSource, matrix: Matrix) -> float:

@@ -46,8 +46,9 @@ def test_the_regions_of_the_sample_have_enough_cells_for_two_members():
 
 def test_cells_are_counted_by_region_where_the_label_is_known(tiny):
     known = np.isin(lc_array()[0], range(1, 18)) & (lc_array()[0] != 15)
-    regions = list(tiny.target_regions.values())
-    assert few_cells.cells_per_region(regions) == pytest.approx(2 * known.sum() / CELL_PX / len(regions))
+    source = tiny.target_source
+    assert few_cells.cells_per_region(source) == pytest.approx(2 * known.sum() / CELL_PX)
+    assert few_cells.cells_per_region(source, 2) == pytest.approx(known.sum() / CELL_PX)
 
 
 @pytest.fixture
