@@ -34,17 +34,8 @@ def begin(name: str, namespace: MutableMapping[str, Any]) -> Chapter:
     """
     Check the parameters of a chapter, put the profile's values in place, and set the style of figures.
 
-    Parameters
-    ----------
-    name : str
-        Name of the chapter.
-    namespace : mapping
-        The notebook's `globals()`. Parameters that nobody has set take the profile's value; see `settings`.
-
-    Raises
-    ------
-    ParameterError
-        On a name or value that the chapter does not have, before anything else runs.
+    *namespace* is the notebook's `globals()`; parameters that nobody has set take the profile's value (see `settings`).
+    Raises ParameterError on a name or value that the chapter does not have, before anything else runs.
     """
     values, given = settings.from_notebook(namespace, name)
     values = settings.resolve(values, name, given)

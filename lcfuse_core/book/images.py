@@ -237,21 +237,17 @@ def scale_bar(ax: Axes, pixel_m: float = 10.0) -> None:
 
 def show_panels(pictures: Mapping[str, NDArray[Any]], *, columns: int = 0, cells: NDArray[Any] | None = None) -> Figure:
     """
-    Draw pictures of one place in panels, with a scale bar in the first and one legend of all classes.
+    Draw pictures of one region in panels, with a scale bar in the first and one legend of all classes.
 
     Parameters
     ----------
     pictures : mapping of str to ndarray
-        By title: images (H, W, 3) or (H, W, 4), and maps of DFC2020 codes (H, W), with pixels of 10 m.
+        By title: images (H, W, 3) or (H, W, 4), and maps of DFC2020 codes (H, W), with pixels of 10 m. Raises GridError
+        if they differ in size.
     columns : int
         0: up to three, and two for four pictures.
     cells : ndarray of int or bool, shape (H, W)
         Coarse cell of each pixel; the borders are drawn on every picture.
-
-    Raises
-    ------
-    GridError
-        When the pictures differ in size.
     """
     n, (first, *_), shape = len(pictures), pictures, next(iter(pictures.values())).shape[:2]
     for title, picture in pictures.items():

@@ -137,19 +137,16 @@ def prior_slider(
     ----------
     posterior, prior : ndarray of float, shape (8, H, W)
         Probabilities of the scored classes from the network, and from the coarse labels.
-    powers : sequence of float
-        Each map holds the class with the largest posterior * prior ** power.
+    powers, start : sequence of float, int
+        Each map holds the class with the largest posterior * prior ** power; *start* is the index of the power that is
+        shown first, by default the middle one.
     reference : ndarray of int, shape (H, W)
         DFC2020 codes; with it the accuracy of each map is given.
-    start : int
-        Index of the power that is shown first; None: the middle one.
 
     Raises
     ------
-    GridError
-        When the shapes differ.
-    ParameterError
-        When *powers* is empty.
+    GridError, ParameterError
+        If the shapes differ, or *powers* is empty.
     """
     if posterior.shape != prior.shape or len(posterior) != len(SCORED):
         found = f"{posterior.shape} and {prior.shape}"
@@ -177,17 +174,8 @@ def swipe(pictures: Mapping[str, NDArray[Any]], *, alt: Mapping[str, str] | None
     """
     Return a comparison of two or three pictures, the first on the left, with borders to drag or to move by slider.
 
-    Parameters
-    ----------
-    pictures : mapping of str to ndarray
-        By title, all of one size: DFC2020 codes (H, W), or images (H, W, 3), float in 0..1 or uint8.
-    alt : mapping of str to str
-        Text alternatives by title; default: the title.
-
-    Raises
-    ------
-    GridError
-        On another number of pictures, or when sizes differ.
+    *pictures* are of one size, by title: DFC2020 codes (H, W), or images (H, W, 3), float in 0..1 or uint8. *alt* has
+    text alternatives by title. Raises GridError on another number of pictures, or if sizes differ.
     """
     shapes = sorted({picture.shape[:2] for picture in pictures.values()})
     if len(pictures) not in (2, 3) or len(shapes) != 1:
