@@ -1,5 +1,5 @@
 """
-Charts of numbers: scores, confusion, spectra, learning curves, gradients and class fractions.
+Charts of numbers: scores, confusion, learning curves, gradients and class fractions.
 
 Every function takes a table or arrays, returns the figure and never shows it.
 """
@@ -14,17 +14,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike, NDArray
 
 from lcfuse_core.book.images import (
     COLOURS,
     MARKERS,
-    S2_BANDS,
     WIDTH_IN,
     add_legend,
     ink_on,
-    line_colour,
     show_cell_borders,
 )
 from lcfuse_core.data.legends import DFC2020, SAVANNA, SCORED
@@ -35,8 +32,6 @@ S2_WAVELENGTHS_NM = (443, 492, 560, 665, 704, 741, 783, 833, 865, 945, 1374, 161
 """Band centres of Sentinel-2A in file order (ESA, Sentinel-2 Spectral Response Functions, rounded)."""
 
 _DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)))
-_SPREAD: dict[str, Any] = {"color": "0.85", "lw": 7}
-_TICK: dict[str, Any] = {"color": "0.25", "ms": 11, "mew": 1.3}
 _ZERO: dict[str, Any] = {"color": "0.3", "lw": 1.2, "ls": "--"}
 _ROW_IN = 0.34
 
@@ -134,63 +129,6 @@ def show_intervals(table: pd.DataFrame, *, label: str = "per cent", zero: bool =
     return cast(Figure, ax.figure)
 
 
-def show_reliability(curves: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> Figure:
-    """
-    Draw reliability diagrams: accuracy against predicted probability, a curve per map by name, and the diagonal.
-
-    A curve has arrays `confidence`, `accuracy` and `count` of bins; bins under a thousandth of the pixels are left out.
-    """
-    fig, ax = plt.subplots(figsize=(0.72 * WIDTH_IN, 0.72 * WIDTH_IN), layout="constrained")
-    ax.plot([0, 100], [0, 100], label="calibrated", **_ZERO | {"color": "0.4"})
-    for number, (name, curve) in enumerate(curves.items()):
-        filled = curve["count"] > curve["count"].sum() / 1000
-        x, y = 100 * curve["confidence"][filled], 100 * curve["accuracy"][filled]
-        ax.plot(x, y, label=name, ms=6, **_look(number))
-    ax.set(xlim=(0, 100), ylim=(0, 100), xlabel="predicted probability, per cent", ylabel="accuracy, per cent")
-    ax.set_aspect("equal")
-    ax.grid(True)
-    fig.legend(loc="outside upper left", ncols=2)
-    return fig
-
-
-# Methods over seeds ------------------------------------------------------------------------------
-
-
-def _by_seed(table: pd.DataFrame, values: str, groups: pd.Series, seeds: pd.DataFrame, label: str) -> Figure:
-    """Draw rows: a pale bar for the interval, a tick per column of *seeds*, and a mark per group for the mean."""
-    fig, ax = _rows(table.index, 1.3)
-    ax.hlines(range(len(table)), table["low"], table["high"], label="95 % over worlds and regions", **_SPREAD)
-    for row, (_, own) in enumerate(seeds.iterrows()):
-        ax.plot(own.dropna(), np.full(own.count(), row), "|", **_TICK)
-    ax.plot([], [], "|", label="a seed", **_TICK)
-    for number, group in enumerate(dict.fromkeys(groups)):
-        rows = np.flatnonzero(groups == group)
-        ax.plot(table[values].iloc[rows], rows, ls="", ms=8, mec="white", label=str(group), **_look(number))
-    ax.set_xlabel(label)
-    fig.legend(loc="outside upper left", ncols=2)
-    return fig
-
-
-def show_overview(table: pd.DataFrame, seeds: pd.DataFrame) -> Figure:
-    """
-    Draw the AA of each method: the mean, a tick per seed, and a pale bar for the interval.
-
-    *table* holds rows of `compare.overview`, *seeds* is `compare.by_seed`; each pair of regimes has its own mark.
-    """
-    groups = "mean, " + table["labels"] + ", " + table["regime"]
-    fig = _by_seed(table, "AA", groups, seeds.loc[table.index], "AA, per cent")
-    fig.axes[0].set_xlim(0, None)
-    return fig
-
-
-def show_gains(table: pd.DataFrame) -> Figure:
-    """Draw what each step adds to AA, rows of `compare.gains`: the mean, a tick per seed, the interval."""
-    groups = table["exceeds spread"].map({True: "mean, exceeds the spread", False: "mean, within the spread"})
-    fig = _by_seed(table, "mean", groups, table.filter(like="seed "), "AA, points gained")
-    fig.axes[0].axvline(0, zorder=1.9, **_ZERO)  # below the marks
-    return fig
-
-
 def show_recalls(table: pd.DataFrame) -> Figure:
     """Draw the recall in per cent of each class (columns, by name) and method (rows); dark is high, a dash is NaN."""
     fig, ax = plt.subplots(figsize=(WIDTH_IN, 2.1 + _ROW_IN * len(table)), layout="constrained")
@@ -201,25 +139,7 @@ def show_recalls(table: pd.DataFrame) -> Figure:
     return fig
 
 
-# Spectra and training ----------------------------------------------------------------------------
-
-
-def show_spectra(spectra: pd.DataFrame) -> Figure:
-    """Draw the mean reflectance over the 13 bands, a curve per class with its code on it; table of `class_spectra`."""
-    fig, ax = plt.subplots(figsize=(WIDTH_IN, 4.6), layout="constrained")
-    places, codes = np.arange(len(S2_BANDS)), [int(code) for code in spectra.index]
-    for number, (code, values) in enumerate(zip(codes, spectra.to_numpy(), strict=True)):
-        ax.plot(places, values, color=line_colour(code))
-        for place in places[number % 3 :: 3]:  # in turns, so that close curves do not cover each other's numbers
-            text = ax.text(place, values[place], str(code), color=line_colour(code), fontsize=10, weight="bold")
-            text.set(ha="center", va="center", path_effects=[withStroke(linewidth=3, foreground="white")])
-    names = [f"{name}\n{nm}" for name, nm in zip(S2_BANDS, S2_WAVELENGTHS_NM, strict=True)]
-    ax.set_xticks(places, names, fontsize=9.5)
-    ax.set_ylim(0, None)
-    ax.grid(axis="y")
-    ax.set(ylabel="reflectance", xlabel="band, centre in nm")
-    add_legend(fig, codes, loc="outside upper left")
-    return fig
+# Training ----------------------------------------------------------------------------------------
 
 
 def show_history(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:

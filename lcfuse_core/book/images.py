@@ -83,13 +83,6 @@ def ink_on(rgba: Sequence[float]) -> str:
     return "black" if _luminance(rgba) > 0.43 else "white"
 
 
-def line_colour(code: int, legend: Legend = DFC2020) -> tuple[float, float, float]:
-    """Return red, green, blue (0..1) of a class, darkened where a thin line would be lost on white."""
-    rgba = legend.rgba(code)
-    factor = min(1.0, 0.55 / max(_luminance(rgba), 1e-9)) / 255
-    return (rgba[0] * factor, rgba[1] * factor, rgba[2] * factor)
-
-
 _LEGEND = {"handlelength": 1.4, "handleheight": 1.1, "labelspacing": 0.55, "borderaxespad": 0.0}
 _LEGEND_COLUMNS, _LEGEND_ROW_IN = 3, 0.25
 

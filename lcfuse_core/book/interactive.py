@@ -1,5 +1,5 @@
 """
-Interactive figures as self-contained HTML: coarse cells, receptive fields, weight of the prior, swipe between maps.
+Interactive figures as self-contained HTML: coarse cells, weight of the prior, swipe between maps.
 
 Each function returns a string for `IPython.display.HTML`: inline pictures, style and script, and no address, so it
 works from a file and offline. Before any input it already shows a whole figure, also on paper and without scripts.
@@ -21,14 +21,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lcfuse_core.book.images import ink_on, origin, rgb
-from lcfuse_core.data.cells import cell_ids, recover
+from lcfuse_core.data.cells import cell_ids
 from lcfuse_core.data.legends import DFC2020, SCORED, igbp_to_dfc, index_to_dfc
 from lcfuse_core.data.patches import Patch
-from lcfuse_core.data.source import patch_cells
 from lcfuse_core.errors import GridError, ParameterError
 
 _OUTLINE = "#ff4f9a"  # a colour that no class has, drawn over a dark line
-_FIELD_COLOURS = ("#ff4f9a", "#ffb000", "#4ee0ff", "#b9a2ff")
 
 
 def cell_explorer(patch: Patch) -> str:
@@ -84,42 +82,6 @@ def _describe(inside: NDArray[np.bool_], reference: NDArray[Any], coarse: NDArra
     label = int(np.bincount(coarse[inside]).argmax())
     text = f"MODIS label {DFC2020.name_of(label)}: {dict(parts).get(label, 0.0):.1f} % of the"
     return {"outline": _borders(inside), "parts": parts, "text": f"{text} {counts.sum()} pixels of this cell."}
-
-
-def receptive_field_viewer(patch: Patch, fields: Mapping[str, int]) -> str:
-    """
-    Return a viewer of receptive fields: a pixel that moves over a patch, and the squares that its prediction uses.
-
-    *fields* gives, by name of a network, the side of its receptive field in pixels, such as `{"FCN": 11}`. The borders
-    of coarse cells come from the georeference, or are recovered from the MODIS label. Raises ParameterError on fewer
-    than one or more than four fields, or a side below 1.
-    """
-    if not 1 <= len(fields) <= len(_FIELD_COLOURS) or min(fields.values()) < 1:
-        expected = f"1 to {len(_FIELD_COLOURS)} sides of at least 1 pixel"
-        raise ParameterError("fields", found=str(dict(fields)), expected=expected, do="Leave some out.")
-    height, width = patch.s2.shape[1:]
-    row, col = height // 2, width // 2
-    # A label that is the same everywhere shows no cells.
-    shown = patch.crs is not None or (patch.lc is not None and recover(patch.lc).n_row_lines > 0)
-    lines = _borders(patch_cells(patch)) if shown else ""
-    drawn = f'<path d="{lines}" fill="none" stroke="#fff" stroke-width=".7" stroke-opacity=".9"/>' if lines else ""
-    names = ""
-    for (name, side), colour in zip(fields.items(), _FIELD_COLOURS, strict=False):
-        half = int(side) // 2
-        at = f'x="{col - half}" y="{row - half}" width="{side}" height="{side}" data-half="{half}" fill="none"'
-        drawn += f'<rect {at} stroke="#000" stroke-width="2.6"/><rect {at} stroke="{colour}" stroke-width="1.4"/>'
-        mark = f'<span class="lc-code" style="background:{colour}">&nbsp;</span>'
-        names += f"<p>{mark}{html.escape(name)}: {side} pixels, {side * 10:,} m wide</p>"
-    title = f"{len(fields)} squares around one pixel of a satellite image, one per network, over the coarse cells"
-    picture = _svg(rgb(patch), title, drawn)
-    names += "<p>White: borders of the coarse cells.</p>"
-    script = (
-        "const [y,x]=[...f.querySelectorAll('input')].map(i=>+i.value);f.querySelectorAll('rect').forEach(q=>{"
-        "q.setAttribute('x',x-q.dataset.half);q.setAttribute('y',y-q.dataset.half)});"
-        "text.textContent=`Pixel ${y}, ${x}`"
-    )
-    body = f'<div class="lc-panels"><div>{picture}</div><div>{names}</div></div>'
-    return _frame("field", body, {"Row": (height, row), "Column": (width, col)}, f"Pixel {row}, {col}", [], script)
 
 
 def prior_slider(

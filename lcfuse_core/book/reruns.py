@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import logging
 import math
 import os
 import re
@@ -316,16 +315,6 @@ def execute_all(
         took = f" in {outcome.seconds:.0f} s" if outcome.seconds else ""
         tell(f"{len(outcomes)} of {len(runs)}: {outcome.run.name}: {outcome.state}{took}")
     return [outcomes[run.name] for run in runs]
-
-
-@contextmanager
-def local_cluster(threads: int = 2) -> Iterator[str]:
-    """Yield the address of a Dask scheduler with one worker in this process, to try a grid on."""
-    import distributed
-
-    options = {"n_workers": 1, "threads_per_worker": threads, "processes": False, "dashboard_address": "127.0.0.1:0"}
-    with distributed.LocalCluster(**options, protocol="tcp", silence_logs=logging.ERROR) as cluster:
-        yield cluster.scheduler_address
 
 
 def report(outcomes: Sequence[Outcome]) -> str:

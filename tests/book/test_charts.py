@@ -6,14 +6,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from ledgers import made, table_of
 
 from lcfuse_core.book import charts, images
-from lcfuse_core.book.images import S2_BANDS
 from lcfuse_core.data.legends import SCORED
 from lcfuse_core.errors import DataError
-from lcfuse_core.scoring import compare
-from lcfuse_core.scoring.compare import Step
 from lcfuse_core.scoring.scores import class_table, confusion, score_table, summarise
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -91,20 +87,6 @@ def test_recall_by_class_names_every_class():
     assert len(set(markers)) == 2  # a second cue beside colour
 
 
-def test_spectra_are_drawn_with_their_numbers():
-    """A curve a class through its means; its code stands on its own curve; bands and nm below."""
-    spectra = pd.DataFrame([np.linspace(0.1, 0.3, 13), np.full(13, 0.05)], [4, 10], S2_BANDS)
-    fig = charts.show_spectra(spectra)
-    ax = fig.axes[0]
-    np.testing.assert_allclose([line.get_ydata() for line in ax.lines], spectra.to_numpy())
-    for text in ax.texts:
-        place, value = text.get_position()
-        assert value == spectra.loc[int(text.get_text())].iloc[int(place)]
-    assert {text.get_text() for text in ax.texts} == {"4", "10"}
-    assert ax.get_xticklabels()[8].get_text() == "B8A\n865"
-    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["4  Grassland", "10  Water"]
-
-
 def test_learning_curves():
     """Loss of every run; AA where it was taken, in per cent; one panel where it never was."""
     fcn = [{"step": 50, "loss": 2.0, "aa": None}, {"step": 100, "loss": 1.5, "aa": 0.4}]
@@ -120,53 +102,8 @@ def test_learning_curves():
     assert not alone.legends
 
 
-def test_reliability_is_drawn_where_there_are_pixels():
-    """In per cent, bins without pixels left out, and a diagonal to hold it against."""
-    curve = {
-        "confidence": np.array([np.nan, 0.55, 0.9]),
-        "accuracy": np.array([np.nan, 0.5, 0.7]),
-        "count": np.array([0.0, 30, 70]),
-    }
-    ax = charts.show_reliability({"FCN": curve, "tempered": curve}).axes[0]
-    diagonal, fcn, tempered = ax.lines
-    assert diagonal.get_xdata()[0] == diagonal.get_ydata()[0] == 0
-    np.testing.assert_allclose(fcn.get_xydata(), [[55, 50], [90, 70]])
-    assert fcn.get_marker() != tempered.get_marker()
-
-
-@pytest.fixture
-def lines():
-    """Two methods of two regimes, three seeds."""
-    coarse = made({"a": (0.4, 0.5, 0.6)})
-    return table_of(coarse + made({"b": (0.5, 0.6, 0.7)}, regime="fine")).assign(regime="inductive")
-
-
 def names(ax):
     return [text.get_text() for text in ax.get_yticklabels()]
-
-
-def test_the_overview_shows_mean_seeds_and_interval(lines):
-    """Ticks at the seeds, a mark for each regime at its mean, bars over the intervals."""
-    table = compare.overview(lines)
-    fig = charts.show_overview(table, compare.by_seed(lines))
-    ax = fig.axes[0]
-    assert names(ax) == ["b", "a"]
-    ticks = [line for line in ax.lines if line.get_marker() == "|" and len(line.get_xdata())]
-    np.testing.assert_allclose(ticks[0].get_xdata(), compare.by_seed(lines).loc["b"])
-    marks = {line.get_label(): line for line in ax.lines if line.get_label().startswith("mean")}
-    assert marks["mean, fine, inductive"].get_xdata()[0] == table.loc["b", "AA"]
-    assert len({mark.get_marker() for mark in marks.values()}) == 2  # a second cue beside colour
-    assert ax.collections[0].get_segments()[0][:, 0].tolist() == table.loc["b", ["low", "high"]].tolist()
-
-
-def test_gains_are_marked_by_whether_they_exceed_the_spread(lines):
-    """One step that does and one that does not."""
-    table = compare.gains(lines, [Step("up", "b", "a"), Step("down", "a", "b")])
-    ax = charts.show_gains(table).axes[0]
-    by_label = {line.get_label(): line for line in ax.lines}
-    assert by_label["mean, exceeds the spread"].get_ydata().tolist() == [0]
-    assert by_label["mean, within the spread"].get_xdata().tolist() == [table.loc["down", "mean"]]
-    assert names(ax) == ["up", "down"]
 
 
 def test_recalls_are_written_into_their_squares():

@@ -305,13 +305,6 @@ def test_numbers_can_be_read_on_their_colour(legend):
     assert images.ink_on(legend.rgba(legend.unknown)) == "black"  # transparent: on white
 
 
-def test_lines_can_be_seen_on_white():
-    """Even Barren and Snow, nearly white on a map; a dark colour is kept."""
-    for code in DFC2020.codes:
-        assert contrast([255 * value for value in images.line_colour(code)], (255, 255, 255)) >= 2.4
-    assert [round(255 * value) for value in images.line_colour(10)] == list(DFC2020.rgba(10)[:3])
-
-
 def test_the_legend_holds_the_classes_present_in_order():
     """Of several maps together: colour, number and name in the order of the legend, pixels without a class last."""
     _, ax = plt.subplots()

@@ -50,7 +50,6 @@ def figures(patch):
     one, other = rng.dirichlet(np.ones(8), (2, *SHAPE)).transpose(0, 3, 1, 2)
     return {
         "cells": interactive.cell_explorer(patch),
-        "field": interactive.receptive_field_viewer(patch, {"FCN": 11, "U-Net": 92}),
         "prior": interactive.prior_slider(one, other, reference=patch.dfc),
         "swipe": interactive.swipe({"Reference": patch.dfc, "Image": images.rgb(patch)}),
     }
@@ -110,26 +109,6 @@ def test_an_outline_goes_round_its_cell():
     assert sorted(re.findall(r"M\d \d[HV]\d", interactive._borders(inside))) == ["M2 1H3", "M2 1V2", "M2 2H3", "M3 1V2"]
 
 
-def test_the_field_is_drawn_to_scale_around_the_middle(patch):
-    soup = BeautifulSoup(interactive.receptive_field_viewer(patch, {"FCN": np.int64(11)}), "html.parser")
-    square = soup.find("rect")
-    assert (square["width"], square["height"], square["x"], square["y"]) == ("11", "11", "75", "70")
-    assert "11 pixels, 110 m wide" in soup.get_text()
-
-
-def test_cells_are_outlined_where_the_label_betrays_them(patch):
-    """Without a georeference; where there is no label either, or one that says the same everywhere, there is none."""
-    ids, _ = cells.cell_ids(patch.transform, patch.crs, SHAPE)
-    label = (np.random.default_rng(0).integers(1, 9, ids.max() + 1).astype(np.uint8))[ids]
-    nowhere = replace(patch, crs=None, transform=None)
-    told = [replace(nowhere, lc=np.stack([label] * 4)), nowhere, replace(nowhere, lc=None)]
-    paths = [
-        BeautifulSoup(interactive.receptive_field_viewer(one, {"FCN": 11}), "html.parser").find("path") for one in told
-    ]
-    assert paths[0]["d"].count("M") > 20
-    assert paths[1:] == [None, None]
-
-
 def test_the_prior_decides_the_more_the_heavier_it_is():
     """Posterior says class 0 with 0.6, prior says class 1 with 0.8: they change places between 0 and 1."""
     posterior, prior = np.full((8, 40, 50), 1e-6), np.full((8, 40, 50), 1e-6)
@@ -157,8 +136,6 @@ def test_what_cannot_be_shown_is_refused(patch):
     for missing, words in (({"dfc": None}, "no reference"), ({"crs": None, "transform": None}, "no georeference")):
         with pytest.raises(GridError, match=words):
             interactive.cell_explorer(replace(patch, **missing))
-    with pytest.raises(ParameterError, match="at least 1 pixel"):
-        interactive.receptive_field_viewer(patch, {"none": 0})
     with pytest.raises(GridError, match="twice"):
         interactive.prior_slider(np.ones((8, 4, 4)), np.ones((8, 4, 5)))
     with pytest.raises(ParameterError, match="at least one"):
@@ -229,7 +206,6 @@ def test_legend_name_cannot_close_the_script_of_a_figure(patch, monkeypatch):
     monkeypatch.setattr(type(legends.DFC2020), "name_of", lambda self, code: attack)
     for text in (
         *figures(patch).values(),
-        interactive.receptive_field_viewer(patch, {attack: 3}),
         swipe({attack: RED, "b": RED}),
     ):
         soup = BeautifulSoup(text, "html.parser")

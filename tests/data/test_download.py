@@ -197,7 +197,7 @@ def test_part_of_another_version_is_begun_again(http, root):
 
 
 def test_without_a_checksum_no_part_of_another_source_is_continued(http, root):
-    (one, _), (other, path) = serve(http, ZIP, then="cut"), serve(http, ZIP)
+    (one, _), (other, path) = serve(http, ZIP, "cut", then="gone"), serve(http, ZIP)
     assert run(manifest(item("zip", [one, other])), root)[0].state == "unpacked"
     assert http.script.asked[path] == [0]
 
