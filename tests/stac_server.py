@@ -1,6 +1,7 @@
 """
 A local server that behaves as the services behind `place` do: a STAC API with pages, rasters by range requests, signed
-addresses. Its content is the georeferenced scene of the sample, cut into one cloud-optimised GeoTIFF per band.
+addresses. Its content is the georeferenced scene of the sample, or a real place, as one cloud-optimised GeoTIFF per
+band.
 """
 
 from __future__ import annotations
@@ -98,6 +99,24 @@ def content(folder: Path, side: int = 400) -> Content:
     left = round(origin.c / cells.CELL_M + cells.GRID_COLS // 2)
     lon, lat = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(*(transform @ (side / 2, side / 2)))
     return Content(*arrays, codes[row - top, col - left], crs, transform, lon, lat)
+
+
+def real_places(folder: Path) -> dict[str, Content]:
+    """Return the places of a folder in the layout of DFC2020, with their values as stored, by name."""
+    places = {}
+    for path in sorted(folder.glob("*/s2_*/*.tif")):
+        season, name = path.parent.parent, path.parent.name.removeprefix("s2_")
+        arrays = {}
+        for kind in ("s2", "s1", "dfc", "lc"):
+            file_name = path.name.replace("_s2_", f"_{kind}_")
+            with rasterio.open(season / f"{kind}_{name}" / file_name) as file:
+                arrays[kind], crs, transform = file.read(), file.crs.to_string(), file.transform
+        rows, cols = arrays["dfc"].shape[1:]
+        to_lonlat = Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+        lon, lat = to_lonlat.transform(*(transform @ (cols / 2, rows / 2)))
+        s2, s1 = arrays["s2"].astype(np.uint16), arrays["s1"].astype(np.float32)
+        places[name] = Content(s2, s1, arrays["dfc"][0], arrays["lc"][0], crs, transform, lon, lat)
+    return places
 
 
 def labelled_scene(folder: Path) -> Content:

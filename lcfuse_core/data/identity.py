@@ -15,6 +15,9 @@ from lcfuse_core.data import fetched
 from lcfuse_core.data.packed import open_scene, packed_paths
 from lcfuse_core.data.sample import world
 
+PLACE_RECORD = "place.json"
+"""File in the folder of a place, with its origin and the digest of its files."""
+
 
 def data_digest(root: str | os.PathLike[str]) -> str:
     """
@@ -39,7 +42,7 @@ def data_digest(root: str | os.PathLike[str]) -> str:
     if scenes := packed_paths(root):
         return _digest([open_scene(str(path)).digest for path in scenes])
     files = _files(root)
-    if is_sample(root):
+    if _in_world(root):
         record, made = world.read_world(root.parent), (root.parent / "world.json").stat().st_mtime_ns
         whole = record.get("files", {}).get(root.name) == len(files)
         if whole and all(os.stat(path).st_mtime_ns <= made for path in files.values()):
@@ -77,17 +80,25 @@ def _files(root: Path) -> dict[str, str]:
 
 def data_name(root: Path) -> str:
     """Return the name of the data in a folder: the sample world and its seed, or the folder's own name."""
-    if not is_sample(root):
+    if not _in_world(root):
         return root.name
     seed = world.read_world(root.parent).get("plan", {}).get("seed", "of unknown seed")
     return f"sample world {seed}: {root.name}"
 
 
 def data_kind(roots: Iterable[Path]) -> str:
-    """Return the kind of a ledger line: "synthetic" if any folder is, "real" if all files of all were verified."""
+    """
+    Return the kind of a ledger line.
+
+    "synthetic" if any folder is; "place" if all are places as `places.fetch_place` wrote them, with unchanged files:
+    real images, real MODIS label, and the map of a model as reference; "real" if all files of all were verified.
+    """
     roots = list(roots)
     if any(map(is_sample, roots)):
         return "synthetic"
+    records = [_place_record(root) for root in roots]
+    if all(record and record.get("digest") == data_digest(root) for record, root in zip(records, roots, strict=True)):
+        return "place"
     marks = {fetched.provenance(root) for root in roots}
     if marks <= {fetched.VERIFIED}:
         return "real"
@@ -95,8 +106,21 @@ def data_kind(roots: Iterable[Path]) -> str:
 
 
 def is_sample(root: Path) -> bool:
-    """Return whether a folder belongs to a synthetic sample world."""
+    """Return whether a folder belongs to a synthetic sample world, or is a synthetic place."""
+    return _in_world(root) or _place_record(root).get("synthetic") is True
+
+
+def _in_world(root: Path) -> bool:
     return (root.parent / "world.json").exists()
+
+
+def _place_record(root: Path) -> dict[str, Any]:
+    """Return the record of a place, or an empty one if the folder is none."""
+    try:
+        record = json.loads((root / PLACE_RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _digest(parts: list[str]) -> str:

@@ -29,7 +29,7 @@ from lcfuse_core.data.stac import Catalogue, Grid, Item
 from lcfuse_core.errors import DataError, FetchError, MissingDataError
 
 CONSTANT_DB = (-12.0, -19.0)
-"""VV and VH where a place has no Sentinel-1: constant channels, from which nothing can be learned."""
+"""VV and VH where a place has no Sentinel-1: constant channels, which networks leave out (`data.channels`)."""
 
 _MAX_UNSEEN = 0.05  # proportion of pixels that may be under cloud on all chosen dates
 _MIN_CLEAR = 0.2  # proportion of a date's pixels that must show the ground for the date to be of use
@@ -103,6 +103,23 @@ class PlaceReader:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
 
+    def download_bytes(self) -> int:
+        """
+        Return about how many bytes the place takes, by the indexes of the files; no pixel is read.
+
+        The dates are those of least cloud by the catalogue's own figure; the scene classification may choose others.
+        """
+        days = self._days()
+        dates = sorted(days, key=lambda date: (_cloud_cover(days[date]), date))[: self.n_dates]
+        assets = [*filter(None, self._bands), self.settings["scenes"]]
+        addresses = [self.catalogue.signed(item, asset) for date in dates for item in days[date] for asset in assets]
+        if self.reference_settings is not None:
+            url, degrees = self.reference_settings["url"], self.reference_settings["tile_degrees"]
+            addresses += [url.format(tile=tile, year=self.year) for tile in _tiles(self.grid, degrees)]
+        addresses.append(self.modis_settings["url"].format(year=self.year))
+        with ThreadPoolExecutor(_READERS) as pool:
+            return sum(pool.map(lambda address: stac.window_bytes(address, self.grid), addresses))
+
     # Sentinel-2
 
     def sentinel2(self) -> NDArray[np.uint16]:
@@ -138,8 +155,8 @@ class PlaceReader:
             raise DataError("services: bands", found=found, expected=expected, do="Correct the file of services.")
         return names
 
-    def _clear_days(self) -> list[tuple[str, list[Item], NDArray[np.bool_]]]:
-        """Return the clearest dates of the season with their items and masks of clear pixels, in order of time."""
+    def _days(self) -> dict[str, list[Item]]:
+        """Return the items of each date of the season."""
         items = self.catalogue.search(self.settings["sentinel2"], self.grid, self.period)
         if not items:
             found = f"no Sentinel-2 image of {self.title} in {self.period}"
@@ -148,11 +165,12 @@ class PlaceReader:
         days: dict[str, list[Item]] = {}
         for item in items:
             days.setdefault(item.date, []).append(item)
-        clouds = {
-            date: min(float(item.properties.get("eo:cloud_cover", 100)) for item in own) for date, own in days.items()
-        }
-        found_days = []
-        for date in sorted(days, key=lambda date: (clouds[date], date))[:_CANDIDATES]:
+        return days
+
+    def _clear_days(self) -> list[tuple[str, list[Item], NDArray[np.bool_]]]:
+        """Return the clearest dates of the season with their items and masks of clear pixels, in order of time."""
+        days, found_days = self._days(), []
+        for date in sorted(days, key=lambda date: (_cloud_cover(days[date]), date))[:_CANDIDATES]:
             scenes = self.kept(
                 f"{date}-scenes", partial(self._mosaic, days[date], self.settings["scenes"], Resampling.nearest)
             )
@@ -332,6 +350,11 @@ class PlaceReader:
             "attribution": settings.get("attribution", ""),
         }
         return table[codes]
+
+
+def _cloud_cover(items: list[Item]) -> float:
+    """Return the cloud cover of a date in per cent, as its clearest item states it."""
+    return min(float(item.properties.get("eo:cloud_cover", 100)) for item in items)
 
 
 def _tiles(grid: Grid, degrees: int) -> Iterator[str]:

@@ -36,6 +36,7 @@ from lcfuse_core import _runtime
 from lcfuse_core._yaml import load_yaml
 from lcfuse_core.data import cells
 from lcfuse_core.data.files import open_raster, part_transform
+from lcfuse_core.data.identity import PLACE_RECORD, data_digest
 from lcfuse_core.data.place_layers import PlaceReader
 from lcfuse_core.data.sample import world
 from lcfuse_core.data.stac import Grid
@@ -56,7 +57,8 @@ class Request:
     lon, lat : float
         Centre in degrees.
     size_km : float
-        Side of the square, rounded up to whole patches of 2.56 km.
+        Side of the square, rounded up to whole patches of 2.56 km; a smaller place is one patch, its side rounded up to
+        160 m.
     year : int
         Of the images and of the MODIS label.
     name : str
@@ -84,7 +86,7 @@ class Request:
         checks: dict[str, tuple[bool, str]] = {
             "lon": (-180 <= self.lon <= 180, "-180 to 180 degrees"),
             "lat": (-80 <= self.lat <= 84, "-80 to 84 degrees: the range of UTM"),
-            "size_km": (0 < self.size_km <= 41, "more than 0, at most 41 km"),
+            "size_km": (0.64 <= self.size_km <= 41, "0.64 (a training crop) to 41 km"),
             "year": (2016 <= self.year <= 2100, "2016 or later, when Sentinel-2 covers a summer"),
             "name": (not self.name or bool(re.fullmatch(r"[A-Za-z0-9]\w*", self.name)), "letters, digits and _"),
             "months": (1 <= months[0] <= months[1] <= 12, "two months, the first not after the last"),
@@ -108,7 +110,8 @@ class Request:
         """The pixels: 10 m in the UTM zone of the centre, corners at multiples of 10 m."""
         zone = min(60, int((self.lon + 180) // 6) + 1)
         crs = f"EPSG:{(32600 if self.lat >= 0 else 32700) + zone}"
-        side = PATCH_PX * math.ceil(round(self.size_km * 100 / PATCH_PX, 6))
+        step = PATCH_PX if self.size_km * 100 > PATCH_PX else 16
+        side = step * math.ceil(round(self.size_km * 100 / step, 6))
         x, y = Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(self.lon, self.lat)
         west, north = 10 * round(x / 10) - 5 * side, 10 * round(y / 10) + 5 * side
         return Grid(crs, Affine(10, 0, west, 0, -10, north), side)
@@ -172,40 +175,61 @@ def fetch_place(
     """
     final = out / request.title
     wanted = json.loads(json.dumps(asdict(request)))
-    record = final / "place.json"
+    record = final / PLACE_RECORD
     if record.exists():
         if json.loads(record.read_text(encoding="utf-8")).get("request") == wanted:
             return final
         do = "Give another --name, or delete the folder."
         raise ParameterError(final, found="another place of that name", expected="a new name", do=do)
-    known = read_services(services)
-    for kind, name in (("catalogues", request.catalogue), ("references", request.reference)):
-        if name and name not in known[kind]:
-            expected = ", ".join(known[kind])
-            raise ParameterError(f"place: {kind}", found=name, expected=expected, do="Correct the name.")
+    known = _services_of(request, services)
     digest = hashlib.sha256(json.dumps([wanted, known], sort_keys=True, default=str).encode()).hexdigest()[:12]
     part = out / f".{request.title}.{digest}.part"
     with _runtime.lock(part.with_suffix(".lock")):
         part.mkdir(parents=True, exist_ok=True)
-        reader = PlaceReader(
-            request.title,
-            request.grid,
-            request.year,
-            request.season[1],
-            request.dates,
-            known["catalogues"][request.catalogue],
-            known["modis"],
-            {"name": request.reference, **known["references"][request.reference]} if request.reference else None,
-            part,
-            progress,
-        )
-        _write_place(request, reader, part / "place")
+        _write_place(request, _reader(request, known, part, progress), part / "place")
         if final.exists():
             shutil.rmtree(final)  # a folder without a record: not of this function, or unfinished
         (part / "place").rename(final)
         shutil.rmtree(part)
     part.with_suffix(".lock").unlink(missing_ok=True)
     return final
+
+
+def download_bytes(request: Request, services: str | os.PathLike[str] = SERVICES) -> int:
+    """Return about how many bytes `fetch_place` would read, by the indexes of the files; raises as it does."""
+    return _reader(request, _services_of(request, services), Path(), False).download_bytes()
+
+
+def _services_of(request: Request, path: str | os.PathLike[str]) -> dict[str, Any]:
+    known = read_services(path)
+    for kind, name in (("catalogues", request.catalogue), ("references", request.reference)):
+        if name and name not in known[kind]:
+            expected = ", ".join(known[kind])
+            raise ParameterError(f"place: {kind}", found=name, expected=expected, do="Correct the name.")
+    return known
+
+
+def _reader(request: Request, known: dict[str, Any], part: Path, progress: bool) -> PlaceReader:
+    reference = {"name": request.reference, **known["references"][request.reference]} if request.reference else None
+    catalogue, period = known["catalogues"][request.catalogue], request.season[1]
+    return PlaceReader(
+        request.title, request.grid, request.year, period, request.dates, catalogue, known["modis"], reference, part,
+        progress,
+    )  # fmt: skip
+
+
+def read_place(folder: Path) -> dict[str, Any]:
+    """Return the record of a place; MissingDataError if it is none, or lacks its images, label or reference."""
+    do = "Give a folder that `python -m lcfuse_core place` wrote, with a reference."
+    names = (PLACE_RECORD, "s2.tif", "coarse.tif", "reference.tif")
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise MissingDataError(folder, found=f"no {', '.join(missing)}", expected="a place", do=do)
+    try:
+        record = json.loads((folder / PLACE_RECORD).read_text(encoding="utf-8"))
+        return record | {"attribution": [str(line) for line in record["attribution"]]}
+    except (ValueError, KeyError, TypeError) as error:
+        found = f"no record of a place ({error})"
+        raise DataError(folder / PLACE_RECORD, found=found, expected="that of `place`", do=do) from None
 
 
 def sample_place(out: Path, seed: int = 0) -> Path:
@@ -217,7 +241,7 @@ def sample_place(out: Path, seed: int = 0) -> Path:
     """
     final = out / f"synthetic_{seed}"
     with _runtime.lock(final.with_suffix(".lock")):
-        if not (final / "place.json").exists():
+        if not (final / PLACE_RECORD).exists():
             files = world.make_sample_scene(out / f"scene-{seed}", seed, side=512, weather=False)
             arrays = {}
             for name in ("s2", "s1", "truth", "coarse"):
@@ -284,7 +308,8 @@ def _write_layers(
     for name, array in scene.items():
         _write(folder / f"{name}.tif", array, grid.crs, grid.transform, compress="deflate")
     _write(folder / "coarse.tif", codes, cells.SINUSOIDAL, transform, nodata=255)
-    _runtime.write_atomic(folder / "place.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    record["digest"] = data_digest(folder)
+    _runtime.write_atomic(folder / PLACE_RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def _write(path: Path, array: NDArray[Any], crs: str, transform: Affine, **options: Any) -> None:

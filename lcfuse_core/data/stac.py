@@ -7,6 +7,7 @@ requests through GDAL, so that a window of some kilometres costs megabytes inste
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform_bounds
+from rasterio.windows import from_bounds
 
 from lcfuse_core.errors import DataError, FetchError, MissingDataError
 
@@ -253,6 +255,23 @@ def read_window(address: str, grid: Grid, resampling: Resampling) -> NDArray[Any
             with WarpedVRT(file, resampling=resampling, src_nodata=file.nodata or 0, nodata=0, **options) as warped:
                 values: NDArray[Any] = warped.read(1)
                 return values
+
+    return tried(read)
+
+
+def window_bytes(address: str, grid: Grid) -> int:
+    """Return the bytes of the blocks of a raster that a grid touches, by the index in its header, without pixels."""
+
+    def read() -> int:
+        with remote(address) as file:
+            west, north = grid.transform.c, grid.transform.f
+            extent = (west, north - 10 * grid.side, west + 10 * grid.side, north)
+            window = from_bounds(*transform_bounds(grid.crs, file.crs, *extent), file.transform)
+            rows, cols = file.block_shapes[0]
+            top, left = max(0, math.floor(window.row_off / rows)), max(0, math.floor(window.col_off / cols))
+            bottom = min(math.ceil((window.row_off + window.height) / rows), math.ceil(file.height / rows))
+            right = min(math.ceil((window.col_off + window.width) / cols), math.ceil(file.width / cols))
+            return sum(file.block_size(1, i, j) for i in range(top, bottom) for j in range(left, right))
 
     return tried(read)
 

@@ -4,15 +4,19 @@ Fetch real images and real MODIS labels of any place, and map it: `python -m lcf
     place --lon 11.5 --lat 48.3 --out DIR                 images, MODIS label and a reference of 5.12 x 5.12 km
     place --lon 11.5 --lat 48.3 --map --out DIR           and a map of 10 m that is learned from the label
     place --places FILE.yaml --out DIR [--jobs N]         many
+    place --places FILE.yaml --out DIR --score            and a run of the chapter your_place on each, into the ledger
 
 The folder of a place is in the layout of DFC2020: chapters and commands take it as `data_root`. The same command
-continues after an interruption, and finds a place that is complete.
+continues after an interruption, and finds a place that is complete. With --estimate it prints what would be downloaded
+and about how long it would take, from the indexes of the files, and reads no pixel.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,8 +26,15 @@ from typing import Any
 
 from lcfuse_core import _runtime
 from lcfuse_core.data import places
-from lcfuse_core.errors import ParameterError
+from lcfuse_core.errors import LcfuseError, ParameterError
 from lcfuse_core.mapping import commands
+from lcfuse_core.scoring import ledger
+
+MEGABYTES_PER_MINUTE = 150.0
+"""A connection of 20 Mbit per second, for estimates."""
+
+SCORE_MINUTES = {"smoke": 2.0, "colab": 6.0, "full": 6.0}
+"""A run of the chapter your_place on 5.12 km on two processor cores, by profile."""
 
 
 def add_parser(parsers: Any) -> None:
@@ -49,6 +60,9 @@ def add_parser(parsers: Any) -> None:
     )
     place.add_argument("--out", type=Path, required=True, help="folder of the places")
     place.add_argument("--map", action="store_true", help="map the place from its MODIS label, too")
+    place.add_argument("--estimate", action="store_true", help="print megabytes and minutes, fetch nothing")
+    place.add_argument("--score", action="store_true", help="run the chapter your_place on each place, too")
+    place.add_argument("--profile", default="smoke", help="of these runs (default: smoke)")
     place.add_argument("--json", action="store_true", help="print the record of each place as one line of JSON")
     place.add_argument("--quiet", action="store_true", help="do not show the progress bar")
     place.add_argument("--jobs", type=int, default=1, help="places at a time, on this machine")
@@ -69,21 +83,64 @@ def _run(options: argparse.Namespace) -> int:
     if options.catalogue:
         requests = [replace(request, catalogue=options.catalogue) for request in requests]
     out = options.out.absolute()
+    if options.estimate:
+        return _estimate(requests, options)
     fetch: Callable[[places.Request], Path] = partial(
         places.fetch_place, out=out, services=options.services.absolute(), progress=not options.quiet and one
     )
     if one:
-        _finish(fetch(requests[0]), options)
-        return 0
-    failed = 0
+        folder = fetch(requests[0])
+        _finish(folder, options)
+        return _score([folder], options) if options.score else 0
+    failed, folders = 0, []
     for request, outcome in _runtime.map_parallel(fetch, requests, jobs=options.jobs, cluster=options.cluster):
         if isinstance(outcome, BaseException):
             failed += 1
             print(f"{request.title}: {outcome}", file=sys.stderr)
         else:
             _finish(outcome, options)
+            folders.append(outcome)
     print(f"{len(requests)} places: {len(requests) - failed} complete, {failed} failed")
+    not_scored = _score(sorted(folders), options) if options.score and folders else 0
+    return int(failed > 0 or not_scored > 0)
+
+
+def _estimate(requests: list[places.Request], options: argparse.Namespace) -> int:
+    """Print megabytes and minutes of each place and of all; return 1 if one cannot be had."""
+    total, failed = 0.0, 0
+    for request in requests:
+        try:
+            megabytes = places.download_bytes(request, options.services) / 1e6
+        except LcfuseError as error:
+            failed += 1
+            print(f"{request.title}: {error}", file=sys.stderr)
+            continue
+        total += megabytes
+        print(f"{request.title}: {megabytes:.1f} MB")
+    n, minutes = len(requests) - failed, total / MEGABYTES_PER_MINUTE
+    compute = n * (SCORE_MINUTES[options.profile] if options.score else 0)
+    print(
+        f"{n} places: {total:.0f} MB, {minutes:.0f} minutes at {MEGABYTES_PER_MINUTE:.0f} MB per minute"
+        + (f"; runs of your_place: about {compute:.0f} minutes on two cores" if options.score else "")
+    )
     return int(failed > 0)
+
+
+def _score(folders: list[Path], options: argparse.Namespace) -> int:
+    """Run the chapter your_place on places, as a grid, and append its lines to the ledger; return its exit code."""
+    runs = options.out.absolute() / "runs"
+    words = ["run", "your_place", "--profile", options.profile, "--out", str(runs), "--jobs", str(options.jobs)]
+    words += [word for folder in folders for word in ("-p", "data_root", str(folder))]
+    environment = {name: value for name, value in os.environ.items() if name != "LCFUSE_LEDGER"}
+    code = subprocess.run([sys.executable, "-m", "lcfuse_core", *words], env=environment, check=False).returncode
+    out = ledger.default_path()
+    known = ledger.read_entries(out).values() if out.exists() else []
+    lines = [line for path in sorted(runs.rglob("ledger.jsonl")) for line in ledger.read_entries(path).values()]
+    new = [line for line in lines if line not in known]
+    for line in new:
+        ledger.append(out, line)
+    print(f"{len(new)} new lines in {out}")
+    return code
 
 
 def _request(options: argparse.Namespace) -> places.Request:
@@ -113,7 +170,7 @@ def map_place(folder: Path, *, quiet: bool = False) -> Path:
     """Map a place from its own MODIS label, and return the folder of the map."""
     parser = argparse.ArgumentParser()
     commands.add_parser(parser.add_subparsers())
-    out = folder / "map"
+    out = folder.with_name(f"{folder.name}_map")  # beside the place, whose files have one digest
     words = ["map", "--s2", str(folder / "s2.tif"), "--coarse", str(folder / "coarse.tif"), "--out", str(out)]
     words += ["--s1", str(folder / "s1.tif")] if (folder / "s1.tif").exists() else []
     options = parser.parse_args([*words, *(["--quiet"] if quiet else [])])

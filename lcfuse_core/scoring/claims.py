@@ -8,10 +8,11 @@ protocol. Other lines are shown beside it under their own name; they decide noth
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from lcfuse_core._yaml import load_yaml
 from lcfuse_core.errors import DataError
 from lcfuse_core.scoring import intervals, ledger
 from lcfuse_core.scoring.intervals import Interval
+from lcfuse_core.scoring.scores import summarise
 
 _REPRODUCED, _PARTLY, _NOT_REPRODUCED = "reproduced", "partly", "not reproduced"
 _OTHER_PROTOCOL, _UNTESTABLE, _NOT_RUN = "under another protocol", "not testable here", "not run yet"
@@ -33,7 +35,7 @@ VERDICTS = (_REPRODUCED, _PARTLY, _NOT_REPRODUCED, _OTHER_PROTOCOL, _UNTESTABLE,
 
 MARKS = {
     "synthetic": "○ synthetic", "semi-real": "◐ semi-real", "unverified": "◌ unverified", "adopted": "◑ adopted",
-    "real": "● real",
+    "place": "◒ real places", "real": "● real",
 }  # fmt: skip
 """Kinds of data in tables: a sign and the word."""
 
@@ -52,6 +54,20 @@ _Entry = Mapping[str, Any]  # a ledger line, its nested names joined by dots (`l
 _Fields = dict[str, str | int | float]
 
 
+class OnPlaces(BaseModel):
+    """What takes the place of fields of a claim where it is tested on real places; see `of_places`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sentence: str
+    means: str
+    where: _Fields
+    against: _Fields
+    protocol: _Fields
+    command: str
+    download: str
+
+
 class Claim(BaseModel):
     """One claim, as in the file, which explains the fields; scores and margins in per cent and points."""
 
@@ -66,13 +82,14 @@ class Claim(BaseModel):
     score: str = "aa"
     reported: float | None = None
     margin: float | None = None
-    needs: Literal["synthetic", "semi-real", "real"] = "real"
+    needs: Literal["synthetic", "semi-real", "place", "real"] = "real"
     where: _Fields = {}
     against: _Fields = {}
     protocol: _Fields = {}
     differs: str = ""
     command: str = ""
     download: str = ""
+    on_places: OnPlaces | None = None
 
     @model_validator(mode="after")
     def _check_fields_of_relation(self) -> Claim:
@@ -113,6 +130,17 @@ def read_claims(text: str | None = None) -> list[Claim]:
     return found
 
 
+def of_places(claims: Iterable[Claim]) -> list[Claim]:
+    """Return those of *claims* that are also tested on real places, as claims of their own: `ensemble, places`."""
+    return [
+        claim.model_copy(
+            update=dict(claim.on_places) | {"id": f"{claim.id}, places", "needs": "place", "on_places": None}
+        )
+        for claim in claims
+        if claim.on_places is not None
+    ]
+
+
 def fixed_on() -> date:
     """Return the day on which the rule, the margins and the protocols of the book were last changed."""
     return _read().fixed
@@ -133,14 +161,49 @@ def evidence(own: str | os.PathLike[str] | None = None) -> list[_Entry]:
     """
     Read the ledger lines that verdicts rest on: the committed ones and, of the ledger *own*, those not synthetic.
 
-    Each line has `data_kind`, also an old one.
+    Each line has `data_kind`, also an old one. The lines of real places are pooled: see `pooled_places`.
     """
     lines: list[dict[str, Any]] = []
     for path in (SHIPPED / "seeds.jsonl", SHIPPED / "methods.jsonl"):  # the newer lines last
         lines += ledger.read_entries(path).values() if path.exists() else []
     if own is not None and Path(own).exists():
         lines += [line for line in ledger.read_entries(own).values() if not line.get("synthetic")]
-    return [ledger.flatten(line | {"data_kind": _kind_of(line)}) for line in lines]
+    found = [ledger.flatten(line | {"data_kind": _kind_of(line)}) for line in lines]
+    places = [line for line in found if line["data_kind"] == "place"]
+    return [*(line for line in found if line["data_kind"] != "place"), *pooled_places(places)]
+
+
+def pooled_places(lines: Iterable[_Entry]) -> list[_Entry]:
+    """
+    Join the ledger lines of single places to one line per method, settings and seeds: each place is a region.
+
+    Of two lines of a place, the newer counts. `scores.n_places` is the number of places. Lines are compared with each
+    other only if they are of the same places, by `hashes.evaluation`.
+    """
+    names = ("parameters.method", "label_regime", "profile", "parameters.steps", "seeds.world", "seeds.training")
+    groups: dict[tuple[Any, ...], dict[str, _Entry]] = {}
+    for line in lines:
+        groups.setdefault(tuple(line.get(name) for name in names), {})[str(line.get("hashes.evaluation"))] = line
+    pooled = []
+    for own in groups.values():
+        counts = {
+            name: np.array(value)
+            for line in own.values()
+            for name, value in line.items()
+            if name.startswith("scores.counts.")
+        }
+        if not counts:
+            continue
+        last = [*own.values()][-1]
+        head = {name: value for name, value in last.items() if not name.startswith(("scores.", "data.", "hashes."))}
+        scores = {f"scores.{name}": value for name, value in asdict(summarise(sum(counts.values()))).items()}
+        same = hashlib.sha256("\n".join(sorted(own)).encode()).hexdigest()
+        n_patches = sum(int(line.get("scores.n_patches") or 0) for line in own.values())
+        further = {"scores.n_places": len(own), "scores.n_patches": n_patches, "hashes.evaluation": same}
+        pooled.append(
+            head | ledger.flatten(scores) | {name: value.tolist() for name, value in counts.items()} | further
+        )
+    return pooled
 
 
 def _kind_of(line: _Entry) -> str:

@@ -49,9 +49,9 @@ LABEL_REGIMES = ("coarse only", "coarse + fine validation", "fine")
 REGIMES = ("inductive", "transductive")
 """Whether nothing was learned from the evaluated images, or images and coarse labels of their regions were used."""
 
-DATA_KINDS = ("synthetic", "semi-real", "unverified", "adopted", "real")
-"""From the sample world; real images with simulated labels or with the map of a model as reference; files that
-`data fetch` has not verified; the published data sets."""
+DATA_KINDS = ("synthetic", "semi-real", "unverified", "adopted", "place", "real")
+"""From the sample world; real images with simulated labels; files that `data fetch` has not verified, or recognised by
+their names; places of `place`: real images, real MODIS label, the map of a model as reference; published data sets."""
 
 _LONGEST_LINE = 1 << 26  # bytes; a line of 100 regions has less than 1 MB
 _MAPPINGS = ("data", "seeds", "parameters", "scores", "hashes", "cost", "code", "machine")
