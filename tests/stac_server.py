@@ -47,6 +47,8 @@ class Server:
     url: str = ""
     items: list[dict[str, Any]] = field(default_factory=list)
     page_size: int = 2
+    page: Any = None  # what a search answers, instead of its result
+    endless: bool = False  # whether each page has a next one, which begins anew
     token: str | None = None  # a query that every raster needs
     tokens: Callable[[], str] = lambda: ""
     sent: Counter[str] = field(default_factory=Counter)  # bytes by path
@@ -310,10 +312,12 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 for item in server.items
                 if item["collection"] in wanted and first <= item["properties"]["datetime"][:10] <= last
             ]
+            if server.page is not None:
+                return self._json(server.page)
             start = int(body.get("token", 0))
             page: dict[str, Any] = {"type": "FeatureCollection", "features": found[start : start + server.page_size]}
-            if start + server.page_size < len(found):
-                following = {"token": start + server.page_size}
+            if start + server.page_size < len(found) or server.endless:
+                following = {"token": (start + server.page_size) % max(1, len(found))}
                 link = {"rel": "next", "href": f"{server.url}/v1/search", "method": "POST", "merge": True}
                 page["links"] = [{**link, "body": following}]
             return self._json(page)

@@ -85,8 +85,11 @@ class PlaceReader:
         """Return an array from the folder of what was read, or read it and keep it there."""
         path = self.part / f"{re.sub(r'[^A-Za-z0-9.-]', '_', name)}.npy"
         if path.exists():
-            found: NDArray[Any] = np.load(path)
-            return found
+            try:
+                found: NDArray[Any] = np.load(path)
+                return found
+            except (ValueError, EOFError, OSError):
+                path.unlink()  # damaged, as by a full disk: it is read again
         values = read()
         with _runtime.atomic_path(path) as temporary, temporary.open("wb") as file:
             np.save(file, values)
@@ -354,7 +357,8 @@ class PlaceReader:
 
 def _cloud_cover(items: list[Item]) -> float:
     """Return the cloud cover of a date in per cent, as its clearest item states it."""
-    return min(float(item.properties.get("eo:cloud_cover", 100)) for item in items)
+    covers = [item.properties.get("eo:cloud_cover") for item in items]
+    return min(float(cover) if isinstance(cover, int | float) else 100.0 for cover in covers)
 
 
 def _tiles(grid: Grid, degrees: int) -> Iterator[str]:

@@ -81,11 +81,15 @@ class Item:
     collection: str
 
     def address(self, asset: str) -> str:
-        """Return the address of an asset; MissingDataError if the item lacks it."""
+        """Return the address of an asset; MissingDataError if the item lacks it, DataError if it is not of the web."""
         if asset not in self.assets:
             found, do = f"assets {', '.join(sorted(self.assets)) or 'none'}", "Take another catalogue or date."
             raise MissingDataError(self.id, found=found, expected=f"the asset {asset}", do=do)
-        return str(self.assets[asset]["href"])
+        address = str(self.assets[asset].get("href", ""))
+        if not address.startswith(("http://", "https://")):  # a catalogue must not make us read local files
+            found, do = f"the address {address[:80]!r} of {asset}", "Take another catalogue: its files need http(s)."
+            raise DataError(self.id, found=found, expected="an address that begins with https://", do=do)
+        return address
 
     def offset(self, asset: str) -> int:
         """
@@ -101,15 +105,18 @@ class Item:
         """
         if self.properties.get("earthsearch:boa_offset_applied") is True:
             return 0
-        band = (self.assets[asset].get("raster:bands") or [{}])[0]
-        if "offset" in band and band.get("scale"):
-            return round(band["offset"] / band["scale"])
         baseline = self.properties.get("s2:processing_baseline", self.properties.get("processing:version"))
-        if baseline is None:
+        try:
+            band = (self.assets[asset].get("raster:bands") or [{}])[0]
+            if "offset" in band and band.get("scale"):
+                return round(band["offset"] / band["scale"])
+            if baseline is not None:
+                return -1000 if float(baseline) >= 4 else 0
             found = "neither a processing baseline nor an offset nor earthsearch:boa_offset_applied"
-            do = "Take another catalogue: the radiometric offset of this item is unknown."
-            raise DataError(self.id, found=found, expected="one of them", do=do)
-        return -1000 if float(baseline) >= 4 else 0
+        except (TypeError, ValueError, AttributeError, OverflowError):
+            found = f"the baseline {baseline!r} and raster:bands that are no numbers"
+        do = "Take another catalogue: the radiometric offset of this item is unknown."
+        raise DataError(self.id, found=found, expected="a baseline such as 05.09, or an offset", do=do)
 
 
 class Catalogue:
@@ -150,17 +157,21 @@ class Catalogue:
             "collections": [collection], "bbox": [west, south, east, north], "datetime": _interval(dates),
             "limit": limit,
         }  # fmt: skip
-        items, address, method = {}, f"{self.url}/search", "POST"
+        items: dict[str, Item] = {}
+        address, method = f"{self.url}/search", "POST"
         while address:
             page = self._json(address, method, body)
-            for feature in page.get("features", ()):
-                item = _item(feature)
-                items[item.id] = item
-            following = next((link for link in page.get("links", ()) if link.get("rel") == "next"), None)
-            if following is None or not page.get("features"):
-                break
-            address, method = following["href"], following.get("method", "GET").upper()
-            body = (body if following.get("merge") else {}) | (following.get("body") or {})
+            known = len(items)
+            try:
+                items |= {item.id: item for item in map(_item, page.get("features") or ())}
+                following = next((link for link in page.get("links") or () if link.get("rel") == "next"), None)
+                if following is None or len(items) == known:  # a page without a new item is the last one
+                    break
+                address, method = following["href"], following.get("method", "GET").upper()
+                body = (body if following.get("merge") else {}) | (following.get("body") or {})
+            except (KeyError, TypeError, AttributeError) as error:
+                found, do = f"a page of another form ({error!r})", "Check the address of the catalogue."
+                raise DataError(self.url, found=found, expected="an answer of a STAC search", do=do) from None
         return sorted(items.values(), key=lambda item: (item.date, item.id))
 
     def _json(self, address: str, method: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -209,7 +220,7 @@ def _item(feature: Any) -> Item:
     try:
         properties = dict(feature["properties"])
         assets = {str(name): dict(asset) for name, asset in feature["assets"].items()}
-        date = str(properties["datetime"])[:10]
+        date = str(properties["datetime"] or properties["start_datetime"])[:10]
         return Item(str(feature["id"]), date, assets, properties, str(feature.get("collection", "")))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         found = f"an item that is not of STAC ({type(error).__name__}: {error})"

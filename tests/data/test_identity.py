@@ -1,5 +1,6 @@
 """The identity of data follows their contents."""
 
+import json
 import os
 import shutil
 
@@ -121,3 +122,24 @@ def test_data_are_real_only_if_all_were_verified(tmp_path, monkeypatch):
     assert kinds == ["unverified", "real", "unverified", "synthetic", "adopted", "unverified"]
     assert set(kinds) <= set(ledger.DATA_KINDS)
     assert identity.data_name(mine) == "dfc2020"
+
+
+def test_places_have_a_kind_of_their_own_while_their_files_are_unchanged(tmp_path):
+    """A folder with a record whose digest is not that of the files is not taken for a place."""
+    place, other = tmp_path / "Here", tmp_path / "There"
+    for folder in (place, other):
+        write_patch(folder, "bundle")
+        (folder / identity.PLACE_RECORD).write_text(json.dumps({"digest": identity.data_digest(folder)}))
+    assert identity.data_kind([place]) == identity.data_kind([place, other]) == "place"
+    assert identity.data_kind([place, tmp_path]) == "unverified"
+    path = next(other.rglob("*_s2_*.tif"))
+    path.write_bytes(path.read_bytes() + b"?")
+    assert identity.data_kind([place, other]) == "unverified"
+    for text in ("{", "[]", '{"digest": 1}'):
+        (place / identity.PLACE_RECORD).write_text(text)
+        assert identity.data_kind([place]) == "unverified"
+    (place / identity.PLACE_RECORD).write_text('{"synthetic": true}')
+    assert identity.is_sample(place)
+    assert identity.data_kind([place]) == "synthetic"
+    assert identity.data_name(place) == "Here"
+    assert identity.data_digest(place) == identity.data_digest(place)

@@ -10,9 +10,17 @@ import rasterio
 import yaml
 from stac_server import ASSETS, add_item, add_radar, labelled_scene, serving
 
-from lcfuse_core.data import cells, legends, patches, place_layers, stac
+from lcfuse_core.data import cells, legends, patches, place_layers, places, stac
 from lcfuse_core.data.files import B10
-from lcfuse_core.data.places import SERVICES, Request, fetch_place, read_places, read_services, sample_place
+from lcfuse_core.data.places import (
+    SERVICES,
+    Request,
+    download_bytes,
+    fetch_place,
+    read_places,
+    read_services,
+    sample_place,
+)  # fmt: skip
 from lcfuse_core.errors import DataError, FetchError, MissingDataError, ParameterError
 
 OLD = {"s2:processing_baseline": "02.14"}
@@ -281,6 +289,182 @@ def test_images_that_do_not_serve(scene, server, fetch, items, error, message):
         add_item(server, scene[0], f"i{number}", "2021-06-05", **{"properties": OLD} | item)
     with pytest.raises(error, match=message):
         fetch()
+
+
+def test_a_signature_that_expires_in_the_middle_is_renewed(scene, server, fetch):
+    """After some images the address is refused with 403; a new token continues, and the map is the same."""
+    add_item(server, scene[0], "a", "2021-06-05", properties=OLD)
+    whole = reflectance(fetch(name="Whole", sentinel1=False))
+    given = []
+    server.tokens = lambda: given.append(1) or f"sig={len(given)}"
+    read, original = [], server.services
+
+    def expire(path, times):
+        if path.startswith("/files/a/"):
+            read.append(path)
+            server.token = "sig=1" if len(read) < 8 else "sig=2"
+        elif path.startswith("/files/"):
+            server.token = None  # MODIS and reference are public
+
+    server.fault, server.services = expire, original
+    assert (reflectance(fetch(signed=True, sentinel1=False)) == whole).all()
+    assert len(given) == 2
+
+
+@pytest.mark.parametrize("cut", [5_000, 20_000])
+def test_a_reset_in_the_middle_of_a_tile_is_repaired(scene, server, fetch, cut):
+    """The tile is asked for again as a whole: no half of it is used."""
+    add_item(server, scene[0], "a", "2021-06-05", properties=OLD)
+    whole = reflectance(fetch(name="Whole", sentinel1=False))
+    broken = []
+
+    def reset(path, times):
+        if path == "/files/a/B03.tif" and times in (2, 3):
+            broken.append(path)
+            return cut
+        return None
+
+    server.fault = reset
+    assert (reflectance(fetch(name=f"Cut{cut}", sentinel1=False)) == whole).all()
+    assert broken
+
+
+def test_files_that_moved_are_followed(scene, server, fetch):
+    add_item(server, scene[0], "a", "2021-06-05", properties=OLD)
+    add_item(server, scene[0], "b", "2021-06-05", properties=OLD)
+    server.items.pop()
+    moved = {"Location": f"{server.url}/files/b/B04.tif"}
+    server.fault = lambda path, times: (302, moved) if path == "/files/a/B04.tif" else None
+    fetch(sentinel1=False)
+    assert server.sent["/files/b/B04.tif"]
+
+
+def test_a_file_that_is_cut_on_the_server(scene, server, fetch, tmp_path):
+    add_item(server, scene[0], "a", "2021-06-05", properties=OLD)
+    product = shutil.copytree(server.links["a"], tmp_path / "cut")
+    server.links["a"] = product
+    content = (product / "B08.tif").read_bytes()
+    (product / "B08.tif").write_bytes(content[: len(content) // 2])
+    with pytest.raises(FetchError, match=r"B08\.tif"):
+        fetch(sentinel1=False)
+    assert not (tmp_path / "out" / "Here").exists()
+
+
+@pytest.mark.parametrize(
+    "address", ["/etc/hostname", "file:///etc/hostname", "s3://bucket/x.tif", "/vsizip/x.zip/a", ""]
+)
+def test_addresses_that_are_not_of_the_web(scene, server, fetch, address):
+    """A catalogue must not make us read a file of this machine."""
+    add_item(server, scene[0], "a", "2021-06-05", properties=OLD)
+    server.items[0]["assets"]["B05"]["href"] = address
+    with pytest.raises(DataError, match="https://"):
+        fetch(sentinel1=False)
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        {"s2:processing_baseline": "N0204"}, {"s2:processing_baseline": []}, {"processing:version": ""},
+        {"s2:processing_baseline": None},
+    ],
+)  # fmt: skip
+def test_a_baseline_that_is_no_number(scene, server, fetch, properties):
+    add_item(server, scene[0], "a", "2021-06-05", properties=properties)
+    with pytest.raises(DataError, match="baseline"):
+        fetch(sentinel1=False)
+
+
+@pytest.mark.parametrize("bands", [{"raster:bands": [{"offset": "x", "scale": 1}]}, {"raster:bands": ["x"]}])
+def test_an_offset_that_is_no_number(scene, server, fetch, bands):
+    add_item(server, scene[0], "a", "2021-06-05", properties=NEW, bands=bands)
+    with pytest.raises(DataError, match="no numbers"):
+        fetch(sentinel1=False)
+
+
+def test_items_without_cloud_cover_or_with_an_interval_of_time(scene, server, fetch):
+    """Both are allowed by STAC: the scene classification decides, and the start is the date."""
+    own = OLD | {"eo:cloud_cover": None}
+    add_item(server, scene[0], "a", "2021-06-05", properties=own)
+    stated = stac._item(
+        server.items[0] | {"properties": own | {"datetime": None, "start_datetime": "2021-06-07T10:00:00Z"}}
+    )
+    assert stated.date == "2021-06-07"
+    assert list(record(fetch(sentinel1=False))["sentinel2"]["dates"]) == ["2021-06-05"]
+
+
+def test_pages_that_never_end(scene, server, fetch):
+    """Each page has a next one, with the items of the first: the search stops when nothing is new."""
+    add_item(server, scene[0], "a", "2021-06-05", properties=OLD)
+    add_item(server, scene[0], "b", "2021-06-06", properties=OLD)
+    server.endless = True
+    assert len(record(fetch(sentinel1=False))["sentinel2"]["items"]) == 2
+    assert server.requests.count("/v1/search") < 5
+
+
+@pytest.mark.parametrize("page", [{"features": 3}, {"features": ["x"]}, {"features": [], "links": [3]}, [], "x"])
+def test_a_search_with_another_answer(scene, server, fetch, page):
+    server.page = page
+    with pytest.raises((DataError, FetchError)):
+        fetch(sentinel1=False)
+
+
+def test_a_kept_image_that_is_damaged_is_read_again(scene, server, fetch, tmp_path):
+    add_item(server, scene[0], "a", "2021-06-05", properties=OLD)
+    server.fault = lambda path, times: (404, {}) if path.endswith("B12.tif") else None
+    with pytest.raises(FetchError, match="B12"):
+        fetch(sentinel1=False)
+    server.fault = None
+    for number, path in enumerate(sorted((tmp_path / "out").rglob("*.npy"))):
+        path.write_bytes(path.read_bytes()[: (0, 40, 3000)[number % 3]])
+    whole = fetch(name="Whole", sentinel1=False)
+    assert (reflectance(fetch(sentinel1=False)) == reflectance(whole)).all()
+
+
+@pytest.mark.parametrize(("lon", "lat"), [(15.0, 83.9), (-60.0, -79.9), (179.99, 78.0)])
+def test_polar_places_have_a_grid_but_no_image(server, fetch, lon, lat):
+    """To the ends of UTM the grid is one of 10 m; what is missing is an image or a label."""
+    request = Request(lon, lat, 2.56)
+    _, south, _, north = request.grid.bounds
+    assert south < lat < north
+    assert request.grid.transform.a == 10
+    with pytest.raises(MissingDataError, match=r"no label|no Sentinel-2"):
+        fetch(lon=lon, lat=lat)
+
+
+def test_what_a_place_takes_is_known_before_it_is_read(scene, server, fetch, tmp_path):
+    """By the indexes of the files: no pixel is read, and the bytes are about those that are read later."""
+    add_item(server, scene[0], "a", "2021-06-05", properties=OLD)
+    services = server.services(tmp_path / "services.yaml", sentinel1=False)
+    request = Request(scene[0].lon, scene[0].lat, 2.56, name="Here", dates=3)
+    expected = download_bytes(request, services)
+    headers = sum(server.sent.values())
+    server.sent.clear()
+    assert not (tmp_path / "out").exists()
+    fetch(sentinel1=False)
+    read = sum(server.sent.values())
+    assert headers < read
+    assert 0.7 * read < expected <= read
+
+
+def test_places_smaller_than_a_patch_are_one_patch(scene, server, fetch):
+    add_item(server, scene[0], "a", "2021-06-05", properties=OLD)
+    (patch,), _ = patches.read_many(patches.index(fetch(size_km=2.05, sentinel1=False)))
+    assert patch.s2.shape == (13, 208, 208)
+    assert Request(0, 0, 5.12).grid.side == 512
+
+
+@pytest.mark.parametrize("damage", ["nothing", "{", '{"attribution": 3}', "s2.tif", "reference.tif"])
+def test_folders_that_are_no_place(tmp_path, damage):
+    folder = sample_place(tmp_path, seed=3)
+    assert places.read_place(folder)["synthetic"]
+    if damage.endswith(".tif"):
+        (folder / damage).unlink()
+    elif damage == "nothing":
+        (folder / "place.json").unlink()
+    else:
+        (folder / "place.json").write_text(damage)
+    with pytest.raises((DataError, MissingDataError), match="place"):
+        places.read_place(folder)
 
 
 def test_a_year_that_is_not_published(scene, server, fetch):

@@ -68,7 +68,7 @@ def test_the_map_is_learned_from_the_label_of_the_place(service, tmp_path, monke
     assert options.s2 == [folder / "s2.tif"]
     assert options.coarse == folder / "coarse.tif"
     assert options.s1 == []  # the catalogue has none
-    assert options.out == folder / "map"
+    assert options.out == tmp_path / "Here_map"  # the files of the place keep their digest
     assert all(path.exists() for path in (*options.s2, options.coarse))
 
 

@@ -286,7 +286,62 @@ def test_the_evidence_is_committed_lines_and_own_lines_that_are_not_synthetic(tm
         own = line("ours", HARD, data_kind=kind) | {"synthetic": kind == "synthetic"}
         ledger.append(tmp_path / "own.jsonl", own)
     added = claims.evidence(tmp_path / "own.jsonl")[2:]
-    assert [one["data_kind"] for one in added] == ["semi-real", "unverified", "adopted", "real"]
+    assert [one["data_kind"] for one in added] == ["semi-real", "unverified", "adopted", "real", "place"]
+
+
+def place_lines(method, recalls, **more):
+    """Return one line per recall: each is of a place of its own, with one region."""
+    return [
+        line(method, [recall], data_kind="place", data=f"place {number}", **more)
+        | {f"scores.counts.P{number}": counts_of([recall])["region 0"].tolist(), "scores.n_patches": 4}
+        for number, recall in enumerate(recalls)
+    ]
+
+
+def without_region(lines):
+    return [{name: value for name, value in one.items() if name != "scores.counts.region 0"} for one in lines]
+
+
+def test_lines_of_real_places_are_pooled_and_each_place_is_a_region():
+    ours, theirs = (without_region(place_lines(name, recalls)) for name, recalls in (("ours", EASIER), ("x", HARD)))
+    pooled = claims.pooled_places([*ours, *theirs, ours[0]])  # of two lines of a place, the newer counts
+    assert [one["parameters.method"] for one in pooled] == ["ours", "x"]
+    assert {one["scores.n_places"] for one in pooled} == {7}
+    assert {one["scores.n_patches"] for one in pooled} == {28}
+    assert pooled[0]["scores.aa"] == pytest.approx(np.mean(EASIER))
+    assert pooled[0]["hashes.evaluation"] == pooled[1]["hashes.evaluation"]
+    fewer = claims.pooled_places([*ours[1:], *theirs])
+    assert fewer[0]["hashes.evaluation"] != fewer[1]["hashes.evaluation"], "other places are not compared"
+    assert claims.pooled_places([]) == []
+
+
+@pytest.mark.parametrize(("shift", "expected"), [(0.1, "reproduced"), (-0.1, "not reproduced")])
+def test_claims_on_real_places_have_a_verdict_of_their_own(shift, expected, tmp_path):
+    """From the ledger of runs on all 26 places; fewer places or steps are another protocol."""
+    variants = claims.of_places(BOOK_CLAIMS)
+    assert [one.id for one in variants] == ["better-than-modis, places", "ensemble, places"]
+    recalls = np.random.default_rng(0).uniform(0.3, 0.7, 26)
+    methods = {one.where["parameters.method"]: recalls + shift for one in variants}
+    methods |= {one.against["parameters.method"]: recalls for one in variants}
+    for method, values in methods.items():
+        for one in without_region(place_lines(method, values)):
+            entry = one | {"parameters.steps": 900, "split": "all"}
+            nested = {"seeds": {"world": 0, "training": 0}, "parameters": {"method": method, "steps": 900}}
+            scores = {
+                "aa": entry["scores.aa"],
+                "counts": {name[14:]: value for name, value in entry.items() if name.startswith("scores.counts.")},
+            }
+            kept = {name: entry[name] for name in ("label_regime", "profile", "data_kind", "split", "synthetic")}
+            hashes = {"evaluation": entry["hashes.evaluation"]}
+            ledger.append(tmp_path / "l.jsonl", kept | nested | {"scores": scores, "hashes": hashes})
+    lines = claims.evidence(tmp_path / "l.jsonl")
+    for one in variants:
+        assert claims.verdict(one, claims.examine(one, lines)) == expected
+        assert claims.verdict(one, claims.examine(one, lines[:0])) == "not run yet"
+        short = [line | {"scores.n_places": 3} for line in lines]
+        assert claims.verdict(one, claims.examine(one, short)) == "under another protocol"
+    original = [one for one in BOOK_CLAIMS if one.on_places]
+    assert [claims.verdict(one, claims.examine(one, lines)) for one in original] == ["not run yet"] * 2
 
 
 def test_what_cannot_be_tested_has_its_reason():
