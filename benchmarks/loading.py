@@ -42,7 +42,7 @@ from rasterio.windows import Window
 
 from lcfuse_core import _runtime
 from lcfuse_core.data import packing, patches
-from lcfuse_core.data.files import part_transform
+from lcfuse_core.data.rasters import part_transform
 from lcfuse_core.data.sample import world
 from lcfuse_core.data.sample.sensors import draw_region
 from lcfuse_core.data.source import normalise

@@ -15,7 +15,7 @@ from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning
 
 from lcfuse_core.data import legends, packed, packing, patches
-from lcfuse_core.data.files import part_transform
+from lcfuse_core.data.rasters import part_transform
 
 ROWS, COLS = 32, 48
 KINDS = ("s1", "s2", "lc", "dfc")

@@ -28,7 +28,7 @@ from pyproj import Transformer
 from rasterio.warp import Resampling, reproject
 
 from lcfuse_core.data import cells
-from lcfuse_core.data.files import S2_BANDS
+from lcfuse_core.data.bands import S2_BANDS
 from lcfuse_core.data.places import SERVICES
 from lcfuse_core.data.sample import world
 

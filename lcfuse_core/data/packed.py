@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from lcfuse_core import _runtime
-from lcfuse_core.data.files import Layer, Patch, part_transform
+from lcfuse_core.data.files import Layer, Patch
+from lcfuse_core.data.rasters import part_transform
 from lcfuse_core.errors import DataError, LcfuseError, MissingDataError, ParameterError
 
 FORMAT = "lcfuse packed scene, 2"

@@ -27,9 +27,10 @@ from tqdm import tqdm
 
 from lcfuse_core._runtime import atomic_path, lock, write_atomic
 from lcfuse_core.data.cells import modis_cells
-from lcfuse_core.data.files import GRID_TOLERANCE_PX, KINDS, part_transform, read_georeference
+from lcfuse_core.data.files import GRID_TOLERANCE_PX, KINDS, read_georeference
 from lcfuse_core.data.packed import FORMAT, STORED, PackedScene, digest_of, tile_type
 from lcfuse_core.data.patches import Patch, Report, iter_patches, patch_name
+from lcfuse_core.data.rasters import part_transform
 from lcfuse_core.errors import DataError, DiskError, GridError, LcfuseError, disk_error
 
 _TILE_PX = (16, 256)

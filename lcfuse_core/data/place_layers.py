@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from lcfuse_core import _runtime
 from lcfuse_core.data import cells, stac
-from lcfuse_core.data.files import S2_BANDS
+from lcfuse_core.data.bands import S2_BANDS
 from lcfuse_core.data.stac import Catalogue, Grid, Item
 from lcfuse_core.errors import DataError, FetchError, MissingDataError
 
@@ -116,6 +116,9 @@ class PlaceReader:
         dates = sorted(days, key=lambda date: (_cloud_cover(days[date]), date))[: self.n_dates]
         assets = [*filter(None, self._bands), self.settings["scenes"]]
         addresses = [self.catalogue.signed(item, asset) for date in dates for item in days[date] for asset in assets]
+        if radar := self.settings.get("sentinel1"):
+            passes = self.catalogue.search(radar, self.grid, self.period)[: 2 * self.n_dates]
+            addresses += [self.catalogue.signed(item, asset) for item in passes for asset in ("vv", "vh")]
         if self.reference_settings is not None:
             url, degrees = self.reference_settings["url"], self.reference_settings["tile_degrees"]
             addresses += [url.format(tile=tile, year=self.year) for tile in _tiles(self.grid, degrees)]

@@ -35,9 +35,9 @@ from pyproj import Transformer
 from lcfuse_core import _runtime
 from lcfuse_core._yaml import load_yaml
 from lcfuse_core.data import cells
-from lcfuse_core.data.files import open_raster, part_transform
 from lcfuse_core.data.identity import PLACE_RECORD, data_digest
 from lcfuse_core.data.place_layers import PlaceReader
+from lcfuse_core.data.rasters import open_raster, part_transform
 from lcfuse_core.data.sample import world
 from lcfuse_core.data.stac import Grid
 from lcfuse_core.errors import DataError, MissingDataError, ParameterError

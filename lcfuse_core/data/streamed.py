@@ -32,10 +32,11 @@ from lcfuse_core import _runtime
 from lcfuse_core.data.bands import OFFSET_REMOVED, S2_OFFSET, subtract_offset
 from lcfuse_core.data.cells import cell_ids
 from lcfuse_core.data.channels import CHANNELS, N_S1, N_S2, Statistics
-from lcfuse_core.data.files import part_transform, read_georeference, read_window
+from lcfuse_core.data.files import read_georeference, read_window
 from lcfuse_core.data.legends import DFC2020, IGBP, IGNORE, N_COARSE, SCORED
 from lcfuse_core.data.packed import STORED, digest_of, open_scene
 from lcfuse_core.data.patches import Report, complete, index, is_packed, iter_patches, patch_name, read_patch
+from lcfuse_core.data.rasters import part_transform
 from lcfuse_core.data.source import (
     LABEL_KINDS,
     Crops,

@@ -26,7 +26,6 @@ from rasterio.crs import CRS
 from rasterio.enums import MaskFlags
 
 from lcfuse_core.data.cells import CELL_M, SINUSOIDAL, lonlat_to_modis, modis_to_lonlat
-from lcfuse_core.data.files import georeference, ground_size, open_raster, read_errors, transformer
 from lcfuse_core.data.legends import (
     DFC2020,
     IGNORE,
@@ -37,6 +36,7 @@ from lcfuse_core.data.legends import (
     igbp_to_dfc,
     read_legend,
 )  # fmt: skip
+from lcfuse_core.data.rasters import georeference, ground_size, open_raster, read_errors, transformer
 from lcfuse_core.errors import DataError, GridError, LegendError
 from lcfuse_core.mapping.scene import Grid, Source, coordinates, wrapped
 from lcfuse_core.models.transition import Matrix, class_prior, from_accuracy, posterior

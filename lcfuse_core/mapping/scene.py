@@ -38,7 +38,7 @@ from lcfuse_core.data.bands import (
     subtract_offset,
 )
 from lcfuse_core.data.channels import N_S1, channels_of
-from lcfuse_core.data.files import (
+from lcfuse_core.data.rasters import (
     Raster,
     georeference,
     ground_size,

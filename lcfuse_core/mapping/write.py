@@ -27,8 +27,8 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from lcfuse_core import _runtime
-from lcfuse_core.data.files import open_raster
 from lcfuse_core.data.legends import DFC2020, SCORED
+from lcfuse_core.data.rasters import open_raster
 from lcfuse_core.errors import DataError, DiskError, GridError, LcfuseError
 from lcfuse_core.mapping.scene import Grid, Source
 from lcfuse_core.mapping.windows import window_slices

@@ -184,7 +184,7 @@ def pooled_places(lines: Iterable[_Entry]) -> list[_Entry]:
     groups: dict[tuple[Any, ...], dict[str, _Entry]] = {}
     for line in lines:
         groups.setdefault(tuple(line.get(name) for name in names), {})[str(line.get("hashes.evaluation"))] = line
-    pooled = []
+    pooled: list[_Entry] = []
     for own in groups.values():
         counts = {
             name: np.array(value)
@@ -196,7 +196,9 @@ def pooled_places(lines: Iterable[_Entry]) -> list[_Entry]:
             continue
         last = [*own.values()][-1]
         head = {name: value for name, value in last.items() if not name.startswith(("scores.", "data.", "hashes."))}
-        scores = {f"scores.{name}": value for name, value in asdict(summarise(sum(counts.values()))).items()}
+        scores = {
+            f"scores.{name}": value for name, value in asdict(summarise(np.sum([*counts.values()], axis=0))).items()
+        }
         same = hashlib.sha256("\n".join(sorted(own)).encode()).hexdigest()
         n_patches = sum(int(line.get("scores.n_patches") or 0) for line in own.values())
         further = {"scores.n_places": len(own), "scores.n_patches": n_patches, "hashes.evaluation": same}

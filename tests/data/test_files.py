@@ -21,7 +21,7 @@ from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 
 import lcfuse_core
-from lcfuse_core.data import files, patches
+from lcfuse_core.data import files, patches, rasters
 from lcfuse_core.data.bands import S2_BANDS
 from lcfuse_core.errors import DataError, GridError, LegendError, MissingDataError
 
@@ -268,7 +268,7 @@ def test_no_code_opens_a_raster_by_another_door():
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("rasterio.open", "vrt.open", "gdal.Open"))
     ]
     reading = [(name, call) for name, call in calls if len(call.args) < 2 or ast.unparse(call.args[1]) != "'w'"]
-    assert [name for name, _ in reading] == ["data/files.py", "data/stac.py", "mapping/write.py"]
+    assert [name for name, _ in reading] == ["data/rasters.py", "data/stac.py", "mapping/write.py"]
     assert all("driver" in [keyword.arg for keyword in call.keywords] for _, call in reading)
 
 
@@ -317,10 +317,10 @@ def test_formats_that_refer_to_other_files_are_refused(tmp_path, server, name):
         path = tmp_path / f"a.{suffix}"
         path.write_text(FOREIGN[name].format(secret, url), "latin-1")
         with pytest.raises(DataError, match=rf"a\.{suffix}: found .*expected a GeoTIFF, JPEG 2000 or ENVI raster"):
-            files.open_raster(path)
+            rasters.open_raster(path)
     for address in (f"/vsicurl/{url}/a.tif", f"{url}/a.tif", f"WMS:{url}", f"GTIFF_DIR:1:{secret}"):
         with pytest.raises(MissingDataError, match="no such file"):
-            files.open_raster(address)
+            rasters.open_raster(address)
     assert requests == []
 
 
@@ -333,9 +333,9 @@ def test_advice_names_the_format(tmp_path):
     ):
         (tmp_path / "a.hdf").write_bytes(head + bytes(99))
         with pytest.raises(DataError, match=rf"a\.hdf: found {found}.*{do}"):
-            files.open_raster(tmp_path / "a.hdf")
+            rasters.open_raster(tmp_path / "a.hdf")
     with pytest.raises(MissingDataError, match=r"found a folder, expected a raster file\. Give its raster files"):
-        files.open_raster(tmp_path)
+        rasters.open_raster(tmp_path)
 
 
 def test_rasters_of_envi_are_read_with_their_header(tmp_path):
@@ -373,7 +373,7 @@ def test_a_block_that_would_take_the_memory_is_refused(tmp_path):
         pass
     assert path.stat().st_size < 2_000_000
     with pytest.raises(DataError, match=r"found blocks of 65536 x 65536 pixels .* TILED=YES"):
-        files.open_raster(path)
+        rasters.open_raster(path)
 
 
 @pytest.mark.parametrize(
@@ -389,7 +389,7 @@ def test_a_block_that_would_take_the_memory_is_refused(tmp_path):
 def test_a_crs_that_is_not_on_earth_is_refused(wkt):
     """A building site, Mars, the Moon."""
     with pytest.raises(GridError, match=r"a\.tif: found a CRS that is local, of another planet or unknown"):
-        files.ground_size("a.tif", CRS.from_wkt(wkt), PLACE, (9, 9))
+        rasters.ground_size("a.tif", CRS.from_wkt(wkt), PLACE, (9, 9))
 
 
 @pytest.mark.parametrize(
@@ -402,7 +402,7 @@ def test_a_crs_that_is_not_on_earth_is_refused(wkt):
 )
 def test_the_size_of_a_pixel_is_measured_on_the_ground(crs, transform, width):
     """Web Mercator halves lengths at 60 degrees north."""
-    assert files.ground_size("a.tif", crs, transform, (9, 9))[0] == pytest.approx(width, rel=0.005)
+    assert rasters.ground_size("a.tif", crs, transform, (9, 9))[0] == pytest.approx(width, rel=0.005)
 
 
 # Patches and folders ----------------------------------------------------------------------------------------------

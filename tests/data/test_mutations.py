@@ -20,7 +20,7 @@ import rasterio
 from miniatures import CORNER, UTM, file_of, scene_arrays, write_scene, write_tif
 
 from lcfuse_core.data import packing, patches
-from lcfuse_core.data.files import part_transform
+from lcfuse_core.data.rasters import part_transform
 from lcfuse_core.errors import LcfuseError
 
 N = int(os.environ.get("LCFUSE_FUZZ", "6"))

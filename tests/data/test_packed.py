@@ -29,8 +29,8 @@ from miniatures import (
 from lcfuse_core import _runtime
 from lcfuse_core.data import packed, packing, patches
 from lcfuse_core.data.cells import modis_cells
-from lcfuse_core.data.files import part_transform
 from lcfuse_core.data.packed import PackedScene
+from lcfuse_core.data.rasters import part_transform
 from lcfuse_core.errors import DataError, DiskError, MissingDataError, ParameterError
 
 NAME = "ROIs1158_spring_7"

@@ -11,7 +11,7 @@ import yaml
 from stac_server import ASSETS, add_item, add_radar, labelled_scene, serving
 
 from lcfuse_core.data import cells, legends, patches, place_layers, places, stac
-from lcfuse_core.data.files import B10
+from lcfuse_core.data.bands import B10
 from lcfuse_core.data.places import (
     SERVICES,
     Request,

@@ -1,15 +1,19 @@
 """The command `place`: one place, a list, and what it prints."""
 
 import json
+import re
 from argparse import Namespace
+from types import SimpleNamespace
 
 import pytest
 from project import ROOT
 from stac_server import add_item, labelled_scene, serving
 
+from lcfuse_core import __main__ as shell
 from lcfuse_core.__main__ import main
 from lcfuse_core.data.places import Request, read_places
 from lcfuse_core.mapping import commands, place
+from lcfuse_core.scoring import ledger
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +74,52 @@ def test_the_map_is_learned_from_the_label_of_the_place(service, tmp_path, monke
     assert options.s1 == []  # the catalogue has none
     assert options.out == tmp_path / "Here_map"  # the files of the place keep their digest
     assert all(path.exists() for path in (*options.s2, options.coarse))
+
+
+def test_megabytes_and_minutes_are_printed_before_anything_is_read(service, tmp_path, capsys):
+    found, services = service
+    (tmp_path / "list.yaml").write_text(
+        f"- {{name: Good, lon: {found.lon}, lat: {found.lat}, size_km: 2.56}}\n- {{name: Sea, lon: -30, lat: 20}}\n"
+    )
+    given = [
+        "place",
+        "--places",
+        str(tmp_path / "list.yaml"),
+        "--services",
+        str(services),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert main([*given, "--estimate", "--score"]) == 1
+    output = capsys.readouterr()
+    assert re.search(
+        r"Good: \d\.\d MB\n1 places: \d MB, 0 minutes at 150 MB per minute; runs of .*about 2 minutes", output.out
+    )
+    assert "Sea: " in output.err
+    assert not (tmp_path / "o").exists()
+
+
+def test_runs_of_the_chapter_fill_the_ledger_once(service, tmp_path, monkeypatch, capsys):
+    """`--score` runs the chapter on each place by the grid of `run`; the same lines are not appended twice."""
+    monkeypatch.setenv("LCFUSE_LEDGER", str(tmp_path / "ledger.jsonl"))
+    calls = []
+
+    def run(words, env, check):
+        calls.append(words[3:])
+        assert "LCFUSE_LEDGER" not in env  # each run of a grid has a ledger of its own
+        if len(calls) == 1:
+            ledger.append(
+                tmp_path / "out" / "runs" / "a" / "ledger.jsonl", {"kind": "your_place", "scores": {"aa": 0.5}}
+            )
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(place.subprocess, "run", run)
+    for n_new in (1, 0):
+        assert main(words(service, tmp_path / "out", "--name", "Here", "--score")) == 0
+        assert f"{n_new} new lines" in capsys.readouterr().out
+    assert len(ledger.read(tmp_path / "ledger.jsonl")) == 1
+    options = shell._parser().parse_args(calls[0])
+    assert (options.chapter, options.given) == ("your_place", [["data_root", str(tmp_path / "out" / "Here")]])
 
 
 def test_the_places_of_the_book():

@@ -36,9 +36,10 @@ from pyproj import Transformer
 from rasterio.errors import NotGeoreferencedWarning
 
 from lcfuse_core import _runtime
+from lcfuse_core.data.bands import B10
 from lcfuse_core.data.cells import SINUSOIDAL, modis_raster
-from lcfuse_core.data.files import B10, part_transform
 from lcfuse_core.data.legends import IGNORE
+from lcfuse_core.data.rasters import part_transform
 from lcfuse_core.data.sample.landscape import Biome, Landscape, make_landscape
 from lcfuse_core.data.sample.sensors import (
     LABEL_NOISE,
