@@ -24,14 +24,14 @@ from typing import Any
 
 import pandas as pd
 
-from lcfuse_core.data.patches import sen12ms
+from lcfuse_core.data.official import sen12ms
 
 STEPS = {
     "import": "",
     "index": "patches.index(root)",
     "index and status": "table = patches.index(root); patches.scene_status(patches.usable(table)[0])",
     "the same, against the official lists": (
-        "table = patches.index(root); lists = patches.read_official_lists(root.parent / 'lists');"
+        "table = patches.index(root); lists = official.read_official_lists(root.parent / 'lists');"
         "patches.scene_status(table, lists=lists); patches.official_differences(table, lists)"
     ),
 }
@@ -39,7 +39,7 @@ STEPS = {
 RUN = """
 import json, sys, time
 from pathlib import Path
-from lcfuse_core.data import patches
+from lcfuse_core.data import official, patches
 root = Path(sys.argv[1])
 began = time.perf_counter()
 {step}

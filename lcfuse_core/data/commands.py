@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lcfuse_core.data import fetched, manifest, patches
+from lcfuse_core.data import fetched, manifest, official, patches
 from lcfuse_core.data.download import Fetcher
 from lcfuse_core.data.manifest import Choice, Item, Manifest, disk_size, download_size, packed_size
 from lcfuse_core.errors import LcfuseError, MissingDataError, ParameterError
@@ -166,9 +166,9 @@ def _print_patches(root: Path, name: str, need: tuple[str, ...], wanted: list[st
     print(f"{name}/ ({fetched.provenance(root / name)}): ", end="")
     try:
         table, lists = patches.index(root / name), None
-        files = [root / "downloads" / file for file, _ in patches.sen12ms().lists.values()]
+        files = [root / "downloads" / file for file, _ in official.sen12ms().lists.values()]
         if name == "sen12ms" and all(file.is_file() for file in files):
-            lists = patches.read_official_lists(root / "downloads")
+            lists = official.read_official_lists(root / "downloads")
     except LcfuseError as error:
         print(error)
         return

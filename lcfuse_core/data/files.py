@@ -93,7 +93,8 @@ def read_layer(path: str | os.PathLike[str], kind: str) -> Layer:
     if kind in LEGENDS:
         for number, legend in enumerate(LEGENDS[kind]):
             # 0 means "no label" in the output of some tools; MCD12Q1 of collection 6 has no class 0.
-            legend.check(data[number][data[number] != 0], f"{path}, band {number + 1} ({legend.name})")
+            codes = np.flatnonzero(np.bincount(data[number].reshape(-1)))
+            legend.check(codes[codes != 0], f"{path}, band {number + 1} ({legend.name})")
         return Layer(data, crs, transform)
     if not valid.all():
         found = f"{(~np.broadcast_to(valid, data.shape[1:])).sum()} pixels without data (nodata or mask of the file)"

@@ -5,15 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lcfuse_core import _runtime
 from lcfuse_core.data import fetched
 from lcfuse_core.data.packed import open_scene, packed_paths
 from lcfuse_core.data.sample import world
+from lcfuse_core.errors import MissingDataError
+
+MOST_LINKED = 4096
+"""Files that are recognised behind several links, at a time."""
 
 PLACE_RECORD = "place.json"
 """File in the folder of a place, with its origin and the digest of its files."""
@@ -40,42 +45,108 @@ def data_digest(root: str | os.PathLike[str]) -> str:
     """
     root = Path(root).absolute()
     if scenes := packed_paths(root):
-        return _digest([open_scene(str(path)).digest for path in scenes])
-    files = _files(root)
+        return _digest(open_scene(str(path)).digest for path in scenes)
     if _in_world(root):
         record, made = world.read_world(root.parent), (root.parent / "world.json").stat().st_mtime_ns
-        whole = record.get("files", {}).get(root.name) == len(files)
-        if whole and all(os.stat(path).st_mtime_ns <= made for path in files.values()):
+        times = [os.stat(path).st_mtime_ns for _, path in _files(root)]
+        if record.get("files", {}).get(root.name) == len(times) and max(times, default=0) <= made:
             return str(record["sha256"])
-    cache = _runtime.data_folder() / "digests" / f"{_digest([str(root)])[:16]}.json"
+    cache = _runtime.data_folder() / "digests" / f"{_digest([str(root)])[:16]}.jsonl"
     try:
-        cached = json.loads(cache.read_text())
-    except (OSError, ValueError):
-        cached = {}
-    recorded = fetched.recorded_hashes(root)
-
-    def entry(name: str) -> list[Any]:
-        facts = os.stat(files[name])
-        version = [facts.st_size, facts.st_mtime_ns]
-        for known in (cached.get(name), recorded.get(name)):
-            if known and list(known[:2]) == version:
-                return list(known)
-        with open(files[name], "rb") as file:
-            return [*version, hashlib.file_digest(file, "sha256").hexdigest()]
-
-    with ThreadPoolExecutor(4) as pool:
-        found = dict(zip(files, pool.map(entry, files), strict=True))
-    if found != cached:
-        _runtime.write_atomic(cache, json.dumps(found))
-    return _digest([f"{name} {own[2]}" for name, own in found.items()])
+        return _digest(f"{known.name} {known.sha256}" for known in _unchanged(root, cache))
+    except LookupError:
+        return _digest(f"{known.name} {known.sha256}" for known in _hashed(root, cache))
 
 
-def _files(root: Path) -> dict[str, str]:
-    """Return the paths of the GeoTIFFs under a folder, or of all files if there are none, by relative path."""
-    paths = [os.path.join(folder, name) for folder, _, names in os.walk(root) for name in names]
-    chosen = [path for path in paths if path.endswith(".tif")] or paths
-    names = {path[len(str(root)) + 1 :].replace(os.sep, "/"): path for path in chosen}
-    return dict(sorted(names.items(), key=lambda pair: pair[0].split("/")))
+class _Known(NamedTuple):
+    """A line of the cache: a file by its path under the root, its version, and its hash."""
+
+    name: str
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+def _with_cached(root: Path, cache: Path) -> Iterator[tuple[str, str, _Known | None]]:
+    """Yield name and path of each file, and what the cache has of it; both are read side by side, in one order."""
+    lines = _read_cache(cache)
+    known = next(lines, None)
+    for name, path in _files(root):
+        while known is not None and known.name.split("/") < name.split("/"):
+            known = next(lines, None)
+        yield name, path, known if known is not None and known.name == name else None
+
+
+def _read_cache(cache: Path) -> Iterator[_Known]:
+    """Yield the lines of a cache up to the first that is damaged."""
+    try:
+        with cache.open(encoding="utf-8") as file:
+            yield from (_Known(*json.loads(line)) for line in file)
+    except (OSError, ValueError, TypeError):
+        return
+
+
+def _unchanged(root: Path, cache: Path) -> Iterator[_Known]:
+    """Yield the cached lines of all files; LookupError at the first that has none, or has changed."""
+    for name, path, known in _with_cached(root, cache):
+        if known is None or known[1:3] != _version(path):
+            raise LookupError(name)
+        yield known
+
+
+def _hashed(root: Path, cache: Path) -> Iterator[_Known]:
+    """Yield the lines of all files and write the cache; unchanged files and links are not read again."""
+    recorded, linked = fetched.recorded_hashes(root), dict[tuple[int, int], str]()
+
+    def hashed(found: tuple[str, str, _Known | None]) -> _Known:
+        name, path, cached = found
+        version = _version(path)
+        if cached is not None and cached[1:3] == version:
+            return cached
+        if name in recorded and recorded[name][:2] == version:
+            return _Known(name, *recorded[name])
+        facts = os.stat(path)
+        identity = facts.st_dev, facts.st_ino
+        if identity not in linked:
+            if len(linked) >= MOST_LINKED:
+                linked.clear()
+            with open(path, "rb") as file:
+                linked[identity] = hashlib.file_digest(file, "sha256").hexdigest()
+        return _Known(name, *version, linked[identity])
+
+    files = _with_cached(root, cache)
+    with _runtime.atomic_path(cache) as part, part.open("w", encoding="utf-8") as new, ThreadPoolExecutor(4) as pool:
+        while batch := list(islice(files, 256)):
+            for known in pool.map(hashed, batch):
+                new.write(f"{json.dumps(known)}\n")
+                yield known
+
+
+def _files(root: Path) -> Iterator[tuple[str, str]]:
+    """Yield relative and full path of the GeoTIFFs under a folder, or of all files if there are none, in order."""
+    only_tif = any(name.endswith(".tif") for name, _ in _walk(root))
+    return ((name, path) for name, path in _walk(root) if name.endswith(".tif") or not only_tif)
+
+
+def _walk(folder: Path | str, above: str = "") -> Iterator[tuple[str, str]]:
+    """Yield all files under a folder; links to folders are not followed."""
+    try:
+        with os.scandir(folder) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+    except OSError as error:
+        found = f"a folder that cannot be listed ({error.strerror})"
+        do = "Check the path, its permissions and the disk."
+        raise MissingDataError(folder, found=found, expected="a data folder", do=do) from None
+    for entry in entries:
+        if not entry.is_dir():
+            yield above + entry.name, entry.path
+        elif not entry.is_symlink():
+            yield from _walk(entry.path, f"{above}{entry.name}/")
+
+
+def _version(path: str) -> tuple[int, int]:
+    facts = os.stat(path)
+    return facts.st_size, facts.st_mtime_ns
 
 
 def data_name(root: Path) -> str:
@@ -123,5 +194,9 @@ def _place_record(root: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _digest(parts: list[str]) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+def _digest(parts: Iterable[str]) -> str:
+    """Return the SHA-256 of the parts, joined by line breaks."""
+    total = hashlib.sha256()
+    for number, part in enumerate(parts):
+        total.update(f"\n{part}".encode() if number else part.encode())
+    return total.hexdigest()

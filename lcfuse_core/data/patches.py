@@ -7,7 +7,7 @@ Three layouts are recognised, by file names alone (folders may be nested, wrappe
     dfc2020-phase    ROIs0000_validation_s2_0_p7.tif           without georeference
     dfc2020-bundle   ROIs0000_autumn_s2_CapeTown_p7.tif        UTM
 
-The published facts about SEN12MS (official lists, hold-out scenes, defects) are in `shipped/sen12ms.yaml`.
+What is published about SEN12MS is in `official`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,13 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from lcfuse_core._runtime import SHIPPED
-from lcfuse_core._yaml import load_yaml
 from lcfuse_core.data.files import KINDS, join_layers, read_layer
 from lcfuse_core.data.files import Patch as Patch  # where a reader looks for it
+from lcfuse_core.data.official import natural_order, sen12ms
 from lcfuse_core.data.packed import STORED, open_scene, packed_paths
 from lcfuse_core.errors import DataError, LcfuseError, MissingDataError, ParameterError
 
 _FILE_NAME = re.compile(r"(ROIs\d+_[a-z]+)_(s1|s2|lc|dfc)_(\w+)_p(\d+)\.tif")
-_LISTED_NAME = re.compile(r"(ROIs\d+_[a-z]+)_(?:(?:s1|s2|lc)_)?(\d+)_p(\d+)(?:\.tif)?")
 _TRAINING_KINDS = ("s1", "s2", "lc")
 
 
@@ -51,6 +49,12 @@ class Report:
         head = f"{self.n_read} patches read ({len(self.repaired)} of them repaired), {len(self.skipped)} skipped"
         lines = [f"  repaired {name}: {what}" for name, what in self.repaired]
         return "\n".join([head, *lines, *(f"  skipped {name}: {why}" for name, why in self.skipped)])
+
+    def note(self, name: str, repairs: Sequence[str]) -> None:
+        """Count a patch that was read, and what was repaired in it."""
+        self.n_read += 1
+        if repairs:
+            self.repaired.append((name, "; ".join(repairs)))
 
     def add(self, other: Report) -> None:
         """Add the results of another part of the patches."""
@@ -86,34 +90,65 @@ def index(root: str | os.PathLike[str]) -> pd.DataFrame:
         If *root* is not a folder, holds no patch, or a folder in it cannot be listed.
     """
     root = Path(root)
-    found: dict[tuple[str, str, int], dict[str, str]] = {}
-    odd: list[tuple[str, str]] = []
+    found, odd = _Found(), []
     for path in _tif_files(root):
         match = _FILE_NAME.fullmatch(os.path.basename(path))
         if match is None:
             odd.append((path, "not used: not named like a patch"))
             continue
         season, kind, scene, number = match.groups()
-        first = found.setdefault((season, scene, int(number)), {}).setdefault(kind, path)
+        first = found.put(season, scene, int(number), kind, path)
         if first != path:
             odd.append((path, f"not used: second copy of {first}"))
     for path in map(str, packed_paths(root)):
-        scene = open_scene(path)
-        kinds = {kind: path for kind, layers in STORED.items() if set(layers) <= set(scene.layers)}
-        for name in scene.names:
-            roi, season, rest = name.split("_", 2)
-            scene_name, patch = rest.rsplit("_p", 1)
-            found[f"{roi}_{season}", scene_name, int(patch)] = kinds
-    if not found:
+        packed = open_scene(path)
+        kinds = {kind for kind, layers in STORED.items() if set(layers) <= set(packed.layers)}
+        for name in packed.names:
+            season, scene, number = _parts_of(name)
+            for kind in KINDS:
+                found.put(season, scene, number, kind, path if kind in kinds else None, replace=True)
+    if not found.keys:
         expected = "SEN12MS or DFC2020 files, such as ROIs1158_spring_s2_124_p100.tif"
         do = "Check the folder, unpack the archives, or make the sample world."
         raise MissingDataError(root, found="no file named like a patch", expected=expected, do=do)
-    regions = _regions(root)
-    rows = sorted((_row(*key, files, regions) for key, files in found.items()), key=_order)
-    found.clear()  # 60 MB for the 180,662 patches of SEN12MS
-    table = pd.DataFrame(rows, dtype=object).astype({"patch": "int64"})  # as str, None would become NaN
+    table = found.table(_regions(root))
     table.attrs["odd"] = tuple(odd)
     return table
+
+
+class _Found:
+    """
+    The patches that an index has found so far: season, scene and number of each, and a column of paths for each kind.
+
+    Columns, because SEN12MS has 180,662 patches, and a dict for each would take more memory than the index.
+    """
+
+    def __init__(self) -> None:
+        self.keys: dict[tuple[str, str, int], int] = {}  # the number of its row by patch
+        self._paths: dict[str, list[str | None]] = {kind: [] for kind in KINDS}
+
+    def put(
+        self, season: str, scene: str, number: int, kind: str, path: str | None, *, replace: bool = False
+    ) -> str | None:
+        """Note the file of a patch unless there is one of that kind already; return the one that is noted."""
+        key = sys.intern(season), sys.intern(scene), number
+        row = self.keys.setdefault(key, len(self.keys))
+        for paths in self._paths.values():
+            paths.extend([None] * (row + 1 - len(paths)))
+        if replace or self._paths[kind][row] is None:
+            self._paths[kind][row] = path
+        return self._paths[kind][row]
+
+    def table(self, regions: dict[str, dict[str, str]]) -> pd.DataFrame:
+        """Return the index, in its order."""
+        about = {key: _about(*key, regions) for key in self.keys}
+        keys = sorted(self.keys, key=lambda key: _order(about[key][0], *key))
+        layout, split, scene_id = zip(*map(about.get, keys), strict=True)
+        season, scene, patch = zip(*keys, strict=True)
+        names = {"layout": layout, "split": split, "season": season, "scene": scene, "patch": patch}
+        paths = {kind: [own[self.keys[key]] for key in keys] for kind, own in self._paths.items()}
+        table = pd.DataFrame(names | paths | {"scene_id": scene_id}, dtype=object)  # as str, None would become NaN
+        return table.astype({"patch": "int64"})
 
 
 def _tif_files(root: Path) -> Iterator[str]:
@@ -144,24 +179,26 @@ def _regions(root: Path) -> dict[str, dict[str, str]]:
         raise DataError(path, found=found, expected=expected, do="Make the world again.") from None
 
 
-def _row(
-    season: str, scene: str, patch: int, files: dict[str, str], regions: dict[str, dict[str, str]]
-) -> dict[str, Any]:
+def _about(season: str, scene: str, patch: int, regions: dict[str, dict[str, str]]) -> tuple[str, str, str]:
+    """Return layout, split and scene id of a patch."""
     part = season.split("_")[1]
     if not season.startswith("ROIs0000"):
-        layout, split, scene_id = "sen12ms", "train", f"{season}_{scene}"
-    elif part in ("validation", "test"):
-        layout, split = "dfc2020-phase", part
-        scene_id = regions.get(part, {}).get(str(patch), f"{part}_{scene}")
-    else:
-        layout, split, scene_id = "dfc2020-bundle", "", scene
-    names = {"layout": layout, "split": split, "season": season, "scene": scene, "patch": patch}
-    return names | {kind: files.get(kind) for kind in KINDS} | {"scene_id": scene_id}
+        return "sen12ms", "train", sys.intern(f"{season}_{scene}")
+    if part in ("validation", "test"):
+        region = regions.get(part, {}).get(str(patch), f"{part}_{scene}")
+        return "dfc2020-phase", sys.intern(part), sys.intern(region)
+    return "dfc2020-bundle", "", scene
 
 
-def _order(row: dict[str, Any]) -> tuple[Any, ...]:
-    number = int(row["scene"]) if row["scene"].isdigit() else -1
-    return row["layout"], row["season"], number, row["scene"], row["patch"]
+def _order(layout: str, season: str, scene: str, patch: int) -> tuple[Any, ...]:
+    return layout, season, int(scene) if scene.isdigit() else -1, scene, patch
+
+
+def _parts_of(name: str) -> tuple[str, str, int]:
+    """Return season, scene and number of a patch from its name."""
+    roi, season, rest = name.split("_", 2)
+    scene, patch = rest.rsplit("_p", 1)
+    return f"{roi}_{season}", scene, int(patch)
 
 
 def patch_name(row: Any) -> str:
@@ -269,9 +306,7 @@ def iter_patches(table: pd.DataFrame, report: Report, need: Iterable[str] | None
         except LcfuseError as error:
             report.skipped.append((patch_name(row), str(error)))
             continue
-        report.n_read += 1
-        if patch.repairs:
-            report.repaired.append((patch.name, "; ".join(patch.repairs)))
+        report.note(patch.name, patch.repairs)
         yield patch
 
 
@@ -305,26 +340,6 @@ def _inspect(part: pd.DataFrame) -> Report:
     return report
 
 
-@dataclass(frozen=True)
-class Official:
-    """Facts about SEN12MS as published."""
-
-    n_triplets: int
-    n_scenes: int
-    lists: dict[str, tuple[str, int]]  # file and number of patches of the official lists, by "train" and "test"
-    hold_out: dict[str, int]  # number of patches of each official hold-out scene, by scene id
-    defects: dict[str, str]  # faults of published patches, by patch name
-
-
-@cache
-def sen12ms() -> Official:
-    """Return the facts that are shipped with the package."""
-    facts = load_yaml((SHIPPED / "sen12ms.yaml").read_bytes(), "sen12ms.yaml")
-    hold_out = {f"{season}_{number}": n for season, scenes in facts["hold_out"].items() for number, n in scenes.items()}
-    lists = {name: (entry["file"], entry["patches"]) for name, entry in facts["lists"].items()}
-    return Official(facts["triplets"], facts["scenes"], lists, hold_out, facts["defects"])
-
-
 def usable(table: pd.DataFrame, need: Iterable[str] = _TRAINING_KINDS) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the complete rows of an index without the published defects, and what was left out as in `incomplete`."""
     need = list(need)
@@ -333,32 +348,6 @@ def usable(table: pd.DataFrame, need: Iterable[str] = _TRAINING_KINDS) -> tuple[
     reasons = [(name, f"published damaged: {defects[name]}") for name in _names(whole[is_bad])]
     left_out = pd.concat([incomplete(table, need), pd.DataFrame(reasons, columns=["what", "reason"])])
     return whole[~is_bad].reset_index(drop=True), left_out.reset_index(drop=True)
-
-
-def read_official_lists(folder: str | os.PathLike[str]) -> pd.DataFrame | None:
-    """
-    Read the official train and test lists: columns list, scene_id, name. None if neither is in *folder*.
-
-    Raises DataError if a list is missing or incomplete, or if the test list is not of the official hold-out scenes.
-    """
-    facts, rows = sen12ms(), []
-    paths = {name: Path(folder) / file for name, (file, _) in facts.lists.items()}
-    if not any(path.is_file() for path in paths.values()):
-        return None
-    for name, path in paths.items():
-        lines = path.read_text(encoding="utf-8").split() if path.is_file() else []
-        names = {match.groups() for match in map(_LISTED_NAME.fullmatch, lines) if match}
-        if not len(names) == len(lines) == facts.lists[name][1]:
-            found, expected = f"{len(names):,} patch names in {len(lines):,} lines", f"{facts.lists[name][1]:,} names"
-            raise DataError(path, found=found, expected=expected, do="Fetch both lists again.")
-        rows += [(name, f"{season}_{scene}", f"{season}_{scene}_p{patch}") for season, scene, patch in sorted(names)]
-    lists = pd.DataFrame(rows, columns=["list", "scene_id", "name"])
-    is_test = lists["list"] == "test"
-    held_out = set(facts.hold_out)
-    if strays := set(lists["scene_id"][is_test]) ^ held_out | set(lists["scene_id"][~is_test]) & held_out:
-        found = f"{', '.join(sorted(strays)[:3])} in the wrong list"
-        raise DataError(folder, found=found, expected="the official hold-out scenes", do="Fetch both lists again.")
-    return lists
 
 
 def scene_status(
@@ -410,11 +399,6 @@ def scene_status(
     if report is None:
         result["damaged"] = pd.array([pd.NA] * len(result), "Int64")
     return result
-
-
-def natural_order(name: str) -> list[tuple[int, str]]:
-    """Return a sort key that puts scene 9 before scene 10."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def official_differences(table: pd.DataFrame, lists: pd.DataFrame) -> list[str]:

@@ -51,8 +51,13 @@ Sums = tuple[int, Tensor, Tensor]
 
 def channel_sums(s2: Tensor | NDArray[np.uint16], s1: Tensor | NDArray[np.float32]) -> Sums:
     """Return the sums of the channels of one patch, from which `statistics_of` computes their statistics."""
-    values = _clipped(torch.as_tensor(s2), torch.as_tensor(s1), ("s2", "s1")).flatten(1).double()
-    return values.shape[1], values.sum(1), values.square().sum(1)
+    channels = _clipped(torch.as_tensor(s2), torch.as_tensor(s1), ("s2", "s1")).flatten(1)
+    totals, squares = [], []
+    for few in channels.split(3):  # doubles of all channels at once are larger than the cache: seven times as slow
+        values = few.double()
+        totals.append(values.sum(1))
+        squares.append(values.square_().sum(1))
+    return channels.shape[1], torch.cat(totals), torch.cat(squares)
 
 
 def statistics_of(sums: Iterable[Sums]) -> Statistics:

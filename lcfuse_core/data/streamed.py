@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import asdict
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,10 @@ from lcfuse_core import _runtime
 from lcfuse_core.data.bands import OFFSET_REMOVED, S2_OFFSET, subtract_offset
 from lcfuse_core.data.cells import cell_ids
 from lcfuse_core.data.channels import CHANNELS, N_S1, N_S2, Statistics
-from lcfuse_core.data.files import read_georeference, read_window
+from lcfuse_core.data.files import join_layers, read_georeference, read_layer, read_window
 from lcfuse_core.data.legends import DFC2020, IGBP, IGNORE, N_COARSE, SCORED
 from lcfuse_core.data.packed import STORED, digest_of, open_scene
-from lcfuse_core.data.patches import Report, complete, index, is_packed, iter_patches, patch_name, read_patch
+from lcfuse_core.data.patches import Patch, Report, complete, index, is_packed, patch_name, read_patch
 from lcfuse_core.data.rasters import part_transform
 from lcfuse_core.data.source import (
     LABEL_KINDS,
@@ -46,7 +46,6 @@ from lcfuse_core.data.source import (
     check_labels,
     class_counts,
     classes_of,
-    label_index,
     other_size,
     patch_cells,
     read_stack,
@@ -157,18 +156,21 @@ class PatchFiles(PatchSource):
 
     def __init__(self, rows: pd.DataFrame, labels: str = "modis") -> None:
         self.labels, self.report = labels, Report()
-        self._kind, self._classes = _class_table(labels)
+        self._kind, self._classes = LABEL_KINDS[labels][-1], _class_table(labels)
         self._code_layer = STORED[self._kind][0]
         facts = _check(rows, labels, self.report)
         self.report.check()
         is_whole = facts["size"].all(axis=1)
-        self._facts, self._rows = facts[is_whole], list(rows[is_whole].itertuples(index=False))
-        self._scenes = [open_scene(row.s1) if is_packed(row.s1) else None for row in self._rows]
-        self.names = list(map(patch_name, self._rows))
+        if not is_whole.all():
+            facts, rows = facts[is_whole], rows.iloc[np.flatnonzero(is_whole)]
+        # Of each patch only its facts, name and paths are kept, some 800 bytes: SEN12MS has 180,662 patches.
+        self._facts = facts
+        self._paths = rows[list(LABEL_KINDS[labels])].to_numpy()
+        self._scenes = [open_scene(path) if is_packed(path) else None for path in rows["s1"]]
+        self.names = list(map(patch_name, rows.itertuples()))
         self.shape = tuple(self._facts["size"][0].tolist())
-        for name, size in zip(self.names, self._facts["size"].tolist(), strict=True):
-            if tuple(size) != self.shape:
-                raise other_size(name, size, self)
+        for number in np.flatnonzero((self._facts["size"] != self.shape).any(axis=1))[:1]:
+            raise other_size(self.names[number], self._facts["size"][number].tolist(), self)
 
     def cut(self, places: Sequence[Place], size: int) -> Crops:
         """Return the squares of *size* pixels at these positions; their cells are numbered differently in a stack."""
@@ -193,7 +195,7 @@ class PatchFiles(PatchSource):
         """Return the patches of these numbers as a source of their own."""
         chosen = copy(self)
         chosen._facts = self._facts[list(numbers)]
-        chosen._rows = [self._rows[number] for number in numbers]
+        chosen._paths = self._paths[list(numbers)]
         chosen._scenes = [self._scenes[number] for number in numbers]
         chosen.names = [self.names[number] for number in numbers]
         return chosen
@@ -223,7 +225,8 @@ class PatchFiles(PatchSource):
         cells: NDArray[np.int32],
     ) -> None:
         """Copy the window of a patch that begins at *row*, *col* into these arrays, which may be views."""
-        files, scene, shape = self._rows[number], self._scenes[number], (codes.shape[0], codes.shape[1])
+        paths = dict(zip(LABEL_KINDS[self.labels], self._paths[number], strict=True))
+        scene, shape = self._scenes[number], (codes.shape[0], codes.shape[1])
         if scene is not None:
             top, left, _, _ = scene.window_of(self.names[number])
             layers: dict[str, NDArray[Any]] = {"s2": s2, "s1": s1, "cells": cells[None]}
@@ -233,25 +236,26 @@ class PatchFiles(PatchSource):
             if self._code_layer in scene.layers:
                 return
         else:
-            s2[:] = read_window(files.s2, "s2", row, col, *shape).data
+            s2[:] = read_window(paths["s2"], "s2", row, col, *shape).data
             if offset := int(self._facts["offset"][number]):
                 subtract_offset(s2, offset)
-            layer = read_window(files.s1, "s1", row, col, *shape)
+            layer = read_window(paths["s1"], "s1", row, col, *shape)
             s1[:] = layer.data
             if layer.crs is not None and layer.transform is not None:
                 cells[:] = cell_ids(part_transform(layer.transform, row, col), layer.crs, shape)[0]
             else:
-                cells[:] = _cells(files, self.labels)[row : row + shape[0], col : col + shape[1]]
-        codes[:] = read_window(getattr(files, self._kind), self._kind, row, col, *shape, 1).data[0]
+                whole = _cells(self.names[number], tuple(paths.items()))
+                cells[:] = whole[row : row + shape[0], col : col + shape[1]]
+        codes[:] = read_window(paths[self._kind], self._kind, row, col, *shape, 1).data[0]
 
 
-def _class_table(labels: str) -> tuple[str, NDArray[np.uint8]]:
-    """Return the kind of file with such labels, and the network class of each code in its first band, uint8 (256,)."""
-    kind = LABEL_KINDS[labels][-1]
-    codes = np.array([0, *(DFC2020 if kind == "dfc" else IGBP).codes], np.uint8)
+@cache
+def _class_table(labels: str) -> NDArray[np.uint8]:
+    """Return the network class of each code in the first band of a file with such labels, uint8 (256,)."""
+    codes = np.array([0, *(DFC2020 if labels == "fine" else IGBP).codes], np.uint8)
     classes = np.full(256, IGNORE, np.uint8)  # patches with other codes are refused
     classes[codes] = classes_of(codes, labels)
-    return kind, classes
+    return classes
 
 
 def _empty(n: int, rows: int, cols: int) -> tuple[NDArray[Any], ...]:
@@ -267,9 +271,9 @@ def _turned(square: NDArray[Any], symmetry: int) -> NDArray[Any]:
 
 
 @lru_cache(maxsize=128)  # 262 kB each
-def _cells(row: Any, labels: str) -> NDArray[np.int32]:
-    """Return the cells of a patch without georeference, which are recovered from all of its label."""
-    return patch_cells(read_patch(row, LABEL_KINDS[labels]))
+def _cells(name: str, paths: tuple[tuple[str, str], ...]) -> NDArray[np.int32]:
+    """Return the cells of a patch whose S1 file has no georeference: usually recovered from all of its label."""
+    return patch_cells(join_layers(name, dict(paths), {kind: read_layer(path, kind) for kind, path in paths}))
 
 
 # Reading everything once --------------------------------------------------------------------------
@@ -283,10 +287,17 @@ _FACTS = np.dtype(
 )  # fmt: skip
 """What is kept of each patch; the size of a damaged patch is 0."""
 
+Linked = dict[tuple[Any, ...], tuple[NDArray[Any], tuple[str, ...]]]
+"""Facts and repairs of some patches by the identity of their files: links to a file share them."""
+
+MOST_LINKED = 4096
+"""Patches in such a record, some 600 bytes each."""
+
 
 def _check(rows: pd.DataFrame, labels: str, report: Report) -> NDArray[Any]:
     """Return the `_FACTS` of patches; scenes that were checked before, and whose files are unchanged, are not read."""
     facts, folder = np.zeros(len(rows), _FACTS), _runtime.data_folder() / "checked"
+    linked: Linked = {}
     try:
         with _runtime.lock(folder / ".lock"), tqdm(total=len(rows), unit="patch", disable=None) as bar:
             for numbers in rows.groupby("scene_id", sort=False).indices.values():
@@ -294,7 +305,7 @@ def _check(rows: pd.DataFrame, labels: str, report: Report) -> NDArray[Any]:
                 path = folder / f"{_version(own, labels)}.npz"
                 if not path.exists():
                     with _runtime.atomic_path(path) as part, part.open("wb") as file:
-                        np.savez(file, **_check_scene(own, labels))
+                        np.savez(file, **_check_scene(own, labels, linked))
                 with np.load(path) as known:
                     facts[numbers] = known["facts"]
                     found = json.loads(str(known["report"]))
@@ -315,28 +326,54 @@ def _version(rows: pd.DataFrame, labels: str) -> str:
     return digest_of([_FACTS.descr, labels, list(map(patch_name, rows.itertuples())), files])[:32]
 
 
-def _check_scene(rows: pd.DataFrame, labels: str) -> dict[str, Any]:
+def _check_scene(rows: pd.DataFrame, labels: str, linked: Linked) -> dict[str, Any]:
     """Read the patches of a scene; return their `_FACTS`, and the report as JSON."""
     facts, report = np.zeros(len(rows), _FACTS), Report()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        parts = pool.map(lambda number: _check_patch(rows.iloc[[number]], labels), range(len(rows)))
-        for number, (found, own) in enumerate(parts):
+        for number, (found, own) in enumerate(pool.map(partial(_check_patch, labels, linked), rows.itertuples())):
             facts[number] = found
             report.add(own)
     return {"facts": facts, "report": json.dumps(asdict(report))}
 
 
-def _check_patch(row: pd.DataFrame, labels: str) -> tuple[NDArray[Any], Report]:
-    facts, report = np.zeros((), _FACTS), Report()
-    for patch in iter_patches(row, report, LABEL_KINDS[labels]):
-        classes = label_index(patch, labels)
-        _, sums, squares = channel_sums(patch.s2, patch.s1)
-        sha256 = hashlib.sha256(f"{patch.crs} {patch.transform}".encode())
-        for layer in (patch.s2, patch.s1, classes):
-            sha256.update(np.ascontiguousarray(layer).data)
-        if patch.crs is None and patch.lc is not None:
-            sha256.update(np.ascontiguousarray(patch.lc).data)  # the cells follow from it
-        offset = S2_OFFSET if OFFSET_REMOVED in patch.repairs else 0
-        digest = np.frombuffer(sha256.digest(), np.uint8)
-        facts[...] = (classes.shape, offset, sums, squares, class_counts(classes, N_COARSE), digest)
-    return facts, report
+def _check_patch(labels: str, linked: Linked, row: Any) -> tuple[NDArray[Any], Report]:
+    """Read one patch, unless its files are links to those of another."""
+    facts, report, name = np.zeros((), _FACTS), Report(), patch_name(row)
+    try:
+        files = _identities(row, labels)
+        if files not in linked:
+            patch = read_patch(row, LABEL_KINDS[labels])
+            known = _facts_of(patch, labels), patch.repairs
+            if len(linked) >= MOST_LINKED:
+                linked.clear()
+            linked[files] = known
+        else:
+            known = linked[files]
+    except LcfuseError as error:
+        report.skipped.append((name, str(error)))
+        return facts, report
+    report.note(name, known[1])
+    return known[0], report
+
+
+def _identities(row: Any, labels: str) -> tuple[Any, ...]:
+    """Return what tells the files of a patch apart: device and number on it; of a packed scene also the name."""
+    stats = [os.stat(path) for kind in LABEL_KINDS[labels] if os.path.isfile(path := getattr(row, kind))]
+    return (patch_name(row) if is_packed(row.s1) else "", *((stat.st_dev, stat.st_ino) for stat in stats))
+
+
+def _facts_of(patch: Patch, labels: str) -> NDArray[Any]:
+    facts = np.zeros((), _FACTS)
+    codes = patch.dfc if labels == "fine" else None if patch.lc is None else patch.lc[0]
+    assert codes is not None  # its file is among those that were read
+    classes = np.take(_class_table(labels), codes)
+    _, sums, squares = channel_sums(patch.s2, patch.s1)
+    sha256 = hashlib.sha256(f"{patch.crs} {patch.transform}".encode())
+    for layer in (patch.s2, patch.s1, classes):
+        sha256.update(np.ascontiguousarray(layer).data)
+    if patch.crs is None and patch.lc is not None:
+        sha256.update(np.ascontiguousarray(patch.lc).data)  # the cells follow from it
+    offset = S2_OFFSET if OFFSET_REMOVED in patch.repairs else 0
+    digest = np.frombuffer(sha256.digest(), np.uint8)
+    facts[...] = (classes.shape, offset, sums, squares, class_counts(classes, N_COARSE), digest)
+    return facts

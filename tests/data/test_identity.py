@@ -1,14 +1,17 @@
 """The identity of data follows their contents."""
 
+import hashlib
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from miniatures import WHOLE, scene_arrays, write_patch, write_scene
 
 from lcfuse_core.data import fetched, identity, packing, patches
 from lcfuse_core.data.sample import world
+from lcfuse_core.errors import MissingDataError
 from lcfuse_core.methods import experiment
 from lcfuse_core.scoring import ledger
 
@@ -63,6 +66,34 @@ def test_a_changed_or_missing_file_is_noticed_and_the_rest_comes_from_the_cache(
     assert identity.data_digest(folder) not in (first, second)
 
 
+def test_links_to_one_file_are_read_once_and_a_folder_in_any_nesting_has_a_fixed_order(tmp_path, monkeypatch):
+    """Symbolic and hard links; the digest is that of names and hashes in the order of the parts of the paths."""
+    folder = tmp_path / "sen12ms"
+    names = ["a.tif", "a/b.tif", "a-b.tif", "b/c.tif", "b/c/d.tif", "readme.txt"]
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if number < 2:
+            (folder / name).write_bytes(name.encode())
+        else:
+            (os.symlink if number % 2 else os.link)(folder / names[number % 2], folder / name)
+    os.symlink(folder / "b", folder / "linked")  # not followed, and no file
+    read, digest = [], identity.hashlib.file_digest
+    monkeypatch.setattr(
+        identity.hashlib, "file_digest", lambda file, kind: read.append(file.name) or digest(file, kind)
+    )
+    monkeypatch.setattr(identity, "ThreadPoolExecutor", lambda _: ThreadPoolExecutor(1))
+    found = identity.data_digest(folder)
+    assert len(read) == 2
+    order = sorted(names[:-1], key=lambda name: name.split("/"))
+    lines = [f"{name} {hashlib.sha256((folder / name).read_bytes()).hexdigest()}" for name in order]
+    assert found == hashlib.sha256("\n".join(lines).encode()).hexdigest() == identity.data_digest(folder)
+
+
+def test_a_missing_folder_has_no_identity(tmp_path):
+    with pytest.raises(MissingDataError, match="cannot be listed"):
+        identity.data_digest(tmp_path / "none")
+
+
 def test_packed_scenes_have_the_identity_of_their_pixels(tmp_path):
     """Packed from copies of the same files, at another time, they share it; one label makes the difference."""
     first = write_scene(tmp_path / "a", WHOLE[:2])
@@ -84,15 +115,15 @@ def test_relabelled_copies_train_anew_and_the_folder_is_read_once_per_experiment
     write_patch(folder)
     roots = [folder, shutil.copytree(folder, tmp_path / "b"), relabelled(folder, tmp_path / "c")]
     listed = []
-    walk = os.walk
-    monkeypatch.setattr(identity.os, "walk", lambda *root, **how: listed.append(root) or walk(*root, **how))
+    hashed = identity._hashed
+    monkeypatch.setattr(identity, "_hashed", lambda root, cache: listed.append(root) or hashed(root, cache))
     names = []
     for root in roots:
         parameters = {"train_root": str(root), "data_root": str(root), "profile": "smoke", "seed": 0}
         own = experiment.Experiment("test", parameters)
         names.append([own.checkpoint_name(own.plan("fcn", 0.5)) for _ in range(3)])
     assert names[0] == names[1] != names[2]
-    assert len(listed) == len(roots)
+    assert listed == roots
 
 
 def test_the_sample_has_the_recorded_digest_until_a_file_is_changed_or_lost(tmp_path):

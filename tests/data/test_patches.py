@@ -25,7 +25,7 @@ from miniatures import (
     write_patch,
 )
 
-from lcfuse_core.data import patches
+from lcfuse_core.data import official, patches
 from lcfuse_core.errors import DataError, MissingDataError, ParameterError
 
 SEASONS = ("ROIs1158_spring", "ROIs1868_summer", "ROIs1970_fall", "ROIs2017_winter")
@@ -275,7 +275,7 @@ def test_inspection_reads_every_patch_and_names_the_damaged(tmp_path, workers):
 
 def test_published_numbers_agree_with_each_other():
     """26 hold-out scenes hold what the test list holds; both lists hold all but the damaged patch."""
-    facts = patches.sen12ms()
+    facts = official.sen12ms()
     assert (facts.n_triplets, facts.n_scenes, len(facts.hold_out)) == (180_662, 252, 26)
     assert sum(facts.hold_out.values()) == facts.lists["test"][1] == 18_106
     assert facts.lists["train"][1] == 162_555
@@ -286,11 +286,12 @@ def test_published_numbers_agree_with_each_other():
 
 def small_facts(monkeypatch, train=5, test=3):
     """A published set of 9 patches: scenes spring 1 and 2 and the damaged one to train, winter 32 held out."""
-    facts = patches.Official(
+    facts = official.Official(
         9, 4, {"train": ("train_list.txt", train), "test": ("test_list.txt", test)}, {"ROIs2017_winter_32": 3},
         {"ROIs1868_summer_146_p202": "NaN in S1"},
     )  # fmt: skip
-    monkeypatch.setattr(patches, "sen12ms", lambda: facts)
+    for module in (official, patches):
+        monkeypatch.setattr(module, "sen12ms", lambda: facts)
     return facts
 
 
@@ -307,13 +308,13 @@ def write_lists(folder, train=TRAIN, test=TEST):
 def test_lists_are_read_in_every_spelling(tmp_path, monkeypatch):
     """With or without kind and suffix; without lists there is nothing to read."""
     small_facts(monkeypatch)
-    assert patches.read_official_lists(tmp_path) is None
+    assert official.read_official_lists(tmp_path) is None
     write_lists(tmp_path)
-    lists = patches.read_official_lists(tmp_path)
+    lists = official.read_official_lists(tmp_path)
     assert lists["list"].tolist() == ["train"] * 5 + ["test"] * 3
     assert lists["name"].tolist()[0] == "ROIs1158_spring_1_p1"
     write_lists(tmp_path, [line.replace("_s2", "").removesuffix(".tif") for line in TRAIN])
-    pd.testing.assert_frame_equal(patches.read_official_lists(tmp_path), lists)
+    pd.testing.assert_frame_equal(official.read_official_lists(tmp_path), lists)
 
 
 @pytest.mark.parametrize(
@@ -331,11 +332,11 @@ def test_a_list_that_is_not_the_official_one_is_refused(tmp_path, monkeypatch, t
     small_facts(monkeypatch)
     write_lists(tmp_path, train, test)
     with pytest.raises(DataError) as caught:
-        patches.read_official_lists(tmp_path)
+        official.read_official_lists(tmp_path)
     assert found in str(caught.value)
     (tmp_path / "test_list.txt").unlink()
     with pytest.raises(DataError, match=r"_list\.txt: found"):
-        patches.read_official_lists(tmp_path)
+        official.read_official_lists(tmp_path)
 
 
 def test_known_defects_are_left_out_and_named(tmp_path):
@@ -383,7 +384,7 @@ def test_status_against_the_lists_knows_every_scene(tmp_path, monkeypatch):
     """Also those of which nothing is there; and the differences are told in words."""
     small_facts(monkeypatch)
     write_lists(tmp_path)
-    lists = patches.read_official_lists(tmp_path)
+    lists = official.read_official_lists(tmp_path)
     table = patches.scene_status(write_some(tmp_path / "data"), lists=lists)
     assert table["state"].to_dict() == {
         "ROIs1158_spring_1": "complete",

@@ -1,6 +1,9 @@
 """The same patches give the same crops, statistics, counts and windows in memory, in packed scenes and in files."""
 
+import bisect
+import os
 import shutil
+import tracemalloc
 from functools import cache
 from pathlib import Path
 
@@ -136,10 +139,7 @@ def test_everything_is_read_once(folders, monkeypatch, capsys):
     files = shutil.copytree(folders / "files", folders / "changing")
     first = open_source(files, memory_gb=0)
     assert "7 patches read (3 of them repaired)" in capsys.readouterr().out
-    read = []
-    monkeypatch.setattr(
-        streamed, "iter_patches", lambda rows, *more: read.append(len(rows)) or patches.iter_patches(rows, *more)
-    )
+    read = counted_reads(monkeypatch)
     again = open_source(files, memory_gb=0)
     assert "7 patches read (3 of them repaired)" in capsys.readouterr().out
     assert (read, again.digest(), again.statistics()) == ([], first.digest(), first.statistics())
@@ -148,9 +148,66 @@ def test_everything_is_read_once(folders, monkeypatch, capsys):
     content[-4] = 17 if content[-4] != 17 else 12  # the IGBP code of the last pixel
     path.write_bytes(content)
     assert open_source(files, memory_gb=0).digest() != first.digest()
-    assert read == [1] * 4
+    assert read == [f"ROIs1158_spring_1_p{number}" for number in (30, 31, 32, 33)]
     assert open_source(folders / "packed", memory_gb=0).digest() == first.digest()
     assert open_source(folders / "packed", "fine", memory_gb=0).digest() != first.digest()
+
+
+def counted_reads(monkeypatch):
+    """The names of the patches that are read from now on, sorted."""
+    read = []
+    monkeypatch.setattr(
+        streamed,
+        "read_patch",
+        lambda row, need: bisect.insort(read, patches.patch_name(row)) or patches.read_patch(row, need),
+    )
+    return read
+
+
+def linked(folder, n):
+    """Scenes of 50 patches, *n* in all, whose files are links to those of the first three of a folder."""
+    table, made = patches.index(folder).head(3), folder.with_name(f"linked-{n}")
+    for number in range(n):
+        row, scene = table.iloc[number % 3], number // 50
+        for kind in ("s1", "s2", "lc"):
+            path = made / f"{kind}_{scene}" / f"ROIs1158_spring_{kind}_{scene}_p{number}.tif"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            (os.symlink if number % 2 else os.link)(row[kind], path)
+    return made
+
+
+def test_links_to_the_same_files_are_read_once(folders, tmp_path, monkeypatch, capsys):
+    """Facts and repairs are shared; the report names every patch; of packed scenes each patch is read."""
+    files = shutil.copytree(folders / "files", tmp_path / "files")
+    for path in files.rglob("*_1_p*.tif"):
+        path.unlink()
+    read = counted_reads(monkeypatch)
+    monkeypatch.setattr(streamed.os, "cpu_count", lambda: 1)
+    source = open_source(linked(files, 12), memory_gb=0)
+    assert len(read) == 3
+    assert "12 patches read (12 of them repaired)" in capsys.readouterr().out
+    assert source._facts[:3].tobytes() * 4 == source._facts.tobytes()
+    expected = PatchSource.statistics(source)
+    assert source.statistics() == expected
+    read.clear()
+    open_source(folders / "packed", memory_gb=0)
+    assert len(read) == 7
+
+
+def test_memory_grows_by_little_per_patch(folders, monkeypatch):
+    """Index, check and source of some hundred patches more: 2 KB and the paths for each at the peak."""
+    few, many = (linked(folders / "files", n) for n in (150, 450))
+    open_source(few, memory_gb=0)  # imports, caches
+    peaks = []
+    for folder in (few, many):
+        monkeypatch.setenv("LCFUSE_DATA", str(folder / "data"))
+        tracemalloc.start()
+        source = open_source(folder, memory_gb=0)
+        source.digest()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    length = sum(len(str(path)) for path in many.rglob("*.tif")) / 450
+    assert (peaks[1] - peaks[0]) / 300 < 2_000 + length
 
 
 def test_what_cannot_be_opened_is_refused(folders, tmp_path, monkeypatch):
