@@ -1,12 +1,12 @@
 """
-Peak memory of a source on disk for thousands of patches, and the seconds to open it.
+Peak memory of the commands for thousands of patches that do not fit the memory budget.
 
-    python benchmarks/memory.py [--sizes 12480 25000] [--out memory.json]
+    python benchmarks/memory.py [--sizes 12480 25000] [--only "train, files" ...] [--out memory.json]
 
-Each size is a folder of symbolic links to the training patches of the sample, in the layout of SEN12MS. A new process
-lists it, opens it (which reads every patch once), cuts 64 batches and trains a few steps. Memory is RssAnon, the
-private memory of a process without files that are mapped (Linux), of the process and its children, sampled every 50 ms.
-With --checked the process finds what the reading of every patch yields in the data folder, as a second start does.
+Each size is two folders of symbolic links to the training patches of the sample: GeoTIFFs in the layout of SEN12MS, and
+packed scenes whose descriptions name 717 patches each. Every command runs a few short steps on them, in processes of
+its own. Memory is RssAnon, the private memory without mapped files (Linux), of the command and all processes that it
+starts, sampled every 50 ms.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -25,44 +24,68 @@ from typing import Any
 PATCHES_PER_SCENE = 717
 """As in SEN12MS on average."""
 
+STEPS = {"steps": "4", "batch": "4", "crop": "64"}
+
+
+def commands(folder: Path, size: int) -> dict[str, list[str]]:
+    """Return the arguments of `python -m lcfuse_core` by name; those of `evaluate` need the run of the first."""
+    from lcfuse_core.data.sample import world
+
+    files, packs, data = str(folder / f"files-{size}"), str(folder / f"packs-{size}"), world.sample_folder(0)
+    target, run = str(data / "dfc2020"), str(folder / f"run-{size}")
+    plan = [word for name, value in STEPS.items() for word in ("-p", name, value)]
+    sizes = [word for name, value in STEPS.items() for word in (f"--{name}", value)]
+    compare = ["compare", "--data-root", target, "--seeds", "0", *sizes, "--only", "Random forest*", "FCN*"]
+    return {
+        "train, files": ["train", files, "--out", run, *plan],
+        "train, packed scenes": ["train", packs, "--out", f"{run}-packs", *plan],
+        "run training, files": ["run", "training", "-p", "train_root", files, *plan, "--out", f"{run}-chapter"],
+        "evaluate": ["evaluate", "--checkpoint", run, "--train-root", files, "--data", target, "--ledger", f"{run}.a"],
+        "compare, packed scenes": [*compare, "--train-root", packs, "--out", f"{run}.b"],
+    }
+
 
 def main() -> None:
-    """Measure each size in a process of its own, print the figures, and write the JSON file."""
+    """Measure the commands at each size, print the figures, and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="*", default=[12480, 25000], help="numbers of patches")
+    parser.add_argument("--only", nargs="*", help="names of commands (default: all)")
     parser.add_argument("--folder", type=Path, help="where to write the links (default: a temporary folder)")
-    parser.add_argument("--out", type=Path, help="JSON file for the result")
-    parser.add_argument("--checked", action="store_true", help="as a second start")
-    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)  # folder to measure in this process
+    parser.add_argument("--out", type=Path, help="JSON file for the result; other commands in it are kept")
     options = parser.parse_args()
-    if options.one:
-        print(json.dumps(measure(options.one)))
-        return
-    result: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+    result: dict[str, Any] = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
         for size in options.sizes:
-            link(Path(folder) / str(size), size)
+            link_files(folder / f"files-{size}", size)
+            link_packs(folder / "packed", folder / f"packs-{size}", size)
             environment = os.environ | {"LCFUSE_DATA": f"{folder}/data-{size}"}
-            if options.checked:
-                write_checks(Path(folder) / str(size), Path(folder) / f"data-{size}")
-            command = [sys.executable, __file__, "--one", f"{folder}/{size}"]
-            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-            result[f"{size} patches"] = json.loads(done.stdout.splitlines()[-1])
-            print(size, done.stdout.splitlines()[-1], flush=True)
-    peaks = [figures["peak RssAnon, MB"] for figures in result.values()]
-    result["largest / smallest peak"] = round(max(peaks) / min(peaks), 3)
-    text = json.dumps(result, indent=1)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+            link_sample(folder / f"data-{size}")
+            for command, words in commands(folder, size).items():
+                if options.only is None or command in options.only:
+                    figures = measure([sys.executable, "-m", "lcfuse_core", *words], environment)
+                    result.setdefault(command, {})[f"{size} patches"] = figures
+                    print(size, command, figures, flush=True)
+                    peaks = [own["peak RssAnon, MB"] for key, own in result[command].items() if "patches" in key]
+                    result[command]["largest / smallest peak"] = round(max(peaks) / min(peaks), 3)
+                    if options.out:
+                        options.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def link(folder: Path, n: int) -> None:
+def link_sample(data: Path) -> None:
+    """Let a new data folder share the sample world."""
+    from lcfuse_core.data.sample import world
+
+    data.mkdir()
+    (data / "world-0").symlink_to(world.sample_folder(0).absolute())
+
+
+def link_files(folder: Path, n: int) -> None:
     """Make *n* triplets of links, each to a patch of the sample."""
     from lcfuse_core.data import patches
     from lcfuse_core.data.sample import world
 
-    rows = list(patches.index(world.sample_folder(0) / "sen12ms").itertuples())
+    rows = list(patches.index(world.sample_folder(0).absolute() / "sen12ms").itertuples())
     for number in range(n):
         row, scene = rows[number % len(rows)], number // PATCHES_PER_SCENE + 1
         for kind in ("s1", "s2", "lc"):
@@ -71,65 +94,61 @@ def link(folder: Path, n: int) -> None:
             path.symlink_to(getattr(row, kind))
 
 
-def write_checks(folder: Path, data: Path) -> None:
-    """Write what `streamed` keeps of each scene, from the few patches that the links lead to."""
-    import numpy as np
+def link_packs(packed: Path, folder: Path, n: int) -> None:
+    """Pack the sample once, and describe *n* patches in scenes whose pixels are links to those of the sample."""
+    from lcfuse_core.data import packing, patches
+    from lcfuse_core.data.packed import digest_of, packed_paths
+    from lcfuse_core.data.sample import world
 
-    from lcfuse_core.data import patches, streamed
-
-    (data / "checked").mkdir(parents=True)
-    table = patches.index(folder)
-    real = [os.path.realpath(path) for path in table["s2"]]
-    first = {path: number for number, path in reversed(list(enumerate(real)))}
-    facts = {path: streamed._check_patch(table.iloc[[number]], "modis")[0] for path, number in first.items()}
-    for numbers in table.groupby("scene_id", sort=False).indices.values():
-        report = json.dumps({"n_read": len(numbers), "repaired": [], "skipped": []})
-        own = np.stack([facts[real[number]] for number in numbers])
-        path = data / "checked" / f"{streamed._version(table.iloc[numbers], 'modis')}.npz"
-        np.savez(path, facts=own, report=np.array(report))
-
-
-def measure(folder: Path) -> dict[str, float]:
-    """Return peak memory and durations of opening a folder and training from it."""
-    import torch
-
-    from lcfuse_core.data.streamed import open_source
-    from lcfuse_core.training import loop
-    from lcfuse_core.training.plan import TrainPlan
-
-    peaks, done = [0.0], threading.Event()
-    watch = threading.Thread(target=lambda: [peaks.append(rss_anon()) for _ in iter(lambda: done.wait(0.05), True)])
-    watch.start()
-    began = time.perf_counter()
-    source = open_source(folder)
-    opened = time.perf_counter()
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(64):
-        source.crops(16, 64, generator)
-    cut = time.perf_counter()
-    loop.train(source, TrainPlan(steps=4, crop=64, batch=16, report_every=4, device="cpu"), progress=False)
-    done.set()
-    watch.join()
-    return {
-        "patches": len(source),
-        "peak RssAnon, MB": round(max(peaks)),
-        "seconds to open": round(opened - began, 1),
-        "crops of 64 px per second": round(64 * 16 / (cut - opened), 1),
-    }
+    if not packed.exists():
+        packing.pack(patches.index(world.sample_folder(0).absolute() / "sen12ms"), packed)
+    folder.mkdir()
+    originals = packed_paths(packed)
+    for scene in range(-(-n // PATCHES_PER_SCENE)):
+        original = originals[scene % len(originals)]
+        content = json.loads(original.read_text())
+        known, name = content["scene"]["patches"], f"ROIs1158_spring_{scene + 1}"
+        numbers = range(scene * PATCHES_PER_SCENE, min(n, (scene + 1) * PATCHES_PER_SCENE))
+        content["scene"] |= {
+            "scene_id": name,
+            "patches": [known[number % len(known)] | {"name": f"{name}_p{number}"} for number in numbers],
+        }
+        content["sha256"] = digest_of(content["scene"])
+        (folder / f"{name}.json").write_text(json.dumps(content))
+        (folder / f"{name}.npy").symlink_to(original.with_suffix(".npy"))
 
 
-def rss_anon() -> float:
-    """Return the RssAnon of this process and its children in MB."""
-    own = os.getpid()
-    children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
-    total = 0
-    for process in (str(own), *children):
-        try:
-            lines = Path(f"/proc/{process}/status").read_text().splitlines()
-        except FileNotFoundError:
-            continue  # it has ended
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
-    return total / 1024
+def measure(command: list[str], environment: dict[str, str]) -> dict[str, float]:
+    """Run a command; return the peak memory of its processes, and its duration. Raises RuntimeError if it fails."""
+    began, peak = time.perf_counter(), 0.0
+    with tempfile.TemporaryFile("w+") as said:
+        with subprocess.Popen(command, env=environment, stdout=said, stderr=subprocess.STDOUT) as process:
+            while process.poll() is None:
+                peak = max(peak, sum(map(rss_anon, tree(process.pid))))
+                time.sleep(0.05)
+        if process.returncode:
+            said.seek(0)
+            raise RuntimeError(f"{command}\n{said.read()[-3000:]}")
+    return {"peak RssAnon, MB": round(peak), "seconds": round(time.perf_counter() - began)}
+
+
+def tree(process: int) -> list[int]:
+    """Return a process and all that it started, and those that they started."""
+    try:
+        tasks = list(Path(f"/proc/{process}/task").iterdir())
+        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []  # it has ended
+    return [process, *(found for child in children for found in tree(child))]
+
+
+def rss_anon(process: int) -> float:
+    """Return the RssAnon of a process in MB, 0 if it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
 
 if __name__ == "__main__":

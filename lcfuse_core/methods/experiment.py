@@ -23,7 +23,6 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from lcfuse_core import _runtime
@@ -34,7 +33,7 @@ from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.sample import world
 from lcfuse_core.data.source import PatchSource
 from lcfuse_core.data.streamed import open_source
-from lcfuse_core.methods import adapt
+from lcfuse_core.methods import adapt, stored
 from lcfuse_core.methods.adapt import Predict
 from lcfuse_core.models import transition
 from lcfuse_core.models.transition import Matrix
@@ -44,12 +43,6 @@ from lcfuse_core.scoring.scores import Scores
 from lcfuse_core.training import checkpoint, loop
 from lcfuse_core.training.checkpoint import Run
 from lcfuse_core.training.plan import TrainPlan
-
-SHIPPED = _runtime.SHIPPED / "checkpoints"
-"""
-Small networks trained on the sample of seed 0, so that most chapters run without training. The subfolder `adapted`
-holds a network that was fine-tuned on the target regions of that sample; it is not for maps of other regions.
-"""
 
 BOTH = "modis+savanna"
 """Label kind with nine coarse classes: the eight scored ones, and Savanna as a mixture."""
@@ -215,7 +208,7 @@ class Experiment:
     def given(self) -> Run | None:
         """The network of the parameter `checkpoint`, if there is one."""
         path = self.parameters.get("checkpoint")
-        return _on_device(checkpoint.load_checkpoint(path)) if path else None
+        return stored.on_device(checkpoint.load_checkpoint(path)) if path else None
 
     def is_given(self, plan: TrainPlan) -> bool:
         """Whether the parameter `checkpoint` names a network of the same kind as *plan* (`KIND`)."""
@@ -226,7 +219,7 @@ class Experiment:
         Return the network of a plan, trained on `train_root`: from its checkpoint if there is one, else trained now.
 
         A checkpoint counts only for the same plan, data and training code, whether it was trained here or comes with
-        the package (`SHIPPED`). Its history has the agreement with the labels of the held-out scenes. The network of
+        the package. Its history has the agreement with the labels of the held-out scenes. The network of
         the parameter `checkpoint` takes the place of all of its kind.
         """
         if self.given is not None and self.is_given(plan):
@@ -236,7 +229,7 @@ class Experiment:
             sources = self.training_source(plan.labels), self.held_out_source(plan.labels)
             return loop.train(sources[0], plan, folder, validation=sources[1], progress=self.progress)
 
-        return self.kept(self.checkpoint_name(plan), train)
+        return stored.kept(self.checkpoint_name(plan), train)
 
     def adapted_network(
         self, start: Run | TrainPlan, *, each_region: bool = False, **changes: Any
@@ -274,10 +267,10 @@ class Experiment:
 
         def load() -> dict[str, Run]:
             files = {region: self.adapted_name(run, plan, region) for region in names}
-            return {region: self.kept(file, partial(train, region)) for region, file in files.items()}
+            return {region: stored.kept(file, partial(train, region)) for region, file in files.items()}
 
         runs = self.once((run is None, each_region, base, plan), load)
-        return self.by_region(runs, loop.predict), sum(map(seconds, runs.values()))
+        return self.by_region(runs, loop.predict), sum(map(stored.seconds, runs.values()))
 
     def by_region(self, models: Mapping[str, Any], predict: Callable[[Any, Patch], NDArray[np.float32]]) -> Predict:
         """Return a function that predicts each patch by the model of its region, or by that of `ALL_REGIONS`."""
@@ -300,7 +293,7 @@ class Experiment:
 
         return predict_once
 
-    # Stored networks
+    # Identity of data and networks
 
     def data_digest(self, root: Path) -> str:
         """Return the identity of a data folder, computed once per experiment; see `identity.data_digest`."""
@@ -323,35 +316,9 @@ class Experiment:
 
     def file_of(self, plan: TrainPlan) -> Path:
         """Return the file of the network of a plan: the given checkpoint, or where `trained` keeps it."""
-        path = (
-            self.parameters["checkpoint"] if self.is_given(plan) else self.checkpoint_path(self.checkpoint_name(plan))
-        )
-        return Path(path)
-
-    def checkpoint_path(self, name: str) -> Path:
-        """Return where the network of that name is, or would be kept."""
-        shipped = (SHIPPED / name, SHIPPED / "adapted" / name, SHIPPED / "large" / name)
-        return next(filter(Path.exists, shipped), _runtime.data_folder() / "runs" / name)
-
-    def kept(self, name: str, train: Callable[[Path], Run]) -> Run:
-        """
-        Return the network stored under a name; if there is none, train and store it.
-
-        Parameters
-        ----------
-        name : str
-            File name of the checkpoint.
-        train : callable
-            Gets a folder of its own, from which an interrupted training continues.
-        """
-        path = self.checkpoint_path(name)
-        with _runtime.lock(
-            (_runtime.data_folder() / "runs" / name).with_suffix(".lock")
-        ):  # chapters may run side by side
-            if not path.exists():
-                checkpoint.save_checkpoint(train(path.with_suffix("")), path)
-        # Read back even when it was trained just now: both ways must give the same maps.
-        return _on_device(checkpoint.load_checkpoint(path))
+        if self.is_given(plan):
+            return Path(self.parameters["checkpoint"])
+        return stored.path_of(self.checkpoint_name(plan))
 
     # The transition matrix
 
@@ -412,13 +379,3 @@ class Experiment:
             cost=cost,
         )
         ledger.append(self.ledger_path, entry)
-
-
-def _on_device(run: Run) -> Run:
-    run.network.to(loop.choose_device(run.plan.device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return run
-
-
-def seconds(run: Run) -> float:
-    """Return the duration of a training in seconds."""
-    return float(run.history[-1]["seconds"] or 0) if run.history else 0.0
