@@ -27,12 +27,12 @@ import pandas as pd
 from lcfuse_core.data import patches, source
 from lcfuse_core.data.legends import SCORED, index_to_dfc
 from lcfuse_core.data.streamed import open_source
-from lcfuse_core.methods import adapt, baselines
+from lcfuse_core.methods import adapt, baselines, stored
 from lcfuse_core.methods.adapt import Predict, images_of
 from lcfuse_core.methods.ensemble import FURTHER, FUSED, fusion_of, shared_member
 from lcfuse_core.methods.experiment import BOTH, Experiment
 from lcfuse_core.methods.fusion import Fusion, FusionPlan
-from lcfuse_core.methods.stored import kept, seconds
+from lcfuse_core.methods.stored import seconds
 from lcfuse_core.models import forest, transition
 from lcfuse_core.models.losses import LOSSES, MIXED_LABEL_LOSSES
 from lcfuse_core.models.networks import NETWORKS
@@ -248,7 +248,7 @@ def _on_all_regions(experiment: Experiment, /) -> Learned:
         return loop.train(open_source(rows), plan, folder, progress=False)
 
     name = experiment.checkpoint_name(plan, "source and target regions", experiment.data_digest(experiment.data_root))
-    run = kept(name, train)
+    run = stored.kept(name, train)
     return Learned(partial(loop.classify, run), seconds(run))
 
 
@@ -280,7 +280,7 @@ def _student(experiment: Experiment, /) -> Learned:
         labelled = adapt.pseudo_labelled(teacher.predict, experiment.target_source)
         return loop.train(labelled, plan, folder, progress=False, start=run)
 
-    own = kept(experiment.adapted_name(run, plan, "pseudo-labels of the fusion"), train)
+    own = stored.kept(experiment.adapted_name(run, plan, "pseudo-labels of the fusion"), train)
     return Learned(partial(loop.classify, own), spent + seconds(own))
 
 
@@ -300,7 +300,7 @@ def _supervised(experiment: Experiment, /, trained_on: str, evaluated_on: str) -
         return loop.train(open_source(rows[~fourth], "fine"), plan, folder, progress=False)
 
     name = experiment.checkpoint_name(plan, "validation", experiment.data_digest(experiment.data_root))
-    run = experiment.trained(plan) if trained_on == "source" else kept(name, train)
+    run = experiment.trained(plan) if trained_on == "source" else stored.kept(name, train)
     return Learned(partial(loop.classify, run), seconds(run), rows[fourth] if evaluated_on == "fourth" else None)
 
 
