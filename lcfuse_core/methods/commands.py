@@ -79,6 +79,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
     from lcfuse_core.scoring import claims, ledger
     from lcfuse_core.training.checkpoint import load_checkpoint
 
+    _check_alone("evaluate")
     if (options.checkpoint is None) == (options.method is None):
         do = "Give --checkpoint FILE, or --method NAME out of `compare --list`."
         raise ParameterError("evaluate", found="not one of the two", expected="a checkpoint or a method", do=do)
@@ -112,6 +113,7 @@ def run_compare(options: argparse.Namespace) -> int:
     if options.list:
         print("\n".join([*METHODS, *BOUNDS]))
         return 0
+    _check_alone("compare")
     if options.out is None:
         raise ParameterError("compare", found="no --out", expected="a ledger", do="Give --out FILE.")
     if options.jobs < 1:
@@ -137,6 +139,14 @@ def run_compare(options: argparse.Namespace) -> int:
         for regime, own in ledger.read(options.out).groupby("label_regime", sort=False):
             print(f"\nAA in per cent, {regime}, profile {options.profile}\n{protocol.over_seeds(own).to_string()}")
     return int(failed)
+
+
+def _check_alone(command: str) -> None:
+    """Raise ParameterError under torchrun: each of its processes would append the same lines to the ledger."""
+    n = int(os.environ.get("WORLD_SIZE", "1"))
+    if n > 1:
+        do = "Start it without torchrun; only `train` uses several processes."
+        raise ParameterError(command, found=f"{n} processes of torchrun", expected="one", do=do)
 
 
 def _absolute(options: argparse.Namespace) -> None:

@@ -72,6 +72,24 @@ def test_all_cells_run_twice_in_one_kernel(tmp_path):
     assert printed == [f"{{'profile': 'colab', 'seed': 0, 'data_root': '', 'place': {place}}}" for place in (0, 1)]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["coarse_labels", "dfc2020"])
+def test_a_whole_chapter_runs_twice_in_one_kernel(name, tmp_path):
+    """Run all, choose another patch, run all: no cell fails, and the figures of the second run are others."""
+    notebook, pictures = chapters.read(name), []
+    parameters = next(cell for cell in notebook.cells if "parameters" in chapters.tags(cell))
+    source = parameters.source
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
+    with client.setup_kernel():
+        for place in (0, 1):
+            parameters.source = f"{source}\nplace = {place}"
+            for number, cell in enumerate(notebook.cells):
+                client.execute_cell(cell, number)
+            outputs = [out for cell in chapters.code_cells(notebook) for out in cell.outputs]
+            pictures.append([out.data["image/png"] for out in outputs if "image/png" in out.get("data", {})])
+    assert pictures[0] != pictures[1]
+
+
 CHANGED = {"place": 1, "steps": 7, "map_folder": "maps", "seed": 1}
 """A value for each chapter that is not the default; `seed` last, as another seed is another world."""
 

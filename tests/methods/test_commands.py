@@ -67,6 +67,17 @@ def evaluate(folder, out, *arguments):
     return shell.main(["evaluate", *roots, "--ledger", str(out), *arguments])
 
 
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_processes_of_torchrun_are_refused(command, tmp_path, monkeypatch, capsys):
+    """Each would write the same lines; an environment of one process is accepted."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert shell.main([command]) == 2
+    assert f"{command}: found 2 processes of torchrun, expected one. Start it without" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert shell.main([command]) == 2
+    assert "torchrun" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("is_folder", [False, True])
 def test_a_trained_network_is_evaluated(folder, tmp_path, capsys, is_folder):
     """What `train` wrote: its line has its plan, its seed and the hash of its file, beside that of the MODIS label."""
