@@ -171,8 +171,8 @@ def label_image(codes: NDArray[np.integer], legend: Legend = DFC2020) -> NDArray
 
 # Drawing on axes ---------------------------------------------------------------------------------
 
-_MIN_RADIUS_IN = 0.07
-"""Half the size of a class number on a map: it is left out where the class is narrower."""
+_NUMBERS = {9: 0.07, 7: 0.045}
+"""Sizes of a class number on a map in points, and half of the room each needs in inches."""
 
 
 def show_image(ax: Axes, image: NDArray[Any], title: str = "") -> None:
@@ -192,14 +192,15 @@ def show_labels(ax: Axes, codes: NDArray[np.integer], legend: Legend = DFC2020, 
     """
     show_image(ax, label_image(codes, legend), title)
     panel_in = ax.get_window_extent().width / cast(Figure, ax.figure).dpi
-    least_px = max(0.02, _MIN_RADIUS_IN / panel_in) * max(codes.shape)
+    least_px = {size: max(0.02, room / panel_in) * max(codes.shape) for size, room in _NUMBERS.items()}
     for code in np.unique(codes[codes != legend.unknown]):
         # The largest circle inside the class; the rim of the map ends it, too.
         distance = ndimage.distance_transform_edt(np.pad(codes == code, 1))[1:-1, 1:-1]
         row, col = np.unravel_index(int(distance.argmax()), codes.shape)
-        if distance.max() > least_px:
+        size = next((size for size, least in least_px.items() if distance.max() > least), None)
+        if size:
             ink = ink_on(legend.rgba(int(code)))
-            ax.text(int(col), int(row), str(code), color=ink, ha="center", va="center", fontsize=9)
+            ax.text(int(col), int(row), str(code), color=ink, ha="center", va="center", fontsize=size)
 
 
 def show_cell_borders(ax: Axes, ids: NDArray[Any], *, color: str = "black", linewidth: float = 0.8) -> None:
@@ -212,17 +213,28 @@ def show_cell_borders(ax: Axes, ids: NDArray[Any], *, color: str = "black", line
 
 
 def scale_bar(ax: Axes, pixel_m: float = 10.0) -> None:
-    """Draw a bar of a round length, at most a third of the image wide, in the lower left corner."""
+    """Draw a bar of a round length, at most a third of the image wide, in a corner where no text stands yet."""
     left, right = ax.get_xlim()
     bottom, top = ax.get_ylim()
-    width_m, height_px = (right - left) * pixel_m, abs(top - bottom)
-    length_m = max((m for m in (50, 100, 200, 500, 1000, 2000, 5000, 10_000) if m <= width_m / 3), default=20)
-    start, row = left + 0.05 * (right - left), bottom - 0.06 * height_px
-    line = ax.plot([start, start + length_m / pixel_m], [row, row], color="white", lw=2.5, solid_capstyle="butt")
+    width, height = right - left, bottom - top  # rows are counted downwards
+    longest = width * pixel_m / 3
+    length_m = max((m for m in (50, 100, 200, 500, 1000, 2000, 5000, 10_000) if m <= longest), default=20)
+    length = length_m / pixel_m
+    starts, rows = (left + 0.05 * width, right - 0.05 * width - length), (bottom - 0.06 * height, top + 0.16 * height)
+    corners = [(start, row) for row in rows for start in starts]
+    texts = [text.get_position() for text in ax.texts]
+
+    def is_free(corner: tuple[float, float]) -> bool:
+        across = (abs(x - corner[0] - length / 2) < length / 2 + 0.06 * width for x, _ in texts)
+        along = (-0.18 * height < y - corner[1] < 0.08 * height for _, y in texts)
+        return not any(map(all, zip(across, along, strict=True)))
+
+    start, row = next(filter(is_free, corners), corners[0])
+    line = ax.plot([start, start + length], [row, row], color="white", lw=2.5, solid_capstyle="butt")
     line[0].set_path_effects([withStroke(linewidth=4.5, foreground="black")])
-    text = f"{length_m} m" if length_m < 1000 else f"{length_m // 1000} km"
+    name = f"{length_m} m" if length_m < 1000 else f"{length_m // 1000} km"
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
-    ax.text(start + length_m / pixel_m / 2, row - 0.04 * height_px, text, ha="center", fontsize=9, bbox=box)
+    ax.text(start + length / 2, row - 0.04 * height, name, ha="center", fontsize=9, bbox=box)
 
 
 # Figures -----------------------------------------------------------------------------------------
@@ -304,7 +316,8 @@ def show_example_patch(
     """
     modis, last = _own_maps(patch)
     row: dict[str, NDArray[Any]] = {**modis, **pictures, **(last if reference else {})}
-    return show_panels(row, columns=4 if len(row) == 4 or len(row) > 6 else 3, cells=cells)
+    columns = 2 if len(row) == 1 else 4 if len(row) == 4 or len(row) > 6 else 3
+    return show_panels(row, columns=columns, cells=cells)
 
 
 # Scenes ------------------------------------------------------------------------------------------
@@ -336,7 +349,6 @@ def show_insets(
     grid = fig.add_gridspec(1 + len(corners), columns, height_ratios=[columns / 2.6, *[1.0] * len(corners)])
     whole = fig.add_subplot(grid[0, :])
     show_image(whole, image, "Where")
-    scale_bar(whole)
     for number, (row, col) in enumerate(corners):
         colour, letter = _INSET_COLOURS[number % len(_INSET_COLOURS)], chr(ord("a") + number)
         whole.add_patch(Rectangle((col, row), size, size, fill=False, ec=colour, lw=2))
@@ -346,5 +358,6 @@ def show_insets(
         show_image(fig.add_subplot(grid[1 + number, 0]), image[part], letter + "  Sentinel-2" * (number == 0))
         for place, (title, codes) in enumerate(maps.items(), start=1):
             show_labels(fig.add_subplot(grid[1 + number, place]), codes[part], title=title * (number == 0))
+    scale_bar(whole)
     add_legend(fig, maps.values())
     return fig

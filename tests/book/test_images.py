@@ -179,6 +179,23 @@ def test_the_scale_bar_is_as_long_as_it_says(width_px, pixel_m, length_m, text):
     assert xs[1] - xs[0] <= width_px / 3
 
 
+@pytest.mark.parametrize("taken", [(0,), (0, 1), (0, 1, 2), (1, 3)])
+def test_the_scale_bar_leaves_class_numbers_free(taken):
+    """It stands in the first of the four corners without a number."""
+    codes = np.full((256, 256), 4, np.uint8)
+    parts = [np.s_[200:, :80], np.s_[200:, 176:], np.s_[:56, :80], np.s_[:56, 176:]]
+    for number, code in zip(taken, (1, 5, 7), strict=False):
+        codes[parts[number]] = code
+    fig, ax = plt.subplots(figsize=(2.7, 2.7))
+    images.show_labels(ax, codes)
+    numbers = list(ax.texts)
+    images.scale_bar(ax)
+    fig.canvas.draw()
+    drawn = [ax.texts[-1].get_window_extent(), ax.lines[0].get_window_extent()]
+    assert len(numbers) == 1 + len(taken)
+    assert not any(one.overlaps(number.get_window_extent()) for one in drawn for number in numbers)
+
+
 def test_a_patch_shows_all_it_has():
     """Five panels, one legend of the classes in either map, the MODIS label in DFC2020 colours."""
     patch = make_patch()
