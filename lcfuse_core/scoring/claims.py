@@ -28,9 +28,9 @@ from lcfuse_core.scoring import intervals, ledger
 from lcfuse_core.scoring.intervals import Interval
 from lcfuse_core.scoring.scores import summarise
 
-_REPRODUCED, _PARTLY, _NOT_REPRODUCED = "reproduced", "partly", "not reproduced"
+_REPRODUCED, _INCONCLUSIVE, _NOT_REPRODUCED = "reproduced", "inconclusive", "not reproduced"
 _OTHER_PROTOCOL, _UNTESTABLE, _NOT_RUN = "under another protocol", "not testable here", "not run yet"
-VERDICTS = (_REPRODUCED, _PARTLY, _NOT_REPRODUCED, _OTHER_PROTOCOL, _UNTESTABLE, _NOT_RUN)
+VERDICTS = (_REPRODUCED, _INCONCLUSIVE, _NOT_REPRODUCED, _OTHER_PROTOCOL, _UNTESTABLE, _NOT_RUN)
 """The first three decide a claim."""
 
 MARKS = {
@@ -302,13 +302,13 @@ def verdict(claim: Claim, findings: Mapping[str, Finding]) -> str:
         if low > margin:
             return _REPRODUCED
         can_exceed = finding.difference > margin if interval is None else high > margin
-        return _PARTLY if can_exceed else _NOT_REPRODUCED
+        return _INCONCLUSIVE if can_exceed else _NOT_REPRODUCED
     assert claim.reported is not None
     least = claim.reported - margin
     greatest = claim.reported + margin if claim.relation == "equals" else float("inf")
     if least <= finding.ours <= greatest:
         return _REPRODUCED
-    return _NOT_REPRODUCED if interval is None or high < least or low > greatest else _PARTLY
+    return _NOT_REPRODUCED if interval is None or high < least or low > greatest else _INCONCLUSIVE
 
 
 def table(claims: Iterable[Claim], entries: Iterable[_Entry]) -> pd.DataFrame:

@@ -184,16 +184,16 @@ MIXED = [0.9, 0.45, 0.75, 0.35, 0.65, 0.75, 0.35]  # better by 10 points on aver
 @pytest.mark.parametrize(
     ("recalls", "margin", "with_counts", "expected"),
     [
-        (MIXED, 0, True, "partly"),
+        (MIXED, 0, True, "inconclusive"),
         (EASIER, 0, True, "reproduced"),
         (EASIER, 20, True, "not reproduced"),
         ([recall - 0.1 for recall in HARD], 0, True, "not reproduced"),
-        (EASIER, 0, False, "partly"),
+        (EASIER, 0, False, "inconclusive"),
         (EASIER, 20, False, "not reproduced"),
     ],
 )
 def test_a_difference_must_exceed_the_margin_with_its_whole_interval(recalls, margin, with_counts, expected):
-    """Without counts there is no interval, and a difference is partly shown at best."""
+    """Without counts there is no interval, and a difference is inconclusive at best."""
     lines = [line("ours", recalls, with_counts=with_counts), line("MODIS label", HARD, with_counts=with_counts)]
     assert verdict(claim(margin=margin), *lines) == expected
 
@@ -250,7 +250,7 @@ def test_other_data_give_no_verdict_and_have_their_own_row(kind):
         ("equals", [0.5] * 7, "reproduced"),
         ("equals", [0.53] * 7, "reproduced"),
         ("equals", [0.55] * 7, "not reproduced"),
-        ("equals", [0.1, 0.9, 0.2, 0.9, 0.3, 0.8, 0.8], "partly"),  # 57 %, with a wide interval
+        ("equals", [0.1, 0.9, 0.2, 0.9, 0.3, 0.8, 0.8], "inconclusive"),  # 57 %, with a wide interval
         ("equals", [0.3] * 7, "not reproduced"),
         ("at least", [0.9] * 7, "reproduced"),
         ("at least", [0.47] * 7, "reproduced"),
