@@ -24,7 +24,7 @@ from lcfuse_core.book.images import (
     ink_on,
     show_cell_borders,
 )
-from lcfuse_core.data.legends import DFC2020, SAVANNA, SCORED
+from lcfuse_core.data.legends import DFC2020, SCORED
 from lcfuse_core.errors import DataError
 from lcfuse_core.scoring.scores import N_CODES
 
@@ -229,16 +229,4 @@ def show_fractions(rows: Mapping[str, ArrayLike]) -> Figure:
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     add_legend(fig, np.array(SCORED)[values.max(axis=0) >= 1], loc="outside upper left")
-    return fig
-
-
-def show_matrices(matrices: Mapping[str, NDArray[np.floating]]) -> Figure:
-    """Draw p(coarse | fine), (8, 9) each, by name: rows fine classes, columns labels, Savanna last."""
-    n, labels = len(matrices), [DFC2020.name_of(code) for code in (*SCORED, SAVANNA)]
-    size = (WIDTH_IN, 1.7 + WIDTH_IN / n * 0.75)
-    fig, grid = plt.subplots(1, n, figsize=size, sharey=True, squeeze=False, layout="constrained")
-    for ax, (name, matrix) in zip(grid.flat, matrices.items(), strict=True):
-        _heat(ax, matrix, labels[: len(SCORED)], labels, 1)
-        ax.set(title=name, xlabel="MODIS label", aspect="equal")
-    grid[0, 0].set_ylabel("fine class")
     return fig

@@ -39,20 +39,6 @@ def filled_map(patch: Patch) -> NDArray[np.uint8]:
     return classes[tuple(nearest)]
 
 
-def class_shares(classes: NDArray[np.uint8], cells: NDArray[np.int32]) -> NDArray[np.float64]:
-    """
-    Return the proportion of each class in each cell, (n_cells, 8), of the pixels that are known; rows sum to one.
-
-    *classes* are uint8 (H, W), 0..7, others unknown; *cells* int32 (H, W), 0..n_cells-1. A cell without a known pixel
-    has equal proportions.
-    """
-    known = classes < N
-    counts = np.zeros((int(cells.max()) + 1, N))
-    np.add.at(counts, (cells[known], classes[known]), 1)
-    total = counts.sum(axis=1, keepdims=True)
-    return np.divide(counts, total, out=np.full_like(counts, 1 / N), where=total > 0)
-
-
 def soft_label(patch: Patch, sigma_px: float = HALF_CELL_PX) -> NDArray[np.float32]:
     """
     Return class proportions at each pixel, float32 (8, H, W): the MODIS labels weighted by a Gaussian of *sigma_px*.

@@ -28,11 +28,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from scipy import special
 
-from lcfuse_core.data.legends import DFC2020, SCORED
+from lcfuse_core.data.legends import SCORED
 from lcfuse_core.errors import GridError, ParameterError
 from lcfuse_core.scoring.scores import N_CODES, compute_score
 
@@ -338,11 +337,3 @@ def over_pixels(counts: NDArray[np.integer]) -> Interval:
     half = float(special.ndtri((1 + _LEVEL) / 2) * error)
     value = float(recall.mean())
     return Interval(value, value - half, value + half, int(in_reference.sum()))
-
-
-def interval_table(groups: NDArray[np.integer], *, method: str = "bootstrap") -> pd.DataFrame:
-    """Return AA and the recall of each scored class with their intervals (see `interval`), in per cent."""
-    names = {"AA": "aa"} | {DFC2020.name_of(code): f"recall.{DFC2020.name_of(code)}" for code in SCORED}
-    found = {row: interval(groups, score, method=method) for row, score in names.items()}
-    rows = {row: [100 * one.value, 100 * one.low, 100 * one.high, one.n_groups] for row, one in found.items()}
-    return pd.DataFrame.from_dict(rows, "index", columns=["value", "low", "high", "groups"]).round(1)

@@ -246,17 +246,3 @@ def class_table(entries: Mapping[str, Scores], score: str = "recall", digits: in
         raise ParameterError("score", found=repr(score), expected=expected, do="Choose one of them.")
     columns = {name: getattr(scores, score) for name, scores in entries.items()}
     return (100 * pd.DataFrame(columns, index=_NAMES)).round(digits)
-
-
-def area_table(counts: NDArray[np.integer], digits: int = 1) -> pd.DataFrame:
-    """
-    Compare the class areas of map and reference: one row per scored class, shares of the evaluated pixels in per cent.
-
-    The column `error` is map minus reference. Pixels mapped as none, Savanna or Snow/Ice have no row, so the column
-    `map` may sum to less than 100. Half the absolute errors, and half of what has no row, add up to `Scores.quantity`.
-    """
-    scored = _scored_rows(np.asarray(counts, np.float64))
-    shares = {"reference": scored.sum(1)[_CODES], "map": scored.sum(0)[_CODES]}
-    table = 100 * pd.DataFrame(shares, index=_NAMES) / scored.sum()
-    table["error"] = table["map"] - table["reference"]
-    return table.round(digits)

@@ -158,13 +158,3 @@ def test_curves_differ_in_more_than_colour_and_carry_no_origin():
     assert len({(line._dash_pattern[0], str(line._dash_pattern[1])) for line in ax.lines}) == 6
     assert ax.get_ylim()[1] == 3
     assert not fig.texts
-
-
-def test_matrices_have_savanna_last():
-    """Eight rows from the top, nine columns."""
-    fig = charts.show_matrices({"one": np.eye(8, 9), "two": np.full((8, 9), 1 / 9)})
-    first = fig.axes[0]
-    named = [text.get_text() for text in first.get_xticklabels()]
-    assert [named[0], *named[-2:]] == ["Forest", "Water", "Savanna"]
-    assert first.yaxis_inverted()
-    np.testing.assert_array_equal(first.collections[0].get_array().reshape(8, 9), np.eye(8, 9))

@@ -10,7 +10,7 @@ from toys import IGBP_OF_CLASS
 from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.source import patch_cells
 from lcfuse_core.errors import ParameterError
-from lcfuse_core.methods.baselines import class_shares, filled_map, laid_out, soft_label, soft_map, swap, swapped_map
+from lcfuse_core.methods.baselines import filled_map, laid_out, soft_label, soft_map, swap, swapped_map
 
 
 def patch_of(classes, **place):
@@ -43,25 +43,6 @@ def test_filling_changes_only_labels_that_cannot_be_right():
     assert (filled_map(patch_of(classes))[:, :24] == 1).all()
     assert (filled_map(patch_of(classes))[:, 26:] == 10).all()
     assert (filled_map(patch_of(np.full((20, 20), 255))) == 3).all()
-
-
-@settings(max_examples=20)
-@given(seed=st.integers(0, 1000))
-def test_class_shares_are_those_of_the_known_pixels(seed):
-    """Against a loop over cells; a cell without a known pixel has equal proportions."""
-    rng = np.random.default_rng(seed)
-    cells = rng.integers(0, 6, (12, 15)).astype(np.int32)
-    classes = rng.choice([0, 3, 7, 255], (12, 15)).astype(np.uint8)
-    classes[cells == 5] = 255
-    cells[0, 0] = 5
-    classes[0, 0] = 255
-    found = class_shares(classes, cells)
-    np.testing.assert_allclose(found.sum(axis=1), 1)
-    np.testing.assert_array_equal(found[5], 1 / 8)
-    for cell in range(5):
-        known = classes[(cells == cell) & (classes != 255)]
-        for k in (0, 3, 7) if len(known) else ():
-            assert found[cell, k] == pytest.approx((known == k).mean())
 
 
 def test_soft_labels_are_shares(cells_patch):

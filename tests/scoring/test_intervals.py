@@ -12,7 +12,7 @@ from scipy import stats
 import hierarchical as simulation
 from lcfuse_core.errors import GridError, ParameterError
 from lcfuse_core.scoring import intervals
-from lcfuse_core.scoring.intervals import difference, interval, interval_table, over_pixels
+from lcfuse_core.scoring.intervals import difference, interval, over_pixels
 
 
 def scenes_of(right, n_pixels=100):
@@ -71,10 +71,8 @@ def test_scenes_without_the_class_are_left_out():
     groups[0, 10, 10] = groups[1, 10, 1] = 50
     found = interval(groups, "recall.Water")
     assert (found.value, found.n_groups) == (0.5, 2)
-    table = interval_table(groups)
-    assert table.loc["Water", "groups"] == 2
-    assert table.loc["AA", "groups"] == 4
-    assert math.isnan(table.loc["Barren", "value"])
+    assert interval(groups).n_groups == 4
+    assert math.isnan(interval(groups, "recall.Barren").value)
 
 
 def test_a_paired_difference_is_narrow_where_scenes_are_difficult_for_both():

@@ -217,17 +217,6 @@ def test_right_areas_in_the_wrong_places_are_allocation_alone():
     assert (ours.oa, ours.quantity, ours.allocation) == (0.5, 0, 0.5)
 
 
-@settings(max_examples=50)
-@given(label_pairs(reference=scored))
-def test_the_area_table_adds_up_to_the_quantity_disagreement(pair):
-    """Half the absolute errors of the classes, and half of what has no row, is the score."""
-    counts = confusion(*pair)
-    table = scores.area_table(counts, digits=12)
-    missing = 100 - table["map"].sum()
-    assert table["reference"].sum() == pytest.approx(100)
-    assert (table["error"].abs().sum() + missing) / 2 == pytest.approx(100 * summarise(counts).quantity, abs=1e-9)
-
-
 def test_an_empty_patch_adds_nothing_and_has_no_score():
     """No pixel at all, or none that is known."""
     empty = np.zeros((0, 256), np.uint8)
