@@ -36,7 +36,7 @@ def test_the_offset_of_one_place_is_found_removed_and_reported():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "given"), [("coarse_labels", []), ("evaluation", ["-p", "steps", "4"])])
+@pytest.mark.parametrize(("name", "given"), [("metrics", []), ("evaluation", ["-p", "steps", "4"])])
 def test_a_chapter_runs_on_them_without_a_change(name, given, tmp_path, monkeypatch):
     """Another size, float64 radar, int16 reflectance, another layout; the repair is told, the scores are right."""
     monkeypatch.setenv("LCFUSE_LEDGER", str(tmp_path / "ledger.jsonl"))
