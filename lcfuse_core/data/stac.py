@@ -108,7 +108,7 @@ class Item:
         baseline = self.properties.get("s2:processing_baseline", self.properties.get("processing:version"))
         try:
             band = (self.assets[asset].get("raster:bands") or [{}])[0]
-            if "offset" in band and band.get("scale"):
+            if band.get("offset") is not None and band.get("scale"):
                 return round(band["offset"] / band["scale"])
             if baseline is not None:
                 return -1000 if float(baseline) >= 4 else 0

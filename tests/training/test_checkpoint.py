@@ -181,7 +181,7 @@ def test_a_well_made_file_must_fit_too(checkpoint, tmp_path):
         "found '1'": {"plan": plan | {"width": "1"}},
         "AttributeError": {"plan": None},
         "channel statistics": {"statistics": {"mean": [0], "std": [1]}},
-        "KeyError": {"statistics": {"mean": [0]}},
+        "missing 1 required positional argument": {"statistics": {"mean": [0]}},
         "not iterable": {"history": None},
     }.items():
         with pytest.raises(CheckpointError, match=message):

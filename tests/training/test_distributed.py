@@ -125,7 +125,7 @@ def test_in_double_precision_they_are_the_same(tmp_path, network):
     def in_double():
         build = TrainPlan.build
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(TrainPlan, "build", lambda plan: build(plan).double())
+            patch.setattr(TrainPlan, "build", lambda plan, channels: build(plan, channels).double())
             patch.setattr(loop, "forward", lambda called, images, precision: called(images.double()))
             return train(three_patches(), plan, progress=False).network.state_dict()
 
