@@ -46,7 +46,7 @@ def add_parser(commands: Any) -> None:
     mapped.add_argument("--scl", type=Path, help="scene classification of Sen2Cor, as a mask")
     mapped.add_argument("--model", nargs="+", type=Path, default=[], help="checkpoints or folders of runs")
     mapped.add_argument("--adapt", action="store_true", help="first fine-tune --model on the labels of --coarse")
-    mapped.add_argument("--steps", type=int, help="training steps on the scene (default: 900)")
+    mapped.add_argument("--steps", type=int, help="training steps on the scene (default: 900; fewer with few cells)")
     mapped.add_argument("--prior-power", type=float, help="exponent of the coarse prior (default: 0.6 with --model)")
     mapped.add_argument("--symmetries", type=int, default=1, help="flips and rotations averaged: 1, 2, 4 or 8")
     mapped.add_argument("--window", type=int, default=512, help="side of a window, px (default: 512)")
@@ -84,9 +84,10 @@ def _map_one(options: argparse.Namespace) -> int:
         inputs = make.Inputs(tuple(options.s2), tuple(options.s1), *files)
         networks = [predict.load_member(path) for path in options.model]
     chosen = {
-        name: getattr(options, name) for name in ("adapt", "prior_power", "symmetries", "window", "probabilities")
+        name: getattr(options, name)
+        for name in ("adapt", "steps", "prior_power", "symmetries", "window", "probabilities")
     }
-    chosen |= {"steps": options.steps or make.STEPS, "overlap": options.window // 8, "margin": options.window // 32}
+    chosen |= {"overlap": options.window // 8, "margin": options.window // 32}
     plan = make.MapOptions(**chosen)
     made = make.make_map(inputs, networks, options.out, plan, progress=not options.quiet, report=print)
     valid, found = made.record["valid_fraction"], " (found)" if made.found else ""

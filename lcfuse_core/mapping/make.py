@@ -4,7 +4,7 @@ Make the map of a scene: from its files to a folder, in one call.
     landcover.tif        classes, DFC2020 codes, 0 = none; with colours and names
     confidence.tif       the highest probability, in steps of 0.004; 255 = none
     probabilities.tif    the probability of each class, if asked for
-    landcover.json       record of inputs and products with their SHA-256, members, fusion, versions, areas
+    landcover.json       record of inputs and products with their SHA-256, members, training, fusion, versions, areas
     trained-.../         the network that was trained on the coarse labels of the scene, if any
 
 A finished map is found if the content of its inputs and products is that of the record and nothing else that decides
@@ -32,31 +32,17 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from lcfuse_core import __version__, _runtime
-from lcfuse_core.data.cells import cell_ids
-from lcfuse_core.data.channels import N_S1, check_channels
-from lcfuse_core.data.legends import DFC2020, IGNORE, SAVANNA_INDEX, SCORED
+from lcfuse_core.data.channels import check_channels
+from lcfuse_core.data.legends import DFC2020, SCORED
 from lcfuse_core.data.sample import world
-from lcfuse_core.data.source import PatchStack
-from lcfuse_core.errors import DataError, ParameterError
+from lcfuse_core.errors import ParameterError
 from lcfuse_core.mapping.coarse import CoarseMap, open_coarse
-from lcfuse_core.mapping.predict import PRIOR_POWER, Forest, Member, Network, choose, load_member, strips
+from lcfuse_core.mapping.learn import train_on_scene
+from lcfuse_core.mapping.predict import PRIOR_POWER, Member, Network, choose, strips
 from lcfuse_core.mapping.scene import Scene, Source, open_scene
 from lcfuse_core.mapping.windows import Tiling
 from lcfuse_core.mapping.write import LAYERS, create, disk_errors, write_category_names, write_cog
-from lcfuse_core.methods.adapt import adaptation_plan
 from lcfuse_core.methods.fusion import FusionPlan
-from lcfuse_core.models.forest import train_forest
-from lcfuse_core.training import checkpoint, loop
-from lcfuse_core.training.plan import TrainPlan
-
-STEPS = 900
-"""Training steps on one scene: those by which the method table fine-tunes a network on its target regions."""
-
-_MAX_WINDOWS, _WINDOW_PX = 64, 256
-"""Training uses at most so many windows of this side: 170 MB, and more than a thousand coarse cells."""
-
-_MIN_VALID = 0.9
-"""Fraction of a window's pixels that must be valid: others are not learnt from, but they distort the statistics."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +64,7 @@ class MapOptions:
     Options of `make_map`.
 
     adapt : whether to fine-tune given networks on the coarse labels of the scene, and to add a random forest
-    steps : training steps on the scene
+    steps : training steps on the scene; None: `learn.STEPS`, or fewer with few coarse cells
     prior_power : exponent of the coarse prior; None: `PRIOR_POWER`, or 0 without a coarse map or after training on it
     symmetries : 1, 2, 4 or 8 flips and rotations whose predictions are averaged (TTA)
     window, overlap, margin : pixels; see `windows.Tiling`
@@ -86,7 +72,7 @@ class MapOptions:
     """
 
     adapt: bool = False
-    steps: int = STEPS
+    steps: int | None = None
     prior_power: float | None = None
     symmetries: int = 1
     window: int = 512
@@ -126,7 +112,8 @@ def make_map(
         Files of the scene.
     networks : sequence of Network
         Those that fit the sensors of the scene are used (`choose`). Without any, a network and a random forest are
-        trained on the coarse labels of the scene, and their probabilities averaged: the default fusion of the book.
+        trained on the coarse labels of the scene, and their probabilities averaged: the default fusion of the book,
+        which has a third member where the scene has few coarse cells (`learn.train_on_scene`).
     out : path
         Folder of the map.
     options : MapOptions, optional
@@ -169,7 +156,7 @@ def make_map(
         rules = (legend.read_bytes() if legend.is_file() else legend.name), inputs.band
         roles = [len(scene.files), *(bool(given) for given in (inputs.s1, inputs.clouds, inputs.scl, coarse))]
         digests = [member.digest for member in members if isinstance(member, Network)]
-        decided = (digests, learns and options.steps, rules, roles, plan, tiling, options.probabilities)
+        decided = (digests, learns, options.steps, rules, roles, plan, tiling, options.probabilities)
         key = hashlib.sha256(repr((decided, _runtime.code_digest("mapping.make"))).encode()).hexdigest()
         stack.enter_context(disk_errors(out))
         stack.enter_context(_runtime.lock(out / ".lock"))
@@ -182,8 +169,8 @@ def make_map(
             report(repair)
         if learns and coarse is not None:
             report("training a network and a random forest on the coarse map of this scene")
-            members = train_on_scene(scene, coarse, members, out, steps=options.steps, progress=progress)
-            job = replace(job, members=members)
+            learned = train_on_scene(scene, coarse, chosen, out, steps=options.steps, progress=progress, report=report)
+            job = replace(job, members=learned.members, training=learned.record)
         names = [name for name in LAYERS if name != "probabilities" or options.probabilities]
         record = {"key": key} | job.describe() | {"legend": coarse and legend.name}
         return Made(out, job.write(out, names, record, files, progress))
@@ -198,6 +185,7 @@ class _Job:
     members: Sequence[Member]
     plan: FusionPlan
     tiling: Tiling
+    training: dict[str, Any] | None = None
 
     def describe(self) -> dict[str, Any]:
         """Return the part of the record that is known beforehand; names of files are without their folders."""
@@ -211,11 +199,15 @@ class _Job:
             "shape": list(grid.shape),
             "repairs": [*self.scene.repairs, *(self.coarse.repairs if self.coarse else ())],
             "members": [
-                {"name": m.name, "sha256": m.digest, "network": m.run.plan.network, "inputs": list(m.run.plan.inputs)}
-                if isinstance(m, Network)
-                else {"name": m.name}
+                {"name": m.name, "weight": round(m.weight / sum(member.weight for member in self.members), 4)}
+                | (
+                    {"sha256": m.digest, "network": m.run.plan.network, "inputs": list(m.run.plan.inputs)}
+                    if isinstance(m, Network)
+                    else {}
+                )
                 for m in self.members
             ],
+            "training": self.training,
             "fusion": asdict(self.plan),
             "windows": {name: getattr(self.tiling, name) for name in ("window", "overlap", "margin")},
         }
@@ -305,82 +297,3 @@ def chosen_inputs(parameters: Mapping[str, Any], data: Path) -> tuple[Inputs, Pa
         return Inputs((place.s2,), (place.s1,), place.coarse, clouds=place.clouds), place.truth
     s1 = (parameters["s1_path"],) if parameters["s1_path"] else ()
     return Inputs((parameters["s2_path"],), s1, parameters["coarse_path"] or None), None
-
-
-def train_on_scene(
-    scene: Scene, coarse: CoarseMap, networks: Sequence[Member], folder: Source, *, steps: int, progress: bool = False
-) -> list[Member]:
-    """
-    Train on windows of *scene* with their coarse labels; return the networks and a random forest.
-
-    Parameters
-    ----------
-    scene, coarse : Scene, CoarseMap
-        Images and labels.
-    networks : sequence of Network
-        Copies are fine-tuned; without any, one network is trained from fresh weights.
-    folder : path
-        Each training has a folder in it: a finished one is found, an interrupted one continues.
-    steps : int
-        Training steps.
-    progress : bool
-        Whether to show a bar.
-
-    Raises
-    ------
-    DataError
-        If no window is clear enough and labelled with one of the eight classes.
-    """
-    starts: list[checkpoint.Run | None] = [m.run for m in networks if isinstance(m, Network)] or [None]
-    fresh = TrainPlan(inputs=("s2", "s1") if scene.has_s1 else ("s2",))
-    plans = [adaptation_plan(start.plan if start else fresh, steps=steps, report_every=steps) for start in starts]
-    stack = training_windows(scene, coarse, crop=max(plan.crop for plan in plans), seed=fresh.seed)
-    members: list[Member] = []
-    for start, plan in zip(starts, plans, strict=True):
-        weights = checkpoint.network_digest(start.network) if start else ""
-        parts = (stack.digest(), weights, plan, _runtime.code_digest(*_runtime.TRAINING_CODE))
-        run_dir = Path(folder) / f"trained-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
-        loop.train(stack, plan, run_dir, progress=progress, start=start)
-        # Read back even when it was trained just now: both ways must give the same map.
-        members.append(replace(load_member(run_dir), name=run_dir.name))
-    return [*members, Forest(train_forest(stack, seed=fresh.seed))]
-
-
-def training_windows(scene: Scene, coarse: CoarseMap, *, crop: int, seed: int) -> PatchStack:
-    """
-    Return up to 64 random, disjoint windows of *scene* with labels 0..7 (255: not valid, unlabelled or Savanna).
-
-    crop : side of training crops; windows of a scene smaller than 256 px are smaller, down to it
-    """
-    side = min(_WINDOW_PX, *scene.grid.shape)
-    if side < crop:
-        found, expected = f"{scene.grid.shape} pixels", f"{crop} per side"
-        raise DataError(scene.files[0], found=found, expected=expected, do="Map it with --model, without training.")
-    rows, cols = scene.grid.shape
-    corners = [(row, col) for row in range(0, rows - side + 1, side) for col in range(0, cols - side + 1, side)]
-    found_windows = []
-    for number in np.random.default_rng(seed).permutation(len(corners)):
-        row, col = corners[number]
-        window = slice(row, row + side), slice(col, col + side)
-        labels, valid = coarse.labels(*window), scene.read(*window).valid
-        if valid.mean() >= _MIN_VALID and (labels[valid] < SAVANNA_INDEX).any():
-            found_windows.append(window)
-        if len(found_windows) == _MAX_WINDOWS:
-            break
-    if not found_windows:
-        do = "Give the map of this area, or map it with --model, without training."
-        expected = "one that is clear and has a coarse label"
-        raise DataError(scene.files[0], found="no window for training", expected=expected, do=do)
-    stack = PatchStack.empty(len(found_windows), side, side)
-    for window in found_windows:
-        part, labels = scene.read(*window), coarse.labels(*window)
-        row, col = (pixels.start for pixels in window)
-        affine = scene.grid.affine @ scene.grid.affine.translation(col, row)
-        stack.put(
-            f"row {row}, column {col}",
-            part.s2,
-            np.zeros((N_S1, side, side), np.float32) if part.s1 is None else part.s1,
-            np.where(part.valid & (labels < SAVANNA_INDEX), labels, np.uint8(IGNORE)),
-            cell_ids(affine, str(scene.grid.crs), labels.shape)[0],
-        )
-    return stack

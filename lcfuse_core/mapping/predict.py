@@ -30,6 +30,7 @@ from lcfuse_core.mapping.coarse import CoarseMap
 from lcfuse_core.mapping.scene import B1_TO_B4, Scene, ScenePart, Source
 from lcfuse_core.mapping.windows import Predicted, Tiling, blend
 from lcfuse_core.mapping.write import LAYERS, STEPS
+from lcfuse_core.methods import baselines
 from lcfuse_core.methods.fusion import FusionPlan, combine
 from lcfuse_core.models import forest
 from lcfuse_core.models.transition import Matrix
@@ -53,6 +54,9 @@ Exponent of the coarse prior for networks trained in other regions, chosen on sa
 Members that were trained on the labels of the scene already contain them, and lose by a prior (chapter *fusion*).
 """
 
+Where = tuple[slice, slice]
+"""Rows and columns of a window of the scene."""
+
 _BLOCK_PX = 512
 """Columns of a strip that are finished at a time."""
 
@@ -63,6 +67,7 @@ class Network:
 
     name: str
     run: checkpoint.Run
+    weight: float = 1.0
 
     @property
     def digest(self) -> str:
@@ -70,7 +75,7 @@ class Network:
         parts = (checkpoint.network_digest(self.run.network), self.run.plan, self.run.statistics)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
-    def prepare(self, part: ScenePart) -> Tensor:
+    def prepare(self, part: ScenePart, where: Where) -> Tensor:
         """Return the channels (1, C, h, w), mean 0 and standard deviation 1; 0 where there is no data."""
         s2, s1 = map(torch.from_numpy, _sensors(part))
         channels = normalise(s2, s1, self.run.statistics, self.run.plan.inputs)
@@ -95,7 +100,7 @@ class Network:
         part = ScenePart(s2, s1, np.asarray((s2[B1_TO_B4] > 0).all(axis=0)))
         if part.valid.all():
             check_channels("scene", channels_of(s2, s1), self.run.statistics, self.run.plan.inputs)
-        return self.probabilities(self.forward(self.prepare(part), 1))
+        return self.probabilities(self.forward(self.prepare(part, np.s_[:, :]), 1))
 
 
 @dataclass(frozen=True)
@@ -104,8 +109,9 @@ class Forest:
 
     forest: forest.Forest
     name: str = "random forest"
+    weight: float = 1.0
 
-    def prepare(self, part: ScenePart) -> Any:
+    def prepare(self, part: ScenePart, where: Where) -> Any:
         """Return Sentinel-2 and Sentinel-1."""
         return _sensors(part)
 
@@ -118,7 +124,30 @@ class Forest:
         return forest.predict(self.forest, logits)
 
 
-Member = Network | Forest
+@dataclass(frozen=True)
+class InterpolatedLabel:
+    """The interpolated coarse label as an ensemble member: the same for any windows, as its labels have a margin."""
+
+    coarse: CoarseMap
+    weight: float = 1.0
+    name: str = "interpolated label"
+
+    def prepare(self, part: ScenePart, where: Where) -> Any:
+        """Return the coarse labels of a wider window, and where the window lies in it."""
+        wide, inside = _widened(where, self.coarse.grid.shape, baselines.REACH_PX)
+        return self.coarse.labels(*wide), inside
+
+    def forward(self, prepared: Any, symmetries: int) -> Any:
+        """Return the input: a label has no symmetries to average."""
+        return prepared
+
+    def probabilities(self, logits: Any) -> NDArray[np.float32]:
+        """Return the proportions of the labels around each pixel, float32 (8, h, w)."""
+        labels, inside = logits
+        return baselines.interpolated(labels)[(slice(None), *inside)]
+
+
+Member = Network | Forest | InterpolatedLabel
 
 
 def _sensors(part: ScenePart) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
@@ -274,7 +303,8 @@ def _windows(scene: Scene, members: Sequence[Member], tiling: Tiling) -> Iterato
             above[j] = _cut(column, np.s_[..., kept:, :])
             part = _joined(part and _cut(part, np.s_[..., cols.start - start :]), column, axis=-1)
             left, start = cols.stop, cols.start
-            yield _Window(i, j, part.valid, [m.prepare(part) for m in members] if part.valid.any() else [])
+            prepared = [member.prepare(part, (rows, cols)) for member in members] if part.valid.any() else []
+            yield _Window(i, j, part.valid, prepared)
         top = rows.stop
 
 
@@ -303,7 +333,7 @@ def _fused(windows: Iterable[_Window], members: Sequence[Member], plan: FusionPl
     for row, col, valid, logits in windows:
         parts = [member.probabilities(own) for member, own in zip(members, logits, strict=False)]
         if len(parts) > 1:
-            parts = [combine(parts, [1.0] * len(parts), plan.rule)]
+            parts = [combine(parts, [member.weight for member in members], plan.rule)]
         yield Predicted(row, col, valid, parts[0] if parts else None)
 
 
@@ -333,14 +363,17 @@ def _finish(
 
 def _prior(coarse: CoarseMap, rows: slice, cols: slice, plan: FusionPlan, posterior: Matrix) -> NDArray[np.float32]:
     """Return `FusionPlan.prior_factor` of a part of the scene."""
-    reach = plan.prior_reach_px
+    wide, inside = _widened((rows, cols), coarse.grid.shape, plan.prior_reach_px)
+    return plan.prior_factor(coarse.labels(*wide), posterior)[(slice(None), *inside)]
+
+
+def _widened(where: Where, shape: tuple[int, int], reach: int) -> tuple[Where, Where]:
+    """Return a window with a margin of *reach* pixels, as far as the scene has them, and where it lies in that."""
     wide = [
-        slice(max(0, part.start - reach), min(size, part.stop + reach))
-        for part, size in zip((rows, cols), coarse.grid.shape, strict=True)
+        slice(max(0, part.start - reach), min(size, part.stop + reach)) for part, size in zip(where, shape, strict=True)
     ]
-    factor = plan.prior_factor(coarse.labels(*wide), posterior)
-    row, col = rows.start - wide[0].start, cols.start - wide[1].start
-    return factor[:, row : row + rows.stop - rows.start, col : col + cols.stop - cols.start]
+    inside = [slice(part.start - w.start, part.stop - w.start) for part, w in zip(where, wide, strict=True)]
+    return (wide[0], wide[1]), (inside[0], inside[1])
 
 
 def _steps(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -22,6 +22,10 @@ N = len(SCORED)
 HALF_CELL_PX = 23.0
 """Half the side of a 463 m cell, in pixels of 10 m."""
 
+_TRUNCATE = 6
+REACH_PX = int(_TRUNCATE * HALF_CELL_PX + 0.5)
+"""Distance over which a label influences `interpolated`: the radius of the kernel of the Gaussian."""
+
 
 def filled_map(patch: Patch) -> NDArray[np.uint8]:
     """
@@ -54,7 +58,9 @@ def interpolated(labels: NDArray[np.uint8], sigma_px: float = HALF_CELL_PX) -> N
     if not sigma_px > 0:
         raise ParameterError("sigma_px", found=f"{sigma_px}", expected="a positive number", do="23 is half a cell.")
     one_hot = _one_hot(labels)
-    blurred = np.stack([ndimage.gaussian_filter(plane, sigma_px, mode="nearest", truncate=6) for plane in one_hot])
+    blurred = np.stack(
+        [ndimage.gaussian_filter(plane, sigma_px, mode="nearest", truncate=_TRUNCATE) for plane in one_hot]
+    )
     total = blurred.sum(axis=0)
     shares = np.divide(blurred, total, out=np.full_like(blurred, 1 / N), where=total > 1e-12)
     return shares.astype(np.float32)

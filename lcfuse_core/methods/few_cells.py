@@ -69,7 +69,7 @@ def cells_per_region(source: PatchSource, n_regions: int = 1) -> float:
     return float(source.class_counts(N_COARSE).sum()) / CELL_PX / n_regions
 
 
-def preference(third: Predict, other: Predict, source: PatchSource, matrix: Matrix) -> float:
+def preference(third: Predict, other: Predict, source: PatchSource, matrix: Matrix, *, pixels: int = 2048) -> float:
     """
     Return the probability that *third* predicts the labels of coarse cells better than *other*, 0 to 1.
 
@@ -81,13 +81,15 @@ def preference(third: Predict, other: Predict, source: PatchSource, matrix: Matr
         Of the target regions, with labels "modis+savanna".
     matrix : ndarray, shape (8, 9)
         p(coarse | fine).
+    pixels : int
+        Sampled per patch, see `fusion.gather`.
 
     Returns
     -------
     float
         By the normal distribution, from the mean difference of log p(label) over the cells and its standard error.
     """
-    evidence = gather({"third": third, "other": other}, source)
+    evidence = gather({"third": third, "other": other}, source, pixels=pixels)
     ratio = np.log(np.maximum([own.likelihood(matrix) for own in evidence.values()], 1e-12))
     gain = ratio[0] - ratio[1]
     error = max(float(gain.std() / np.sqrt(len(gain))), 1e-9)

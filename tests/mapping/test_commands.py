@@ -14,7 +14,7 @@ import rasterio
 from places import network, scene_arrays, write
 
 from lcfuse_core import __main__ as shell
-from lcfuse_core.mapping import make, predict
+from lcfuse_core.mapping import learn, make, predict
 
 SMALL = ["--window", "32"]
 
@@ -40,8 +40,8 @@ def test_map_one_scene_prints_areas_and_finds_it_again(scenes, capsys):
 
 def test_scene_is_trained_on_its_own_coarse_labels_by_default(scenes, capsys, monkeypatch):
     """With --coarse alone; with neither --coarse nor --model the command stops and names both."""
-    monkeypatch.setattr(make, "train_forest", partial(make.train_forest, n_pixels=500, n_trees=3))
-    monkeypatch.setattr(make, "TrainPlan", partial(make.TrainPlan, width=4))
+    monkeypatch.setattr(learn, "train_forest", partial(learn.train_forest, n_pixels=500, n_trees=3))
+    monkeypatch.setattr(learn, "TrainPlan", partial(learn.TrainPlan, width=4))
     command = ["map", "--s2", str(scenes / "data/s2_0.tif"), "--quiet", "--out", str(scenes / "out")]
     assert shell.main(command) == 2
     assert re.search("found no coarse map and no network.*--coarse MAP.*--model", capsys.readouterr().err)
@@ -49,9 +49,11 @@ def test_scene_is_trained_on_its_own_coarse_labels_by_default(scenes, capsys, mo
     igbp[0, :, 45:] = 12
     write(scenes / "igbp.tif", igbp)
     assert shell.main([*command, "--coarse", str(scenes / "igbp.tif"), "--legend", "igbp", "--steps", "2"]) == 0
-    assert "training a network and a random forest" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "training a network and a random forest" in printed
+    assert "2 labelled coarse cells, fewer than 200: 2 training steps, and a third member" in printed
     record = json.loads((scenes / "out/landcover.json").read_text())
-    assert [member["name"][:8] for member in record["members"]] == ["trained-", "random f"]
+    assert [member["name"][:8] for member in record["members"]] == ["trained-", "random f", "interpol"]
     assert record["fusion"]["prior_power"] == 0
 
 

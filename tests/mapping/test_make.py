@@ -6,7 +6,6 @@ import shutil
 import struct
 import threading
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -14,12 +13,11 @@ import rasterio
 from miniatures import SEMIREAL, needs_semireal
 from places import AT, UTM, member, scene_arrays, write
 
-from lcfuse_core.data.legends import DFC2020, IGNORE, SAVANNA_INDEX, SCORED
+from lcfuse_core.data.legends import DFC2020, SCORED
 from lcfuse_core.data.sample import world
 from lcfuse_core.errors import DataError, DiskError, ParameterError
 from lcfuse_core.mapping import make, scene
 from lcfuse_core.mapping import write as writing
-from lcfuse_core.mapping.coarse import open_coarse
 from lcfuse_core.mapping.make import Inputs, MapOptions, make_map
 
 SMALL = MapOptions(window=64, overlap=24, margin=6, probabilities=True)
@@ -214,76 +212,6 @@ def test_rasters_are_cloud_optimised_with_legend_nodata_and_scale(tmp_path):
         assert (file.nodata, set(file.scales)) == (255, {0.004})
         total = file.read().astype(int).sum(axis=0)
     assert abs(total - 250).max() <= 4
-
-
-# Adaptation to the scene --------------------------------------------------------------------------
-
-
-@pytest.fixture
-def labelled(tmp_path):
-    """A scene whose west is dark Grassland and whose east is bright Cropland; a corner without data, some Savanna."""
-    s2, s1 = scene_arrays(rows=160, cols=192)
-    s2 = s2 // 4 + np.where(np.arange(192) < 96, 500, 3000).astype(np.uint16)
-    s2[:, :20, :20] = 0
-    igbp = np.full((1, 160, 192), 10, np.uint8)
-    igbp[0, :, 96:] = 12
-    igbp[0, :30, 150:] = 9  # Savanna
-    files = write(tmp_path / "s2.tif", s2), write(tmp_path / "s1.tif", s1)
-    with (
-        scene.open_scene(*files) as opened,
-        open_coarse(write(tmp_path / "c.tif", igbp), opened.grid, "igbp") as coarse,
-    ):
-        yield opened, coarse
-
-
-def test_training_windows_have_the_labels_and_cells_of_their_pixels(labelled, monkeypatch):
-    """Pixels without data and Savanna are ignored; windows are disjoint, and at most as many as allowed."""
-    opened, coarse = labelled
-    monkeypatch.setattr(make, "_WINDOW_PX", 64)
-    stack = make.training_windows(opened, coarse, crop=32, seed=0)
-    corners = [tuple(int(part.split()[-1]) for part in name.split(", ")) for name in stack.names]
-    assert len(set(corners)) == len(corners) == 2 * 3  # 9 per cent of the corner window have no data: kept
-    for number, (row, col) in enumerate(corners):
-        window = slice(row, row + 64), slice(col, col + 64)
-        part, labels = opened.read(*window), coarse.labels(*window)
-        known = part.valid & (labels < SAVANNA_INDEX)
-        np.testing.assert_array_equal(stack.labels[number].numpy(), np.where(known, labels, IGNORE))
-        np.testing.assert_array_equal(stack.s2[number].numpy(), part.s2)
-        cells = stack.cells[number].numpy()
-        assert 1 < cells.max() < 9  # 46 pixels per cell
-        assert all(len(np.unique(labels[cells == cell])) <= 1 for cell in np.unique(cells))
-    monkeypatch.setattr(make, "_MAX_WINDOWS", 2)
-    assert len(make.training_windows(opened, coarse, crop=32, seed=0)) == 2
-    with pytest.raises(DataError, match="expected 500 per side"):
-        make.training_windows(opened, coarse, crop=500, seed=0)
-    coarse.codes[:] = 255
-    with pytest.raises(DataError, match="no window for training"):
-        make.training_windows(opened, coarse, crop=32, seed=0)
-
-
-@pytest.mark.parametrize("start", [False, True])
-def test_network_and_forest_are_trained_on_the_scene_and_found_again(labelled, tmp_path, monkeypatch, start):
-    """Fresh or given weights learn dark from bright in sixty steps; a second call reads the checkpoint."""
-    opened, coarse = labelled
-    given = [member(tmp_path / "both.safetensors")] if start else []
-    monkeypatch.setattr(make, "train_forest", partial(make.train_forest, n_pixels=2000, n_trees=5))
-    monkeypatch.setattr(make, "TrainPlan", partial(make.TrainPlan, width=4))
-    part, labels = (layer(slice(0, 160), slice(0, 192)) for layer in (opened.read, coarse.labels))
-    known = part.valid & (labels < SAVANNA_INDEX)
-
-    def agreement(one):
-        probabilities = one.probabilities(one.forward(one.prepare(part), 1))
-        return (probabilities.argmax(axis=0) == labels)[known].mean()
-
-    trained, forest = make.train_on_scene(opened, coarse, given, tmp_path / "out", steps=60)
-    assert min(agreement(trained), agreement(forest)) > 0.85
-    [kept] = (tmp_path / "out").glob("trained-*/last.safetensors")
-    written = kept.stat().st_mtime_ns
-    again, _ = make.train_on_scene(opened, coarse, given, tmp_path / "out", steps=60)
-    assert kept.stat().st_mtime_ns == written
-    assert again.digest == trained.digest
-    make.train_on_scene(opened, coarse, given, tmp_path / "out", steps=2)
-    assert len(list((tmp_path / "out").glob("trained-*"))) == 2  # other steps, another network
 
 
 @needs_semireal
