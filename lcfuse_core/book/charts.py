@@ -187,20 +187,21 @@ def show_curves(table: pd.DataFrame, *, xlabel: str, ylabel: str, top: float | N
 
 
 def show_gradients(
-    gradients: Mapping[str, NDArray[np.floating]], inside: NDArray[np.bool_], columns: int = 3
+    gradients: Mapping[str, NDArray[np.floating]], inside: NDArray[np.bool_], columns: int = 3, top: float | None = None
 ) -> Figure:
     """
     Draw the gradients of several losses towards the label of one coarse cell, float (H, W) by name, on one scale.
 
     Dark is a strong gradient; red, where there is one, points away from the label; NaN is outside the cell. The title
-    has the mean. *inside*, bool (H, W), is the cell, whose border is drawn.
+    has the mean. *inside*, bool (H, W), is the cell, whose border is drawn. The scale ends at *top*, by default near
+    the largest gradient.
     """
     rows = -(-len(gradients) // columns)
     size = (WIDTH_IN, rows * (WIDTH_IN / columns * inside.shape[0] / inside.shape[1] + 0.3) + 0.6)
     fig, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for ax in grid.flat[len(gradients) :]:
         ax.set_axis_off()
-    top = max(float(np.nanpercentile(np.abs(field), 99)) for field in gradients.values())
+    top = top or max(float(np.nanpercentile(np.abs(field), 99)) for field in gradients.values())
     away = min(float(np.nanmin(field)) for field in gradients.values()) < -0.05 * top
     scale: dict[str, Any] = {"cmap": "RdBu", "vmin": -top} if away else {"cmap": "Blues", "vmin": 0.0}
     for ax, (name, field) in zip(grid.flat, gradients.items(), strict=False):
