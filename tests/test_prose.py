@@ -33,7 +33,6 @@ ALLOWED = {
     },
     "evaluation": {
         "100 %": "the recall of the only class that is mapped, by definition",
-        "60 %": "an example of what an OA may hide, not a score of anything",
     },
     "glossary": {"80 %": "arithmetic: what a probability of 0.8 means"},
     "maps": {"95 %": "the level of the intervals, a choice and no score"},
