@@ -445,7 +445,7 @@ def test_what_a_place_takes_is_known_before_it_is_read(scene, server, fetch, tmp
     fetch(sentinel1=False)
     read = sum(server.sent.values())
     assert headers < read
-    assert 0.7 * read < expected <= read
+    assert 0.95 * read < expected < 1.05 * read
 
 
 def test_places_smaller_than_a_patch_are_one_patch(scene, server, fetch):

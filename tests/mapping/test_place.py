@@ -90,10 +90,10 @@ def test_megabytes_and_minutes_are_printed_before_anything_is_read(service, tmp_
         "--out",
         str(tmp_path / "o"),
     ]
-    assert main([*given, "--estimate", "--score"]) == 1
+    assert main([*given, "--estimate", "--map", "--score"]) == 1
     output = capsys.readouterr()
     assert re.search(
-        r"Good: \d\.\d MB\n1 places: \d MB, 0 minutes at 150 MB per minute; runs of .*about 2 minutes", output.out
+        r"Good: (\d\.\d) MB\n1 places: \1 MB, 0\.\d minutes at 150 MB per minute; .*about 8 minutes of one", output.out
     )
     assert "Sea: " in output.err
     assert not (tmp_path / "o").exists()
