@@ -36,10 +36,11 @@ MEGABYTES_PER_MINUTE = 150.0
 MAP_MINUTES = 5.5
 SCORE_MINUTES = {"smoke": 2.5, "colab": 5.5, "full": 5.5}
 """
-Processor time of `map`, and of a run of the chapter your_place by profile, on 5.12 km with 122 labelled cells.
+Processor time of `map`, and of a run of the chapter your_place by profile, on 5.12 km with 122 coarse cells.
 
 The smoke profile was measured: 140 s on one thread, on the synthetic place (2026-11-29). The others add the 0.46 s that
-each further training step took, up to the 549 steps for so few cells. A real place of 2.08 km took 1.1 and 1.4 minutes.
+each further training step took, up to the 549 steps for 122 labelled cells; fewer labels take fewer. A real place of
+2.08 km took 1.1 and 1.4 minutes.
 """
 
 
