@@ -44,8 +44,8 @@ PROFILES = ("smoke", "colab", "full")
 TRAINING_CODE = ("training.loop", "methods.adapt")
 """What trains networks: a stored network counts only while these modules, and all that they import, are unchanged."""
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 _LARGEST_DOCUMENT = 2**26
 _STARTED = time.monotonic()
@@ -305,8 +305,8 @@ def _sync(path: Path) -> None:
 
 
 def map_parallel(
-    function: Callable[[Item], Result], items: Sequence[Item], *, jobs: int = 1, cluster: str = ""
-) -> Iterator[tuple[Item, Result | BaseException]]:
+    function: Callable[[_Item], _Result], items: Sequence[_Item], *, jobs: int = 1, cluster: str = ""
+) -> Iterator[tuple[_Item, _Result | BaseException]]:
     """
     Apply a function to all items, several at a time, and yield each item with its result as soon as it is there.
 
@@ -336,8 +336,8 @@ def map_parallel(
 
 
 def _map_on_cluster(
-    function: Callable[[Item], Result], items: Sequence[Item], address: str
-) -> Iterator[tuple[Item, Result | BaseException]]:
+    function: Callable[[_Item], _Result], items: Sequence[_Item], address: str
+) -> Iterator[tuple[_Item, _Result | BaseException]]:
     try:
         import distributed
     except ModuleNotFoundError:

@@ -8,17 +8,15 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 from faults import Job, check, failing_call, file_limit
 from miniatures import write_scene
-from places import AT, UTM, member, scene_arrays, write
+from places import member, scene_arrays, write
 from toys import toy_stack
 
 from lcfuse_core.data import packing
 from lcfuse_core.errors import LcfuseError
 from lcfuse_core.mapping.make import Inputs, MapOptions, make_map
-from lcfuse_core.mapping.write import write_map
 from lcfuse_core.scoring import ledger
 from lcfuse_core.training import loop
 from lcfuse_core.training.checkpoint import load_checkpoint, network_digest
@@ -41,11 +39,6 @@ def mapping_job(folder):
 
     options = MapOptions(window=64, overlap=16, margin=4, probabilities=True)
     return Job(lambda out: make_map(inputs, [network], out, options), read)
-
-
-def single_map_job(folder):
-    classes = np.random.default_rng(0).integers(1, 11, (90, 90)).astype(np.uint8)
-    return Job(lambda out: write_map(out / "map.tif", classes, crs=UTM, transform=AT))
 
 
 def packing_job(folder):
@@ -79,7 +72,7 @@ def training_job(folder):
     return Training(lambda out: loop.train(stack, plan, out, progress=False), read)
 
 
-@pytest.mark.parametrize("make_job", [mapping_job, single_map_job, packing_job, training_job])
+@pytest.mark.parametrize("make_job", [mapping_job, packing_job, training_job])
 def test_no_wrong_file_has_a_final_name_and_the_next_run_finishes(make_job, tmp_path):
     failures = check(make_job(tmp_path / "inputs"), tmp_path / "jobs", at_most=N)
     assert failures["fsync"]

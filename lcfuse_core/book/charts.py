@@ -32,7 +32,6 @@ S2_WAVELENGTHS_NM = (443, 492, 560, 665, 704, 741, 783, 833, 865, 945, 1374, 161
 """Band centres of Sentinel-2A in file order (ESA, Sentinel-2 Spectral Response Functions, rounded)."""
 
 _DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)))
-_ZERO: dict[str, Any] = {"color": "0.3", "lw": 1.2, "ls": "--"}
 _ROW_IN = 0.34
 
 
@@ -116,17 +115,6 @@ def show_scores(table: pd.DataFrame) -> Figure:
     ax.set_xlabel("per cent")
     fig.legend(loc="outside upper left", ncols=ncols, handletextpad=0.1, columnspacing=1.2)
     return fig
-
-
-def show_intervals(table: pd.DataFrame, *, label: str = "per cent", zero: bool = False) -> Figure:
-    """Draw columns `value`, `low` and `high` as a dot and a bar per row; *zero* draws a line at 0, for differences."""
-    _, ax = _rows(table.index, 0.8)
-    ax.hlines(range(len(table)), table["low"], table["high"], color=COLOURS[0], lw=2.2)
-    ax.plot(table["value"], range(len(table)), "o", color=COLOURS[0], ms=7, mec="white")
-    if zero:
-        ax.axvline(0, **_ZERO)
-    ax.set_xlabel(label)
-    return cast(Figure, ax.figure)
 
 
 def show_recalls(table: pd.DataFrame) -> Figure:

@@ -45,7 +45,7 @@ _STYLE = {
     "axes.prop_cycle": cycler(color=COLOURS), "axes.spines.top": False, "axes.spines.right": False,
     "axes.edgecolor": "0.45", "axes.axisbelow": True, "grid.color": "0.9", "xtick.color": "0.3", "ytick.color": "0.3",
     "lines.linewidth": 1.6, "svg.hashsalt": "lcfuse", "svg.fonttype": "path",  # the same figure gives the same file
-    "figure.hooks": [f"{__name__}:label_origin"],
+    "figure.hooks": [f"{__name__}:_label_origin"],
 }  # fmt: skip
 
 _origin = {"text": ""}
@@ -66,7 +66,7 @@ def origin() -> str:
     return _origin["text"]
 
 
-def label_origin(fig: Figure) -> None:
+def _label_origin(fig: Figure) -> None:
     """Write the origin of the data below a new figure; matplotlib calls this through its setting `figure.hooks`."""
     if origin():
         # Below the figure's edge: it takes no room from the layout, and notebooks save the tight box around all.

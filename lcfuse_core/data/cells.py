@@ -28,16 +28,16 @@ from pyproj import CRS, Transformer
 
 from lcfuse_core.data.legends import IGNORE
 
-SPHERE_RADIUS_M = 6371007.181
+_SPHERE_RADIUS_M = 6371007.181
 """Radius of the MODIS sphere (MODLAND grid definition)."""
 
-SINUSOIDAL = f"+proj=sinu +R={SPHERE_RADIUS_M} +units=m +no_defs"
+SINUSOIDAL = f"+proj=sinu +R={_SPHERE_RADIUS_M} +units=m +no_defs"
 """The projection of MODIS land products."""
 
 CELL_M = 926.625433055833 / 2
 """Side of a 500 m cell: a tile of 10 degrees holds 2400 of them (MODLAND grid definition)."""
 
-CELL_PX = CELL_M / 10
+_CELL_PX = CELL_M / 10
 """Side of a cell in pixels of 10 m."""
 
 GRID_ROWS, GRID_COLS = 18 * 2400, 36 * 2400
@@ -56,13 +56,13 @@ def lonlat_to_modis(lon_deg: Any, lat_deg: Any) -> tuple[Any, Any]:
     MODIS uses geodetic latitude directly on the sphere, as GDAL does for `SINUSOIDAL`.
     """
     lon, lat = np.radians(lon_deg), np.radians(lat_deg)
-    return SPHERE_RADIUS_M * lon * np.cos(lat), SPHERE_RADIUS_M * lat
+    return _SPHERE_RADIUS_M * lon * np.cos(lat), _SPHERE_RADIUS_M * lat
 
 
 def modis_to_lonlat(x_m: Any, y_m: Any) -> tuple[Any, Any]:
     """Return longitude and latitude (degrees) of coordinates in the MODIS grid: the inverse of `lonlat_to_modis`."""
-    lat = np.asarray(y_m) / SPHERE_RADIUS_M
-    return np.degrees(x_m / (SPHERE_RADIUS_M * np.cos(lat))), np.degrees(lat)
+    lat = np.asarray(y_m) / _SPHERE_RADIUS_M
+    return np.degrees(x_m / (_SPHERE_RADIUS_M * np.cos(lat))), np.degrees(lat)
 
 
 def modis_cells(
@@ -252,7 +252,7 @@ def _row_lines(across: NDArray[np.bool_]) -> _Lines:
     padded = np.pad(across, ((0, 0), (run // 2, run // 2)))
     row, col = np.nonzero(np.lib.stride_tricks.sliding_window_view(padded, run, axis=1).all(axis=2))
     # Lines are a cell apart at right angles.
-    return _fit(row + np.float64(1), col + np.float64(0.5), _MAX_TILT, lambda tilt: CELL_PX * np.hypot(1, tilt))
+    return _fit(row + np.float64(1), col + np.float64(0.5), _MAX_TILT, lambda tilt: _CELL_PX * np.hypot(1, tilt))
 
 
 def _col_lines(along: NDArray[np.bool_], rows: _Lines) -> _Lines:
@@ -261,7 +261,7 @@ def _col_lines(along: NDArray[np.bool_], rows: _Lines) -> _Lines:
     place, other = col + np.float64(1), row + np.float64(0.5)
     keep = rows.distance(other, place) > 1
     # Lines are a cell apart along a row of cells, which is not along a row of pixels.
-    apart = CELL_PX / np.hypot(1, rows.slope)
+    apart = _CELL_PX / np.hypot(1, rows.slope)
     return _fit(place[keep], other[keep], _MAX_SHEAR, lambda shear: apart * (1 - shear * rows.slope))
 
 
@@ -284,7 +284,7 @@ def _fit(
 
 
 _BINS = 93  # of half a pixel
-_DISTANCE = np.minimum(np.arange(_BINS), _BINS - np.arange(_BINS)) * CELL_PX / _BINS
+_DISTANCE = np.minimum(np.arange(_BINS), _BINS - np.arange(_BINS)) * _CELL_PX / _BINS
 _KERNEL = np.fft.rfft(np.exp(-0.5 * (_DISTANCE / _WIDTH_PX) ** 2))
 
 

@@ -46,7 +46,7 @@ _RESERVE = 10**9
 
 
 @dataclass(frozen=True)
-class Outcome:
+class _Outcome:
     """What became of an item: "here" (nothing to do), "fetched", "unpacked", "made", "by hand" or "failed", and why."""
 
     item: str
@@ -83,7 +83,7 @@ class Fetcher:
         self._hosts: dict[str, threading.BoundedSemaphore] = {}
         self._lock = threading.Lock()
 
-    def fetch(self, choices: Iterable[Choice], *, workers: int = 4) -> list[Outcome]:
+    def fetch(self, choices: Iterable[Choice], *, workers: int = 4) -> list[_Outcome]:
         """
         Fetch all of them; one that fails does not stop the others.
 
@@ -122,21 +122,21 @@ class Fetcher:
                 if left < 0 or not sizes[choice.item].total:
                     self._streamed.add(choice.item)
 
-    def _one(self, choice: Choice) -> Outcome:
+    def _one(self, choice: Choice) -> _Outcome:
         item, store = self.manifest.item(choice.item), self.store
         sources = self.manifest.sources(item)
         made = [source for source in sources if isinstance(source, Made)]
         if made:
-            return Outcome(item.id, "made", f"nothing to fetch: `{made[0].command}` makes it")
+            return _Outcome(item.id, "made", f"nothing to fetch: `{made[0].command}` makes it")
         if store.is_done(choice, item):
-            return Outcome(item.id, "here", store.state(item))
+            return _Outcome(item.id, "here", store.state(item))
         why: list[str] = []
         try:
             return self._from_disk(choice, item, why) or self._from_sources(choice, item, sources, why)
         except (LcfuseError, OSError) as error:
-            return Outcome(item.id, "failed", str(error))
+            return _Outcome(item.id, "failed", str(error))
 
-    def _from_disk(self, choice: Choice, item: Item, why: list[str]) -> Outcome | None:
+    def _from_disk(self, choice: Choice, item: Item, why: list[str]) -> _Outcome | None:
         """Use the file that an earlier run or a person has put there; of a wrong one *why* gets a note."""
         path, old = self.store.file(item), self.store.record(item)
         if not path.is_file():
@@ -149,7 +149,7 @@ class Fetcher:
             why.append(f"the file at {path} was {error.found}: it is now {wrong.name}")
             return None
 
-    def _from_sources(self, choice: Choice, item: Item, sources: list[AnySource], why: list[str]) -> Outcome:
+    def _from_sources(self, choice: Choice, item: Item, sources: list[AnySource], why: list[str]) -> _Outcome:
         """Use the first source that has the item, or report why none has, and what a person can do."""
         take = self._stream if item.id in self._streamed else self._download
         if take == self._stream and (outcome := self._finish_scenes(choice, item)):
@@ -169,9 +169,9 @@ class Fetcher:
         if ways:
             path = self.store.file(item)
             lines.append(f"Put the file at {path} and run this again: it is then verified and unpacked.")
-        return Outcome(item.id, "failed" if why else "by hand", "\n  ".join(lines))
+        return _Outcome(item.id, "failed" if why else "by hand", "\n  ".join(lines))
 
-    def _download(self, choice: Choice, item: Item, source: Remote) -> Outcome:
+    def _download(self, choice: Choice, item: Item, source: Remote) -> _Outcome:
         """Fetch the whole file and use it; a second attempt begins at byte 0. Raises Refused."""
         part, why = self.store.part(item), ""
         for _ in range(2):
@@ -226,7 +226,7 @@ class Fetcher:
         except (FileNotFoundError, ValueError):
             return {}
 
-    def _accept(self, choice: Choice, item: Item, path: Path, source: str) -> Outcome:
+    def _accept(self, choice: Choice, item: Item, path: Path, source: str) -> _Outcome:
         """Verify a file, unpack it, give it its name and record it. Raises DataError if it is not the item."""
         sums, members = Sums.of(path), None
         if wrong := sums.difference(item):
@@ -253,7 +253,7 @@ class Fetcher:
         limits = archives.Limits(item.unpack.members_at_most, kind.at_most, kind.ratio)
         return archives.extract(file, item.form, str(item.file), self.store.staging(item), place, limits)
 
-    def _stream(self, choice: Choice, item: Item, source: Remote) -> Outcome:
+    def _stream(self, choice: Choice, item: Item, source: Remote) -> _Outcome:
         """Unpack while the archive is received; no file gets its name before the last byte is verified."""
         sums = Sums()
 
@@ -279,7 +279,7 @@ class Fetcher:
         record = Record(VERIFIED, _how(item, members), source.url, now(), sums.size, checksums=sums.checksums)
         return self._settle(choice, item, members, record)
 
-    def _finish_scenes(self, choice: Choice, item: Item) -> Outcome | None:
+    def _finish_scenes(self, choice: Choice, item: Item) -> _Outcome | None:
         """Use the files of a stream that was ended after the last wanted scene but before the end of the archive."""
         assert item.unpack is not None
         members = list(archives.extracted(self.store.staging(item)).values())
@@ -291,7 +291,7 @@ class Fetcher:
         how = "number of files per scene; the stream was ended before the checksum of the archive"
         return self._settle(choice, item, members, Record(ADOPTED, how, "an interrupted stream", now()))
 
-    def _settle(self, choice: Choice, item: Item, members: list[Member] | None, record: Record) -> Outcome:
+    def _settle(self, choice: Choice, item: Item, members: list[Member] | None, record: Record) -> _Outcome:
         """Move extracted files to their places, each whole or not at all, and record them."""
         if members is not None:
             folder, into = self.store.staging(item), self.store.into(item)
@@ -315,7 +315,7 @@ class Fetcher:
         if members is not None:
             shutil.rmtree(folder, ignore_errors=True)
         state = "fetched" if members is None else "unpacked"
-        return Outcome(item.id, state, f"{self.store.state(item)}; from {record.source}, verified by {record.how}")
+        return _Outcome(item.id, state, f"{self.store.state(item)}; from {record.source}, verified by {record.how}")
 
     def _get(self, source: Remote, at: int, item: Item, on_open: OnOpen) -> Iterator[bytes]:
         size, expected = None if item.size == "unknown" else item.size, packed_size(self.manifest, item).total

@@ -32,10 +32,10 @@ LEGENDS = {
 }
 """Legend of each band of the files that hold class codes."""
 
-SIDE_PX = (32, 4096)
+_SIDE_PX = (32, 4096)
 """Range of the sides of a patch (published ones have 256): networks need the least, memory limits the most."""
 
-PATCH_PIXEL_M = (5.0, 20.0)
+_PATCH_PIXEL_M = (5.0, 20.0)
 """Range of the pixel size of a georeferenced patch."""
 
 GRID_TOLERANCE_PX = 0.1
@@ -160,14 +160,14 @@ def _opened(path: str | os.PathLike[str], kind: str) -> Iterator[tuple[Raster, C
     """Open a file of a patch and check bands, dtype, size and pixel size."""
     with open_raster(path, AGAIN) as file:
         raster, (crs, transform) = sensor_bands(path, file, kind), georeference(path, file)
-        low, high = SIDE_PX
+        low, high = _SIDE_PX
         if not low <= min(file.shape) <= max(file.shape) <= high:
             found, expected = f"{file.shape[0]} x {file.shape[1]} pixels", f"sides of {low}..{high} (published: 256)"
             do = "Cut patches of a fitting size, or take the published file."
             raise DataError(path, found=found, expected=expected, do=do)
         if transform is not None and crs is not None:
             metres = np.hypot(transform.b, transform.e) * (crs.linear_units_factor[1] if crs.is_projected else 111_320)
-            if not PATCH_PIXEL_M[0] <= metres <= PATCH_PIXEL_M[1]:
+            if not _PATCH_PIXEL_M[0] <= metres <= _PATCH_PIXEL_M[1]:
                 do = "Take patches of the published resolution."
                 raise GridError(path, found=f"pixels of {metres:.4g} m", expected="pixels of 10 m", do=do)
         yield raster, crs, transform

@@ -17,7 +17,7 @@ from lcfuse_core.data.packed import open_scene, packed_paths
 from lcfuse_core.data.sample import world
 from lcfuse_core.errors import MissingDataError
 
-MOST_LINKED = 4096
+_MOST_LINKED = 4096
 """Files that are recognised behind several links, at a time."""
 
 PLACE_RECORD = "place.json"
@@ -108,7 +108,7 @@ def _hashed(root: Path, cache: Path) -> Iterator[_Known]:
         facts = os.stat(path)
         identity = facts.st_dev, facts.st_ino
         if identity not in linked:
-            if len(linked) >= MOST_LINKED:
+            if len(linked) >= _MOST_LINKED:
                 linked.clear()
             with open(path, "rb") as file:
                 linked[identity] = hashlib.file_digest(file, "sha256").hexdigest()

@@ -112,10 +112,10 @@ class Made(_Strict):
 
 Remote = Ftp | Https
 AnySource = Ftp | Https | ByHand | Made
-Source = Annotated[AnySource, Field(discriminator="kind")]
+_Source = Annotated[AnySource, Field(discriminator="kind")]
 
 
-class Kind(_Strict):
+class _Kind(_Strict):
     """The files in an archive: larger or more compressed ones are refused, since they could fill memory or disk."""
 
     bytes: _Count  # of each file
@@ -124,7 +124,7 @@ class Kind(_Strict):
     ratio: int = Field(ge=2)  # of unpacked to packed bytes
 
 
-class Dataset(_Strict):
+class _Dataset(_Strict):
     """What the items of a data set share."""
 
     title: str
@@ -136,8 +136,8 @@ class Dataset(_Strict):
     about_bytes: list[int] = []  # published size of all of it, from and to
     about_source: str = ""
     patches: _Count = "unknown"
-    kinds: dict[str, Kind] = {}
-    sources: list[Source] = []
+    kinds: dict[str, _Kind] = {}
+    sources: list[_Source] = []
     defects: list[str] = []
 
 
@@ -179,7 +179,7 @@ class Item(_Strict):
     about: int | None = None  # a rounded size in bytes, where `size` is unknown
     checksums: _Sums | _Unknown
     unpack: Unpack | None = None
-    sources: list[Source] | None = None  # instead of those of the data set
+    sources: list[_Source] | None = None  # instead of those of the data set
     defects: list[str] = []
 
     @property
@@ -208,7 +208,7 @@ class Manifest(_Strict):
     """The whole file."""
 
     schema_version: Literal[1] = Field(alias="schema")
-    datasets: dict[str, Dataset]
+    datasets: dict[str, _Dataset]
     items: list[Item]
     subsets: dict[Literal["smoke", "colab", "full"], _Subset]
 
@@ -220,7 +220,7 @@ class Manifest(_Strict):
         """Return the subset of a profile. Raises ParameterError that lists the profiles."""
         return _named("profile", profile, {str(key): subset for key, subset in self.subsets.items()})
 
-    def dataset(self, item: Item) -> Dataset:
+    def dataset(self, item: Item) -> _Dataset:
         """Return the data set of an item."""
         return self.datasets[item.dataset]
 

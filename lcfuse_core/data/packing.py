@@ -38,7 +38,7 @@ _TILE_PX = (16, 256)
 
 
 @dataclass
-class PackReport(Report):
+class _PackReport(Report):
     """Report on the patches (see `Report`) and on the scenes that were packed, kept or refused."""
 
     packed: list[str] = field(default_factory=list)
@@ -50,7 +50,7 @@ class PackReport(Report):
         return "\n".join([head, *(f"  refused {name}: {why}" for name, why in self.refused), super().__str__()])
 
 
-def pack(table: pd.DataFrame, out: str | os.PathLike[str], *, progress: bool = False) -> PackReport:
+def pack(table: pd.DataFrame, out: str | os.PathLike[str], *, progress: bool = False) -> _PackReport:
     """
     Pack every scene of an index of complete patches into the folder *out*.
 
@@ -63,7 +63,7 @@ def pack(table: pd.DataFrame, out: str | os.PathLike[str], *, progress: bool = F
     DiskError
         If the disk is full or cannot be written, or another process packs into the folder; finished scenes are kept.
     """
-    report, out = PackReport(), Path(out)
+    report, out = _PackReport(), Path(out)
     try:
         with lock(out / ".packing", wait=False):
             for half_written in out.glob(".*.part"):

@@ -43,7 +43,7 @@ from lcfuse_core.data.stac import Grid
 from lcfuse_core.errors import DataError, MissingDataError, ParameterError
 
 SERVICES = _runtime.SHIPPED / "services.yaml"
-PATCH_PX = 256
+_PATCH_PX = 256
 _LAST_DAY = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
@@ -110,7 +110,7 @@ class Request:
         """The pixels: 10 m in the UTM zone of the centre, corners at multiples of 10 m."""
         zone = min(60, int((self.lon + 180) // 6) + 1)
         crs = f"EPSG:{(32600 if self.lat >= 0 else 32700) + zone}"
-        step = PATCH_PX if self.size_km * 100 > PATCH_PX else 16
+        step = _PATCH_PX if self.size_km * 100 > _PATCH_PX else 16
         side = step * math.ceil(round(self.size_km * 100 / step, 6))
         x, y = Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(self.lon, self.lat)
         west, north = 10 * round(x / 10) - 5 * side, 10 * round(y / 10) + 5 * side
@@ -296,11 +296,11 @@ def _write_layers(
     """Write the patches, the scene and, last, the record."""
     shutil.rmtree(folder, ignore_errors=True)
     season = f"ROIs0000_{season}"
-    corners = [(row, col) for row in range(0, grid.side, PATCH_PX) for col in range(0, grid.side, PATCH_PX)]
+    corners = [(row, col) for row in range(0, grid.side, _PATCH_PX) for col in range(0, grid.side, _PATCH_PX)]
     for number, (row, col) in enumerate(corners):
         for kind, array in layers.items():
             path = folder / season / f"{kind}_{title}" / f"{season}_{kind}_{title}_p{number}.tif"
-            window = array[:, row : row + PATCH_PX, col : col + PATCH_PX]
+            window = array[:, row : row + _PATCH_PX, col : col + _PATCH_PX]
             _write(path, window, grid.crs, part_transform(grid.transform, row, col))
     scene = {"s2": layers["s2"]}
     scene |= {"s1": layers["s1"]} if record["sentinel1"] is not None else {}

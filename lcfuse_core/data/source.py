@@ -45,11 +45,11 @@ def channel_statistics(images: Iterable[Images]) -> Statistics:
     return statistics_of(channel_sums(*s2_and_s1(pair)) for pair in images)
 
 
-Sums = tuple[int, Tensor, Tensor]
+_Sums = tuple[int, Tensor, Tensor]
 """Of some pixels: their number, and float64 (15,) the sums of each channel and of its squares."""
 
 
-def channel_sums(s2: Tensor | NDArray[np.uint16], s1: Tensor | NDArray[np.float32]) -> Sums:
+def channel_sums(s2: Tensor | NDArray[np.uint16], s1: Tensor | NDArray[np.float32]) -> _Sums:
     """Return the sums of the channels of one patch, from which `statistics_of` computes their statistics."""
     channels = _clipped(torch.as_tensor(s2), torch.as_tensor(s1), ("s2", "s1")).flatten(1)
     totals, squares = [], []
@@ -60,7 +60,7 @@ def channel_sums(s2: Tensor | NDArray[np.uint16], s1: Tensor | NDArray[np.float3
     return channels.shape[1], torch.cat(totals), torch.cat(squares)
 
 
-def statistics_of(sums: Iterable[Sums]) -> Statistics:
+def statistics_of(sums: Iterable[_Sums]) -> Statistics:
     """Return the statistics of the measured channels of some patches, from the sums of each."""
     n_pixels, (total, squares) = 0, torch.zeros((2, len(CHANNELS))).double()
     for n, own_total, own_squares in sums:

@@ -28,7 +28,7 @@ from rasterio.windows import from_bounds
 
 from lcfuse_core.errors import DataError, FetchError, MissingDataError
 
-TRIES = 4
+_TRIES = 4
 """How often a request is made before it counts as failed."""
 
 CLEAR = (4, 5, 6, 7, 11)
@@ -39,7 +39,7 @@ _HEADER_BYTES = 8192
 
 _GDAL = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no side-car files
-    "GDAL_HTTP_MAX_RETRY": str(TRIES - 1),
+    "GDAL_HTTP_MAX_RETRY": str(_TRIES - 1),
     "GDAL_HTTP_RETRY_DELAY": "0.5",
     "GDAL_HTTP_CONNECTTIMEOUT": "20",
     "GDAL_HTTP_LOW_SPEED_TIME": "30",
@@ -53,7 +53,7 @@ _DRIVERS = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG"}
 
 _REFUSAL = re.compile(r"response code: (403|404)\b")  # as GDAL writes it
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Catalogue:
         self._tokens: dict[str, str] = {}
         self._session = requests.Session()
         # Retry-After is respected: a service that limits requests gives the seconds to wait.
-        retry = Retry(TRIES - 1, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504), allowed_methods=None)
+        retry = Retry(_TRIES - 1, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504), allowed_methods=None)
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=retry))
 
@@ -237,7 +237,7 @@ def without_token(address: str) -> str:
 
 
 @contextmanager
-def remote(address: str) -> Iterator[Any]:
+def _remote(address: str) -> Iterator[Any]:
     """
     Open a raster at an http(s) address, or a local file, as GeoTIFF or JPEG 2000 only.
 
@@ -260,17 +260,17 @@ def remote(address: str) -> Iterator[Any]:
 
 
 def read_window(address: str, grid: Grid, resampling: Resampling) -> NDArray[Any]:
-    """Read the first band of a raster on the pixels of a grid, tried `TRIES` times; 0 outside the raster."""
+    """Read the first band of a raster on the pixels of a grid, tried `_TRIES` times; 0 outside the raster."""
 
     def read() -> NDArray[Any]:
-        with remote(address) as file:
+        with _remote(address) as file:
             # No overviews: they are averages, which the classes of a mask do not have.
             options = {"crs": grid.crs, "transform": grid.transform, "width": grid.side, "height": grid.side}
             with WarpedVRT(file, resampling=resampling, src_nodata=file.nodata or 0, nodata=0, **options) as warped:
                 values: NDArray[Any] = warped.read(1)
                 return values
 
-    return tried(read)
+    return _tried(read)
 
 
 def window_bytes(address: str, grid: Grid) -> int:
@@ -281,7 +281,7 @@ def window_bytes(address: str, grid: Grid) -> int:
     """
 
     def read() -> int:
-        with remote(address) as file:
+        with _remote(address) as file:
             west, north = grid.transform.c, grid.transform.f
             extent = (west, north - 10 * grid.side, west + 10 * grid.side, north)
             window = from_bounds(*transform_bounds(grid.crs, file.crs, *extent), file.transform)
@@ -292,16 +292,16 @@ def window_bytes(address: str, grid: Grid) -> int:
             blocks = [(i, j) for i in range(top, bottom) for j in range(left, right)]
             return _HEADER_BYTES + sum(file.block_size(1, i, j) for i, j in blocks)
 
-    return tried(read)
+    return _tried(read)
 
 
-def tried(read: Callable[[], Result]) -> Result:
+def _tried(read: Callable[[], _Result]) -> _Result:
     """Return the result of *read*, tried again after a FetchError; an address that is refused is not tried again."""
-    for number in range(TRIES):
+    for number in range(_TRIES):
         try:
             return read()
         except FetchError as error:
-            if number == TRIES - 1 or _REFUSAL.search(str(error)):
+            if number == _TRIES - 1 or _REFUSAL.search(str(error)):
                 raise
             time.sleep(0.5 * 2**number)
     raise AssertionError
@@ -325,7 +325,7 @@ def read_nearest(address: str, lon: NDArray[np.float64], lat: NDArray[np.float64
             continue
 
         def read(side: NDArray[np.bool_] = side) -> None:
-            with remote(address) as file:
+            with _remote(address) as file:
                 t = ~file.transform
                 col = np.floor(t.a * lon[side] + t.b * lat[side] + t.c).astype(int)
                 row = np.floor(t.d * lon[side] + t.e * lat[side] + t.f).astype(int)
@@ -339,5 +339,5 @@ def read_nearest(address: str, lon: NDArray[np.float64], lat: NDArray[np.float64
                 chosen[inside] = block[row[inside] - top, col[inside] - left]
                 values[side] = chosen
 
-        tried(read)
+        _tried(read)
     return values

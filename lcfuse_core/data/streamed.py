@@ -53,7 +53,7 @@ from lcfuse_core.data.source import (
 )
 from lcfuse_core.errors import LcfuseError, MissingDataError, ParameterError, disk_error
 
-MEMORY_GB = 1.0
+_MEMORY_GB = 1.0
 """Patches that need less are held in memory (390 of 256 x 256 pixels); LCFUSE_MEMORY_GB overrides it."""
 
 _BYTES_PER_PIXEL = 2 * N_S2 + 4 * N_S1 + 1 + 4  # as `Crops` holds them
@@ -74,7 +74,7 @@ def open_source(
     labels : str
         Kind of the labels, out of `source.LABEL_KINDS`.
     memory_gb : float, optional
-        Budget for patches in memory, in 10^9 bytes; by default LCFUSE_MEMORY_GB or `MEMORY_GB`.
+        Budget for patches in memory, in 10^9 bytes; by default LCFUSE_MEMORY_GB or `_MEMORY_GB`.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def open_source(
 
 
 def _budget(memory_gb: float | None) -> float:
-    text = os.environ.get("LCFUSE_MEMORY_GB", MEMORY_GB) if memory_gb is None else memory_gb
+    text = os.environ.get("LCFUSE_MEMORY_GB", _MEMORY_GB) if memory_gb is None else memory_gb
     try:
         return float(text)
     except ValueError:
@@ -290,7 +290,7 @@ _FACTS = np.dtype(
 Linked = dict[tuple[Any, ...], tuple[NDArray[Any], tuple[str, ...]]]
 """Facts and repairs of some patches by the identity of their files: links to a file share them."""
 
-MOST_LINKED = 4096
+_MOST_LINKED = 4096
 """Patches in such a record, some 600 bytes each."""
 
 
@@ -344,7 +344,7 @@ def _check_patch(labels: str, linked: Linked, row: Any) -> tuple[NDArray[Any], R
         if files not in linked:
             patch = read_patch(row, LABEL_KINDS[labels])
             known = _facts_of(patch, labels), patch.repairs
-            if len(linked) >= MOST_LINKED:
+            if len(linked) >= _MOST_LINKED:
                 linked.clear()
             linked[files] = known
         else:

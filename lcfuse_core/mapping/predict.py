@@ -39,9 +39,9 @@ from lcfuse_core.training.loop import prefetch
 from lcfuse_core.training.predict import logits as network_logits
 from lcfuse_core.training.predict import probabilities as mean_softmax
 
-N = len(SCORED)
+_N = len(SCORED)
 
-SHIPPED = _runtime.SHIPPED / "checkpoints"
+_SHIPPED = _runtime.SHIPPED / "checkpoints"
 """Small networks that come with the package, one per file."""
 
 SYNTHETIC = (
@@ -172,7 +172,7 @@ def load_member(path: Source) -> Network:
 
 def default_members() -> list[Network]:
     """Return the networks that come with the package, by name (see `SYNTHETIC`)."""
-    return [load_member(file) for file in sorted(SHIPPED.glob("*.safetensors"))]
+    return [load_member(file) for file in sorted(_SHIPPED.glob("*.safetensors"))]
 
 
 def choose(members: Sequence[Network], has_s1: bool) -> list[Network]:
@@ -236,15 +236,15 @@ def map_scene(
         for i, rows in enumerate(tiling.rows):
             for j, cols in enumerate(tiling.cols):
                 part = predict(s2[:, rows, cols], s1[:, rows, cols])
-                shape = (N, rows.stop - rows.start, cols.stop - cols.start)
+                shape = (_N, rows.stop - rows.start, cols.stop - cols.start)
                 if part.shape != shape or not np.isfinite(part).all():
                     found = f"shape {part.shape}" if part.shape != shape else "NaN or infinite probabilities"
                     do = "Check the function, and that its network was trained to the end."
                     raise DataError("predict", found=found, expected=f"finite probabilities {shape}", do=do)
                 yield Predicted(i, j, np.ones(shape[1:], bool), part)
 
-    result = np.empty((N, *tiling.shape), np.float32)
-    for rows, probabilities, _ in blend(predictions(), tiling, N):
+    result = np.empty((_N, *tiling.shape), np.float32)
+    for rows, probabilities, _ in blend(predictions(), tiling, _N):
         result[:, rows] = probabilities
     return result
 
@@ -271,7 +271,7 @@ def strips(
         prefetch(_fused(logits, members, plan), 1) as predictions,
     ):
         n = len(tiling.rows) * len(tiling.cols)
-        for rows, total, valid in blend(tqdm(predictions, total=n, unit="window", disable=not progress), tiling, N):
+        for rows, total, valid in blend(tqdm(predictions, total=n, unit="window", disable=not progress), tiling, _N):
             strip = {
                 name: np.full((len(LAYERS[name].bands), *valid.shape), LAYERS[name].nodata, np.uint8) for name in layers
             }

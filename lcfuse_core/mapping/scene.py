@@ -53,7 +53,7 @@ Source = str | os.PathLike[str]
 
 _PIXEL_M = 10.0
 
-SIDE_PX = (32, 65_536)
+_SIDE_PX = (32, 65_536)
 """Range of the sides of a scene: networks need the least; memory grows with the width."""
 
 _MOST_PIXEL_M = {"s2": 60.5, "s1": 60.5}
@@ -322,8 +322,8 @@ def _ten_metre_grid(raster: Raster) -> tuple[Grid, list[str]]:
                 )
             at, cols, rows = aligned_target(at, cols, rows, _PIXEL_M)
             grid = Grid(target, at, (rows, cols))
-    if not SIDE_PX[0] <= min(grid.shape) <= max(grid.shape) <= SIDE_PX[1]:
-        found, expected = f"{grid.shape} pixels of 10 m", f"sides of {SIDE_PX[0]} to {SIDE_PX[1]}"
+    if not _SIDE_PX[0] <= min(grid.shape) <= max(grid.shape) <= _SIDE_PX[1]:
+        found, expected = f"{grid.shape} pixels of 10 m", f"sides of {_SIDE_PX[0]} to {_SIDE_PX[1]}"
         raise DataError(path, found=found, expected=expected, do="Cut a scene of such a size.")
     return grid, notes
 

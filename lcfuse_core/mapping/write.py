@@ -26,10 +26,9 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
-from lcfuse_core import _runtime
 from lcfuse_core.data.legends import DFC2020, SCORED
 from lcfuse_core.data.rasters import open_raster
-from lcfuse_core.errors import DataError, DiskError, GridError, LcfuseError
+from lcfuse_core.errors import DataError, DiskError, LcfuseError
 from lcfuse_core.mapping.scene import Grid, Source
 from lcfuse_core.mapping.windows import window_slices
 
@@ -38,7 +37,7 @@ STEPS, NODATA = 250, 255
 
 
 @dataclass(frozen=True)
-class Layer:
+class _Layer:
     """
     A raster of a map, uint8 (bands, H, W).
 
@@ -53,15 +52,15 @@ class Layer:
 
 
 LAYERS = {
-    "landcover": Layer(["land cover"], DFC2020.unknown, palette=True),
-    "confidence": Layer(["highest probability"], NODATA, 1 / STEPS),
-    "probabilities": Layer([DFC2020.name_of(code) for code in SCORED], NODATA, 1 / STEPS),
+    "landcover": _Layer(["land cover"], DFC2020.unknown, palette=True),
+    "confidence": _Layer(["highest probability"], NODATA, 1 / STEPS),
+    "probabilities": _Layer([DFC2020.name_of(code) for code in SCORED], NODATA, 1 / STEPS),
 }
 """The rasters of a map, by the name of the file."""
 
 
 @dataclass(frozen=True)
-class LandCoverMap:
+class _LandCoverMap:
     """A map as read: classes uint8 (H, W), CRS and transform (both None without georeference), tags."""
 
     classes: NDArray[np.uint8]
@@ -70,55 +69,9 @@ class LandCoverMap:
     tags: dict[str, str] = field(default_factory=dict)
 
 
-def write_map(
-    path: Source,
-    classes: NDArray[np.uint8],
-    *,
-    crs: CRS | str | None,
-    transform: Affine | None,
-    tags: Mapping[str, str] | None = None,
-) -> Path:
+def read_map(path: Source) -> _LandCoverMap:
     """
-    Write a map as a tiled, deflated GeoTIFF, with class names in tags and, for QGIS and GDAL, in `<name>.aux.xml`.
-
-    Parameters
-    ----------
-    path : path
-        File to write; folders are made.
-    classes : ndarray of uint8, shape (H, W)
-        DFC2020 codes, 0 = no class (nodata).
-    crs, transform : CRS or str, Affine
-        Georeference, or None and None for a patch that has none (the DFC2020 phase archives).
-    tags : mapping, optional
-        Further tags, such as the run that made the map.
-
-    Raises
-    ------
-    GridError, LegendError, DiskError
-        If *classes* is not a map, or the file cannot be written; an earlier file at *path* then stays as it was.
-    """
-    path = Path(path)
-    if classes.ndim != 2 or not np.issubdtype(classes.dtype, np.integer):
-        found = f"{classes.dtype} {classes.shape}"
-        raise GridError(path, found=found, expected="integer codes (H, W)", do="Use most_likely() first.")
-    if (crs is None) != (transform is None):
-        found = "only a transform" if crs is None else "only a CRS"
-        raise GridError(path, found=found, expected="both or neither", do="Take both from the same patch.")
-    DFC2020.check(classes, str(path))
-    grid = Grid(crs if crs is None else CRS.from_user_input(crs), transform, classes.shape)
-    options = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
-    pixels = classes.astype(np.uint8)
-    with disk_errors(path), _runtime.atomic_path(path) as part, _runtime.atomic_path(f"{path}.aux.xml") as aux:
-        with create(part, LAYERS["landcover"], grid, tags, **options) as raster:
-            raster.write(pixels, 1)
-        _compare(part, [slice(0, len(pixels))], zlib.crc32(pixels.tobytes()))
-        write_category_names(aux)
-    return path
-
-
-def read_map(path: Source) -> LandCoverMap:
-    """
-    Read a map in DFC2020 codes, such as `write_map` and `make_map` write.
+    Read a map in DFC2020 codes, such as `make.make_map` writes.
 
     Raises MissingDataError, DataError unless the file has one band of uint8, LegendError on other codes.
     """
@@ -133,10 +86,10 @@ def read_map(path: Source) -> LandCoverMap:
             raise DataError(path, found=f"{error}", expected="a whole raster", do="Write the map again.") from None
         crs, transform = raster.crs, raster.transform
     DFC2020.check(classes, str(path))
-    return LandCoverMap(classes, crs, None if crs is None else transform, tags)
+    return _LandCoverMap(classes, crs, None if crs is None else transform, tags)
 
 
-def create(path: Path, layer: Layer, grid: Grid, tags: Mapping[str, str] | None = None, **options: Any) -> Any:
+def create(path: Path, layer: _Layer, grid: Grid, tags: Mapping[str, str] | None = None, **options: Any) -> Any:
     """Open a new GeoTIFF for writing, with the names, colours, nodata value and tags of *layer*."""
     rows, cols = grid.shape
     profile = {"driver": "GTiff", "dtype": "uint8", "count": len(layer.bands), "height": rows, "width": cols}
@@ -158,7 +111,7 @@ def create(path: Path, layer: Layer, grid: Grid, tags: Mapping[str, str] | None 
     return raster
 
 
-def write_cog(source: Path, path: Path, layer: Layer, strips: Sequence[slice], crc: int) -> None:
+def write_cog(source: Path, path: Path, layer: _Layer, strips: Sequence[slice], crc: int) -> None:
     """
     Copy a GeoTIFF of `create` to a Cloud-Optimised GeoTIFF: tiles of 512 px, deflated, with overviews.
 

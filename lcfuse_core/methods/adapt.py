@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lcfuse_core.data.channels import Statistics, channels_of, check_channels
-from lcfuse_core.data.legends import IGNORE, N_COARSE, SCORED
+from lcfuse_core.data.legends import N_COARSE, SCORED
 from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.source import Crops, Images, PatchSource, Place, name_of, normalise, s2_and_s1, turn
-from lcfuse_core.errors import DataError, ParameterError
+from lcfuse_core.errors import DataError
 from lcfuse_core.models.transition import Matrix
 from lcfuse_core.training.checkpoint import Run
 from lcfuse_core.training.loop import train
@@ -44,7 +44,7 @@ MOST_PIXELS = 2**22
 Predict = Callable[[Patch], NDArray[np.float32]]
 """Probabilities, float32 (8, H, W), of a patch from its images and its MODIS label, never from its reference."""
 
-N = len(SCORED)
+_N = len(SCORED)
 
 
 def adapted(run: Run | None, source: PatchSource, plan: TrainPlan, folder: str | os.PathLike[str] | None = None) -> Run:
@@ -86,7 +86,7 @@ def images_of(source: PatchSource) -> Iterator[tuple[Patch, Crops]]:
         yield Patch(name, window.s1.numpy(), window.s2.numpy()), window
 
 
-def pseudo_labelled(predict: Predict, source: PatchSource, *, confidence: float = 0.0) -> PseudoLabels:
+def pseudo_labelled(predict: Predict, source: PatchSource) -> PseudoLabels:
     """
     Return a source of the same images with the most probable class of each pixel as labels for a student network.
 
@@ -96,23 +96,13 @@ def pseudo_labelled(predict: Predict, source: PatchSource, *, confidence: float 
         The teacher's probabilities.
     source : PatchSource
         What to label. The labels, a byte per pixel, are held in memory.
-    confidence : float
-        Lowest probability of a label, from 0 to less than 1; other pixels are ignored. Training on confident areas
-        alone follows L2HNet (Li et al. 2022).
     """
-    if not 0 <= confidence < 1:
-        found = f"{confidence}"
-        raise ParameterError("confidence", found=found, expected="0 to less than 1", do="0 keeps every pixel.")
-    maps = []
-    for patch, _ in images_of(source):
-        probabilities = predict(patch)
-        best = probabilities.argmax(axis=0).astype(np.uint8)
-        maps.append(torch.from_numpy(np.where(probabilities.max(axis=0) < confidence, np.uint8(IGNORE), best)))
-    return PseudoLabels(source, maps)
+    classes = (predict(patch).argmax(axis=0).astype(np.uint8) for patch, _ in images_of(source))
+    return PseudoLabels(source, [torch.from_numpy(one) for one in classes])
 
 
 class PseudoLabels(PatchSource):
-    """Images and cells of a source of patches with other labels: uint8 (H, W), 0..7 or 255, for each patch."""
+    """Images and cells of a source of patches with other labels: uint8 (H, W), 0..7, for each patch."""
 
     def __init__(self, source: PatchSource, labels: Sequence[Tensor]) -> None:
         self.source, self.labels, self.names, self.shape = source, labels, source.names, source.shape
@@ -140,7 +130,7 @@ class PseudoLabels(PatchSource):
 
 
 @dataclass(frozen=True)
-class Clusters:
+class _Clusters:
     """
     Clusters of similar pixels in one region, and the probable class of each.
 
@@ -161,7 +151,7 @@ def fit_clusters(
     n_clusters: int = 128,
     pseudo_count_cells: float = 0.5,
     guess: Predict | None = None,
-) -> Clusters:
+) -> _Clusters:
     """
     Cluster the pixels of a region by k-means, and estimate the class of each cluster from the labels of the cells.
 
@@ -200,18 +190,18 @@ def fit_clusters(
 
     means = MiniBatchKMeans(n_clusters, random_state=int(rng.integers(2**31)), n_init=1, batch_size=4096)
     centres = means.fit(np.concatenate(sample)).cluster_centers_.astype(np.float32)
-    cells, guesses = [], np.zeros((n_clusters, N))
+    cells, guesses = [], np.zeros((n_clusters, _N))
     for patch, window in images_of(source):
         group = _nearest(_pixels(window.s2, window.s1, statistics), centres)
         cells.append(_cells(group, window.labels.numpy(), window.cells.numpy(), n_clusters))
         if guess is not None:
-            np.add.at(guesses, group, guess(patch).reshape(N, -1).T)
-    prior = np.full((n_clusters, N), 1 / N) if guess is None else (guesses + 1) / (guesses + 1).sum(1, keepdims=True)
+            np.add.at(guesses, group, guess(patch).reshape(_N, -1).T)
+    prior = np.full((n_clusters, _N), 1 / _N) if guess is None else (guesses + 1) / (guesses + 1).sum(1, keepdims=True)
     shares, labels, sizes = (np.concatenate(parts) for parts in zip(*cells, strict=True))
     if not len(shares):
         raise DataError("clusters", found="no labelled pixel", expected="at least one", do="Check the labels.")
     classes = classes_of_clusters(shares, labels, sizes / 2146, matrix, prior, pseudo_count_cells)
-    return Clusters(centres, classes, statistics)
+    return _Clusters(centres, classes, statistics)
 
 
 def classes_of_clusters(
@@ -242,12 +232,12 @@ def classes_of_clusters(
     return classes
 
 
-def predict_clusters(clusters: Clusters, images: Images) -> NDArray[np.float32]:
+def predict_clusters(clusters: _Clusters, images: Images) -> NDArray[np.float32]:
     """Return probabilities, float32 (8, H, W): those of the nearest cluster of each pixel."""
     s2, s1 = s2_and_s1(images)
     check_channels(name_of(images), channels_of(s2, s1), clusters.statistics, ("s2", "s1"))
     group = _nearest(_pixels(torch.as_tensor(s2), torch.as_tensor(s1), clusters.statistics), clusters.centres)
-    return clusters.classes.astype(np.float32)[group].T.reshape(N, *s2.shape[1:])
+    return clusters.classes.astype(np.float32)[group].T.reshape(_N, *s2.shape[1:])
 
 
 def _pixels(s2: Tensor, s1: Tensor, statistics: Statistics) -> NDArray[np.float32]:

@@ -18,8 +18,8 @@ from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.source import label_index, patch_cells
 from lcfuse_core.errors import ParameterError
 
-N = len(SCORED)
-HALF_CELL_PX = 23.0
+_N = len(SCORED)
+_HALF_CELL_PX = 23.0
 """Half the side of a 463 m cell, in pixels of 10 m."""
 
 _TRUNCATE = 6
@@ -43,7 +43,7 @@ def filled_map(patch: Patch) -> NDArray[np.uint8]:
     return classes[tuple(nearest)]
 
 
-def soft_label(patch: Patch, sigma_px: float = HALF_CELL_PX) -> NDArray[np.float32]:
+def soft_label(patch: Patch, sigma_px: float = _HALF_CELL_PX) -> NDArray[np.float32]:
     """
     Return class proportions at each pixel, float32 (8, H, W): the MODIS labels weighted by a Gaussian of *sigma_px*.
 
@@ -53,7 +53,7 @@ def soft_label(patch: Patch, sigma_px: float = HALF_CELL_PX) -> NDArray[np.float
     return interpolated(label_index(patch, "modis"), sigma_px)
 
 
-def interpolated(labels: NDArray[np.uint8], sigma_px: float = HALF_CELL_PX) -> NDArray[np.float32]:
+def interpolated(labels: NDArray[np.uint8], sigma_px: float = _HALF_CELL_PX) -> NDArray[np.float32]:
     """Return what `soft_label` does of coarse labels 0..7, uint8 (H, W); others have no weight."""
     if not sigma_px > 0:
         raise ParameterError("sigma_px", found=f"{sigma_px}", expected="a positive number", do="23 is half a cell.")
@@ -62,18 +62,18 @@ def interpolated(labels: NDArray[np.uint8], sigma_px: float = HALF_CELL_PX) -> N
         [ndimage.gaussian_filter(plane, sigma_px, mode="nearest", truncate=_TRUNCATE) for plane in one_hot]
     )
     total = blurred.sum(axis=0)
-    shares = np.divide(blurred, total, out=np.full_like(blurred, 1 / N), where=total > 1e-12)
+    shares = np.divide(blurred, total, out=np.full_like(blurred, 1 / _N), where=total > 1e-12)
     return shares.astype(np.float32)
 
 
-def soft_map(patch: Patch, sigma_px: float = HALF_CELL_PX) -> NDArray[np.uint8]:
+def soft_map(patch: Patch) -> NDArray[np.uint8]:
     """Return the class of the largest proportion of `soft_label` at each pixel, uint8 (H, W), DFC2020 codes."""
-    return index_to_dfc(soft_label(patch, sigma_px).argmax(axis=0))
+    return index_to_dfc(soft_label(patch).argmax(axis=0))
 
 
-def swapped_map(patch: Patch, *, seed: int = 0, iterations: int = 12) -> NDArray[np.uint8]:
+def swapped_map(patch: Patch) -> NDArray[np.uint8]:
     """
-    Map by pixel swapping, uint8 (H, W), DFC2020 codes; the same seed gives the same map.
+    Map by pixel swapping, uint8 (H, W), DFC2020 codes; the same patch always gets the same map.
 
     MODIS gives a cell one class. Its proportions are taken to be the mean of `soft_label` over the cell, so that a cell
     among others of its class stays pure and one at a border is mixed. They are laid out at random, then swapped.
@@ -82,7 +82,7 @@ def swapped_map(patch: Patch, *, seed: int = 0, iterations: int = 12) -> NDArray
     n_cells = int(cells.max()) + 1
     sums = [np.bincount(cells.ravel(), plane.ravel(), n_cells) for plane in soft_label(patch)]
     share = np.stack(sums, axis=1) / np.bincount(cells.ravel(), minlength=n_cells)[:, None]
-    return index_to_dfc(swap(laid_out(share, cells, np.random.default_rng(seed)), cells, iterations))
+    return index_to_dfc(swap(laid_out(share, cells, np.random.default_rng(0)), cells))
 
 
 def laid_out(share: NDArray[np.floating], cells: NDArray[np.int32], rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -99,7 +99,7 @@ def laid_out(share: NDArray[np.floating], cells: NDArray[np.int32], rng: np.rand
     middle = (rank + 0.5) / np.repeat(size, size)
     limits = np.cumsum(share, axis=1)[flat[order]]
     classes = np.empty(flat.size, np.uint8)
-    classes[order] = np.minimum((middle[:, None] >= limits).sum(axis=1), N - 1)
+    classes[order] = np.minimum((middle[:, None] >= limits).sum(axis=1), _N - 1)
     return classes.reshape(cells.shape)
 
 
@@ -122,7 +122,7 @@ def swap(
     for _ in range(iterations):
         for k in np.unique(classes):
             attraction = np.stack([ndimage.correlate(plane, kernel, mode="nearest") for plane in _one_hot(classes)])
-            _swap_class(classes.reshape(-1), int(k), flat, attraction.reshape(N, -1))
+            _swap_class(classes.reshape(-1), int(k), flat, attraction.reshape(_N, -1))
     return classes
 
 
@@ -154,4 +154,4 @@ def _pairs(first: NDArray[np.int32], second: NDArray[np.int32]) -> tuple[NDArray
 
 def _one_hot(index: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return a plane of 0 and 1 for each class, float32 (8, H, W); all 0 where the label is unknown (255)."""
-    return (index[None] == np.arange(N, dtype=np.uint8)[:, None, None]).astype(np.float32)
+    return (index[None] == np.arange(_N, dtype=np.uint8)[:, None, None]).astype(np.float32)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 PATHS, SIZES = ("train_root", "data_root", "checkpoint"), ("steps", "crop", "batch")
 
-Seeds = tuple[int | None, int]
+_Seeds = tuple[int | None, int]
 """Of the sample world (None: that of the training) and of the training."""
 
 
@@ -61,7 +61,7 @@ def add_parser(commands: Any) -> None:
         parser.add_argument("--checkpoint", help="file or folder of a trained network, used for all of its kind")
     evaluate.add_argument("--method", metavar="NAME", help="a name of `compare --list`, instead of a checkpoint")
     evaluate.add_argument("--seed", type=int, default=0, help="of the trainings (default: 0)")
-    evaluate.set_defaults(command=run_evaluate)
+    evaluate.set_defaults(command=_run_evaluate)
     compare.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     compare.add_argument("--worlds", type=int, nargs="+", help="sample worlds, each with each seed")
     compare.add_argument("--only", nargs="+", metavar="NAME", help="methods (default: all but the bounds)")
@@ -69,10 +69,10 @@ def add_parser(commands: Any) -> None:
     compare.add_argument("--cluster", default="", metavar="ADDRESS", help="of a Dask scheduler")
     compare.add_argument("--small", action="store_true", help="on a sample world of a few scenes, to try a method")
     compare.add_argument("--list", action="store_true", help="print the names of the methods")
-    compare.set_defaults(command=run_compare)
+    compare.set_defaults(command=_run_compare)
 
 
-def run_evaluate(options: argparse.Namespace) -> int:
+def _run_evaluate(options: argparse.Namespace) -> int:
     """Score one method beside the MODIS label, and print the claims that its line concerns."""
     from lcfuse_core.methods.experiment import Experiment
     from lcfuse_core.methods.registry import METHODS, given_network, name_of
@@ -105,7 +105,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
     return int(failed)
 
 
-def run_compare(options: argparse.Namespace) -> int:
+def _run_compare(options: argparse.Namespace) -> int:
     """Score the methods and print a table for each label regime."""
     from lcfuse_core.methods.registry import BOUNDS, METHODS
     from lcfuse_core.scoring import ledger, protocol
@@ -123,10 +123,10 @@ def run_compare(options: argparse.Namespace) -> int:
         do = "Drop --worlds: the other data are the same for all seeds."
         raise ParameterError("--worlds", found="other data", expected="the synthetic sample", do=do)
     methods, worlds = chosen(options.only), sorted(set(options.worlds or [])) or [None]
-    seeds: list[Seeds] = [(world, seed) for world in worlds for seed in sorted(set(options.seeds))]
+    seeds: list[_Seeds] = [(world, seed) for world in worlds for seed in sorted(set(options.seeds))]
     failed = False
     if len(seeds) == 1:
-        experiment = experiment_of(options, *seeds[0])
+        experiment = _experiment_of(options, *seeds[0])
         done = _scored(experiment, options.out)
         failed = score(experiment, {name: methods[name] for name in methods if name not in done}, options.out)
     else:
@@ -172,7 +172,7 @@ def chosen(only: Sequence[str] | None) -> dict[str, Method]:
     return {name: known[name] for name in fitting}
 
 
-def experiment_of(options: argparse.Namespace, world_seed: int | None, seed: int) -> Experiment:
+def _experiment_of(options: argparse.Namespace, world_seed: int | None, seed: int) -> Experiment:
     """Return the experiment that the options of `compare` describe, for one world and training."""
     from lcfuse_core.data.sample import world
     from lcfuse_core.methods.experiment import Experiment
@@ -264,7 +264,7 @@ def _command(options: argparse.Namespace, names: Sequence[str]) -> list[str]:
     return words
 
 
-def _score_apart(command: Sequence[str], seeds: Seeds) -> str:
+def _score_apart(command: Sequence[str], seeds: _Seeds) -> str:
     """Score one world and seed in a process of its own, as a thread or on a worker; return "done"."""
     world, seed = seeds
     words = [*command, "--seeds", str(seed), *([] if world is None else ["--worlds", str(world)])]

@@ -25,12 +25,12 @@ from lcfuse_core.models import forest
 from lcfuse_core.scoring.protocol import WEIGHTED
 from lcfuse_core.training import loop
 
-DEFAULT = FusionPlan()
+_DEFAULT = FusionPlan()
 
-Member = Callable[[Experiment], tuple[Predict, float]]
+_Member = Callable[[Experiment], tuple[Predict, float]]
 
 
-def _adapted_member(kind: str, **changes: Any) -> Member:
+def _adapted_member(kind: str, **changes: Any) -> _Member:
     def member(experiment: Experiment) -> tuple[Predict, float]:
         run = experiment.network(kind)
         predict, spent = experiment.adapted_network(run, **changes)
@@ -47,7 +47,7 @@ def _briefly_adapted(experiment: Experiment) -> tuple[Predict, float]:
     return predict, seconds(run) + spent
 
 
-def _source_member(**changes: Any) -> Member:
+def _source_member(**changes: Any) -> _Member:
     def member(experiment: Experiment) -> tuple[Predict, float]:
         run = experiment.network(**changes)
         return partial(loop.predict, run), seconds(run)
@@ -76,7 +76,7 @@ def _interpolated_label(experiment: Experiment) -> tuple[Predict, float]:
 FCN, FOREST, SOURCE_FCN = "FCN", "Random forest", "source FCN, cell_forward"
 BRIEF_FCN, INTERPOLATED = "FCN, few cells", "interpolated label"
 
-MEMBERS: dict[str, Member] = {
+MEMBERS: dict[str, _Member] = {
     FCN: _adapted_member("fcn"),
     FOREST: _target_forest,
     "FCN per region": _adapted_member("fcn", each_region=True),
@@ -143,7 +143,7 @@ def is_transferable(experiment: Experiment) -> bool:
 
 
 def fusion_of(
-    experiment: Experiment, plan: FusionPlan = DEFAULT, members: tuple[str, ...] = FUSED, *, for_few_cells: bool = True
+    experiment: Experiment, plan: FusionPlan = _DEFAULT, members: tuple[str, ...] = FUSED, *, for_few_cells: bool = True
 ) -> tuple[Fusion, float]:
     """
     Return the fusion of these members, fitted on the coarse labels of the target regions, and the seconds.

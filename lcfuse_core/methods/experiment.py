@@ -49,13 +49,13 @@ BOTH = "modis+savanna"
 
 ALL_REGIONS = "all regions"
 
-KIND = ("network", "width", "inputs", "fusion", "labels", "loss", "transition", "class_weight_power")
+_KIND = ("network", "width", "inputs", "fusion", "labels", "loss", "transition", "class_weight_power")
 """The fields of a plan that decide which method a network is; the others decide how long and how it is trained."""
 
-Made = TypeVar("Made")
+_Made = TypeVar("_Made")
 
 
-class Regions(Mapping[str, PatchSource]):
+class _Regions(Mapping[str, PatchSource]):
     """The patches of each region with "modis+savanna" labels, opened when they are used."""
 
     def __init__(self, rows: pd.DataFrame) -> None:
@@ -102,11 +102,11 @@ class Experiment:
         further = [key for key in ("world", "checkpoint") if key in changes]
         return cls(name, {key: values[key] for key in ("profile", "steps", "crop", "batch", "seed", *roots, *further)})
 
-    def once(self, key: Any, make: Callable[[], Made]) -> Made:
+    def once(self, key: Any, make: Callable[[], _Made]) -> _Made:
         """Return what *make* returned when it was first called for this key."""
         if key not in self.memory:
             self.memory[key] = make()
-        made: Made = self.memory[key]
+        made: _Made = self.memory[key]
         return made
 
     # Data
@@ -186,9 +186,9 @@ class Experiment:
         return open_source(self.rows, BOTH)
 
     @cached_property
-    def target_regions(self) -> Regions:
+    def target_regions(self) -> _Regions:
         """The patches of `target_source` by region."""
-        return Regions(self.rows)
+        return _Regions(self.rows)
 
     # Networks
 
@@ -211,8 +211,8 @@ class Experiment:
         return stored.on_device(checkpoint.load_checkpoint(path)) if path else None
 
     def is_given(self, plan: TrainPlan) -> bool:
-        """Whether the parameter `checkpoint` names a network of the same kind as *plan* (`KIND`)."""
-        return self.given is not None and all(getattr(self.given.plan, name) == getattr(plan, name) for name in KIND)
+        """Whether the parameter `checkpoint` names a network of the same kind as *plan* (`_KIND`)."""
+        return self.given is not None and all(getattr(self.given.plan, name) == getattr(plan, name) for name in _KIND)
 
     def trained(self, plan: TrainPlan) -> Run:
         """
@@ -359,7 +359,7 @@ class Experiment:
         found : Result or Scores
             A result of `protocol.evaluate_methods`, or scores over all pixels; claims need a result.
         label_regime, regime : str
-            One of `ledger.LABEL_REGIMES`, one of `ledger.REGIMES`.
+            One of `ledger.LABEL_REGIMES`, "inductive" or "transductive".
         parameters, cost, hashes : mapping, optional
             Beside those of the experiment; durations; SHA-256 beside those of the data.
         """

@@ -6,8 +6,8 @@ Fusion: the probabilities of several ensemble members, calibrated, averaged and 
 
 A member is any function that gives the probabilities (8, H, W) of a patch. Temperatures and weights are fitted on
 coarse labels (of held-out scenes, or of the target region) through the transition matrix: a member is good if its mean
-over a cell makes the cell's label likely. The reference plays no part in it. Only `reliability_of` and `shared_errors`
-use the reference, for the reader of a map.
+over a cell makes the cell's label likely. The reference plays no part in it; only `shared_errors` uses it, for
+the reader of a map.
 
 Axes: A members, J cells, n pixels, K = 8 fine classes, M = 9 coarse labels.
 """
@@ -33,7 +33,7 @@ from lcfuse_core.methods.adapt import MOST_PIXELS, Predict, images_of
 from lcfuse_core.models.transition import Matrix
 from lcfuse_core.training.predict import tta_mean
 
-N = len(SCORED)
+_N = len(SCORED)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class FusionPlan:
 
     def doubted(self, posterior: Matrix) -> Matrix:
         """Return p(fine | coarse), (9, 8), with the uniform distribution mixed in by `prior_doubt`."""
-        return (1 - self.prior_doubt) * posterior + self.prior_doubt / N
+        return (1 - self.prior_doubt) * posterior + self.prior_doubt / _N
 
     @property
     def prior_reach_px(self) -> int:
@@ -206,7 +206,7 @@ def coarse_prior(labels: NDArray[np.uint8], posterior: Matrix, blur_px: float = 
     blur_px : float
         Standard deviation of a Gaussian that smooths the prior, in pixels.
     """
-    table = np.full((256, N), 1 / N)
+    table = np.full((256, _N), 1 / _N)
     table[: len(posterior)] = posterior
     prior: NDArray = table.T.astype(np.float32)[:, labels]
     if blur_px:
@@ -272,7 +272,7 @@ def gather(
         labels.append(found % N_COARSE)
         n_cells += len(found)
         for name, member in members.items():
-            probabilities = member(patch).reshape(N, -1)[:, chosen].T
+            probabilities = member(patch).reshape(_N, -1)[:, chosen].T
             parts[name].append(np.log(np.maximum(probabilities, np.float32(1e-7))))
     if not cells:
         do = "Check the label layer."
@@ -315,38 +315,6 @@ def member_weights(likelihoods: NDArray[np.floating], iterations: int = 500) -> 
         if np.abs(weights - before).max() < 1e-7:
             break
     return weights
-
-
-def reliability(
-    predict: Predict, patches: Iterable[Patch], temperature: float = 1.0, bins: int = 10
-) -> dict[str, NDArray[np.float64]]:
-    """
-    Return the reliability of a member, after temperature scaling, over the pixels that have a reference.
-
-    Returns
-    -------
-    dict of ndarray, shape (bins,)
-        By bins of the confidence, the probability of the predicted class: mean confidence, accuracy (both NaN in an
-        empty bin) and count of pixels.
-
-    Raises
-    ------
-    DataError
-        If no pixel has a reference.
-    """
-    count, confidence, right = np.zeros((3, bins))
-    for patch in patches:
-        truth, p = label_index(patch, "fine"), temper(predict(patch), temperature)
-        known = truth < N
-        highest = p.max(axis=0)[known]
-        number = np.minimum((highest * bins).astype(np.int64), bins - 1)
-        count += np.bincount(number, minlength=bins)
-        confidence += np.bincount(number, highest, bins)
-        right += np.bincount(number, (p.argmax(axis=0) == truth)[known], bins)
-    if not count.any():
-        raise DataError("reliability", found="no pixel with a reference", expected="some", do="Take other patches.")
-    with np.errstate(invalid="ignore"):
-        return {"confidence": confidence / count, "accuracy": right / count, "count": count}
 
 
 def calibration_error(curve: Mapping[str, NDArray[np.float64]]) -> float:

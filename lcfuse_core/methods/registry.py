@@ -43,7 +43,7 @@ from lcfuse_core.training import loop
 from lcfuse_core.training.checkpoint import Run
 from lcfuse_core.training.plan import TrainPlan
 
-Regime = Literal["inductive", "transductive"]
+_Regime = Literal["inductive", "transductive"]
 
 
 @dataclass(frozen=True)
@@ -88,29 +88,29 @@ class Method:
     """
 
     learn: Callable[[Experiment], Learned]
-    regime: Regime = "inductive"
+    regime: _Regime = "inductive"
     label_regime: str = "coarse only"
 
 
-P = ParamSpec("P")
+_P = ParamSpec("_P")
 
 
-def _rows(learn: Callable[Concatenate[Experiment, P], Learned], regime: Regime) -> Callable[P, Method]:
+def _rows(learn: Callable[Concatenate[Experiment, _P], Learned], regime: _Regime) -> Callable[_P, Method]:
     """Turn a function that learns on an experiment, with further arguments, into one from these arguments to a row."""
 
     @wraps(learn)
-    def row(*args: P.args, **kwargs: P.kwargs) -> Method:
+    def row(*args: _P.args, **kwargs: _P.kwargs) -> Method:
         return Method(lambda experiment: learn(experiment, *args, **kwargs), regime)
 
     return row
 
 
-def inductive(learn: Callable[Concatenate[Experiment, P], Learned]) -> Callable[P, Method]:
+def _inductive(learn: Callable[Concatenate[Experiment, _P], Learned]) -> Callable[_P, Method]:
     """Make rows of inductive methods; see `_rows`."""
     return _rows(learn, "inductive")
 
 
-def transductive(learn: Callable[Concatenate[Experiment, P], Learned]) -> Callable[P, Method]:
+def _transductive(learn: Callable[Concatenate[Experiment, _P], Learned]) -> Callable[_P, Method]:
     """Make rows of transductive methods; see `_rows`."""
     return _rows(learn, "transductive")
 
@@ -123,13 +123,13 @@ def mapped(predict: Predict) -> Classify:
 # Inductive methods
 
 
-@inductive
+@_inductive
 def baseline(experiment: Experiment, /, classify: Classify) -> Learned:
     """Draw maps without training."""
     return Learned(classify)
 
 
-@inductive
+@_inductive
 def _forest(experiment: Experiment, /, power: float, *, neighbourhood: int = 0, prior_power: float = 0.0) -> Learned:
     began, seed, opened = time.perf_counter(), experiment.seeds["training"], experiment.training_source()
     trees = forest.train_forest(opened, seed=seed, class_weight_power=power, neighbourhood=neighbourhood)
@@ -137,13 +137,13 @@ def _forest(experiment: Experiment, /, power: float, *, neighbourhood: int = 0, 
     return Learned(partial(forest.classify, trees, prior_power=prior_power), spent)
 
 
-@inductive
+@_inductive
 def _network(experiment: Experiment, /, kind: str, power: float, *, longer: bool = False, **changes: Any) -> Learned:
-    """Train a network with *changes* to its plan; *longer*: for `LONGER` times the steps."""
+    """Train a network with *changes* to its plan; *longer*: for `_STEPS_RATIO` times the steps."""
     plan = replace(experiment.plan(kind, power), **changes)
-    plan = replace(plan, steps=round(LONGER * plan.steps)) if longer else plan
+    plan = replace(plan, steps=round(_STEPS_RATIO * plan.steps)) if longer else plan
     run = experiment.trained(plan)
-    return of_run(run, experiment.file_of(plan), is_given=run is experiment.given)
+    return _of_run(run, experiment.file_of(plan), is_given=run is experiment.given)
 
 
 _fcn = partial(_network, "fcn", WEIGHTED)
@@ -154,21 +154,21 @@ def learner(kind: str, power: float) -> Method:
     return _forest(power) if kind == "forest" else _network(kind, power)
 
 
-def of_run(run: Run, file: Path, *, is_given: bool = False) -> Learned:
+def _of_run(run: Run, file: Path, *, is_given: bool = False) -> Learned:
     """Return the method of a trained network that is stored in *file*; of one that *is_given* the plan is recorded."""
     parameters = {name: getattr(run.plan, name) for name in ("loss", "steps", "crop", "batch")} if is_given else {}
     hashes = {"checkpoint": hashlib.sha256(file.read_bytes()).hexdigest()}
     return Learned(partial(loop.classify, run), seconds(run), hashes=hashes, parameters=parameters)
 
 
-@inductive
+@_inductive
 def given_network(experiment: Experiment, /) -> Learned:
     """Take the network of the parameter `checkpoint` as it is."""
     assert experiment.given is not None
-    return of_run(experiment.given, Path(experiment.parameters["checkpoint"]), is_given=True)
+    return _of_run(experiment.given, Path(experiment.parameters["checkpoint"]), is_given=True)
 
 
-@inductive
+@_inductive
 def _corrected(experiment: Experiment, /, loss: str, matrix_of: Callable[[Experiment], Matrix]) -> Learned:
     """Train a network whose loss has the transition matrix of *matrix_of*."""
     matrix = tuple(map(tuple, matrix_of(experiment).tolist()))
@@ -194,7 +194,7 @@ def counted(experiment: Experiment) -> Matrix:
     return transition.counted((source.label_index(patch, "fine"), source.label_index(patch, BOTH)) for patch in found)
 
 
-@inductive
+@_inductive
 def _with_prior(experiment: Experiment, /, **values: float) -> Learned:
     """Multiply the weighted FCN of the source regions by the prior given the coarse labels of the target region."""
     run = experiment.network()
@@ -205,7 +205,7 @@ def _with_prior(experiment: Experiment, /, **values: float) -> Learned:
 # Transductive methods
 
 
-@transductive
+@_transductive
 def _adapted(
     experiment: Experiment, /, kind: str, power: float, *, start: Mapping[str, Any] | None = None, **changes: Any
 ) -> Learned:
@@ -215,19 +215,19 @@ def _adapted(
     return Learned(mapped(predict), seconds(run) + spent)
 
 
-@transductive
+@_transductive
 def _target_only(
     experiment: Experiment, /, kind: str, power: float, *, longer: bool = False, **changes: Any
 ) -> Learned:
     """Train a network on the target regions alone; *longer*: with the steps and the learning rate of `_network`."""
     plan = experiment.plan(kind, power)
     if longer:
-        changes |= {"steps": round(LONGER * plan.steps), "learning_rate": plan.learning_rate}
+        changes |= {"steps": round(_STEPS_RATIO * plan.steps), "learning_rate": plan.learning_rate}
     predict, spent = experiment.adapted_network(plan, **changes)
     return Learned(mapped(predict), spent)
 
 
-@transductive
+@_transductive
 def _clusters(experiment: Experiment, /, *, guess_by_network: bool) -> Learned:
     """Cluster the pixels of each target region, with classes from the labels of the cells."""
     run, began = experiment.network() if guess_by_network else None, time.perf_counter()
@@ -238,7 +238,7 @@ def _clusters(experiment: Experiment, /, *, guess_by_network: bool) -> Learned:
     return Learned(mapped(experiment.by_region(models, adapt.predict_clusters)), spent)
 
 
-@transductive
+@_transductive
 def _on_all_regions(experiment: Experiment, /) -> Learned:
     """Train an FCN on the coarse labels of source and target regions together."""
     plan = experiment.plan("fcn", WEIGHTED)
@@ -255,13 +255,13 @@ def _on_all_regions(experiment: Experiment, /) -> Learned:
 # Ensembles
 
 
-@transductive
+@_transductive
 def _member(experiment: Experiment, /, name: str) -> Learned:
     predict, spent = shared_member(experiment, name)
     return Learned(mapped(predict), spent)
 
 
-@transductive
+@_transductive
 def _fused(
     experiment: Experiment, /, members: tuple[str, ...] = FUSED, *, for_few_cells: bool = True, **values: Any
 ) -> Learned:
@@ -270,7 +270,7 @@ def _fused(
     return Learned(fused.classify, spent)
 
 
-@transductive
+@_transductive
 def _student(experiment: Experiment, /) -> Learned:
     """Fine-tune a weighted FCN on the fusion's maps of the target regions: self-training."""
     run, (teacher, spent) = experiment.network(), fusion_of(experiment)
@@ -284,7 +284,7 @@ def _student(experiment: Experiment, /) -> Learned:
     return Learned(partial(loop.classify, own), spent + seconds(own))
 
 
-@inductive
+@_inductive
 def _supervised(experiment: Experiment, /, trained_on: str, evaluated_on: str) -> Learned:
     """
     Train the official network on fine labels: an upper bound, not a method of the book.
@@ -306,13 +306,13 @@ def _supervised(experiment: Experiment, /, trained_on: str, evaluated_on: str) -
 
 # The table
 
-LONGER = 1 + adapt.ADAPTATION_STEPS_FRACTION
+_STEPS_RATIO = 1 + adapt.ADAPTATION_STEPS_FRACTION
 """The steps of training and fine-tuning together, as a multiple of those of the training: 1,300 of 400."""
 
 _POWERS = {"plain": PLAIN, "weighted": WEIGHTED}
 _KINDS = {kind: protocol.NAMES.get(kind, "Full resolution") for kind in NETWORKS}
 _MATRIX_LOSSES = ("forward", "cell_forward")
-_LONGER = f"{LONGER:g} times the steps"
+_LONGER = f"{_STEPS_RATIO:g} times the steps"
 _LONG_PLAIN: dict[str, Any] = {"longer": True, "loss": "cross_entropy"}
 _with_fine = partial(replace, label_regime="coarse + fine validation")
 

@@ -109,7 +109,7 @@ def class_weights(counts: Tensor | NDArray[np.integer], power: float = 0.5) -> T
 # Pixel-level losses ------------------------------------------------------------------------------
 
 
-class Pixels(NamedTuple):
+class _Pixels(NamedTuple):
     """The labelled pixels of a batch."""
 
     log_p: Tensor  # float (n, K)
@@ -123,7 +123,7 @@ class Pixels(NamedTuple):
         return self.log_p.gather(1, self.label[:, None]).squeeze(1)
 
 
-def known_pixels(logits: Tensor, labels: Tensor, class_weights: Tensor | None, n_labels: int | None = None) -> Pixels:
+def known_pixels(logits: Tensor, labels: Tensor, class_weights: Tensor | None, n_labels: int | None = None) -> _Pixels:
     """Return the pixels that have one of the first *n_labels* (None: K) labels; GridError if sizes differ."""
     logits = _checked(logits, labels)
     n_labels = logits.shape[1] if n_labels is None else n_labels
@@ -132,7 +132,7 @@ def known_pixels(logits: Tensor, labels: Tensor, class_weights: Tensor | None, n
     label = flat[position].long()
     log_p = F.log_softmax(logits, dim=1).movedim(1, -1).reshape(-1, logits.shape[1])[position]
     weight = log_p.new_ones(len(position)) if class_weights is None else class_weights.to(log_p)[label]
-    return Pixels(log_p, label, weight, position)
+    return _Pixels(log_p, label, weight, position)
 
 
 def _checked(logits: Tensor, labels: Tensor) -> Tensor:
@@ -274,7 +274,7 @@ def implicit_posterior(
 # Cell-level losses -------------------------------------------------------------------------------
 
 
-class Segments(NamedTuple):
+class _Segments(NamedTuple):
     """The labelled parts of coarse cells that the crops of a batch contain."""
 
     p: Tensor  # float (n, K), probabilities of the labelled pixels
@@ -289,7 +289,7 @@ class Segments(NamedTuple):
         return total / self.size.view(-1, *[1] * (values.ndim - 1))
 
 
-def segments(logits: Tensor, batch: Batch, class_weights: Tensor | None, n_labels: int | None = None) -> Segments:
+def segments(logits: Tensor, batch: Batch, class_weights: Tensor | None, n_labels: int | None = None) -> _Segments:
     """Return the segments of a batch; labels from *n_labels* on (None: K) are ignored."""
     log_p, label, _, position = known_pixels(logits, batch.labels, class_weights, n_labels)
     n_labels = logits.shape[1] if n_labels is None else n_labels
@@ -304,7 +304,7 @@ def segments(logits: Tensor, batch: Batch, class_weights: Tensor | None, n_label
     number[used] = torch.arange(len(used), device=size.device)
     pixels = size[used].to(log_p)
     label_weight = torch.ones_like(pixels) if class_weights is None else class_weights.to(pixels)[used % n_labels]
-    return Segments(log_p.exp(), number[key], used % n_labels, pixels, pixels * label_weight)
+    return _Segments(log_p.exp(), number[key], used % n_labels, pixels, pixels * label_weight)
 
 
 def cell_aggregation(

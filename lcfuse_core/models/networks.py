@@ -25,7 +25,7 @@ from lcfuse_core.data.legends import SCORED
 from lcfuse_core.errors import ParameterError
 
 
-def conv_bn_relu(inputs: int, outputs: int, size: int = 3, *, stride: int = 1, rate: int = 1) -> nn.Sequential:
+def _conv_bn_relu(inputs: int, outputs: int, size: int = 3, *, stride: int = 1, rate: int = 1) -> nn.Sequential:
     """Return a convolution (*rate* > 1: atrous, with taps that far apart), batch normalisation and ReLU."""
     padding = rate * (size // 2)
     conv = nn.Conv2d(inputs, outputs, size, stride, padding, dilation=rate, bias=False)
@@ -50,8 +50,8 @@ class FCN(nn.Module):
 
     def __init__(self, in_channels: int, n_classes: int, width: int) -> None:
         super().__init__()
-        first = conv_bn_relu(in_channels, width)
-        self.layers = nn.Sequential(first, *(conv_bn_relu(width, width) for _ in range(4)))
+        first = _conv_bn_relu(in_channels, width)
+        self.layers = nn.Sequential(first, *(_conv_bn_relu(width, width) for _ in range(4)))
         self.classify = nn.Conv2d(width, n_classes, 1)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class UNet(nn.Module):
 
 
 def _double(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(conv_bn_relu(inputs, outputs), conv_bn_relu(outputs, outputs))
+    return nn.Sequential(_conv_bn_relu(inputs, outputs), _conv_bn_relu(outputs, outputs))
 
 
 class Residual(nn.Module):
@@ -107,10 +107,10 @@ class Residual(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, *, stride: int = 1, rate: int = 1) -> None:
         super().__init__()
-        self.first = conv_bn_relu(inputs, outputs, stride=stride, rate=rate)
-        self.second = conv_bn_relu(outputs, outputs, rate=rate)[:2]  # the ReLU comes after the sum
+        self.first = _conv_bn_relu(inputs, outputs, stride=stride, rate=rate)
+        self.second = _conv_bn_relu(outputs, outputs, rate=rate)[:2]  # the ReLU comes after the sum
         same = inputs == outputs and stride == 1
-        self.shortcut = nn.Identity() if same else conv_bn_relu(inputs, outputs, 1, stride=stride)[:2]
+        self.shortcut = nn.Identity() if same else _conv_bn_relu(inputs, outputs, 1, stride=stride)[:2]
 
     def forward(self, features: Tensor) -> Tensor:
         """Return features of the same size divided by the stride."""
@@ -127,9 +127,9 @@ class ASPP(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, rates: tuple[int, ...] = (2, 4, 6)) -> None:
         super().__init__()
-        self.views = nn.ModuleList([conv_bn_relu(inputs, outputs, 1)])
-        self.views.extend(conv_bn_relu(inputs, outputs, rate=rate) for rate in rates)
-        self.merge = conv_bn_relu(outputs * len(self.views), outputs, 1)
+        self.views = nn.ModuleList([_conv_bn_relu(inputs, outputs, 1)])
+        self.views.extend(_conv_bn_relu(inputs, outputs, rate=rate) for rate in rates)
+        self.merge = _conv_bn_relu(outputs * len(self.views), outputs, 1)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return features (N, outputs, H, W)."""
@@ -149,14 +149,14 @@ class DeepLabV3Plus(nn.Module):
     def __init__(self, in_channels: int, n_classes: int, width: int) -> None:
         super().__init__()
         detail = max(1, 3 * width // 4)
-        self.near = nn.Sequential(conv_bn_relu(in_channels, width, stride=2), Residual(width, width))
+        self.near = nn.Sequential(_conv_bn_relu(in_channels, width, stride=2), Residual(width, width))
         self.far = nn.Sequential(
             Residual(width, 2 * width, stride=2),
             Residual(2 * width, 4 * width, stride=2),
             Residual(4 * width, 8 * width, rate=2),  # atrous instead of a further stride
             ASPP(8 * width, 4 * width),
         )
-        self.detail = conv_bn_relu(width, detail, 1)
+        self.detail = _conv_bn_relu(width, detail, 1)
         self.decode = _double(4 * width + detail, 4 * width)
         self.classify = nn.Conv2d(4 * width, n_classes, 1)
 
@@ -186,8 +186,8 @@ class FullResolution(nn.Module):
 
     def __init__(self, in_channels: int, n_classes: int, width: int) -> None:
         super().__init__()
-        self.widen = conv_bn_relu(in_channels, width, 1)
-        self.blocks = nn.ModuleList(ParallelScales(width) for _ in range(5))
+        self.widen = _conv_bn_relu(in_channels, width, 1)
+        self.blocks = nn.ModuleList(_ParallelScales(width) for _ in range(5))
         self.classify = nn.Conv2d(width, n_classes, 1)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -198,24 +198,24 @@ class FullResolution(nn.Module):
         return self.classify(features)
 
 
-class ParallelScales(nn.Module):
+class _ParallelScales(nn.Module):
     """Parallel convolutions of 1x1, 3x3 and 5x5, with half, a quarter and a quarter of the channels."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         quarter = width // 4
         shares = ((1, width - 2 * quarter), (3, quarter), (5, quarter))
-        self.scales = nn.ModuleList(conv_bn_relu(width, share, size) for size, share in shares if share)
+        self.scales = nn.ModuleList(_conv_bn_relu(width, share, size) for size, share in shares if share)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return features of the same shape."""
         return torch.cat([scale(features) for scale in self.scales], dim=1)
 
 
-class LateFusion(nn.Module):
+class _LateFusion(nn.Module):
     """One network per sensor and a classifier of their joint features; early fusion stacks the channels instead."""
 
-    def __init__(self, kind: Kind, channels: tuple[int, ...], n_classes: int, width: int) -> None:
+    def __init__(self, kind: _Kind, channels: tuple[int, ...], n_classes: int, width: int) -> None:
         super().__init__()
         self.channels = channels
         self.branches = nn.ModuleList(kind(n, width, width) for n in channels)
@@ -228,9 +228,9 @@ class LateFusion(nn.Module):
         return self.classify(features)
 
 
-Kind = type[FCN] | type[UNet] | type[DeepLabV3Plus] | type[FullResolution]
+_Kind = type[FCN] | type[UNet] | type[DeepLabV3Plus] | type[FullResolution]
 
-NETWORKS: dict[str, Kind] = {
+NETWORKS: dict[str, _Kind] = {
     "fcn": FCN,
     "unet": UNet,
     "deeplabv3plus": DeepLabV3Plus,
@@ -245,7 +245,7 @@ def build(
     Return the network of that name in `NETWORKS`, with fresh weights from torch's global random generator.
 
     It maps float32 (N, in_channels, H, W) to logits (N, n_classes, H, W), for H and W of at least 32. *in_channels* is
-    13 (S2), 2 (S1) or 15 (both) for one network, (13, 2) for `LateFusion` of two; *width* is the number of channels of
+    13 (S2), 2 (S1) or 15 (both) for one network, (13, 2) for `_LateFusion` of two; *width* is the number of channels of
     the first layer (None: the network's default). Raises ParameterError on an unknown name or a width below 1.
 
     >>> parameter_count(build("fcn"))
@@ -259,7 +259,7 @@ def build(
     if width < 1:
         raise ParameterError("width", found=str(width), expected="1 or more", do="Choose 16, 32 or 64.")
     if isinstance(in_channels, tuple):
-        return LateFusion(kind, in_channels, n_classes, width)
+        return _LateFusion(kind, in_channels, n_classes, width)
     return kind(in_channels, n_classes, width)
 
 

@@ -23,13 +23,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lcfuse_core.data.legends import DFC2020, SCORED
-from lcfuse_core.errors import DataError, GridError, ParameterError
+from lcfuse_core.errors import DataError, GridError
 
 _Z_95 = 1.959964  # quantile of the normal distribution for an interval of 95 per cent
 
 
 @dataclass(frozen=True)
-class AreaEstimate:
+class _AreaEstimate:
     """
     Areas by class, as mapped and error-adjusted, in the unit of the strata; accuracies; and standard errors (`_se`).
 
@@ -48,7 +48,7 @@ class AreaEstimate:
     overall_se: float
 
 
-def adjusted(sample: NDArray[np.integer], mapped: NDArray[np.floating | np.integer]) -> AreaEstimate:
+def adjusted(sample: NDArray[np.integer], mapped: NDArray[np.floating | np.integer]) -> _AreaEstimate:
     """
     Estimate areas from the error matrix of a sample that is stratified by the map.
 
@@ -80,7 +80,7 @@ def adjusted(sample: NDArray[np.integer], mapped: NDArray[np.floating | np.integ
     thin = (total > 0) & (n_i < 2)
     if thin.any() or not total.sum() > 0:
         found = f"map class {', '.join(map(str, np.flatnonzero(thin)))} with fewer than two samples"
-        do = "Sample every class of the map: stratified_sample(map, per_class=50)."
+        do = "Sample 50 pixels of every class of the map."
         raise DataError("areas", found=found if thin.any() else "no area", expected="two or more each", do=do)
     weight = total / total.sum()  # W_i
     share = n / np.maximum(n_i, 1)[:, None]  # n_ij / n_i.
@@ -102,37 +102,10 @@ def adjusted(sample: NDArray[np.integer], mapped: NDArray[np.floating | np.integ
     spread = total[:, None] ** 2 * share * (1 - share) / freedom[:, None]
     others = known**2 * (spread.sum(axis=0) - np.diag(spread))
     producers_se = np.sqrt(own + others) / np.maximum(estimated, 1e-300)
-    return AreaEstimate(
+    return _AreaEstimate(
         total, column * total.sum(), column_se * total.sum(), users, np.sqrt(users_variance), producers,
         np.where(column > 0, producers_se, np.nan), overall, overall_se,
     )  # fmt: skip
-
-
-def stratified_sample(
-    classes: NDArray[np.integer], per_class: int, rng: np.random.Generator
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """
-    Draw the rows and columns of a random sample of pixels of each class of a map, without use of the reference.
-
-    Parameters
-    ----------
-    classes : ndarray of int, shape (H, W)
-        DFC2020 codes; 0, no class, is not sampled.
-    per_class : int
-        Pixels of each class, 2 or more; all, where a class has fewer.
-    rng : numpy.random.Generator
-        Advanced by the draw.
-    """
-    if per_class < 2:
-        raise ParameterError("per_class", found=f"{per_class}", expected="2 or more", do="Take 50.")
-    flat = np.asarray(classes).reshape(-1)
-    drawn = []
-    for code in np.unique(flat[flat != DFC2020.unknown]):
-        members = np.flatnonzero(flat == code)
-        drawn.append(rng.choice(members, min(per_class, len(members)), replace=False))
-    chosen = np.sort(np.concatenate(drawn)) if drawn else np.empty(0, np.intp)
-    rows, cols = np.unravel_index(chosen, classes.shape)
-    return rows, cols
 
 
 def pixels_of(classes: NDArray[np.integer]) -> dict[str, int]:

@@ -54,7 +54,7 @@ _Entry = Mapping[str, Any]  # a ledger line, its nested names joined by dots (`l
 _Fields = dict[str, str | int | float]
 
 
-class OnPlaces(BaseModel):
+class _OnPlaces(BaseModel):
     """What takes the place of fields of a claim where it is tested on real places; see `of_places`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -89,7 +89,7 @@ class Claim(BaseModel):
     differs: str = ""
     command: str = ""
     download: str = ""
-    on_places: OnPlaces | None = None
+    on_places: _OnPlaces | None = None
 
     @model_validator(mode="after")
     def _check_fields_of_relation(self) -> Claim:
@@ -356,15 +356,6 @@ def outstanding(claims: Iterable[Claim], entries: Iterable[_Entry]) -> pd.DataFr
         rows.setdefault((so_far, *shown), []).append(claim.id)
     index = pd.Index([", ".join(ids) for ids in rows.values()], name="claims", dtype=object)
     return pd.DataFrame(list(rows), index, ["verdict", "command, or why none", "download"], dtype=object)
-
-
-def summary(claims: Iterable[Claim], entries: Iterable[_Entry]) -> pd.DataFrame:
-    """Return how many claims have each verdict, and which: one row per verdict, in the order of `VERDICTS`."""
-    lines = list(entries)
-    found = {claim.id: verdict(claim, examine(claim, lines)) for claim in claims}
-    which = {name: [claim for claim, result in found.items() if result == name] for name in VERDICTS}
-    rows = {name: {"claims": len(ids), "which": ", ".join(ids)} for name, ids in which.items() if ids}
-    return pd.DataFrame.from_dict(rows, "index").rename_axis("verdict")
 
 
 _PROVENANCE = {

@@ -20,7 +20,7 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,6 @@ from scipy import special
 
 from lcfuse_core._runtime import SHIPPED
 from lcfuse_core._yaml import load_yaml
-from lcfuse_core.data.legends import DFC2020, SCORED
 from lcfuse_core.errors import DataError, LcfuseError, MissingDataError
 from lcfuse_core.scoring import intervals, ledger, protocol
 from lcfuse_core.scoring.intervals import Interval
@@ -89,14 +88,6 @@ ALTERNATIVES = (
     Step("random initial weights", "FCN, cell_mean, target regions only", _ADAPTED),
 )
 """What could be added or done otherwise; the default fusion has none of it."""
-
-REQUIREMENTS = ((OFFICIAL, 15, 10), (BASELINE, 15), (BOUND, 0), (SINGLE, 0, 0))
-"""
-By how many points of AA the fusion must exceed each method on average and, where there is a third value, with each
-seed. Set before the runs: on DFC2020 the winner of track 2, which had fine labels, was 15 points over the official
-baseline, that of track 1 was 11, and a fusion that costs more than one small network has to exceed it with every seed.
-"""
-
 
 _REGIONAL = r"^scores\.regions\..*\.aa$"
 _RUN = ["parameters.method", "seeds.world", "seeds.training"]
@@ -162,13 +153,6 @@ def overview(lines: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
     table = pd.DataFrame.from_dict(rows, "index").rename_axis("method")
     table["cells per region"] = table["cells per region"].round()
     return _rounded(table, digits).sort_values("AA", ascending=False, kind="stable")
-
-
-def recalls(lines: pd.DataFrame, digits: int = 0) -> pd.DataFrame:
-    """Return the recall of each scored class in per cent, mean over seeds; a row per method, as in the ledger."""
-    names = {f"scores.recall.{DFC2020.name_of(code)}": DFC2020.name_of(code) for code in SCORED}
-    means = 100 * lines.groupby("parameters.method", sort=False)[list(names)].mean()
-    return means.rename(columns=names).rename_axis("method").round(digits)
 
 
 def gains(lines: pd.DataFrame, steps: Iterable[Step] = ABLATION, digits: int = 1) -> pd.DataFrame:
@@ -267,45 +251,6 @@ def _of_regions(lines: pd.DataFrame, methods: Iterable[str], names: str) -> pd.D
     own = lines[lines["parameters.method"].isin(list(methods))].drop_duplicates(_RUN, keep="last")
     own = own[[*_RUN, *own.filter(regex=names)]].dropna(axis=1, how="all")
     return own.dropna().sort_values(_RUN)
-
-
-def components(lines: pd.DataFrame, methods: Iterable[str], digits: int = 1) -> pd.DataFrame:
-    """
-    Return how much worlds, regions and trainings contribute to the AA of regions: standard deviations in points.
-
-    One row per method with `intervals.variance_components`; worlds with fewer trainings than others are left out. The
-    component of the training is unknown as long as each world has one.
-    """
-    rows = {}
-    for method in methods:
-        own = _of_regions(lines, [method], _REGIONAL)
-        n_trainings = own.groupby("seeds.world").size()
-        whole = n_trainings.index[n_trainings == n_trainings.max()]
-        aa = own[own["seeds.world"].isin(whole)].drop(columns=_RUN).to_numpy(float)
-        if len(whole) > 1 and aa.shape[1] > 1:
-            values = 100 * aa.reshape(len(whole), -1, aa.shape[1])
-            rows[method] = {"worlds": len(whole), "trainings": values.shape[1]} | intervals.variance_components(values)
-    return pd.DataFrame.from_dict(rows, "index").rename_axis("method").round(digits)
-
-
-def verdicts(
-    lines: pd.DataFrame, requirements: Iterable[tuple[Any, ...]] = REQUIREMENTS, method: str = FUSION
-) -> pd.DataFrame:
-    """Return whether *method* meets each requirement (see `REQUIREMENTS`); "not recorded" if no seed has both lines."""
-    rows, aa = {}, by_seed(lines)
-    for against, mean, *each in requirements:
-        gain = pd.Series(dtype=float)
-        if {method, against} <= set(aa.index):
-            gain = (aa.loc[method] - aa.loc[against]).dropna()
-        met = gain.mean() > mean and all(gain.min() >= points for points in each)
-        rows[against] = {
-            "asked": f"over {mean:g}" + "".join(f", {points:g} with each seed" for points in each),
-            "mean": gain.mean(),
-            "least": gain.min(),
-            "seeds": len(gain),
-            "verdict": ("met" if met else "not met") if len(gain) else "not recorded",
-        }
-    return pd.DataFrame.from_dict(rows, "index").rename_axis("against").round(1)
 
 
 def drift(new: Path, committed: Path = SHIPPED / "seeds.jsonl") -> pd.DataFrame:

@@ -263,52 +263,6 @@ def _crossed_error(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.sqrt(np.maximum(of_worlds + of_regions - both, np.maximum(of_worlds, of_regions)))
 
 
-def variance_components(values: NDArray[np.floating]) -> dict[str, float]:
-    """
-    Return the standard deviations by which worlds, regions and trainings contribute to the scores of regions.
-
-    Parameters
-    ----------
-    values : ndarray of float, shape (worlds, trainings, regions)
-        Two worlds and two regions or more; with one training, that component is unknown and part of the others.
-
-    Returns
-    -------
-    dict of str to float
-        "world", "region" (common to all worlds), "region in a world", "training" (in a world), and "rest": the training
-        in a region. By the method of moments: expected mean squares of a mixed model, negative ones set to 0.
-    """
-    values = np.asarray(values, np.float64)
-    w, t, r = values.shape
-    mean, by_w, by_r, by_wr, by_wt = (
-        values.mean(),
-        values.mean((1, 2)),
-        values.mean((0, 1)),
-        values.mean(1),
-        values.mean(2),
-    )
-    ms_w = t * r * by_w.var(ddof=1)
-    ms_r = w * t * by_r.var(ddof=1)
-    ms_wr = t * ((by_wr - by_w[:, None] - by_r + mean) ** 2).sum() / ((w - 1) * (r - 1))
-    ms_t = ms_e = float("nan")
-    if t > 1:
-        ms_t = r * ((by_wt - by_w[:, None]) ** 2).sum() / (w * (t - 1))
-        rest = values - by_wt[..., None] - by_wr[:, None] + by_w[:, None, None]
-        ms_e = (rest**2).sum() / (w * (t - 1) * (r - 1))
-    of_training, of_rest = (ms_t - ms_e, ms_e) if t > 1 else (0.0, 0.0)
-    variances = {
-        "world": (ms_w - ms_wr - of_training) / (t * r),
-        "region": (ms_r - ms_wr) / (w * t),
-        "region in a world": (ms_wr - of_rest) / t,
-        "training": (ms_t - ms_e) / r,
-        "rest": ms_e,
-    }
-    return {
-        name: float(np.sqrt(max(variance, 0.0))) if variance == variance else variance
-        for name, variance in variances.items()
-    }
-
-
 def holm(p: Sequence[float]) -> NDArray[np.float64]:
     """
     Adjust p-values for their number by the method of Holm (1979), Scand. J. Stat. 6; NaN is no test and stays NaN.

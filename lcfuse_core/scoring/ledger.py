@@ -46,7 +46,7 @@ SCHEMA = 2
 LABEL_REGIMES = ("coarse only", "coarse + fine validation", "fine")
 """Contest track 1, track 2, and an upper bound for both: trained on fine labels of other regions."""
 
-REGIMES = ("inductive", "transductive")
+_REGIMES = ("inductive", "transductive")
 """Whether nothing was learned from the evaluated images, or images and coarse labels of their regions were used."""
 
 DATA_KINDS = ("synthetic", "semi-real", "unverified", "adopted", "place", "real")
@@ -88,7 +88,7 @@ def new_entry(
     parameters, scores : mapping or dataclass
         Such as a `TrainPlan` and `Scores`.
     label_regime, profile, data_kind, regime : str
-        One of `LABEL_REGIMES`, of the profiles, of `DATA_KINDS` ("synthetic" or "real" by default), of `REGIMES`.
+        One of `LABEL_REGIMES`, of the profiles, of `DATA_KINDS` ("synthetic" or "real" by default), of `_REGIMES`.
     split : str
         Of the evaluated patches, such as "test" or "validation"; "" if unknown, which no verdict rests on.
     seeds, data, hashes, cost : mapping
@@ -104,7 +104,7 @@ def new_entry(
     data_kind = data_kind or ("synthetic" if synthetic else "real")
     for name, value, known in (
         ("label_regime", label_regime, LABEL_REGIMES),
-        ("regime", regime, REGIMES),
+        ("regime", regime, _REGIMES),
         ("profile", profile, _runtime.PROFILES),
         ("data_kind", data_kind, DATA_KINDS[:1] if synthetic else DATA_KINDS[1:]),
     ):

@@ -74,11 +74,6 @@ class Scores:
     f1: dict[str, float]
     iou: dict[str, float]
 
-    @property
-    def allocation(self) -> float:
-        """Return the allocation disagreement, the fraction of wrong pixels that do not change the class areas."""
-        return 1 - self.oa - self.quantity
-
 
 def confusion(reference: NDArray[np.integer], predicted: NDArray[np.integer]) -> NDArray[np.int64]:
     """
@@ -101,7 +96,9 @@ def confusion(reference: NDArray[np.integer], predicted: NDArray[np.integer]) ->
         If the shapes differ; if a code is not one of DFC2020.
     """
     reference, predicted = np.asarray(reference), np.asarray(predicted)
-    check_grids("confusion", reference=reference, predicted=predicted)
+    if reference.shape != predicted.shape:
+        found = f"reference {reference.shape}, predicted {predicted.shape}"
+        raise GridError("confusion", found=found, expected="arrays of one shape", do="Bring both to one grid first.")
     for where, codes in (("reference", reference), ("predicted", predicted)):
         whole = np.issubdtype(codes.dtype, np.integer)
         if not whole or (codes.size and (codes.min() < 0 or codes.max() >= N_CODES)):

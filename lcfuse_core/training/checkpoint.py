@@ -53,7 +53,7 @@ _STATE = "state:"  # prefix of the tensors that only an unfinished training need
 _OPTIMISER, _SCALER = f"{_STATE}optimiser.", f"{_STATE}scaler."
 _CROPS, _TORCH = f"{_STATE}crops", f"{_STATE}torch"
 
-Row = dict[str, float | None]
+_Row = dict[str, float | None]
 """
 One line of a history: step, loss (mean since the last line), learning_rate, seconds since the start, aa (agreement with
 the validation labels, 0-1, or None), aa_NAME for several validation sources, crops_per_s and memory_mb.
@@ -67,7 +67,7 @@ class Run:
     network: nn.Module
     plan: TrainPlan
     statistics: Statistics
-    history: list[Row] = field(default_factory=list)
+    history: list[_Row] = field(default_factory=list)
 
 
 @dataclass

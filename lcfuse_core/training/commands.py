@@ -48,7 +48,7 @@ def _train(options: argparse.Namespace) -> int:
     from lcfuse_core.training.checkpoint import LAST
     from lcfuse_core.training.plan import TrainPlan
 
-    values, profile = plan_values(options.values), {}
+    values, profile = _plan_values(options.values), {}
     if options.profile is not None:
         profile = _runtime.read_profile(options.profile)
     elif options.data is None:
@@ -63,11 +63,11 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
-def plan_values(pairs: list[list[str]]) -> dict[str, Any]:
+def _plan_values(pairs: list[list[str]]) -> dict[str, Any]:
     """
     Return values of a plan from a shell: numbers, lists and true or false in JSON, all else as text.
 
-    >>> plan_values([["steps", "50"], ["learning_rate", "1e-3"], ["network", "unet"], ["inputs", '["s2"]']])
+    >>> _plan_values([["steps", "50"], ["learning_rate", "1e-3"], ["network", "unet"], ["inputs", '["s2"]']])
     {'steps': 50, 'learning_rate': 0.001, 'network': 'unet', 'inputs': ['s2']}
     """
     values: dict[str, Any] = {}

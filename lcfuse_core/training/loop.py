@@ -93,7 +93,7 @@ def train(
         torch.random.fork_rng(devices=[]),  # the caller's random numbers stay as they are
         Monitor(source, plan, run_dir, processes, validation, start, progress, interval_s) as monitor,
     ):
-        run = monitor.resume() or fresh_run(source, plan, start)
+        run = monitor.resume() or _fresh_run(source, plan, start)
         run.network.to(processes.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if monitor.is_finished:
             return run
@@ -155,7 +155,7 @@ def loss_of(source: PatchSource, plan: TrainPlan) -> Loss:
     return build_loss(plan.loss, weights, torch.from_numpy(matrix), counts)
 
 
-def fresh_run(source: PatchSource, plan: TrainPlan, start: Run | None = None) -> Run:
+def _fresh_run(source: PatchSource, plan: TrainPlan, start: Run | None = None) -> Run:
     """Return a network before its first step: fresh weights from the plan's seed, or a copy of the one of *start*."""
     statistics = source.statistics()
     if start is not None:
@@ -205,11 +205,11 @@ def feed(
             yield normalise(s2, s1, statistics, plan.inputs), Batch(labels, cells), after
 
 
-Item = TypeVar("Item")
+_Item = TypeVar("_Item")
 
 
 @contextmanager
-def prefetch(items: Iterator[Item], depth: int) -> Iterator[Iterator[Item]]:
+def prefetch(items: Iterator[_Item], depth: int) -> Iterator[Iterator[_Item]]:
     """
     Yield an iterator over the same items, which a thread makes up to *depth* items ahead.
 
@@ -219,7 +219,7 @@ def prefetch(items: Iterator[Item], depth: int) -> Iterator[Iterator[Item]]:
     end = object()
     pool = ThreadPoolExecutor(1, thread_name_prefix="lcfuse prefetch")
 
-    def take(waiting: deque[Future[Any]]) -> Iterator[Item]:
+    def take(waiting: deque[Future[Any]]) -> Iterator[_Item]:
         while (item := waiting.popleft().result()) is not end:
             waiting.append(pool.submit(next, items, end))
             yield item

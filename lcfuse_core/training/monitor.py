@@ -32,7 +32,7 @@ from lcfuse_core.training.predict import evaluate
 Validation = PatchSource | Mapping[str, PatchSource]
 """What a network is evaluated on at each report: one source, or several by name."""
 
-MOST_VALIDATION = 64
+_MOST_VALIDATION = 64
 """Patches that are evaluated at each report: of a larger source so many, evenly spread."""
 
 WARM_UP, TIMED = 3, 10
@@ -190,10 +190,10 @@ class Monitor:
 
 
 def _spread(source: PatchSource) -> PatchSource:
-    """Return at most `MOST_VALIDATION` patches of a source, evenly spread over it."""
-    if len(source) <= MOST_VALIDATION:
+    """Return at most `_MOST_VALIDATION` patches of a source, evenly spread over it."""
+    if len(source) <= _MOST_VALIDATION:
         return source
-    numbers: list[int] = np.linspace(0, len(source) - 1, MOST_VALIDATION).astype(int).tolist()
+    numbers: list[int] = np.linspace(0, len(source) - 1, _MOST_VALIDATION).astype(int).tolist()
     return source.part(numbers)
 
 

@@ -22,16 +22,16 @@ from lcfuse_core.models.networks import NETWORKS, build
 _RETIRED = {"ema": 0.0, "sampling": "area"}
 """Fields in the headers of earlier checkpoints, with their default values; other values cannot be reproduced."""
 
-Plan = TypeVar("Plan")
-Rows = tuple[tuple[float, ...], ...]
+_Plan = TypeVar("_Plan")
+_Rows = tuple[tuple[float, ...], ...]
 
 
-def _with_parameter_errors(plan: type[Plan]) -> type[Plan]:
+def _with_parameter_errors(plan: type[_Plan]) -> type[_Plan]:
     """Let a pydantic dataclass raise ParameterError instead of ValidationError."""
     validate = plan.__init__
 
     @wraps(validate)
-    def checked(self: Plan, **values: Any) -> None:
+    def checked(self: _Plan, **values: Any) -> None:
         try:
             validate(self, **values)
         except ValidationError as error:
@@ -72,7 +72,7 @@ def _check_fusion(value: str, info: ValidationInfo) -> str:
     return value
 
 
-def _check_transition(rows: Rows | None) -> Rows | None:
+def _check_transition(rows: _Rows | None) -> _Rows | None:
     """Check that the rows are distributions over the coarse labels, one for each class."""
     if rows is None:
         return None
@@ -83,9 +83,9 @@ def _check_transition(rows: Rows | None) -> Rows | None:
     return rows
 
 
-Sensor = Literal["s2", "s1"]
-Count = Annotated[int, Field(ge=1, le=10**9)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+_Sensor = Literal["s2", "s1"]
+_Count = Annotated[int, Field(ge=1, le=10**9)]
+_Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 @_with_parameter_errors
@@ -100,22 +100,22 @@ class TrainPlan:
 
     network: Annotated[str, _one_of(NETWORKS)] = "fcn"  # receptive field smaller than a cell: it cannot learn its shape
     width: Annotated[int, Field(ge=1, le=4096)] | None = None  # channels of the first layer; None: the default
-    inputs: Annotated[tuple[Sensor, ...], BeforeValidator(_tuples), AfterValidator(_check_inputs)] = ("s2", "s1")
+    inputs: Annotated[tuple[_Sensor, ...], BeforeValidator(_tuples), AfterValidator(_check_inputs)] = ("s2", "s1")
     # of both sensors: stacked channels, or one branch for each
     fusion: Annotated[Literal["early", "late"], AfterValidator(_check_fusion)] = "early"
     labels: Annotated[str, _one_of(LABEL_KINDS)] = "modis"  # "fine" is the upper bound: the 10 m reference
     loss: Annotated[str, _one_of(LOSSES)] = "cross_entropy"
     # p(coarse | fine), (8, 9); None: transition.from_accuracy
-    transition: Annotated[Rows | None, BeforeValidator(_tuples), AfterValidator(_check_transition)] = None
-    class_weight_power: Fraction = 0.5  # average accuracy counts classes equally, labels do not
+    transition: Annotated[_Rows | None, BeforeValidator(_tuples), AfterValidator(_check_transition)] = None
+    class_weight_power: _Fraction = 0.5  # average accuracy counts classes equally, labels do not
     crop: Annotated[int, Field(ge=32, le=8192)] = 64  # pixels; many small crops of many scenes beat few large ones
     batch: Annotated[int, Field(ge=1, le=65536)] = 16  # crops in a step, over all processes
-    steps: Count = 800
+    steps: _Count = 800
     learning_rate: Annotated[float, Field(ge=1e-8, le=1)] = 5e-3  # the maximum; see loop.learning_rate
-    warm_up: Fraction = 0.1  # proportion of the steps in which the rate rises
-    weight_decay: Fraction = 1e-2
+    warm_up: _Fraction = 0.1  # proportion of the steps in which the rate rises
+    weight_decay: _Fraction = 1e-2
     clip_norm: Annotated[float, Field(ge=1e-3, le=math.inf)] = 1.0  # maximum norm of the gradient
-    report_every: Count = 100  # steps between lines of the history, validations and checkpoints
+    report_every: _Count = 100  # steps between lines of the history, validations and checkpoints
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     device: str = "auto"  # the GPU if there is one; or "cpu", "cuda:1" ...
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # see predict.compute_dtype

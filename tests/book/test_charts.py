@@ -115,15 +115,6 @@ def test_recalls_are_written_into_their_squares():
     assert names(ax) == ["a", "b"]
 
 
-def test_intervals_are_bars_around_their_values():
-    table = pd.DataFrame({"value": [1.0, -2.0], "low": [0.5, -3.0], "high": [2.0, -1.0]}, index=["Water", "b"])
-    ax = charts.show_intervals(table, label="points", zero=True).axes[0]
-    assert [line[:, 0].tolist() for line in ax.collections[0].get_segments()] == [[0.5, 2], [-3, -1]]
-    assert ax.lines[0].get_xdata().tolist() == [1, -2]
-    assert ax.lines[1].get_xdata() == [0, 0]
-    assert names(ax) == ["Water  10", "b"]
-
-
 def test_gradients_share_one_scale():
     """The limits are those of the strongest; the mean stands in the title; a negative gradient has the other colour."""
     inside = np.zeros((20, 30), bool)

@@ -59,7 +59,7 @@ def test_scene_is_trained_on_its_own_coarse_labels_by_default(scenes, capsys, mo
 
 def test_demonstration_is_marked_as_synthetic(scenes, capsys, monkeypatch):
     """Only --demo uses the networks of the package, and only on the sample scene."""
-    monkeypatch.setattr(predict, "SHIPPED", scenes)
+    monkeypatch.setattr(predict, "_SHIPPED", scenes)
     sample = make.Inputs((scenes / "data/s2_0.tif",))
     monkeypatch.setattr(make, "chosen_inputs", lambda parameters, data: (sample, None))
     assert shell.main(["map", "--demo", "--quiet", "--out", str(scenes / "out")]) == 0

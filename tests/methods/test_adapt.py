@@ -9,7 +9,7 @@ from toys import relabelled, toy_patch, toy_stack
 
 from lcfuse_core.data.legends import IGNORE, igbp_to_dfc
 from lcfuse_core.data.source import PatchStack
-from lcfuse_core.errors import DataError, ParameterError
+from lcfuse_core.errors import DataError
 from lcfuse_core.methods import adapt
 from lcfuse_core.methods.adapt import adapted, classes_of_clusters, fit_clusters, predict_clusters, pseudo_labelled
 from lcfuse_core.models import transition
@@ -52,27 +52,25 @@ def test_a_region_without_labels_keeps_its_network():
 
 
 def stripes(patch):
-    """Class 3 with probability 0.65, but below 0.5 in the first row."""
+    """Class 3, but class 5 in the first row."""
     p = np.full((8, *patch.s2.shape[1:]), 0.05, np.float32)
-    p[3], p[3, 0] = 0.65, 0.1
+    p[3], p[5, 0] = 0.65, 0.9
     return p
 
 
 def test_pseudo_labels_are_the_most_probable_classes():
-    """255 where the probability is too low; images, cells and random crops are those of the source."""
+    """Images, cells and random crops are those of the source."""
     stack = toy_stack(3, size=32)
-    with pytest.raises(ParameterError, match="confidence"):
-        pseudo_labelled(stripes, stack, confidence=1.0)
-    assert (pseudo_labelled(stripes, stack).class_counts() == torch.eye(8)[3] * 3 * 32 * 32).all()
-    labelled = pseudo_labelled(stripes, stack, confidence=0.5)
+    labelled = pseudo_labelled(stripes, stack)
     windows = list(labelled.windows())
-    assert all((window.labels[0] == IGNORE).all() and (window.labels[1:] == 3).all() for window in windows)
+    assert all((window.labels[0] == 5).all() and (window.labels[1:] == 3).all() for window in windows)
     # The same crops as a stack with these labels in memory gives.
     plain = relabelled(stack, torch.stack([window.labels for window in windows]))
     crops = [own.crops(20, 16, torch.Generator().manual_seed(0)) for own in (labelled, plain)]
     assert all((ours == theirs).all() for ours, theirs in zip(*crops, strict=True))
     assert labelled.part([2]).names == ["toy 2"]
-    assert len({labelled.digest(), pseudo_labelled(stripes, stack).digest(), stack.digest()}) == 3
+    other = pseudo_labelled(lambda patch: stripes(patch)[::-1], stack)
+    assert len({labelled.digest(), other.digest(), stack.digest()}) == 3
 
 
 def test_planted_classes_of_clusters_are_found_from_mixed_cells():

@@ -136,9 +136,7 @@ def test_the_sum_of_attraction_rises():
     assert attraction(swap(classes, cells, 4)) > 1.2 * attraction(classes)
 
 
-def test_the_same_seed_gives_the_same_map(cells_patch):
-    """And a map has only classes of its labels."""
-    first = swapped_map(cells_patch, seed=1, iterations=3)
-    np.testing.assert_array_equal(first, swapped_map(cells_patch, seed=1, iterations=3))
-    assert (first != swapped_map(cells_patch, seed=2, iterations=3)).any()
+def test_a_swapped_map_is_the_same_again_and_has_only_classes_of_its_labels(cells_patch):
+    first = swapped_map(cells_patch)
+    np.testing.assert_array_equal(first, swapped_map(cells_patch))
     assert set(np.unique(first)) <= {1, 6, 10}

@@ -18,12 +18,10 @@ from lcfuse_core.methods.fusion import (
     Fusion,
     FusionPlan,
     best_temperature,
-    calibration_error,
     coarse_prior,
     combine,
     gather,
     member_weights,
-    reliability,
     shared_errors,
     temper,
 )
@@ -252,31 +250,6 @@ def left(rows, cols):
 
 def top(rows, cols):
     return rows < 32
-
-
-def test_reliability_of_a_member_of_one_confidence():
-    """Half right with confidence 0.9: an error of 40 points; all right: of 10; empty bins are NaN."""
-    half = reliability(member(left), PATCHES)
-    assert half["count"].tolist() == [0] * 9 + [2 * 64 * 64]
-    np.testing.assert_allclose([half["accuracy"][9], half["confidence"][9]], [0.5, 0.9], rtol=1e-6)
-    assert np.isnan(half["accuracy"][:9]).all()
-    assert calibration_error(half) == pytest.approx(0.4, abs=1e-6)
-    assert calibration_error(reliability(member(nowhere), PATCHES)) == pytest.approx(0.1, abs=1e-6)
-
-
-def test_a_high_temperature_lowers_the_confidence_alone():
-    plain, hot = (reliability(member(left), PATCHES, t) for t in (1.0, 3.0))
-    assert np.nansum(hot["confidence"]) < np.nansum(plain["confidence"])
-    assert calibration_error(hot) < calibration_error(plain)
-    assert np.nanmax(hot["accuracy"]) == np.nanmax(plain["accuracy"]) == 0.5
-
-
-def test_pixels_without_reference_are_left_out():
-    part = replace(PATCHES[0], dfc=PATCHES[0].dfc.copy())
-    part.dfc[:, :32] = 0
-    assert calibration_error(reliability(member(left), [part])) == pytest.approx(0.1, abs=1e-6)
-    with pytest.raises(DataError, match="no pixel"):
-        reliability(member(left), [replace(part, dfc=np.zeros_like(part.dfc))])
 
 
 def test_shared_errors_of_pairs():

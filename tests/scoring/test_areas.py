@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lcfuse_core.data.legends import DFC2020
-from lcfuse_core.errors import DataError, GridError, ParameterError
+from lcfuse_core.errors import DataError, GridError
 from lcfuse_core.scoring import areas, scores
 
 # Olofsson et al. 2014, section 5, table 8: deforestation, forest gain, stable forest, stable non-forest.
@@ -40,8 +40,7 @@ def test_intervals_cover_the_true_area_at_their_nominal_rate():
     pixels = areas.pixels_of(mapped)
     hits, adjusted = [], []
     for _ in range(400):
-        rows, cols = areas.stratified_sample(mapped.reshape(200, 200), 60, rng)
-        at = rows * 200 + cols
+        at = np.concatenate([rng.choice(np.flatnonzero(mapped == code), 60, replace=False) for code in names])
         table = areas.from_confusion(scores.confusion(reference[at], mapped[at]), pixels)
         truth = np.array([(reference == code).sum() / 100 for code in names])
         table = table.loc[list(names.values())]
@@ -84,17 +83,6 @@ def test_a_class_that_was_not_mapped_has_an_area_and_no_users_accuracy():
     assert estimate.producers[1] == 0
 
 
-def test_the_sample_is_drawn_from_the_map_alone():
-    """So many of each class, all of a small one, none without class; the same seed draws the same."""
-    classes = np.zeros((30, 40), np.uint8)
-    classes[:10], classes[20, :3] = 6, 10
-    rows, cols = areas.stratified_sample(classes, 50, np.random.default_rng(1))
-    codes, counts = np.unique(classes[rows, cols], return_counts=True)
-    assert dict(zip(codes.tolist(), counts.tolist(), strict=True)) == {6: 50, 10: 3}
-    again = areas.stratified_sample(classes, 50, np.random.default_rng(1))
-    np.testing.assert_array_equal((rows, cols), again)
-
-
 def test_what_cannot_be_estimated_is_refused():
     with pytest.raises(DataError, match="map class 1 with fewer than two samples"):
         areas.adjusted(np.array([[5, 0], [0, 1]]), np.array([1.0, 1.0]))
@@ -102,5 +90,3 @@ def test_what_cannot_be_estimated_is_refused():
         areas.adjusted(np.diag([5, 5]), np.zeros(2))
     with pytest.raises(GridError, match=r"a sample of shape \(2, 3\)"):
         areas.adjusted(np.ones((2, 3)), np.ones(2))
-    with pytest.raises(ParameterError, match="per_class: found 1"):
-        areas.stratified_sample(np.ones((3, 3), int), 1, np.random.default_rng(0))

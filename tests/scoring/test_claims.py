@@ -174,7 +174,6 @@ def test_a_line_of_a_real_run_turns_a_claim_into_a_result():
     assert after["verdict"].tolist() == ["no verdict: other data", "reproduced"]
     assert after["difference"].tolist() == ["-10.0", "+10.0"]
     assert after["interval"].tolist() == ["-10.0 to -10.0", "10.0 to 10.0"]
-    assert claims.summary([claim()], lines).loc["reproduced", "which"] == "better"
     assert claims.outstanding([claim()], lines).empty
 
 

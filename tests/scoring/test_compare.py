@@ -1,4 +1,4 @@
-"""Methods compared by pairs of one seed and one world, requirements, and drift against the committed scores."""
+"""Methods compared by pairs of one seed and one world, and drift against the committed scores."""
 
 import json
 
@@ -9,7 +9,6 @@ from ledgers import made, table_of, write
 from scipy import stats
 
 from lcfuse_core import _runtime
-from lcfuse_core.data.legends import DFC2020, SCORED
 from lcfuse_core.errors import DataError, MissingDataError
 from lcfuse_core.methods.registry import BOUNDS, METHODS
 from lcfuse_core.scoring import compare, intervals, ledger, spatial
@@ -97,8 +96,8 @@ def test_p_values_are_those_of_a_paired_t_test_adjusted_by_holm(lines):
     np.testing.assert_allclose(found["p, Holm"], expected, atol=1e-4)
 
 
-def test_several_trainings_in_a_world_are_averaged_and_their_variance_is_a_component():
-    """Two worlds with two trainings each; a third world with one training is left out of the components."""
+def test_several_trainings_in_a_world_are_averaged():
+    """Two worlds with two trainings each, a third world with one."""
     entries = made({"a": (0.4, 0.5, 0.6)})
     for world in (0, 1):
         again = made({"a": (0.5, 0.6)}, seeds=(world,))
@@ -106,29 +105,6 @@ def test_several_trainings_in_a_world_are_averaged_and_their_variance_is_a_compo
         entries += again
     lines = table_of(entries)
     assert compare.by_seed(lines).loc["a", 0] == pytest.approx(100 * lines["scores.aa"].iloc[[0, 3]].mean())
-    found = compare.components(lines, ["a"], digits=6).loc["a"]
-    values = 100 * lines.iloc[[0, 3, 1, 4]].filter(regex=r"regions\..*\.aa$").to_numpy(float).reshape(2, 2, 4)
-    assert found.iloc[:2].tolist() == [2, 2]
-    assert found.iloc[2:].tolist() == pytest.approx(list(intervals.variance_components(values).values()), abs=1e-5)
-
-
-def test_recalls_are_means_over_seeds(lines):
-    """In per cent, by class name."""
-    found = compare.recalls(lines, digits=6)
-    own = lines[lines["parameters.method"] == "c"]
-    assert list(found.columns) == [DFC2020.name_of(code) for code in SCORED]
-    assert found.loc["c", "Water"] == pytest.approx(100 * own["scores.recall.Water"].mean())
-
-
-@pytest.mark.parametrize(
-    ("requirement", "verdict"),
-    [(("a", 5, 5), "met"), (("a", 15), "not met"), (("a", 5, 12), "not met"), (("d", 0), "not recorded")],
-)
-def test_a_requirement_is_met_on_average_and_with_each_seed(lines, requirement, verdict):
-    """Ten points in each of three seeds."""
-    found = compare.verdicts(lines, [requirement], method="b").loc[requirement[0]]
-    assert found["verdict"] == verdict
-    assert found["seeds"] == (0 if requirement[0] == "d" else 3)
 
 
 def test_of_two_lines_of_a_run_the_newer_counts(tmp_path):
@@ -147,11 +123,11 @@ def test_without_lines_there_is_an_error_that_says_what_to_run(tmp_path):
         compare.recorded_methods(tmp_path / "empty.jsonl")
 
 
-def test_the_steps_and_requirements_name_registered_methods():
+def test_the_steps_name_registered_methods():
     """From the label to the fusion without a gap: a step starts from a method that is reached before, or beside it."""
     steps = (*compare.ABLATION, *compare.ALTERNATIVES)
     named = {name for step in steps for name in (step.method, step.over)}
-    assert named | {compare.FUSION, *(against for against, *_ in compare.REQUIREMENTS)} <= {*METHODS, compare.BOUND}
+    assert named | {compare.FUSION} <= {*METHODS, compare.BOUND}
     assert len({step.adds for step in steps}) == len(steps)
     reached = {compare.BASELINE}
     for step in compare.ABLATION:

@@ -205,22 +205,6 @@ def test_the_hierarchical_interval_has_about_its_nominal_coverage(effects):
     assert simulation.coverage(effects, options)["hierarchical"] >= 85
 
 
-@pytest.mark.parametrize("trainings", [1, 4])
-def test_planted_variance_components_are_recovered(trainings):
-    """Many worlds and regions; with one training, its variance is part of the others."""
-    planted = {"world": 3.0, "region": 2.0, "region in a world": 1.5, "training": 1.0, "rest": 0.5}
-    rng, (w, t, r) = np.random.default_rng(0), (300, trainings, 200)
-    shapes = [(w, 1, 1), (1, 1, r), (w, 1, r), (w, t, 1), (w, t, r)]
-    sizes = zip(planted.values(), shapes, strict=True)
-    values = sum(std * rng.standard_normal(shape) for std, shape in sizes)
-    found = intervals.variance_components(values)
-    if trainings == 1:
-        planted |= {"world": math.hypot(3, 1), "region in a world": math.hypot(1.5, 0.5)}
-        planted |= {"training": math.nan, "rest": math.nan}
-    assert found == pytest.approx(planted, rel=0.12, nan_ok=True)
-    assert intervals.variance_components(np.full((2, trainings, 2), 0.5))["world"] == 0
-
-
 @given(st.lists(st.floats(0, 1), max_size=8))
 def test_holm_is_its_definition(p):
     """For each rank k the largest of (m - j + 1) p_(j) over j <= k, at most 1; NaN takes no part."""

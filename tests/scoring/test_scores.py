@@ -135,7 +135,6 @@ def test_scores_by_hand():
     assert ours.f1["Forest"] == 2 * 3 / (6 + 4)
     # Areas: forest 6 and 4 of 10, crops 3 and 4, water 1 and 1, none 0 and 1.
     assert ours.quantity == pytest.approx((2 + 1 + 0 + 1) / 2 / 10)
-    assert ours.allocation == pytest.approx(4 / 10 - 2 / 10)
     assert ours.precision["Forest"] == 3 / 4  # the unknown pixel does not count against it
     assert ours.iou["Forest"] == 3 / 7
     assert ours.iou["Croplands"] == 2 / 5
@@ -211,10 +210,10 @@ def test_counts_of_patches_add_up():
     np.testing.assert_array_equal(reference, before)
 
 
-def test_right_areas_in_the_wrong_places_are_allocation_alone():
+def test_right_areas_in_the_wrong_places_have_no_quantity_disagreement():
     """Two classes exchanged: every area is right, so the quantity disagreement is zero."""
     ours = summarise(confusion(np.array([1, 1, 10, 10]), np.array([1, 10, 1, 10])))
-    assert (ours.oa, ours.quantity, ours.allocation) == (0.5, 0, 0.5)
+    assert (ours.oa, ours.quantity) == (0.5, 0)
 
 
 def test_an_empty_patch_adds_nothing_and_has_no_score():

@@ -35,7 +35,7 @@ def test_a_run_leaves_a_line_for_each_report(tmp_path):
 
 def test_a_large_validation_source_is_sampled_evenly(monkeypatch):
     """From the first patch to the last, so that each report takes about the same time."""
-    monkeypatch.setattr(monitor, "MOST_VALIDATION", 3)
+    monkeypatch.setattr(monitor, "_MOST_VALIDATION", 3)
     source = toy_stack(7, size=32)
     run = train(toy_stack(4), replace(PLAN, steps=20, learning_rate=0.02), validation=source, progress=False)
     assert run.history[-1]["aa"] == evaluate(run, source.part([0, 3, 6])).aa != evaluate(run, source).aa

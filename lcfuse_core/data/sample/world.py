@@ -326,7 +326,7 @@ def _write(path: Path, array: NDArray[Any], crs: str | None, transform: Affine |
 
 
 @dataclass(frozen=True)
-class SampleScene:
+class _SampleScene:
     """Files of the sample scene; `truth` is the 10 m truth, for scoring alone."""
 
     s2: Path
@@ -338,14 +338,14 @@ class SampleScene:
 
 def make_sample_scene(
     root: str | os.PathLike[str], seed: int = 0, *, side: int = 900, region: int = 1, weather: bool = True
-) -> SampleScene:
+) -> _SampleScene:
     """
     Write the sample scene of this seed under *root*, unless it is there (some seconds), and return its files.
 
     *side* is its size in pixels, *region* a number among `TEST_REGIONS`; *weather* adds the cloud and the swath's edge.
     """
     root = Path(root)
-    files = SampleScene(*(root / f"{name}.tif" for name in ("s2", "s1", "coarse", "clouds", "truth")))
+    files = _SampleScene(*(root / f"{name}.tif" for name in ("s2", "s1", "coarse", "clouds", "truth")))
     wanted = {"seed": seed, "side": side, "region": region, "weather": weather}
     with _runtime.lock(root.with_suffix(".lock")):
         record = root / "place.json"
@@ -355,7 +355,7 @@ def make_sample_scene(
     return files
 
 
-def _write_sample_scene(files: SampleScene, seed: int, side: int, number: int, weather: bool) -> None:
+def _write_sample_scene(files: _SampleScene, seed: int, side: int, number: int, weather: bool) -> None:
     biome = TEST_REGIONS[number]
     rng = np.random.default_rng((seed, 2, _region_number(biome), 1))  # as the test scenes of the region in the world
     region = draw_region(rng, biome, season=_EVALUATION_SEASON, domain_shift=WorldPlan().domain_shift)
