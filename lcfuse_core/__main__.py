@@ -34,15 +34,12 @@ from lcfuse_core.methods import commands as method_commands
 from lcfuse_core.scoring import ledger
 from lcfuse_core.training import commands as train_commands
 
-UNEXPECTED = 70
-"""Exit code of a fault of this program, as in BSD's sysexits.h."""
-
 
 def main(arguments: list[str] | None = None) -> int:
     """
     Run one command and return its exit code.
 
-    0 on success, 1 if a run failed, 2 on a wrong name, value or file, 130 after Ctrl-C, `UNEXPECTED` on any other
+    0 on success, 1 if a run failed, 2 on a wrong name, value or file, 130 after Ctrl-C, 70 (EX_SOFTWARE) on any other
     error. Errors are printed in one line.
     """
     words = sys.argv[1:] if arguments is None else arguments
@@ -74,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         found = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         do = "Run it again with LCFUSE_TRACEBACK=1 and report what it prints."
-        return _print_error(f"{words[0]}: found an unexpected error ({found}), expected a result. {do}", UNEXPECTED)
+        return _print_error(f"{words[0]}: found an unexpected error ({found}), expected a result. {do}", 70)
     return code
 
 

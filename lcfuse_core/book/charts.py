@@ -175,7 +175,7 @@ def show_curves(table: pd.DataFrame, *, xlabel: str, ylabel: str, top: float | N
 
 
 def show_gradients(
-    gradients: Mapping[str, NDArray[np.floating]], inside: NDArray[np.bool_], columns: int = 3, top: float | None = None
+    gradients: Mapping[str, NDArray[np.floating]], inside: NDArray[np.bool_], top: float | None = None
 ) -> Figure:
     """
     Draw the gradients of several losses towards the label of one coarse cell, float (H, W) by name, on one scale.
@@ -184,7 +184,7 @@ def show_gradients(
     has the mean. *inside*, bool (H, W), is the cell, whose border is drawn. The scale ends at *top*, by default near
     the largest gradient.
     """
-    rows = -(-len(gradients) // columns)
+    rows, columns = -(-len(gradients) // 3), 3
     size = (WIDTH_IN, rows * (WIDTH_IN / columns * inside.shape[0] / inside.shape[1] + 0.3) + 0.6)
     fig, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for ax in grid.flat[len(gradients) :]:

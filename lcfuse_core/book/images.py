@@ -87,15 +87,15 @@ _LEGEND = {"handlelength": 1.4, "handleheight": 1.1, "labelspacing": 0.55, "bord
 _LEGEND_COLUMNS, _LEGEND_ROW_IN = 3, 0.25
 
 
-def _present(maps: Iterable[ArrayLike], legend: Legend = DFC2020) -> list[int]:
+def _present(maps: Iterable[ArrayLike]) -> list[int]:
     """Return the codes that occur in any of the *maps*, in the order of the legend, no class last."""
     found = {int(code) for codes in maps for code in np.unique(codes)}
-    return [code for code in (*legend.codes, legend.unknown) if code in found]
+    return [code for code in (*DFC2020.codes, DFC2020.unknown) if code in found]
 
 
-def add_legend(where: Axes | Figure, maps: Iterable[ArrayLike], legend: Legend = DFC2020, **options: Any) -> None:
+def add_legend(where: Axes | Figure, maps: Iterable[ArrayLike], **options: Any) -> None:
     """
-    Draw a legend of the classes in several maps of codes: colour, code number and name.
+    Draw a legend of the classes in several maps of DFC2020 codes: colour, code number and name.
 
     On a figure it stands below all axes in three columns; *options* are those of matplotlib's `legend`.
     """
@@ -103,9 +103,9 @@ def add_legend(where: Axes | Figure, maps: Iterable[ArrayLike], legend: Legend =
         {"loc": "outside lower left", "ncols": _LEGEND_COLUMNS} if isinstance(where, Figure) else {}
     )
     handles = []
-    for code in _present(maps, legend):
-        name = f"{code}  {legend.name_of(code)}" if code != legend.unknown else legend.name_of(code)
-        handles.append(Rectangle((0, 0), 1, 1, fc=np.array(legend.rgba(code)) / 255, ec="0.5", lw=0.5, label=name))
+    for code in _present(maps):
+        name = f"{code}  {DFC2020.name_of(code)}" if code != DFC2020.unknown else DFC2020.name_of(code)
+        handles.append(Rectangle((0, 0), 1, 1, fc=np.array(DFC2020.rgba(code)) / 255, ec="0.5", lw=0.5, label=name))
     where.legend(handles=handles, **(look | options))
 
 
@@ -128,16 +128,16 @@ def band(patch: Patch, name: str) -> NDArray[np.float32]:
     return patch.s1[CHANNELS.index(name) - len(S2_BANDS)].astype(np.float32)
 
 
-def rgb(patch: Patch, bands: Sequence[str] = ("B4", "B3", "B2"), percent: float = 2.0) -> NDArray[np.float32]:
+def rgb(patch: Patch, bands: Sequence[str] = ("B4", "B3", "B2")) -> NDArray[np.float32]:
     """
     Return a colour image of three Sentinel-2 bands for `imshow`, float32 (H, W, 3) in 0..1.
 
-    The *percent* percentile of each band (mostly haze) is subtracted. Then one scale for all three maps the brightest
-    percents to 1, so that hues are kept, and a gamma of 0.65 brightens the shadows.
+    The second percentile of each band (mostly haze) is subtracted. Then one scale for all three maps the brightest
+    two percent to 1, so that hues are kept, and a gamma of 0.65 brightens the shadows.
     """
     image = np.stack([band(patch, name) for name in bands])
-    image -= np.percentile(image, percent, axis=(1, 2), keepdims=True)
-    top = np.percentile(image.max(0), 100 - percent)
+    image -= np.percentile(image, 2, axis=(1, 2), keepdims=True)
+    top = np.percentile(image.max(0), 98)
     image = np.clip(image / max(float(top), 1e-4), 0, 1) ** 0.65
     return np.moveaxis(image, 0, -1).astype(np.float32)
 
@@ -212,14 +212,14 @@ def show_cell_borders(ax: Axes, ids: NDArray[Any], *, color: str = "black", line
     ax.add_collection(LineCollection([*upright, *level], colors=color, linewidths=linewidth), autolim=False)
 
 
-def scale_bar(ax: Axes, pixel_m: float = 10.0) -> None:
+def _scale_bar(ax: Axes) -> None:
     """Draw a bar of a round length, at most a third of the image wide, in a corner where no text stands yet."""
     left, right = ax.get_xlim()
     bottom, top = ax.get_ylim()
     width, height = right - left, bottom - top  # rows are counted downwards
-    longest = width * pixel_m / 3
+    longest = 10 * width / 3
     length_m = max((m for m in (50, 100, 200, 500, 1000, 2000, 5000, 10_000) if m <= longest), default=20)
-    length = length_m / pixel_m
+    length = length_m / 10  # pixels have 10 m
     starts, rows = (left + 0.05 * width, right - 0.05 * width - length), (bottom - 0.06 * height, top + 0.16 * height)
     corners = [(start, row) for row in rows for start in starts]
     texts = [text.get_position() for text in ax.texts]
@@ -270,7 +270,7 @@ def show_panels(pictures: Mapping[str, NDArray[Any]], *, columns: int = 0, cells
         (show_image if is_image else show_labels)(ax, picture, title=title)
         if cells is not None:
             show_cell_borders(ax, cells, color="white" if is_image else "black", linewidth=0.6)
-    scale_bar(grid[0, 0])
+    _scale_bar(grid[0, 0])
     present = _present(picture for picture in pictures.values() if picture.ndim == 2)
     if grid.size > n and len(present) * _LEGEND_ROW_IN <= panel_in:  # it has room in a panel that is left over
         ax = grid.flat[n]
@@ -358,6 +358,6 @@ def show_insets(
         show_image(fig.add_subplot(grid[1 + number, 0]), image[part], letter + "  Sentinel-2" * (number == 0))
         for place, (title, codes) in enumerate(maps.items(), start=1):
             show_labels(fig.add_subplot(grid[1 + number, place]), codes[part], title=title * (number == 0))
-    scale_bar(whole)
+    _scale_bar(whole)
     add_legend(fig, maps.values())
     return fig

@@ -13,7 +13,7 @@ import hashlib
 import html
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,9 @@ from lcfuse_core.book.images import ink_on, origin, rgb
 from lcfuse_core.data.cells import cell_ids
 from lcfuse_core.data.legends import DFC2020, SCORED, igbp_to_dfc, index_to_dfc
 from lcfuse_core.data.patches import Patch
-from lcfuse_core.errors import GridError, ParameterError
+from lcfuse_core.errors import GridError
 
+_POWERS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of the prior
 _OUTLINE = "#ff4f9a"  # a colour that no class has, drawn over a dark line
 
 
@@ -41,7 +42,8 @@ def cell_explorer(patch: Patch) -> str:
         raise GridError(patch.name, found=found, expected="all of them", do="Choose a patch that has them.")
     ids = cell_ids(patch.transform, patch.crs, (patch.dfc.shape[0], patch.dfc.shape[1]))[0]
     coarse = igbp_to_dfc(patch.lc[0])
-    cells = [_describe(ids == number, patch.dfc, coarse) for number in whole_cells(ids)]
+    whole = np.setdiff1d(ids, [*ids[0], *ids[-1], *ids[:, 0], *ids[:, -1]])
+    cells = [_describe(ids == number, patch.dfc, coarse) for number in whole]
     if not cells:
         raise GridError(patch.name, found="no whole cell", expected="at least one", do="Choose a larger patch.")
     cells.sort(key=lambda cell: (cell["parts"][0][1], cell["outline"]))
@@ -69,11 +71,6 @@ def cell_explorer(patch: Patch) -> str:
     return _frame("cells", f'<div class="lc-panels">{panels}</div>', sliders, cells[0]["text"], cells, script, bars)
 
 
-def whole_cells(ids: NDArray[np.int32]) -> list[int]:
-    """Return the numbers of the cells that lie whole in the raster: none of their pixels is on its rim."""
-    return np.setdiff1d(ids, [*ids[0], *ids[-1], *ids[:, 0], *ids[:, -1]]).tolist()
-
-
 def _describe(inside: NDArray[np.bool_], reference: NDArray[Any], coarse: NDArray[Any]) -> dict[str, Any]:
     """Return the outline of a cell as an SVG path, (code, per cent of its area) in falling order, and a sentence."""
     codes, counts = np.unique(reference[inside], return_counts=True)
@@ -87,49 +84,42 @@ def _describe(inside: NDArray[np.bool_], reference: NDArray[Any], coarse: NDArra
 def prior_slider(
     posterior: NDArray[np.floating],
     prior: NDArray[np.floating],
-    powers: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0),
     *,
     reference: NDArray[np.integer] | None = None,
-    start: int | None = None,
 ) -> str:
     """
-    Return maps for several weights of the prior, chosen by a slider.
+    Return maps of the class with the largest posterior * prior ** power, for powers of 0 to 2, chosen by a slider.
 
     Parameters
     ----------
     posterior, prior : ndarray of float, shape (8, H, W)
         Probabilities of the scored classes from the network, and from the coarse labels.
-    powers, start : sequence of float, int
-        Each map holds the class with the largest posterior * prior ** power; *start* is the index of the power that is
-        shown first, by default the middle one.
     reference : ndarray of int, shape (H, W)
         DFC2020 codes; with it the accuracy of each map is given.
 
     Raises
     ------
-    GridError, ParameterError
-        If the shapes differ, or *powers* is empty.
+    GridError
+        If the shapes differ.
     """
     if posterior.shape != prior.shape or len(posterior) != len(SCORED):
         found = f"{posterior.shape} and {prior.shape}"
         raise GridError("prior_slider", found=found, expected=f"twice ({len(SCORED)}, H, W)", do="Align the two.")
-    if not powers:
-        raise ParameterError("powers", found="none", expected="at least one", do="Give some, such as (0, 0.5, 1).")
     small = np.finfo(np.float64).tiny
     one, other = (np.log(np.maximum(p.astype(np.float64), small)) for p in (posterior, prior))
-    maps = [index_to_dfc((one + power * other).argmax(axis=0)) for power in powers]
-    texts = [f"Weight {power:g}" for power in powers]
+    maps = [index_to_dfc((one + power * other).argmax(axis=0)) for power in _POWERS]
+    texts = [f"Weight {power:g}" for power in _POWERS]
     if reference is not None:
         known = np.isin(reference, SCORED)
         accuracy = [100 * float((codes == reference)[known].mean()) for codes in maps]
         texts = [f"{text}: {value:.1f} % of the pixels are right." for text, value in zip(texts, accuracy, strict=True)]
     data = [{"image": _png(codes), "text": text} for codes, text in zip(maps, texts, strict=True)]
-    first = len(powers) // 2 if start is None else start
+    first = len(_POWERS) // 2
     drawn = _svg(maps[first], "Land-cover map of one patch, drawn with the chosen weight of the prior", "")
     names = "".join(f"<p>{_class_name(int(code))}</p>" for code in np.unique(maps))
     script = "const c=data[+r.value];f.querySelector('image').setAttribute('href',c.image);text.textContent=c.text"
     body = f'<div class="lc-panels"><div>{drawn}</div><div>{names}</div></div>'
-    return _frame("prior", body, {"Weight of the prior": (len(powers), first)}, texts[first], data, script)
+    return _frame("prior", body, {"Weight of the prior": (len(_POWERS), first)}, texts[first], data, script)
 
 
 def swipe(pictures: Mapping[str, NDArray[Any]], *, alt: Mapping[str, str] | None = None) -> str:

@@ -56,7 +56,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
 PATHS = ("data_root", "train_root", "checkpoint", "s2_path", "s1_path", "coarse_path", "map_folder")
 """Parameters that are paths."""
 
-Loss = Literal[
+_Loss = Literal[
     "cross_entropy", "generalised", "symmetric", "bootstrapping", "forward", "posterior_qr", "posterior_rq",
     "cell_mean", "cell_forward", "super_resolution", "bag",
 ]  # fmt: skip
@@ -74,7 +74,7 @@ class Settings(BaseModel):
     train_root: str = Field("", description="folder of the patches to learn from; empty: the sample")
     checkpoint: str = Field("", description="file of a trained network, used for all of its kind; empty: none")
     network: Literal["fcn", "unet", "deeplabv3plus"] = Field("fcn", description="network to train")
-    loss: Loss = Field("cross_entropy", description="what a network minimises")
+    loss: _Loss = Field("cross_entropy", description="what a network minimises")
     class_weight_power: float = Field(0.5, ge=0, le=1, description="classes count as 1 / frequency ** power")
     steps: int = Field(400, ge=1, le=10_000_000, description="training steps")
     crop: int = Field(64, ge=32, le=1024, description="side of a training crop in pixels")
@@ -113,7 +113,7 @@ def check(
     except ValidationError as error:
         first = error.errors()[0]
         name, found = str(first["loc"][0]), repr(first["input"])
-        expected = f"{describe(name)}: {first['msg'].lower()}"
+        expected = f"{_describe(name)}: {first['msg'].lower()}"
         raise ParameterError(f"{where}: {name}", found=found, expected=expected, do="Correct the value.") from None
     return dict(values)
 
@@ -126,8 +126,7 @@ def names_of(chapter: str) -> tuple[str, ...]:
     return CHAPTERS[chapter]
 
 
-def describe(name: str) -> str:
-    """Return a phrase that describes a parameter."""
+def _describe(name: str) -> str:
     return Settings.model_fields[name].description or name
 
 
@@ -188,7 +187,7 @@ def from_text(name: str, text: str) -> Any:
     try:
         value: Any = kind(text) if kind in (int, float) else text
     except ValueError:
-        expected, do = f"{describe(name)}, of type {kind.__name__ if kind else 'text'}", "Correct the value."
+        expected, do = f"{_describe(name)}, of type {kind.__name__ if kind else 'text'}", "Correct the value."
         raise ParameterError(f"parameter {name}", found=repr(text), expected=expected, do=do) from None
     check({name: value})
     return value

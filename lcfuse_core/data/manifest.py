@@ -21,7 +21,7 @@ from lcfuse_core import _runtime
 from lcfuse_core._yaml import load_yaml
 from lcfuse_core.errors import DataError, ParameterError
 
-SHIPPED = _runtime.SHIPPED / "data_manifest.yaml"
+_SHIPPED = _runtime.SHIPPED / "data_manifest.yaml"
 """A link to `data_manifest.yaml` at the top of the repository; a built package holds a copy."""
 
 _DIGITS = {"md5": 32, "sha256": 64}
@@ -248,7 +248,7 @@ def read(path: Path | None = None) -> Manifest:
 
     Raises MissingDataError without a file, DataError that names the field of the first mistake.
     """
-    path = path or SHIPPED
+    path = path or _SHIPPED
     return parse(_runtime.read_document(path, "a data manifest"), path.name)
 
 

@@ -28,7 +28,7 @@ from lcfuse_core.data.bands import S2_BANDS
 from lcfuse_core.data.stac import Catalogue, Grid, Item
 from lcfuse_core.errors import DataError, FetchError, MissingDataError
 
-CONSTANT_DB = (-12.0, -19.0)
+_CONSTANT_DB = (-12.0, -19.0)
 """VV and VH where a place has no Sentinel-1: constant channels, which networks leave out (`data.channels`)."""
 
 _MAX_UNSEEN = 0.05  # proportion of pixels that may be under cloud on all chosen dates
@@ -239,7 +239,7 @@ class PlaceReader:
     def sentinel1(self) -> NDArray[np.float32]:
         """Return VV and VH in dB, the median of the season's passes, or constant channels if there are none."""
         constant = np.empty((2, self.grid.side, self.grid.side), np.float32)
-        constant[:] = np.array(CONSTANT_DB, np.float32)[:, None, None]
+        constant[:] = np.array(_CONSTANT_DB, np.float32)[:, None, None]
         self.record["sentinel1"] = None
         collection = self.settings.get("sentinel1")
         if not collection:

@@ -140,7 +140,7 @@ class Catalogue:
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=retry))
 
-    def search(self, collection: str, grid: Grid, dates: str, limit: int = 100) -> list[Item]:
+    def search(self, collection: str, grid: Grid, dates: str) -> list[Item]:
         """
         Return all items of a collection over a grid.
 
@@ -152,13 +152,11 @@ class Catalogue:
             The place.
         dates : str
             Two dates, as in "2021-06-01/2021-08-31".
-        limit : int
-            Items per page of the answer; all pages are read.
         """
         west, south, east, north = grid.bounds
         body: dict[str, Any] = {
             "collections": [collection], "bbox": [west, south, east, north], "datetime": _interval(dates),
-            "limit": limit,
+            "limit": 100,  # on a page of the answer
         }  # fmt: skip
         items: dict[str, Item] = {}
         address, method = f"{self.url}/search", "POST"

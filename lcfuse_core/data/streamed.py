@@ -287,7 +287,7 @@ _FACTS = np.dtype(
 )  # fmt: skip
 """What is kept of each patch; the size of a damaged patch is 0."""
 
-Linked = dict[tuple[Any, ...], tuple[NDArray[Any], tuple[str, ...]]]
+_Linked = dict[tuple[Any, ...], tuple[NDArray[Any], tuple[str, ...]]]
 """Facts and repairs of some patches by the identity of their files: links to a file share them."""
 
 _MOST_LINKED = 4096
@@ -297,7 +297,7 @@ _MOST_LINKED = 4096
 def _check(rows: pd.DataFrame, labels: str, report: Report) -> NDArray[Any]:
     """Return the `_FACTS` of patches; scenes that were checked before, and whose files are unchanged, are not read."""
     facts, folder = np.zeros(len(rows), _FACTS), _runtime.data_folder() / "checked"
-    linked: Linked = {}
+    linked: _Linked = {}
     try:
         with _runtime.lock(folder / ".lock"), tqdm(total=len(rows), unit="patch", disable=None) as bar:
             for numbers in rows.groupby("scene_id", sort=False).indices.values():
@@ -326,7 +326,7 @@ def _version(rows: pd.DataFrame, labels: str) -> str:
     return digest_of([_FACTS.descr, labels, list(map(patch_name, rows.itertuples())), files])[:32]
 
 
-def _check_scene(rows: pd.DataFrame, labels: str, linked: Linked) -> dict[str, Any]:
+def _check_scene(rows: pd.DataFrame, labels: str, linked: _Linked) -> dict[str, Any]:
     """Read the patches of a scene; return their `_FACTS`, and the report as JSON."""
     facts, report = np.zeros(len(rows), _FACTS), Report()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -336,7 +336,7 @@ def _check_scene(rows: pd.DataFrame, labels: str, linked: Linked) -> dict[str, A
     return {"facts": facts, "report": json.dumps(asdict(report))}
 
 
-def _check_patch(labels: str, linked: Linked, row: Any) -> tuple[NDArray[Any], Report]:
+def _check_patch(labels: str, linked: _Linked, row: Any) -> tuple[NDArray[Any], Report]:
     """Read one patch, unless its files are links to those of another."""
     facts, report, name = np.zeros((), _FACTS), Report(), patch_name(row)
     try:

@@ -149,7 +149,6 @@ def fit_clusters(
     *,
     seed: int,
     n_clusters: int = 128,
-    pseudo_count_cells: float = 0.5,
     guess: Predict | None = None,
 ) -> _Clusters:
     """
@@ -168,10 +167,9 @@ def fit_clusters(
         Of the sample of pixels and of k-means.
     n_clusters : int
         Number of clusters G.
-    pseudo_count_cells : float
-        Weight of the prior of a cluster's classes, in cells.
     guess : callable, optional
-        Probabilities of a network, whose mean over each cluster is that prior; by default all classes alike.
+        Probabilities of a network, whose mean over each cluster is the prior of its classes, with the weight of half a
+        cell; by default all classes alike.
 
     Raises
     ------
@@ -200,7 +198,7 @@ def fit_clusters(
     shares, labels, sizes = (np.concatenate(parts) for parts in zip(*cells, strict=True))
     if not len(shares):
         raise DataError("clusters", found="no labelled pixel", expected="at least one", do="Check the labels.")
-    classes = classes_of_clusters(shares, labels, sizes / 2146, matrix, prior, pseudo_count_cells)
+    classes = classes_of_clusters(shares, labels, sizes / 2146, matrix, prior, 0.5)
     return _Clusters(centres, classes, statistics)
 
 

@@ -16,7 +16,6 @@ from scipy import ndimage
 from lcfuse_core.data.legends import SCORED, igbp_to_dfc, index_to_dfc
 from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.source import label_index, patch_cells
-from lcfuse_core.errors import ParameterError
 
 _N = len(SCORED)
 _HALF_CELL_PX = 23.0
@@ -43,23 +42,21 @@ def filled_map(patch: Patch) -> NDArray[np.uint8]:
     return classes[tuple(nearest)]
 
 
-def soft_label(patch: Patch, sigma_px: float = _HALF_CELL_PX) -> NDArray[np.float32]:
+def soft_label(patch: Patch) -> NDArray[np.float32]:
     """
-    Return class proportions at each pixel, float32 (8, H, W): the MODIS labels weighted by a Gaussian of *sigma_px*.
+    Return class proportions at each pixel, float32 (8, H, W): the MODIS labels weighted by a Gaussian of half a cell.
 
     Savanna, Snow/Ice and unknown labels have no weight, so their cells are filled from the neighbouring cells. A patch
     without a label has equal proportions.
     """
-    return interpolated(label_index(patch, "modis"), sigma_px)
+    return interpolated(label_index(patch, "modis"))
 
 
-def interpolated(labels: NDArray[np.uint8], sigma_px: float = _HALF_CELL_PX) -> NDArray[np.float32]:
+def interpolated(labels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return what `soft_label` does of coarse labels 0..7, uint8 (H, W); others have no weight."""
-    if not sigma_px > 0:
-        raise ParameterError("sigma_px", found=f"{sigma_px}", expected="a positive number", do="23 is half a cell.")
     one_hot = _one_hot(labels)
     blurred = np.stack(
-        [ndimage.gaussian_filter(plane, sigma_px, mode="nearest", truncate=_TRUNCATE) for plane in one_hot]
+        [ndimage.gaussian_filter(plane, _HALF_CELL_PX, mode="nearest", truncate=_TRUNCATE) for plane in one_hot]
     )
     total = blurred.sum(axis=0)
     shares = np.divide(blurred, total, out=np.full_like(blurred, 1 / _N), where=total > 1e-12)

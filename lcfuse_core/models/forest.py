@@ -64,7 +64,7 @@ def train_forest(
         found = f"{n_pixels} pixels, {n_trees} trees"
         raise ParameterError("forest", found=found, expected="1 or more of each", do="50000 and 100 are usual.")
     rng, counts = np.random.default_rng(seed), source.class_counts()
-    chosen = draw_pixels(counts, n_pixels, class_weight_power, rng)
+    chosen = _draw_pixels(counts, n_pixels, class_weight_power, rng)
     statistics = source.statistics()
     rows, labels, seen = [], [], np.zeros(len(SCORED), np.int64)  # pixels of each class in the windows so far
     for window in source.windows():
@@ -87,7 +87,7 @@ def train_forest(
     return Forest(trees, statistics, neighbourhood, tuple((counts.double() / counts.sum()).tolist()))
 
 
-def draw_pixels(counts: Tensor, n_pixels: int, power: float, rng: np.random.Generator) -> list[NDArray[np.int64]]:
+def _draw_pixels(counts: Tensor, n_pixels: int, power: float, rng: np.random.Generator) -> list[NDArray[np.int64]]:
     """Draw about *n_pixels* of the pixels of all classes; return, by class, sorted numbers below its count."""
     shares = (counts * class_weights(counts, power)).double()
     wanted = (n_pixels * shares / shares.sum()).round().long()

@@ -32,7 +32,7 @@ def _conv_bn_relu(inputs: int, outputs: int, size: int = 3, *, stride: int = 1, 
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
-def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+def _pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     """Repeat the last row and column until H and W are multiples of *multiple*, as downsampling needs."""
     rows, cols = (-image.shape[-2]) % multiple, (-image.shape[-1]) % multiple
     return F.pad(image, (0, cols, 0, rows), mode="replicate") if rows or cols else image
@@ -84,7 +84,7 @@ class UNet(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (N, classes, H, W) of an image (N, C, H, W)."""
         rows, cols = image.shape[-2:]
-        features = pad_to_multiple(image, 2 ** (self.levels - 1))
+        features = _pad_to_multiple(image, 2 ** (self.levels - 1))
         across = []
         for level, block in enumerate(self.down):
             features = block(F.max_pool2d(features, 2) if level else features)  # (N, 2^l width, H/2^l, W/2^l)
@@ -125,10 +125,10 @@ class ASPP(nn.Module):
     18 are for images of 513 pixels; ours, 2, 4, 6, suit the 8 x 8 features of a crop of 64.
     """
 
-    def __init__(self, inputs: int, outputs: int, rates: tuple[int, ...] = (2, 4, 6)) -> None:
+    def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.views = nn.ModuleList([_conv_bn_relu(inputs, outputs, 1)])
-        self.views.extend(_conv_bn_relu(inputs, outputs, rate=rate) for rate in rates)
+        self.views.extend(_conv_bn_relu(inputs, outputs, rate=rate) for rate in (2, 4, 6))
         self.merge = _conv_bn_relu(outputs * len(self.views), outputs, 1)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ class DeepLabV3Plus(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (N, classes, H, W) of an image (N, C, H, W)."""
         rows, cols = image.shape[-2:]
-        near = self.near(pad_to_multiple(image, 8))  # (N, w, H/2, W/2)
+        near = self.near(_pad_to_multiple(image, 8))  # (N, w, H/2, W/2)
         far = _enlarge(self.far(near), 4)  # (N, 4w, H/8, W/8) -> (N, 4w, H/2, W/2)
         features = self.decode(torch.cat([far, self.detail(near)], dim=1))  # (N, 4w, H/2, W/2)
         return _enlarge(self.classify(features), 2)[..., :rows, :cols]  # (N, classes, H, W)
@@ -238,13 +238,11 @@ NETWORKS: dict[str, _Kind] = {
 }
 
 
-def build(
-    name: str, *, in_channels: int | tuple[int, ...] = 15, n_classes: int = len(SCORED), width: int | None = None
-) -> nn.Module:
+def build(name: str, *, in_channels: int | tuple[int, ...] = 15, width: int | None = None) -> nn.Module:
     """
     Return the network of that name in `NETWORKS`, with fresh weights from torch's global random generator.
 
-    It maps float32 (N, in_channels, H, W) to logits (N, n_classes, H, W), for H and W of at least 32. *in_channels* is
+    It maps float32 (N, in_channels, H, W) to logits (N, 8, H, W), for H and W of at least 32. *in_channels* is
     13 (S2), 2 (S1) or 15 (both) for one network, (13, 2) for `_LateFusion` of two; *width* is the number of channels of
     the first layer (None: the network's default). Raises ParameterError on an unknown name or a width below 1.
 
@@ -259,8 +257,8 @@ def build(
     if width < 1:
         raise ParameterError("width", found=str(width), expected="1 or more", do="Choose 16, 32 or 64.")
     if isinstance(in_channels, tuple):
-        return _LateFusion(kind, in_channels, n_classes, width)
-    return kind(in_channels, n_classes, width)
+        return _LateFusion(kind, in_channels, len(SCORED), width)
+    return kind(in_channels, len(SCORED), width)
 
 
 def parameter_count(network: nn.Module) -> int:

@@ -27,7 +27,7 @@ _N_FINE = len(SCORED)
 MCD12Q1_ACCURACY = 0.67
 """Proportion of MODIS IGBP labels that are right: about 67 per cent, as reported second-hand for MCD12Q1."""
 
-SAVANNA_PARTS = tuple(SCORED.index(code) for code in (1, 2, 4))
+_SAVANNA_PARTS = tuple(SCORED.index(code) for code in (1, 2, 4))
 """
 Forest, Shrubland, Grassland: the components of a cell of Savanna or Woody savanna.
 
@@ -57,11 +57,11 @@ def from_accuracy(label_share: NDArray[np.floating], accuracy: float = MCD12Q1_A
         raise ParameterError("accuracy", found=f"{accuracy}", expected="over 0, at most 1", do="0.67 is reported.")
     errors = np.tile(share / share.sum(), (_N_FINE, 1))
     np.fill_diagonal(errors, 0)
-    others = [k for k in range(_N_FINE) if k not in SAVANNA_PARTS]
+    others = [k for k in range(_N_FINE) if k not in _SAVANNA_PARTS]
     errors[others, SAVANNA_INDEX] = 0
     total = errors.sum(axis=1, keepdims=True)
     errors = np.divide(errors, total, out=np.zeros_like(errors), where=total > 0)
-    return rows_to_one(accuracy * np.eye(_N_FINE, N_COARSE) + (1 - accuracy) * errors)
+    return _rows_to_one(accuracy * np.eye(_N_FINE, N_COARSE) + (1 - accuracy) * errors)
 
 
 def counted(pairs: Iterable[tuple[NDArray[np.integer], NDArray[np.integer]]], smoothing: float = 1.0) -> Matrix:
@@ -80,7 +80,7 @@ def counted(pairs: Iterable[tuple[NDArray[np.integer], NDArray[np.integer]]], sm
         known = (fine != IGNORE) & (coarse != IGNORE)
         both = fine[known].astype(np.int64) * N_COARSE + coarse[known]
         counts += np.bincount(both, minlength=counts.size).reshape(counts.shape)
-    return rows_to_one(counts)
+    return _rows_to_one(counts)
 
 
 def estimate(
@@ -107,18 +107,18 @@ def estimate(
     if not known.any():
         raise DataError("transition", found="no labelled pixel", expected="at least one", do="Check the labels.")
     q, label = np.asarray(posteriors, np.float64)[known], np.asarray(labels)[known].astype(np.int64)
-    matrix = rows_to_one(start + 1e-3)
+    matrix = _rows_to_one(start + 1e-3)
     for _ in range(iterations):
         responsibility = q * matrix[:, label].T  # (n, K), p(fine, coarse label | image)
         responsibility /= np.maximum(responsibility.sum(axis=1, keepdims=True), 1e-300)
         pairs = np.stack([np.bincount(label, row, N_COARSE) for row in responsibility.T])  # (K, M)
-        before, matrix = matrix, rows_to_one(pairs + pseudo_counts * start)
+        before, matrix = matrix, _rows_to_one(pairs + pseudo_counts * start)
         if np.abs(matrix - before).max() < tolerance:
             break
     return matrix
 
 
-def rows_to_one(counts: NDArray[np.floating]) -> Matrix:
+def _rows_to_one(counts: NDArray[np.floating]) -> Matrix:
     """Divide each row by its sum. Raises DataError on a row without a positive value and names its class."""
     total = np.asarray(counts, np.float64).sum(axis=1, keepdims=True)
     if not (total > 0).all() or not np.isfinite(total).all() or np.min(counts) < 0:
@@ -130,7 +130,7 @@ def rows_to_one(counts: NDArray[np.floating]) -> Matrix:
 
 def without_savanna(matrix: Matrix) -> Matrix:
     """Return the matrix for labels that ignore Savanna: p(coarse | fine, coarse is one of the eight), (8, 8)."""
-    return rows_to_one(matrix[:, :_N_FINE])
+    return _rows_to_one(matrix[:, :_N_FINE])
 
 
 def class_prior(matrix: Matrix, label_share: NDArray[np.floating], iterations: int = 1000) -> NDArray[np.float64]:
@@ -156,4 +156,4 @@ def posterior(matrix: Matrix, prior: NDArray[np.floating]) -> Matrix:
     """Return p(fine | coarse), (M, K), by Bayes' rule; labels that cannot occur under *matrix* have the prior."""
     joint = (matrix * np.asarray(prior)[:, None]).T  # (M, K)
     impossible = joint.sum(axis=1, keepdims=True) <= 0
-    return rows_to_one(np.where(impossible, np.asarray(prior)[None], joint))
+    return _rows_to_one(np.where(impossible, np.asarray(prior)[None], joint))

@@ -30,7 +30,7 @@ from lcfuse_core.scoring.scores import summarise
 
 _REPRODUCED, _INCONCLUSIVE, _NOT_REPRODUCED = "reproduced", "inconclusive", "not reproduced"
 _OTHER_PROTOCOL, _UNTESTABLE, _NOT_RUN = "under another protocol", "not testable here", "not run yet"
-VERDICTS = (_REPRODUCED, _INCONCLUSIVE, _NOT_REPRODUCED, _OTHER_PROTOCOL, _UNTESTABLE, _NOT_RUN)
+_VERDICTS = (_REPRODUCED, _INCONCLUSIVE, _NOT_REPRODUCED, _OTHER_PROTOCOL, _UNTESTABLE, _NOT_RUN)
 """The first three decide a claim."""
 
 MARKS = {
@@ -110,7 +110,7 @@ class _File(BaseModel):
 
 
 @dataclass(frozen=True)
-class Finding:
+class _Finding:
     """The result for a claim by the lines of one kind of data, in per cent and points; only the interval is 0..1."""
 
     data_kind: str
@@ -213,7 +213,7 @@ def _kind_of(line: _Entry) -> str:
     return str(line.get("data_kind") or ("synthetic" if line.get("synthetic") else "unknown"))
 
 
-def examine(claim: Claim, entries: Iterable[_Entry]) -> dict[str, Finding]:
+def examine(claim: Claim, entries: Iterable[_Entry]) -> dict[str, _Finding]:
     """
     Return the findings for a claim by kind of data; kinds without a line that fits are left out.
 
@@ -238,7 +238,7 @@ def _departures(claim: Claim, line: _Entry) -> list[str]:
     ]
 
 
-def _find(claim: Claim, kind: str, lines: list[dict[str, Any]]) -> Finding | None:
+def _find(claim: Claim, kind: str, lines: list[dict[str, Any]]) -> _Finding | None:
     score = f"scores.{claim.score}"
 
     def newest(where: _Fields) -> dict[tuple[int, int], _Entry]:
@@ -269,7 +269,7 @@ def _find(claim: Claim, kind: str, lines: list[dict[str, Any]]) -> Finding | Non
     interval = next(filter(None, (_interval(claim, line, theirs.get(seeds)) for seeds, line in ours.items())), None)
     used = [*ours.values(), *(theirs[seeds] for seeds in ours if claim.against)]
     departures = dict.fromkeys(text for line in used for text in _departures(claim, line))
-    return Finding(kind, mean, interval, values, difference, used, tuple(departures))
+    return _Finding(kind, mean, interval, values, difference, used, tuple(departures))
 
 
 def _interval(claim: Claim, line: _Entry, other: _Entry | None) -> Interval | None:
@@ -285,8 +285,8 @@ def _interval(claim: Claim, line: _Entry, other: _Entry | None) -> Interval | No
     return intervals.difference(ours, others[0], name) if others else intervals.interval(ours, name)
 
 
-def verdict(claim: Claim, findings: Mapping[str, Finding]) -> str:
-    """Return one of `VERDICTS`, by the rule in the file, from data of the kind that the claim needs."""
+def verdict(claim: Claim, findings: Mapping[str, _Finding]) -> str:
+    """Return the verdict by the rule in the file, from data of the kind that the claim needs."""
     if claim.relation == "untestable":
         return _UNTESTABLE
     finding = findings.get(claim.needs)
@@ -328,7 +328,7 @@ def _reported(claim: Claim) -> str:
     return "not reported" if claim.reported is None else f"{claim.reported:g} %"
 
 
-def _shown(claim: Claim, finding: Finding, findings: Mapping[str, Finding]) -> dict[str, str]:
+def _shown(claim: Claim, finding: _Finding, findings: Mapping[str, _Finding]) -> dict[str, str]:
     """Return the cells of a finding; a score on other data is not compared with a reported one."""
     interval, values, needed = finding.interval, list(finding.seeds.values()), finding.data_kind == claim.needs
     compared = (needed or bool(claim.against)) and np.isfinite(finding.difference)
@@ -347,7 +347,7 @@ def outstanding(claims: Iterable[Claim], entries: Iterable[_Entry]) -> pd.DataFr
     for claim in claims:
         found = examine(claim, lines)
         so_far, shown = verdict(claim, found), (claim.command, claim.download or "none")
-        if so_far in VERDICTS[:3]:
+        if so_far in _VERDICTS[:3]:
             continue
         if so_far == _UNTESTABLE:
             shown = (claim.means, _NONE)

@@ -35,7 +35,7 @@ from lcfuse_core.data.legends import SCORED
 from lcfuse_core.errors import GridError, ParameterError
 from lcfuse_core.scoring.scores import N_CODES, compute_score
 
-METHODS = ("bootstrap", "jackknife", "percentile")
+_METHODS = ("bootstrap", "jackknife", "percentile")
 
 _LEVEL = 0.95  # nominal coverage
 _DRAWN_BYTES = 1 << 23  # drawn groups that are scored at once: 8 MB, and as much again while one is left out
@@ -72,7 +72,7 @@ def interval(
     score : str
         A name that `scores.compute_score` takes, such as "aa" or "recall.Water".
     method : str
-        One of `METHODS`.
+        "bootstrap", "jackknife" or "percentile"; see the head of this file.
     draws, seed : int
         Of the bootstrap.
 
@@ -133,8 +133,8 @@ def _checked(groups: NDArray[np.integer]) -> NDArray[np.int64]:
 
 def _interval(groups: NDArray[np.int64], score: _Score, least: float, method: str, draws: int, seed: int) -> Interval:
     """Compute the interval of a score that lies in least..1, over the groups that have it."""
-    if method not in METHODS:
-        raise ParameterError("method", found=repr(method), expected=", ".join(METHODS), do="Choose one of them.")
+    if method not in _METHODS:
+        raise ParameterError("method", found=repr(method), expected=", ".join(_METHODS), do="Choose one of them.")
     groups = groups[~np.isnan(score(groups))]
     n = len(groups)
     value = float(score(groups.sum(0))) if n else float("nan")

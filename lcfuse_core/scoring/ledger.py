@@ -40,7 +40,7 @@ from lcfuse_core import __version__, _runtime
 from lcfuse_core.errors import DataError, LcfuseError, MissingDataError, ParameterError
 from lcfuse_core.scoring.scores import N_CODES, Scores
 
-SCHEMA = 2
+_SCHEMA = 2
 """Version of the line. Older lines are read too; newer ones are refused."""
 
 LABEL_REGIMES = ("coarse only", "coarse + fine validation", "fine")
@@ -112,7 +112,7 @@ def new_entry(
             raise ParameterError(name, found=repr(value), expected=", ".join(known), do="Choose one of them.")
     code = {"version": __version__, "commit": _runtime.commit()}
     entry = {
-        "schema": SCHEMA,
+        "schema": _SCHEMA,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "kind": kind,
         "profile": profile,
@@ -231,10 +231,10 @@ def read_entries(path: str | os.PathLike[str]) -> dict[int, dict[str, Any]]:
     if damaged:
         warnings.warn(f"left out, not readable: {', '.join(damaged)}", stacklevel=3)
     for number, entry in entries.items():
-        schema = entry.get("schema", SCHEMA)
-        if not isinstance(schema, int) or schema > SCHEMA:
+        schema = entry.get("schema", _SCHEMA)
+        if not isinstance(schema, int) or schema > _SCHEMA:
             do = "Update lcfuse_core: a newer version wrote the line."
-            raise DataError(f"{path} line {number}", found=f"schema {schema}", expected=f"at most {SCHEMA}", do=do)
+            raise DataError(f"{path} line {number}", found=f"schema {schema}", expected=f"at most {_SCHEMA}", do=do)
     return entries
 
 

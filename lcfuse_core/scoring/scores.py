@@ -119,13 +119,6 @@ def confusion(reference: NDArray[np.integer], predicted: NDArray[np.integer]) ->
     return table
 
 
-def check_grids(where: str, *, do: str = "Bring both to one grid first.", **arrays: NDArray[np.generic]) -> None:
-    """Raise GridError unless all arrays, given by name, have one shape."""
-    if len({array.shape for array in arrays.values()}) > 1:
-        found = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-        raise GridError(where, found=found, expected="arrays of one shape", do=do)
-
-
 def confusion_of_many(pairs: Iterable[tuple[NDArray[np.integer], NDArray[np.integer]]]) -> NDArray[np.int64]:
     """Add up `confusion` of many `(reference, predicted)` pairs, read one at a time; int64 (11, 11)."""
     return sum((confusion(*pair) for pair in pairs), np.zeros((N_CODES, N_CODES), np.int64))
@@ -236,10 +229,7 @@ def score_table(entries: Mapping[str, Scores], digits: int = 1) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def class_table(entries: Mapping[str, Scores], score: str = "recall", digits: int = 1) -> pd.DataFrame:
-    """Return one row per scored class, one column per map: recall, precision, f1 or iou in per cent."""
-    if score not in ("recall", "precision", "f1", "iou"):
-        expected = "recall, precision, f1 or iou"
-        raise ParameterError("score", found=repr(score), expected=expected, do="Choose one of them.")
-    columns = {name: getattr(scores, score) for name, scores in entries.items()}
-    return (100 * pd.DataFrame(columns, index=_NAMES)).round(digits)
+def class_table(entries: Mapping[str, Scores]) -> pd.DataFrame:
+    """Return one row per scored class, one column per map: recall in per cent."""
+    columns = {name: scores.recall for name, scores in entries.items()}
+    return (100 * pd.DataFrame(columns, index=_NAMES)).round(1)

@@ -45,7 +45,7 @@ HEADER_KEY, DIGEST_KEY = "lcfuse", "sha256"
 LAST, PREVIOUS, DAMAGED = "last.safetensors", "previous.safetensors", "damaged.safetensors"
 """The newest checkpoint of a run, the one before it, and one that was found damaged."""
 
-METRICS = "metrics.jsonl"
+_METRICS = "metrics.jsonl"
 """The history of a run, one JSON object per line."""
 
 _FORMAT, _VERSION = "lcfuse checkpoint", 1
@@ -316,7 +316,7 @@ class Checkpointer:
             if last.exists():
                 os.replace(last, previous)
             os.replace(draft, last)
-            _runtime.write_atomic(self.folder / METRICS, "".join(f"{json.dumps(row)}\n" for row in run.history))
+            _runtime.write_atomic(self.folder / _METRICS, "".join(f"{json.dumps(row)}\n" for row in run.history))
         except OSError as error:
             raise disk_error(last, error, len(content)) from None
         self.saved_step, self._saved_at = state.step, time.monotonic()

@@ -80,8 +80,8 @@ def logits(run: Run, channels: Tensor, symmetries: int = 1) -> list[Tensor]:
     found = []
     with torch.inference_mode():
         image = channels.to(device)
-        for symmetry in symmetries_of(symmetries, is_square=channels.shape[-2] == channels.shape[-1]):
-            found.append(turn_back(forward(run.network, turn(image, symmetry), run.plan.precision)[0], symmetry))
+        for symmetry in _symmetries_of(symmetries, is_square=channels.shape[-2] == channels.shape[-1]):
+            found.append(_turn_back(forward(run.network, turn(image, symmetry), run.plan.precision)[0], symmetry))
     return found
 
 
@@ -102,21 +102,21 @@ def tta_mean(function: Callable[[Patch], NDArray[np.float32]], patch: Patch, sym
     """
     if symmetries == 1:
         return function(patch)
-    chosen = symmetries_of(symmetries, is_square=patch.s2.shape[1] == patch.s2.shape[2])
+    chosen = _symmetries_of(symmetries, is_square=patch.s2.shape[1] == patch.s2.shape[2])
     total = np.zeros((len(SCORED), *patch.s2.shape[1:]), np.float32)
     for symmetry in chosen:
         lc = None if patch.lc is None else _turn_array(patch.lc, symmetry)
         turned = Patch(patch.name, _turn_array(patch.s1, symmetry), _turn_array(patch.s2, symmetry), lc)
-        total += turn_back(torch.from_numpy(np.ascontiguousarray(function(turned))), symmetry).numpy()
+        total += _turn_back(torch.from_numpy(np.ascontiguousarray(function(turned))), symmetry).numpy()
     return (total / len(chosen)).astype(np.float32)
 
 
-def symmetries_of(n: int, is_square: bool) -> list[int]:
+def _symmetries_of(n: int, is_square: bool) -> list[int]:
     """Return the first *n* (1, 2, 4 or 8) symmetries of a square as `source.turn` numbers them; else only flips."""
     return [0, 2, 4, 6, 1, 3, 5, 7][:n] if is_square else [0, 2, 4, 6][:n]
 
 
-def turn_back(square: Tensor, symmetry: int) -> Tensor:
+def _turn_back(square: Tensor, symmetry: int) -> Tensor:
     """Undo `source.turn`: first the flips, then the transposition."""
     return turn(turn(square, symmetry & 6), symmetry & 1)
 

@@ -120,7 +120,7 @@ def test_gradients_share_one_scale():
     inside = np.zeros((20, 30), bool)
     inside[5:15, 8:20] = True
     fields = {"weak": np.where(inside, 0.1, np.nan), "strong": np.where(inside, 0.8, np.nan)}
-    fig = charts.show_gradients(fields, inside, columns=3)
+    fig = charts.show_gradients(fields, inside)
     assert [ax.images[0].get_clim() for ax in fig.axes[:2]] == [(0, 0.8)] * 2
     assert fig.axes[0].get_title(loc="left") == "weak: 0.10"
     assert not fig.axes[2].axison

@@ -43,7 +43,7 @@ def test_the_parameters_cell_holds_the_smoke_profile(name):
 
 
 def test_the_losses_are_those_that_there_are():
-    assert get_args(settings.Loss) == tuple(LOSSES)
+    assert get_args(settings.Settings.model_fields["loss"].annotation) == tuple(LOSSES)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,8 @@ def test_unknown_name_of_a_parameter_profile_or_chapter_is_refused_with_the_know
 def test_a_wrong_type_or_range_is_refused_by_name_and_value(name, value):
     with pytest.raises(ParameterError) as caught:
         settings.check({name: value})
-    assert f"parameters: {name}: found {value!r}, expected {settings.describe(name)}" in str(caught.value)
+    described = settings.Settings.model_fields[name].description
+    assert f"parameters: {name}: found {value!r}, expected {described}" in str(caught.value)
 
 
 COLAB = settings.read_profile("colab")

@@ -9,7 +9,7 @@ from toys import toy_patch, toy_stack
 from lcfuse_core.data.legends import IGNORE, igbp_to_dfc
 from lcfuse_core.data.source import class_counts, normalise
 from lcfuse_core.errors import DataError, ParameterError
-from lcfuse_core.models.forest import classify, draw_pixels, features, predict, train_forest
+from lcfuse_core.models.forest import classify, features, predict, train_forest
 from lcfuse_core.models.losses import class_weights
 
 
@@ -49,17 +49,6 @@ def test_the_same_seed_gives_the_same_forest(stack):
     )
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
-
-
-@pytest.mark.parametrize(("power", "expected"), [(0, (160, 40)), (0.5, (133, 67)), (1, (100, 100))])
-def test_the_sample_is_as_balanced_as_its_power(power, expected):
-    """Of 4:1, as they occur, by the roots 2:1, or alike; no pixel is drawn twice, of a small class all are."""
-    counts = torch.tensor([0, 2000, 500])
-    chosen = draw_pixels(counts, 200, power, np.random.default_rng(0))
-    assert tuple(map(len, chosen)) == (0, *expected)
-    assert all(len(np.unique(own)) == len(own) for own in chosen)
-    everything = draw_pixels(torch.tensor([2, 1]), 1000, power, np.random.default_rng(0))
-    assert [own.tolist() for own in everything] == [[0, 1], [0]]
 
 
 def test_the_sample_is_that_of_the_flattened_labels(stack, monkeypatch):

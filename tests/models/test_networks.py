@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lcfuse_core.errors import ParameterError
-from lcfuse_core.models.networks import NETWORKS, build, pad_to_multiple, parameter_count, receptive_field
+from lcfuse_core.models.networks import NETWORKS, build, parameter_count, receptive_field
 
 CELL_PX = 46.3
 """Side of a coarse cell in pixels of 10 m."""
@@ -98,15 +98,6 @@ def test_branches_of_a_late_fusion_do_not_mix_their_images():
     assert (network(image) != network(other)).any()
     assert (second(image[:, 2:]) != second(other[:, 2:])).any()
     assert parameter_count(network) > parameter_count(build("fcn", in_channels=3, width=4))
-
-
-def test_padding_repeats_the_edge():
-    """Only as many rows and columns as are missing, and none where none is."""
-    image = torch.arange(12.0).reshape(1, 1, 3, 4)
-    padded = pad_to_multiple(image, 4)
-    assert padded.shape == (1, 1, 4, 4)
-    assert torch.equal(padded[0, 0, 3], image[0, 0, 2])
-    assert pad_to_multiple(padded, 4) is padded
 
 
 def test_a_network_is_chosen_by_a_known_name():

@@ -36,7 +36,7 @@ def test_the_jackknife_of_a_mean_is_the_textbook_interval():
     assert str(found).startswith("70.0 % (")
 
 
-@pytest.mark.parametrize("method", intervals.METHODS)
+@pytest.mark.parametrize("method", ["bootstrap", "jackknife", "percentile"])
 def test_every_method_contains_the_score_and_is_repeatable(method):
     """The same seed gives the same interval; equal scenes give an interval of width zero."""
     groups = scenes_of([80, 60, 90, 70, 55, 65, 85])

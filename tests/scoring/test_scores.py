@@ -263,6 +263,3 @@ def test_tables_for_the_pages():
     assert recall["Forest"] == 50.0
     assert recall["Water"] == 100.0
     assert math.isnan(recall["Barren"])
-    assert class_table({"half": half}, "precision")["half"]["Forest"] == 100.0
-    with pytest.raises(ParameterError, match="'f2'"):
-        class_table({"half": half}, "f2")

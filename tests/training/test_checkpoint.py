@@ -34,7 +34,6 @@ from lcfuse_core.training.checkpoint import (
     DIGEST_KEY,
     HEADER_KEY,
     LAST,
-    METRICS,
     PREVIOUS,
     Checkpointer,
     Run,
@@ -323,10 +322,10 @@ def test_a_finished_run_is_found(stack, tmp_path, whole, monkeypatch):
 def test_metrics_of_a_resumed_run_are_those_of_one_run(stack, tmp_path):
     """A line for each report, none twice, whatever was written after the last checkpoint."""
     interrupt(stack, PLAN, tmp_path, 7)
-    with (tmp_path / METRICS).open("a") as file:
+    with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 10, "loss": 99}\n{"step": 11, "lo')
     run = train(stack, PLAN, tmp_path, progress=False)
-    lines = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [5, 10, 12]
     assert lines == run.history
 

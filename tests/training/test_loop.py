@@ -209,7 +209,7 @@ def test_a_plan_without_a_matrix_takes_the_stated_accuracy(stack):
     stated = loop.loss_of(stack, plan).keywords["transition"]
     assert stated.shape == (8, 8)
     np.testing.assert_allclose(stated.sum(axis=1), 1)
-    own = transition.rows_to_one(np.eye(8, 9) + 0.1)
+    own = (np.eye(8, 9) + 0.1) / 1.9
     given_one = replace(plan, transition=tuple(map(tuple, own.tolist())))
     np.testing.assert_allclose(loop.loss_of(stack, given_one).keywords["transition"], transition.without_savanna(own))
     kept = replace(given_one, labels="modis+savanna")

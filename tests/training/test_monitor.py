@@ -10,7 +10,6 @@ import torch
 from toys import toy_stack
 
 from lcfuse_core.training import monitor
-from lcfuse_core.training.checkpoint import METRICS
 from lcfuse_core.training.loop import evaluate, train
 from lcfuse_core.training.plan import TrainPlan
 
@@ -18,7 +17,7 @@ PLAN = TrainPlan(width=4, crop=32, batch=4, steps=4, report_every=2, device="cpu
 
 
 def metrics(folder):
-    return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_run_leaves_a_line_for_each_report(tmp_path):

@@ -8,7 +8,6 @@ import torch
 from toys import toy_patch, toy_stack
 
 from lcfuse_core.data.legends import dfc_to_index, igbp_to_dfc
-from lcfuse_core.data.source import turn
 from lcfuse_core.errors import DataError
 from lcfuse_core.training.loop import train
 from lcfuse_core.training.plan import TrainPlan
@@ -18,9 +17,7 @@ from lcfuse_core.training.predict import (
     evaluate,
     loss_scaler,
     predict,
-    symmetries_of,
     tta_mean,
-    turn_back,
 )
 
 
@@ -107,10 +104,3 @@ def test_augmentation_of_a_network_is_that_of_any_method(learnt, n):
     for patch in (square, wide):
         by_patch = tta_mean(lambda p: predict(learnt, p), patch, n)
         np.testing.assert_allclose(predict(learnt, patch, n), by_patch, atol=1e-6)
-
-
-def test_turning_back_undoes_each_symmetry():
-    square = torch.arange(12.0).reshape(3, 4)
-    for symmetry in symmetries_of(8, is_square=True):
-        assert torch.equal(turn_back(turn(square, symmetry), symmetry), square)
-    assert symmetries_of(8, is_square=False) == [0, 2, 4, 6]
