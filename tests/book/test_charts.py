@@ -124,7 +124,7 @@ def test_gradients_share_one_scale():
     assert [ax.images[0].get_clim() for ax in fig.axes[:2]] == [(0, 0.8)] * 2
     assert fig.axes[0].get_title(loc="left") == "weak: 0.10"
     assert not fig.axes[2].axison
-    away = charts.show_gradients({"away": -fields["strong"], "strong": fields["strong"]}, inside, columns=2)
+    away = charts.show_gradients({"away": -fields["strong"], "strong": fields["strong"]}, inside)
     assert away.axes[0].images[0].get_clim() == (-0.8, 0.8)
 
 
