@@ -22,7 +22,7 @@ _HALF_CELL_PX = 23.0
 """Half the side of a 463 m cell, in pixels of 10 m."""
 
 _TRUNCATE = 6
-REACH_PX = int(_TRUNCATE * HALF_CELL_PX + 0.5)
+REACH_PX = int(_TRUNCATE * _HALF_CELL_PX + 0.5)
 """Distance over which a label influences `interpolated`: the radius of the kernel of the Gaussian."""
 
 
