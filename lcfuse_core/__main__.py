@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import io
 import os
 import re
 import signal
@@ -43,9 +44,12 @@ def main(arguments: list[str] | None = None) -> int:
     error. Errors are printed in one line.
     """
     words = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal of another encoding shows \u0142 where it lacks a letter
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         _refuse_unreadable([*words, os.getcwd(), str(_runtime.data_folder())])
         options = _parser().parse_args(words)
+        _runtime.check_output(getattr(options, "out", ""))
         code: int = options.command(options)
     except LcfuseError as error:
         return _print_error(str(error))

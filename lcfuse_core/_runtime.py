@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -263,6 +264,13 @@ def flock(file: int, wait: bool = True) -> bool:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
                 raise
     return False
+
+
+def check_output(path: str | os.PathLike[str]) -> None:
+    """Raise ParameterError if a path to write to is an address, or in a virtual file system of GDAL."""
+    if re.match(r"\w{2,}:[/\\]|/vsi\w+/", os.fspath(path)):  # not C:/
+        do = "Write to a folder, and copy it there."
+        raise ParameterError("output", found=f"'{path}'", expected="a folder of this machine", do=do)
 
 
 @contextmanager

@@ -50,14 +50,15 @@ class _StrictLoader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        pairs = super().construct_mapping(node, deep)
         seen = set()
-        for key, _ in node.value:
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else []:
+            if key.tag == "tag:yaml.org,2002:merge":  # `<<` brings keys of another mapping, which those here override
+                continue
             value = self.construct_object(key, deep=True)
             if value in seen:
                 raise _ambiguous(f"{value!r} a second time", key)
             seen.add(value)
-        return pairs
+        return super().construct_mapping(node, deep)
 
     def construct_plain(self, node: Any) -> Any:
         kind = node.tag.rpartition(":")[2]

@@ -166,10 +166,12 @@ def _opened(path: str | os.PathLike[str], kind: str) -> Iterator[tuple[Raster, C
             do = "Cut patches of a fitting size, or take the published file."
             raise DataError(path, found=found, expected=expected, do=do)
         if transform is not None and crs is not None:
-            metres = np.hypot(transform.b, transform.e) * (crs.linear_units_factor[1] if crs.is_projected else 111_320)
-            if not _PATCH_PIXEL_M[0] <= metres <= _PATCH_PIXEL_M[1]:
-                do = "Take patches of the published resolution."
-                raise GridError(path, found=f"pixels of {metres:.4g} m", expected="pixels of 10 m", do=do)
+            unit = crs.linear_units_factor[1] if crs.is_projected else 111_320
+            east = 1.0 if crs.is_projected else np.cos(np.radians(transform.f))
+            width, height = unit * np.hypot(*np.reshape(transform[:6], (2, 3)))[:2] * (east, 1.0)
+            if not _PATCH_PIXEL_M[0] <= min(width, height) <= max(width, height) <= _PATCH_PIXEL_M[1]:
+                found, do = f"pixels of {width:.4g} x {height:.4g} m", "Take patches of the published resolution."
+                raise GridError(path, found=found, expected="pixels of 10 m", do=do)
         yield raster, crs, transform
 
 

@@ -8,6 +8,7 @@ classes, from zero (`dfc_to_index`), and the ignore value 255.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -214,7 +215,7 @@ def read_legend(path: Path) -> dict[int, int]:
     Codes are decimal numbers and nothing else: YAML would read `yes` as 1 and `012` as 10. Raises LegendError that
     names the line, also for a code that occurs twice.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         do = "Give igbp, dfc2020 or a file."
         raise LegendError("legend", found=f"'{path}'", expected="igbp, dfc2020 or an existing file", do=do)
     form = f"{{code: class}} with codes 0..254 and DFC2020 codes 0..10 or {', '.join(DFC2020.names)}, none"

@@ -35,20 +35,20 @@ _LOCAL = re.compile(r"(http|ftp)://(127\.0\.0\.1|localhost)[:/]")
 def _inside(path: str) -> str:
     """A path that stays where it is put."""
     if not re.fullmatch(r"[\w{}][\w{}.-]*(/[\w{}][\w{}.-]*)*", path, re.ASCII):
-        raise ValueError("should be a plain relative path")
+        raise ValueError("a plain relative path")
     return path
 
 
 def _hexadecimal(checksums: dict[str, str]) -> dict[str, str]:
     for algorithm, value in checksums.items():
         if not re.fullmatch(rf"[0-9a-f]{{{_DIGITS[algorithm]}}}", value):
-            raise ValueError(f"{algorithm} should have {_DIGITS[algorithm]} digits 0-9 a-f")
+            raise ValueError(f"{algorithm} of {_DIGITS[algorithm]} digits 0-9 a-f")
     return checksums
 
 
 def _secure(url: str) -> str:
     if not re.match(r"(https|ftp)://[\w.-]+/", url) and not _LOCAL.match(url):
-        raise ValueError("should begin with https:// or ftp://")
+        raise ValueError("an address that begins with https:// or ftp://")
     return url
 
 
@@ -264,7 +264,7 @@ def parse(text: str | bytes, where: str = "manifest") -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         found = "nothing" if first["type"] == "missing" else repr(first["input"])[:120]
-        raise _mistake(where, values, first["loc"], found, first["msg"].removeprefix("Value error, ")) from None
+        raise _mistake(where, values, first["loc"], found, re.sub("^(Value error, |Input should be )", "", first["msg"])) from None
     for loc, found, expected in _contradictions(manifest):
         raise _mistake(where, values, loc, found, expected)
     return manifest
@@ -284,7 +284,7 @@ def _mistake(where: str, values: Any, loc: _Location, found: str, expected: str)
             path.append(str(part))
             at = at[part]  # type: ignore[index]
             name = f" (item {at['id']})" if isinstance(at, dict) and isinstance(at.get("id"), str) else name
-        elif part == loc[-1] and isinstance(at, dict):
+        elif part == loc[-1] and isinstance(at, dict) and str(part).isidentifier():
             path.append(str(part))  # a field that is missing
     field, expected = (".".join(path) or "the file") + name, expected[:1].lower() + expected[1:]
     return DataError(f"{where}: {field}", found=found, expected=expected, do="Correct the field.")

@@ -23,6 +23,7 @@ import os
 import re
 import shutil
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -82,19 +83,30 @@ class Request:
     reference: str = "worldcover"
 
     def __post_init__(self) -> None:
-        months = self.months or (1, 12)
+        months = (1, 12) if self.months is None else self.months
+        for name, kind, expected in (
+            *((name, Real, "a number") for name in ("lon", "lat", "size_km")),
+            *((name, Integral, "a whole number") for name in ("year", "dates")),
+            *((name, str, "text") for name in ("name", "catalogue", "reference")),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise ParameterError(
+                    f"place: {name}", found=repr(value)[:80], expected=expected, do="Correct the value."
+                )
+        has_two = isinstance(months, tuple) and [isinstance(month, Integral) for month in months] == [True, True]
         checks: dict[str, tuple[bool, str]] = {
             "lon": (-180 <= self.lon <= 180, "-180 to 180 degrees"),
             "lat": (-80 <= self.lat <= 84, "-80 to 84 degrees: the range of UTM"),
             "size_km": (0.64 <= self.size_km <= 41, "0.64 (a training crop) to 41 km"),
             "year": (2016 <= self.year <= 2100, "2016 or later, when Sentinel-2 covers a summer"),
-            "name": (not self.name or bool(re.fullmatch(r"[A-Za-z0-9]\w*", self.name)), "letters, digits and _"),
-            "months": (1 <= months[0] <= months[1] <= 12, "two months, the first not after the last"),
+            "name": (not self.name or bool(re.fullmatch(r"[A-Za-z0-9]\w{0,99}", self.name)), "letters, digits and _"),
+            "months": (has_two and 1 <= months[0] <= months[1] <= 12, "two months, the first not after the last"),
             "dates": (1 <= self.dates <= 12, "1 to 12"),
         }
         for name, (is_good, expected) in checks.items():
             if not is_good:
-                found = repr(getattr(self, name))
+                found = repr(getattr(self, name))[:80]
                 raise ParameterError(f"place: {name}", found=found, expected=expected, do="Correct the value.")
 
     @property
@@ -324,18 +336,21 @@ def read_places(path: str | os.PathLike[str]) -> list[Request]:
     """Read a list of places: a YAML sequence of mappings with the fields of `Request` and, ignored here, a `reason`."""
     try:
         rows = load_yaml(_runtime.read_document(path, "a list of places"), str(path))
-        requests = []
-        for row in rows:
+        requests, number = [], 0
+        for number, row in enumerate(rows, start=1):
             values = {key: value for key, value in row.items() if key != "reason"}
-            if "months" in values:
+            if isinstance(values.get("months"), list):
                 values["months"] = tuple(values["months"])
             requests.append(Request(**values))
-    except (DataError, MissingDataError, ParameterError):
+    except (DataError, MissingDataError):
         raise
+    except ParameterError as error:
+        where = f"{path}, number {number}: {error.where}"
+        raise ParameterError(where, found=error.found, expected=error.expected, do=error.do) from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         found, do = f"{type(error).__name__}: {error}"[:200], "Give a list of mappings with lon and lat."
         raise DataError(path, found=found, expected="a list of places", do=do) from None
-    titles = [request.title for request in requests]
+    titles = [request.title.casefold() for request in requests]  # one folder to some file systems
     twice = sorted({title for title in titles if titles.count(title) > 1})
     if twice or not requests:
         found = f"{', '.join(twice)} twice" if twice else "no place"

@@ -72,9 +72,9 @@ def open_raster(path: str | os.PathLike[str], do: str = AGAIN) -> Any:
         If it is of another format or damaged, or declares blocks that would take too much memory.
     """
     path = Path(path).absolute()  # rasterio then takes no name for an address
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "no such file"
-        advice = "Give its raster files." if path.is_dir() else "Check the path, or unpack the file again."
+    if not os.path.isfile(path):
+        found = "a folder" if os.path.isdir(path) else "no such file"
+        advice = "Give its raster files." if os.path.isdir(path) else "Check the path, or unpack the file again."
         raise MissingDataError(path, found=found, expected="a raster file", do=advice)
     driver = _driver(path)
     # An empty listing keeps GDAL from side-car files; ENVI needs its header, and GDAL then looks for it by name.
@@ -180,7 +180,7 @@ def ground_size(path: str | os.PathLike[str], crs: Any, t: Affine, shape: tuple[
     col, row = shape[1] // 2 + np.array([0, 1, 0]), shape[0] // 2 + np.array([0, 0, 1])
     to_lonlat = transformer(path, crs, "EPSG:4326")
     lon, lat = to_lonlat.transform(t.a * col + t.b * row + t.c, t.d * col + t.e * row + t.f)
-    if not np.isfinite([lon, lat]).all():
+    if not np.isfinite([lon, lat]).all() or np.abs(lat).max() > 90:
         return np.inf, np.inf
     sizes = Geod(ellps="WGS84").inv(np.repeat(lon[0], 2), np.repeat(lat[0], 2), lon[1:], lat[1:])[2]
     return float(sizes[0]), float(sizes[1])

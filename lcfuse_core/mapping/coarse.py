@@ -50,6 +50,11 @@ _MOST_PX = 2**28
 _COARSE_M = 400
 """Without a legend a map is taken for MCD12Q1, whose cells have 463 m; maps of smaller pixels have other legends."""
 
+_OTHER_LAYER = re.compile(
+    r"LC_(?:Type[2-5]|Prop\d)\w*|Land_Cover_Type_[2-5]\w*|(?<![A-Za-z])(?:QC|LW)(?![A-Za-z])", re.IGNORECASE
+)
+"""Layers of MCD12Q1 with other legends than IGBP, whose codes are valid IGBP codes nevertheless."""
+
 _Table = NDArray[np.uint8]
 """One value for each code 0..255 of a raster."""
 
@@ -176,10 +181,14 @@ def open_coarse(
         window = _window_over(path, crs, transform, sides, file.shape, grid)
         codes = _codes(path, file, number, window)
         is_igbp = legend is None or str(legend) == "igbp"
+        stated = file.descriptions[number - 1] or path.stem
+        if is_igbp and "LC_Type1" not in stated and (other := _OTHER_LAYER.search(stated)):
+            do = "Give the layer LC_Type1, or the legend of this one: a YAML file {code: DFC2020 code or name}."
+            raise LegendError(path, found=f"the layer {other[0]}", expected="IGBP classes", do=do)
         has_water_0 = is_igbp and _water_is_0(path, file, number, codes)
         if has_water_0:
             notes.append(f"{path.name}: code 0 read as water, as in collections 5 and 5.1 of MCD12Q1")
-        tables = _tables("igbp" if legend is None else legend, codes, has_water_0)
+        tables = _tables(path, "igbp" if legend is None else legend, codes, has_water_0)
         corner = window[0][0], window[1][0]
         yield CoarseMap(path, codes, corner, grid, tuple(notes), crs, transform, sides, *tables, is_igbp)
 
@@ -192,7 +201,7 @@ def _chosen_band(path: Path, file: Any, band: int | str | None) -> int:
         return 1 if file.count == 1 else layers[0]
     if band is not None and str(band) in names:
         return names.index(str(band)) + 1
-    if band is not None and str(band).isdigit() and 1 <= int(band) <= file.count:
+    if band is not None and str(band).isdecimal() and 1 <= int(band) <= file.count:
         return int(band)
     listed = ", ".join(f"{number} {name}".strip() for number, name in enumerate(names[:30], 1))
     found = f"{file.count} bands ({listed})" if band is None else f"band {band} asked of {listed}"
@@ -290,7 +299,7 @@ def _water_is_0(path: Path, file: Any, number: int, codes: NDArray[np.uint8]) ->
     raise LegendError(path, found="code 0 without evidence of its meaning", expected="IGBP codes 1..17", do=do)
 
 
-def _tables(legend: Source, codes: NDArray[np.uint8], has_water_0: bool) -> tuple[_Table, _Table]:
+def _tables(path: Path, legend: Source, codes: NDArray[np.uint8], has_water_0: bool) -> tuple[_Table, _Table]:
     """Return coarse label and DFC2020 code of each code; LegendError if the legend lacks a code of the scene."""
     if str(legend) == "igbp":
         known = np.array([*range(18), IGNORE])
@@ -306,7 +315,7 @@ def _tables(legend: Source, codes: NDArray[np.uint8], has_water_0: bool) -> tupl
     if unknown:
         found = f"class code {', '.join(map(str, unknown))}"
         do = "Give the legend of this map: a YAML file {code: DFC2020 code or name}."
-        raise LegendError("coarse map", found=found, expected=f"codes of the legend {legend}", do=do)
+        raise LegendError(path, found=found, expected=f"codes of the legend {legend}", do=do)
     labels = np.full(256, IGNORE, np.uint8)
     labels[known] = dfc_to_index(dfc.astype(np.uint8))
     labels[known[dfc == SAVANNA]] = SAVANNA_INDEX

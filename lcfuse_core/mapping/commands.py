@@ -67,7 +67,20 @@ def _run(options: argparse.Namespace) -> int:
         raise ParameterError("map", found=" and ".join(given) or "no scene", expected="one of the three", do=do)
     if options.jobs < 1:
         raise ParameterError("--jobs", found=str(options.jobs), expected="1 or more", do="Give a whole number.")
+    if unused := _unused(options):
+        found, do = ", ".join(f"--{name}" for name in unused), "Leave it out, or give what it belongs to."
+        raise ParameterError("map", found=found, expected="options that have an effect", do=do)
     return _map_list(options) if options.list else _map_one(options)
+
+
+def _unused(options: argparse.Namespace) -> list[str]:
+    """Return the names of options that were given and would have no effect beside the others."""
+    names = [] if options.list else ["cluster"]
+    names += [] if options.list or options.coarse else ["legend", "band"]
+    names += ["s1", "coarse", "clouds", "scl", "model"] if options.demo else []
+    names += ["steps"] if (options.model or options.demo) and not options.adapt else []
+    given = [name for name in names if getattr(options, name) not in (None, "", [])]
+    return given + ["jobs"] * (options.jobs > 1 and not options.list)
 
 
 def _map_one(options: argparse.Namespace) -> int:
@@ -147,14 +160,16 @@ def _read_list(path: Path) -> dict[str, dict[str, Path]]:
         rows, columns = list(reader), reader.fieldnames or []
     except csv.Error as error:
         raise DataError(path, found=f"no CSV ({error})", expected="a CSV of scenes", do="Correct the file.") from None
-    if not rows or not {"name", "s2"} <= set(columns) <= set(COLUMNS):
+    if not rows or not {"name", "s2"} <= set(columns) <= set(COLUMNS) or len(set(columns)) < len(columns):
         found = f"columns {', '.join(columns)}" if rows else "no scene"
         expected = f"name, s2, and some of {', '.join(COLUMNS[2:])}"
-        raise ParameterError(path, found=found, expected=expected, do="Correct the first line.")
+        do = "Correct the first line: each column once, separated by commas."
+        raise ParameterError(path, found=found, expected=expected, do=do)
     scenes: dict[str, dict[str, Path]] = {}
     for number, row in enumerate(rows, start=2):
         where, name = f"{path}, line {number}", (row["name"] or "").strip()
-        if not name or name in scenes or Path(name).name != name or name.startswith(".") or "\0" in name:
+        is_used = name.casefold() in map(str.casefold, scenes)  # one folder to some file systems
+        if is_used or Path(name).name != name or name.startswith(".") or not name.isprintable():
             do = "Name each scene once, by a name that a folder may have."
             raise ParameterError(where, found=repr(name), expected="a unique name", do=do)
         if None in row or not (row["s2"] or "").strip():
@@ -164,7 +179,7 @@ def _read_list(path: Path) -> dict[str, dict[str, Path]]:
         given = {column: (row.get(column) or "").strip() for column in COLUMNS[1:]}
         scenes[name] = {column: (path.parent / value).absolute() for column, value in given.items() if value}
         for file in scenes[name].values():
-            if "\0" in str(file) or not file.exists():
+            if not os.path.exists(file):  # False as well for a name that no file can have
                 raise MissingDataError(where, found=f"no {str(file)!r}", expected="a file", do="Check it.")
     return scenes
 
@@ -172,7 +187,9 @@ def _read_list(path: Path) -> dict[str, dict[str, Path]]:
 def _arguments(options: argparse.Namespace, name: str, row: dict[str, Path]) -> tuple[str, ...]:
     """Return the arguments that map one scene of a list; paths are absolute, for a worker in another folder."""
     words: list[object] = ["--out", (options.out / name).absolute(), "--quiet"]
-    for option, value in (vars(options) | row).items():
+    known = vars(options) | row
+    known |= {} if known["coarse"] else {"legend": None, "band": None}
+    for option, value in known.items():
         if option == "legend" and value and Path(value).is_file():
             value = Path(value)
         if option not in _NOT_OF_A_SCENE and value is not None and value is not False and value != []:

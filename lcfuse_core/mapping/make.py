@@ -162,6 +162,10 @@ def make_map(
         stack.enter_context(_runtime.lock(out / ".lock"))
         job = _Job(scene, coarse, members, plan, tiling)
         files = [*scene.files, *([coarse.path] if coarse else [])]
+        products = {(out / f"{name}.tif").resolve() for name in LAYERS}
+        if lost := [path for path in files if path.resolve() in products]:
+            do = "Choose another --out: its products would replace the file."
+            raise ParameterError(out, found=f"the input {lost[0].name} in it", expected="another folder", do=do)
         made = _found(out, key, files)
         if made is not None:
             return made

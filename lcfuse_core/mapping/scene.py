@@ -47,6 +47,7 @@ from lcfuse_core.data.rasters import (
     sensor_bands,
     transformer,
 )
+from lcfuse_core.data.stac import CLEAR
 from lcfuse_core.errors import DataError, GridError
 
 Source = str | os.PathLike[str]
@@ -56,14 +57,18 @@ _PIXEL_M = 10.0
 _SIDE_PX = (32, 65_536)
 """Range of the sides of a scene: networks need the least; memory grows with the width."""
 
+_LEAST_PIXEL_M = 0.1
 _MOST_PIXEL_M = {"s2": 60.5, "s1": 60.5}
 """Coarser images show too little of a 10 m map. The 20 and 60 m bands of Sentinel-2 are repeated pixels."""
 
 B1_TO_B4 = slice(0, 4)
 """The atmosphere alone gives these bands a signal, so 0 means no data. In the others calm water may be 0."""
 
-_HIDDEN_SCL = (0, 1, 3, 8, 9, 10)
-"""Codes of a scene classification (SCL) that hide the ground: no data, saturated, shadow, clouds, cirrus."""
+_SHOWN_SCL = (2, *CLEAR)
+"""Codes of a scene classification (SCL) that do not hide the ground: dark areas as well."""
+
+_MOST_CODES = 32
+"""A mask has fewer values; cloud probabilities (0 to 100) have more."""
 
 _CACHE_BYTES = 192 * 2**20
 """GDAL's block cache: a row of blocks of all bands, so that each block is decoded once."""
@@ -153,9 +158,8 @@ class Scene:
         valid = (s2[B1_TO_B4] > 0).all(axis=0) & (s2.max(axis=0) <= S2_MAX)
         for _, has_data in parts:
             valid &= has_data
-        for raster, hidden in self._masks:
-            codes = raster.read(rows, cols)[0][0]
-            valid &= ~np.isin(codes, hidden) if hidden else codes == 0
+        for raster, shown in self._masks:
+            valid &= np.isin(raster.read(rows, cols)[0][0], shown)
         s1 = None
         if self._s1:
             parts = [raster.read(rows, cols) for raster in self._s1]
@@ -220,15 +224,18 @@ def open_scene(
             rasters = _open_bands(stack, s1_paths, "s1", ("VV", "VH"))
             notes += [note for raster in rasters[:1] for note in _resolution(raster, "s1")]
             scene._s1 = [_on_grid(stack, raster, grid, Resampling.bilinear, nodata=np.nan) for raster in rasters]
-        for given, hidden, outside in ((clouds, (), 255), (scl, _HIDDEN_SCL, 0)):
+        for given, shown, outside in ((clouds, (0,), 255), (scl, _SHOWN_SCL, 0)):
             if given is not None:
                 path, file = Path(given), stack.enter_context(open_raster(given))
-                if file.count != 1 or not file.dtypes[0].startswith(("uint", "int")):
-                    found = f"{file.count} bands of {file.dtypes[0]}"
-                    raise DataError(path, found=found, expected="one band of codes", do="Give a mask.")
+                with read_errors(path):
+                    sample = np.unique(file.read(1, out_shape=tuple(min(256, side) for side in file.shape)))
+                if file.count != 1 or sample.dtype.kind not in "iu" or sample.size > _MOST_CODES:
+                    found = f"bands: {file.count}, {file.dtypes[0]}, {sample.size} values"
+                    do = "Write a mask that is 0 where the ground is visible: a probability needs a threshold."
+                    raise DataError(path, found=found, expected=f"1 band, up to {_MOST_CODES} whole numbers", do=do)
                 # A nodata tag of 0 is common in masks, and 0 means clear.
                 mask = _on_grid(stack, Raster(path, file, (1,)), grid, Resampling.nearest, nodata=outside)
-                scene._masks.append((mask, hidden))
+                scene._masks.append((mask, shown))
         scene.files = (*s2_paths, *s1_paths, *(mask.path for mask, _ in scene._masks))
         _check_values(scene)
         scene.repairs += tuple(notes)
@@ -291,9 +298,9 @@ def _resolution(raster: Raster, kind: str) -> list[str]:
     if transform is None:
         return [f"{kind}: no georeference, the map has none"] if kind == "s2" else []
     width, height = ground_size(raster.path, crs, transform, raster.file.shape)
-    if not 0 < max(width, height) <= _MOST_PIXEL_M[kind]:
+    if not _LEAST_PIXEL_M < min(width, height) <= max(width, height) <= _MOST_PIXEL_M[kind]:
         found = f"pixels of {width:.4g} x {height:.4g} m on the ground"
-        do = "Give the image at its own resolution of 10 m."
+        do = "Give the image at its own resolution of 10 m, or correct its CRS and transform."
         raise GridError(raster.path, found=found, expected=f"10 m, at most {_MOST_PIXEL_M[kind]:.0f} m", do=do)
     is_ten = 0.8 * _PIXEL_M < min(width, height) <= max(width, height) < 1.25 * _PIXEL_M
     return [] if is_ten else [f"{kind}: pixels of {width:.3g} x {height:.3g} m, resampled to 10 m"]

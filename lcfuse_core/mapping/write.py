@@ -26,8 +26,9 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
+from lcfuse_core import _runtime
 from lcfuse_core.data.legends import DFC2020, SCORED
-from lcfuse_core.data.rasters import open_raster
+from lcfuse_core.data.rasters import georeference, open_raster, read_errors
 from lcfuse_core.errors import DataError, DiskError, LcfuseError
 from lcfuse_core.mapping.scene import Grid, Source
 from lcfuse_core.mapping.windows import window_slices
@@ -79,14 +80,14 @@ def read_map(path: Source) -> _LandCoverMap:
     with open_raster(path) as raster:
         if (raster.count, raster.dtypes[0]) != (1, "uint8"):
             found = f"{raster.count} bands of {raster.dtypes[0]}"
-            raise DataError(path, found=found, expected="1 band of uint8", do="Is this a map of classes?")
-        try:
+            do = "Give a map of classes; gdal_translate -ot Byte -b NUMBER writes one of its codes."
+            raise DataError(path, found=found, expected="1 band of uint8", do=do)
+        with read_errors(path, "Write the map again."):
             classes, tags = raster.read(1), raster.tags()
-        except RasterioError as error:
-            raise DataError(path, found=f"{error}", expected="a whole raster", do="Write the map again.") from None
-        crs, transform = raster.crs, raster.transform
+            classes[raster.read_masks(1) == 0] = DFC2020.unknown  # by the nodata value or mask of the file
+        crs, transform = georeference(path, raster)
     DFC2020.check(classes, str(path))
-    return _LandCoverMap(classes, crs, None if crs is None else transform, tags)
+    return _LandCoverMap(classes, crs, transform, tags)
 
 
 def create(path: Path, layer: _Layer, grid: Grid, tags: Mapping[str, str] | None = None, **options: Any) -> Any:
@@ -148,6 +149,7 @@ def _compare(path: Path, strips: Sequence[slice], crc: int) -> None:
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn an error of the disk or of GDAL into a DiskError."""
+    _runtime.check_output(path)
     try:
         yield
     except LcfuseError:

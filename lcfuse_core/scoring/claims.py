@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lcfuse_core._runtime import SHIPPED
 from lcfuse_core._yaml import load_yaml
@@ -71,7 +71,7 @@ class _OnPlaces(BaseModel):
 class Claim(BaseModel):
     """One claim, as in the file, which explains the fields; scores and margins in per cent and points."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     id: str
     source: str
@@ -80,8 +80,8 @@ class Claim(BaseModel):
     means: str
     relation: Literal["more than", "equals", "at least", "was done", "untestable"]
     score: str = "aa"
-    reported: float | None = None
-    margin: float | None = None
+    reported: float | None = Field(None, ge=0, le=100)
+    margin: float | None = Field(None, ge=0, le=100)
     needs: Literal["synthetic", "semi-real", "place", "real"] = "real"
     where: _Fields = {}
     against: _Fields = {}
