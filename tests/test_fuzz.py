@@ -152,7 +152,7 @@ def test_damaged_and_foreign_files_are_read_or_refused_by_name(door, tmp_path):
     content = path.read_bytes()
     damages = enumerate(mutations(content, np.random.default_rng(0)))
     cases = FOREIGN | {f"mutation {number}": damaged for number, damaged in damages}
-    name_of = "claims" if door == "claims" else path.stem
+    name_of = {"claims": "claims.yaml", "packed scene": path.stem}.get(door, path.name)
     faults, refused = [], 0
     with limits(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the ledger warns of a last line that was cut

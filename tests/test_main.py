@@ -1,5 +1,6 @@
 """The command line: a chapter runs with checked parameters, and every error is one line."""
 
+import io
 import os
 import shutil
 import signal
@@ -114,6 +115,26 @@ def test_folder_that_cannot_be_written_is_an_error_in_one_line(command, kind, in
     assert shell.main([*words, str(out)] if words[-1] == "--out" else words) == 2
     assert str(out.parent) in error_of(capsys)
     assert (tmp_path / "file").read_text() == "not a folder"
+
+
+@pytest.mark.parametrize("out", ["s3://bucket/run", "https://host/map", "/vsimem/map", "/vsizip/a.zip"])
+@pytest.mark.parametrize("command", ["map", "train", "run"])
+def test_output_to_an_address_is_refused(command, out, inputs, tmp_path, monkeypatch, capsys):
+    """It would be a folder of that name, or a file that GDAL alone can see."""
+    monkeypatch.chdir(tmp_path)
+    assert shell.main([*(word.format_map(inputs) for word in COMMANDS[command]), out]) == 2
+    assert "expected a folder of this machine" in error_of(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_terminal_can_show_what_is_printed(encoding, inputs, tmp_path, monkeypatch):
+    words = [word.format_map(inputs) for word in COMMANDS["map"]]
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert shell.main([*words, str(tmp_path / "Łódź")]) == 0
+    terminal.flush()
+    assert b"landcover.tif: 100.0 %" in terminal.buffer.getvalue()
 
 
 @pytest.mark.parametrize("kind", ["option", "current folder"])

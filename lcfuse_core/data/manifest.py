@@ -264,7 +264,9 @@ def parse(text: str | bytes, where: str = "manifest") -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         found = "nothing" if first["type"] == "missing" else repr(first["input"])[:120]
-        raise _mistake(where, values, first["loc"], found, re.sub("^(Value error, |Input should be )", "", first["msg"])) from None
+        raise _mistake(
+            where, values, first["loc"], found, re.sub("^(Value error, |Input should be )", "", first["msg"])
+        ) from None
     for loc, found, expected in _contradictions(manifest):
         raise _mistake(where, values, loc, found, expected)
     return manifest

@@ -336,8 +336,8 @@ def read_places(path: str | os.PathLike[str]) -> list[Request]:
     """Read a list of places: a YAML sequence of mappings with the fields of `Request` and, ignored here, a `reason`."""
     try:
         rows = load_yaml(_runtime.read_document(path, "a list of places"), str(path))
-        requests, number = [], 0
-        for number, row in enumerate(rows, start=1):
+        requests: list[Request] = []
+        for row in rows:
             values = {key: value for key, value in row.items() if key != "reason"}
             if isinstance(values.get("months"), list):
                 values["months"] = tuple(values["months"])
@@ -345,7 +345,7 @@ def read_places(path: str | os.PathLike[str]) -> list[Request]:
     except (DataError, MissingDataError):
         raise
     except ParameterError as error:
-        where = f"{path}, number {number}: {error.where}"
+        where = f"{path}, number {len(requests) + 1}: {error.where}"
         raise ParameterError(where, found=error.found, expected=error.expected, do=error.do) from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         found, do = f"{type(error).__name__}: {error}"[:200], "Give a list of mappings with lon and lat."

@@ -210,8 +210,14 @@ def test_bands_are_put_in_order_by_their_names(tmp_path, kind, order, names):
         ("s1", S1, {"transform": Affine(0, 0, 5e5, 0, -10, 5e6)}, "the transform|1 ground control"),
         ("s1", S1, {"transform": Affine(np.nan, 0, 5e5, 0, -10, 5e6)}, "the transform|1 ground control"),
         ("s1", S1, {"transform": Affine(10, 0, np.inf, 0, -10, 5e6)}, "the transform|1 ground control"),
-        ("s1", S1, {"transform": Affine(500, 0, 5e5, 0, -500, 5e6)}, "pixels of 500 m"),
-        ("s1", S1, {"crs": "EPSG:4326", "transform": Affine(0.005, 0, 9, 0, -0.005, 45)}, r"pixels of 556\.6 m"),
+        ("s1", S1, {"transform": Affine(500, 0, 5e5, 0, -500, 5e6)}, "pixels of 500 x 500 m"),
+        ("s1", S1, {"transform": Affine(100, 0, 5e5, 0, -10, 5e6)}, "pixels of 100 x 10 m"),
+        (
+            "s1",
+            S1,
+            {"crs": "EPSG:4326", "transform": Affine(0.005, 0, 9, 0, -0.005, 45)},
+            r"pixels of 39\d.* x 556\.6 m",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore")

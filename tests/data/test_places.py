@@ -512,6 +512,9 @@ def test_the_grid_at_180_degrees(tmp_path):
     [
         {"lat": 88.0}, {"lat": -85.0}, {"lon": 181.0}, {"lat": float("nan")}, {"size_km": 0.0}, {"size_km": 500.0},
         {"year": 1999}, {"name": "../out"}, {"name": "a b"}, {"months": (8, 6)}, {"months": (0, 3)}, {"dates": 0},
+        {"months": (6,)}, {"months": (6, 7, 8)}, {"months": (6.0, 7.5)}, {"months": "68"}, {"months": ()},
+        {"year": 2020.5}, {"dates": 2.5}, {"dates": True}, {"lon": True}, {"name": None}, {"catalogue": 3},
+        {"reference": None}, {"name": 300 * "a"}, {"lat": 10**400},
     ],
 )  # fmt: skip
 def test_requests_out_of_range(changes):
@@ -579,7 +582,7 @@ def test_services_of_another_form(tmp_path, text):
 @pytest.mark.parametrize("text", ["", "1", "- 3", "- {lon: 1}", "- {lon: a, lat: 2}", "- {lon: 1, lat: 2, hight: 3}"])
 def test_lists_of_another_form(tmp_path, text):
     (tmp_path / "p.yaml").write_text(text)
-    with pytest.raises(DataError, match=r"p\.yaml"):
+    with pytest.raises((DataError, ParameterError), match=r"p\.yaml"):
         read_places(tmp_path / "p.yaml")
 
 
@@ -588,9 +591,18 @@ def test_a_list_of_places(tmp_path):
     first, second = read_places(tmp_path / "p.yaml")
     assert first.title == "N2_0000_E1_0000"
     assert second.season == ("season", "2021-02-01/2021-03-31")
-    (tmp_path / "p.yaml").write_text("- {lon: 1, lat: 2}\n- {lon: 1, lat: 2}\n")
-    with pytest.raises(DataError, match="twice"):
+    for same in (
+        "- {lon: 1, lat: 2}\n- {lon: 1, lat: 2}\n",
+        "- {lon: 1, lat: 2, name: a}\n- {lon: 1, lat: 3, name: A}\n",
+    ):
+        (tmp_path / "p.yaml").write_text(same)
+        with pytest.raises(DataError, match="twice"):
+            read_places(tmp_path / "p.yaml")
+    (tmp_path / "p.yaml").write_text("- {lon: 1, lat: 2}\n- {lon: 1, lat: 2, months: [6]}\n")
+    with pytest.raises(ParameterError, match=r"p\.yaml, number 2: place: months: found \(6,\), expected two months"):
         read_places(tmp_path / "p.yaml")
+    (tmp_path / "p.yaml").write_text("- &a {lon: 1, lat: 2, name: a}\n- {<<: *a, name: b}\n")
+    assert [request.title for request in read_places(tmp_path / "p.yaml")] == ["a", "b"]
 
 
 def test_the_synthetic_place_has_the_form_of_a_fetched_one(tmp_path):

@@ -165,7 +165,7 @@ def test_the_band_of_a_map_of_years_is_chosen(tmp_path):
     for names, choices in (
         ((None, None, None), {2: 1, "3": 5}),
         (("2001", "2010", "2020"), {"2010": 1, 3: 5, 1: 12}),
-        (("LC_Type2", "LC_Type1", "QC"), {None: 1, "QC": 5}),
+        (("LC_Type2", "LC_Type1", "QC"), {None: 1}),
         (("2001_LC_Type1", "2010_LC_Type1", "QC"), {"2010_LC_Type1": 1}),
     ):
         with rasterio.open(path, "r+") as file:
@@ -175,6 +175,34 @@ def test_the_band_of_a_map_of_years_is_chosen(tmp_path):
         refused("found band 2030 asked of 1.*gdal_translate -b", path, band="2030", error=DataError)
         if None not in choices:
             refused(r"found 3 bands \(1 ?.*2.*Choose one by number or name", path, error=DataError)
+
+
+@pytest.mark.parametrize(
+    ("file", "band", "names"),
+    [
+        ("MCD12Q1.061_LC_Type5_doy2018001_aid0001.tif", None, [None]),
+        ("MCD12Q1.061_QC_doy2018001_aid0001.tif", None, [None]),
+        ("c.tif", None, ["Land_Cover_Type_2"]),
+        ("c.tif", None, ["MOD12Q1:LC_Prop1_Assessment"]),
+        ("c.tif", "LW", ["LC_Type1", "LW"]),
+        ("LC_Type1.tif", "2", ["LC_Type1", "LC_Type3"]),
+    ],
+)
+def test_a_layer_of_another_legend_is_not_read_as_igbp(tmp_path, file, band, names):
+    """Its codes are valid IGBP codes. With its own legend it is read."""
+    at = Affine(463.3, 0, AT.c - 6000, 0, -463.3, AT.f + 6000)
+    path = write(tmp_path / file, np.full((len(names), 30, 30), 5, np.uint8), transform=at)
+    with rasterio.open(path, "r+") as raster:
+        raster.descriptions = names
+    for legend in (None, "igbp"):
+        refused("found the layer .*Give the layer LC_Type1", path, legend, band=band, error=LegendError)
+    (tmp_path / "own.yaml").write_text("5: Wetlands\n")
+    assert set(np.unique(codes_of(path, tmp_path / "own.yaml", band=band)[0])) == {5}
+
+
+@pytest.mark.parametrize("band", ["0", "-1", "²", "1.0", "LC"])
+def test_a_band_that_is_not_there_is_refused(label, tmp_path, band):
+    refused(f"found band {band} asked of 1", in_sinusoidal(tmp_path / "c.tif", label), band=band, error=DataError)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32", "float64"])

@@ -76,6 +76,12 @@ def test_demonstration_is_marked_as_synthetic(scenes, capsys, monkeypatch):
         (b'name,s2\n"' + 200_000 * b"a", "found no CSV (field larger than"),
         (b"name,s2\na/b,s2_0.tif\n", "line 2: found 'a/b', expected a unique name"),
         (b"name,s2\na,s2_0.tif\na,s2_1.tif\n", "line 3: found 'a'"),
+        (b"name,s2\na,s2_0.tif\nA,s2_1.tif\n", "line 3: found 'A'"),
+        (b'name,s2\n"a\nb",s2_0.tif\n', "found 'a\\nb', expected a unique name"),
+        ("name,s2\n\u202ea,s2_0.tif\n".encode(), "line 2: found '\\u202ea'"),
+        (b"name;s2\r\na;s2_0.tif\r\n", "each column once, separated by commas"),
+        (b"name,s2,s2\na,s2_0.tif,s2_1.tif\n", "found columns name, s2, s2"),
+        (b"name,s2\na," + 5000 * b"b" + b"\n", "line 2: found no "),
         (b"name,s2\na,none.tif\n", "line 2: found no "),
         (b"name,s2\na,s2_0.tif\nb,\n", "line 3: found no s2"),
         (b"name,s2\na,s2_0.tif\nb\n", "line 3: found no s2"),
@@ -93,6 +99,33 @@ def test_invalid_list_is_refused_by_line(scenes, capsys, text, message):
 def test_exactly_one_of_scene_list_and_demonstration_is_required(capsys, tmp_path, given):
     assert shell.main(["map", *given, "--out", str(tmp_path)]) == 2
     assert "expected one of the three" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "unused"),
+    [
+        ("--s2 a.tif --model n --legend igbp --band 2", "--legend, --band"),
+        ("--s2 a.tif --model n --steps 50", "--steps"),
+        ("--s2 a.tif --coarse c.tif --jobs 3", "--jobs"),
+        ("--s2 a.tif --coarse c.tif --cluster tcp://127.0.0.1:1", "--cluster"),
+        ("--demo --s1 a.tif --model n", "--s1, --model"),
+        ("--list a.csv --model n --steps 50", "--steps"),
+    ],
+)
+def test_options_without_an_effect_are_refused(capsys, tmp_path, given, unused):
+    assert shell.main(["map", *given.split(), "--out", str(tmp_path)]) == 2
+    assert f"map: found {unused}, expected options that have an effect" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["landcover.tif", "probabilities.tif"])
+def test_input_that_a_product_would_replace_is_kept(scenes, capsys, name):
+    """Such as an earlier map, given as coarse map of the next one with the same --out."""
+    path = write(scenes / "out" / name, scene_arrays(70, 90)[0])
+    content = path.read_bytes()
+    command = ["map", "--s2", str(path), "--model", str(scenes / "net.safetensors"), "--quiet"]
+    assert shell.main([*command, "--out", str(scenes / "out/../out")]) == 2
+    assert f"found the input {name} in it" in capsys.readouterr().err
+    assert path.read_bytes() == content
 
 
 def test_all_options_of_a_list_reach_each_scene(scenes, monkeypatch):

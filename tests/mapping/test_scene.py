@@ -197,6 +197,25 @@ def test_masks_hide_what_is_not_zero(files, tmp_path, step, nodata):
     np.testing.assert_array_equal(valid[:, :198].all(axis=1), np.arange(150) >= 60)
 
 
+@pytest.mark.parametrize("code", [-1, 12, 64, 255, 21824, 22280])
+def test_codes_that_are_not_of_the_scene_classification_hide_the_ground(files, tmp_path, code):
+    """Also its nodata value, whichever it is, and the quality bits of Landsat or HLS given as one."""
+    s2_path, _, _, _ = files
+    codes = np.full((1, 150, 200), 4, np.int16)
+    codes[:, :60] = code
+    valid = whole(s2_path, scl=write(tmp_path / "m.tif", codes))[0].valid
+    np.testing.assert_array_equal(valid.all(axis=1), np.arange(150) >= 60)
+    refused("masks m.tif", s2_path, scl=write(tmp_path / "m.tif", np.full_like(codes, code)))
+
+
+@pytest.mark.parametrize("kind", ["clouds", "scl"])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+def test_probabilities_are_no_mask(files, tmp_path, kind, dtype):
+    """As of s2cloudless and `MSK_CLDPRB_20m.jp2`: nearly no pixel is 0."""
+    percent = np.random.default_rng(0).integers(0, 101, (1, 150, 200)).astype(dtype)
+    refused(f"m.tif: found bands: 1, {dtype}, 101.*threshold", files[0], **{kind: write(tmp_path / "m.tif", percent)})
+
+
 def test_no_data_clouds_and_what_one_sensor_missed_are_hidden(files, tmp_path):
     """Zeros and fill values of S2, NaN and zeros of S1, a mask, a scene classification of 20 m."""
     s2_path, s1_path, s2, s1 = files
@@ -366,7 +385,7 @@ def test_damaged_and_missing_files_are_named(files, tmp_path):
     refused(r"half\.tif: found a damaged file", half)
     (tmp_path / "text.tif").write_text("hello")
     refused(r"text\.tif: found a damaged file", s2_path, tmp_path / "text.tif")
-    refused("expected one band of codes", s2_path, clouds=s1_path)
+    refused("expected 1 band, up to 32 whole numbers", s2_path, clouds=s1_path)
     with pytest.raises(MissingDataError, match="no such file"), open_scene(tmp_path / "none.tif"):
         pass
 

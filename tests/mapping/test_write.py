@@ -7,7 +7,7 @@ import rasterio.shutil
 from places import AT, UTM, write
 
 from lcfuse_core.data.legends import DFC2020
-from lcfuse_core.errors import DataError, LegendError, MissingDataError
+from lcfuse_core.errors import DataError, GridError, LegendError, MissingDataError
 from lcfuse_core.mapping.scene import Grid
 from lcfuse_core.mapping.write import LAYERS, create, read_map, write_category_names
 
@@ -44,6 +44,19 @@ def test_a_map_without_georeference_stays_without(tmp_path):
     assert (back.crs, back.transform) == (None, None)
 
 
+@pytest.mark.parametrize("how", ["nodata 255", "nodata 6", "mask"])
+def test_pixels_that_the_file_declares_unknown_have_no_class(tmp_path, how):
+    classes = np.full((1, 40, 40), 10, np.uint8)
+    classes[:, :, :20] = hidden = 255 if how == "nodata 255" else 6
+    path = write(tmp_path / "map.tif", classes, nodata=None if how == "mask" else hidden)
+    if how == "mask":
+        with rasterio.open(path, "r+") as file:
+            file.write_mask(np.where(classes[0] == 6, 0, 255).astype(np.uint8))
+    found = read_map(path).classes
+    assert (found[:, :20] == 0).all()
+    assert (found[:, 20:] == 10).all()
+
+
 def test_an_invalid_map_is_not_read(tmp_path):
     """A missing file, a text, half a file, a file of other bands, other codes, a file that refers to another."""
     with pytest.raises(MissingDataError, match="no such file"):
@@ -58,5 +71,7 @@ def test_an_invalid_map_is_not_read(tmp_path):
             read_map(tmp_path / name)
     with pytest.raises(DataError, match="2 bands of float32"):
         read_map(write(tmp_path / "s1.tif", np.zeros((2, 8, 8), np.float32)))
+    with pytest.raises(GridError, match="a transform without CRS"):
+        read_map(write(tmp_path / "half.tif", np.ones((1, 8, 8), np.uint8), crs=None))
     with pytest.raises(LegendError, match="class code 17"):
         read_map(write(tmp_path / "igbp.tif", np.full((1, 8, 8), 17, np.uint8)))

@@ -362,6 +362,8 @@ def test_lines_of_the_first_schema_are_synthetic_or_unknown():
     [
         ({"relation": "more"}, "relation"),
         ({"margin": None}, "needs margin"),
+        *(({"margin": value}, "margin: Input should be") for value in (float("nan"), float("inf"), -1, True, "1")),
+        ({"reported": 400}, "reported: Input should be"),
         ({"against": {}}, "needs against"),
         ({"relation": "equals"}, "needs reported"),
         ({"protocol": {"split": "test"}}, r"needs protocol parameters\.steps"),
