@@ -52,7 +52,8 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen = set()
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else []:
-            if key.tag == "tag:yaml.org,2002:merge":  # `<<` brings keys of another mapping, which those here override
+            # `<<` brings keys of another mapping, which those here override.
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
                 continue
             value = self.construct_object(key, deep=True)
             if value in seen:
