@@ -90,10 +90,9 @@ class Request:
             *((name, str, "text") for name in ("name", "catalogue", "reference")),
         ):
             value = getattr(self, name)
-            if not isinstance(value, kind) or isinstance(value, bool):
-                raise ParameterError(
-                    f"place: {name}", found=repr(value)[:80], expected=expected, do="Correct the value."
-                )
+            if isinstance(value, bool) or not isinstance(value, kind):
+                found, do = repr(value)[:80], "Correct the value."
+                raise ParameterError(f"place: {name}", found=found, expected=expected, do=do)
         has_two = isinstance(months, tuple) and [isinstance(month, Integral) for month in months] == [True, True]
         checks: dict[str, tuple[bool, str]] = {
             "lon": (-180 <= self.lon <= 180, "-180 to 180 degrees"),
