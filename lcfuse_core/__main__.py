@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _refuse_unreadable([*words, os.getcwd(), str(_runtime.data_folder())])
         options = _parser().parse_args(words)
-        _runtime.check_output(getattr(options, "out", ""))
+        _runtime.check_output(getattr(options, "out", None) or "")
         code: int = options.command(options)
     except LcfuseError as error:
         return _print_error(str(error))
