@@ -1,5 +1,5 @@
 """
-Interactive figures as self-contained HTML: coarse cells, weight of the prior, swipe between maps.
+Interactive figures as self-contained HTML: coarse cells, exponent of the prior, swipe between maps.
 
 Each function returns a string for `IPython.display.HTML`: inline pictures, style and script, and no address, so it
 works from a file and offline. Before any input it already shows a whole figure, also on paper and without scripts.
@@ -108,18 +108,18 @@ def prior_slider(
     small = np.finfo(np.float64).tiny
     one, other = (np.log(np.maximum(p.astype(np.float64), small)) for p in (posterior, prior))
     maps = [index_to_dfc((one + power * other).argmax(axis=0)) for power in _POWERS]
-    texts = [f"Weight {power:g}" for power in _POWERS]
+    texts = [f"Exponent {power:g}" for power in _POWERS]
     if reference is not None:
         known = np.isin(reference, SCORED)
         accuracy = [100 * float((codes == reference)[known].mean()) for codes in maps]
         texts = [f"{text}: {value:.1f} % of the pixels are right." for text, value in zip(texts, accuracy, strict=True)]
     data = [{"image": _png(codes), "text": text} for codes, text in zip(maps, texts, strict=True)]
     first = len(_POWERS) // 2
-    drawn = _svg(maps[first], "Land-cover map of one patch, drawn with the chosen weight of the prior", "")
+    drawn = _svg(maps[first], "Land-cover map of one patch, drawn with the chosen exponent of the prior", "")
     names = "".join(f"<p>{_class_name(int(code))}</p>" for code in np.unique(maps))
     script = "const c=data[+r.value];f.querySelector('image').setAttribute('href',c.image);text.textContent=c.text"
     body = f'<div class="lc-panels"><div>{drawn}</div><div>{names}</div></div>'
-    return _frame("prior", body, {"Weight of the prior": (len(_POWERS), first)}, texts[first], data, script)
+    return _frame("prior", body, {"Exponent of the prior": (len(_POWERS), first)}, texts[first], data, script)
 
 
 def swipe(pictures: Mapping[str, NDArray[Any]], *, alt: Mapping[str, str] | None = None) -> str:

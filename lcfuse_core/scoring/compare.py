@@ -57,7 +57,7 @@ class Step(NamedTuple):
 
 
 ABLATION = (
-    Step("training on images (official recipe)", OFFICIAL, BASELINE),
+    Step("training on images (plain DeepLabv3+)", OFFICIAL, BASELINE),
     Step("receptive field smaller than a cell", "FCN, plain", OFFICIAL),
     Step("class weights", SINGLE, "FCN, plain"),
     Step("Sentinel-1 in addition to Sentinel-2", SINGLE, "FCN, weighted, S2 alone"),

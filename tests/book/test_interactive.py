@@ -116,8 +116,8 @@ def test_the_prior_decides_the_more_the_heavier_it_is():
     shown = [int(np.asarray(opened(frame["image"]))[0, 0]) for frame in frames]
     assert shown == [*legends.SCORED[:1] * 2, *[legends.SCORED[1]] * 5]  # at a power of 0.3 both are as probable
     assert [frame["text"] for frame in frames][::4] == [
-        "Weight 0: 0.0 % of the pixels are right.",
-        "Weight 1: 100.0 % of the pixels are right.",
+        "Exponent 0: 0.0 % of the pixels are right.",
+        "Exponent 1: 100.0 % of the pixels are right.",
     ]
 
 
