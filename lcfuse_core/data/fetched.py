@@ -54,7 +54,7 @@ class Sums:
 
     def difference(self, item: Item) -> str:
         """Return what shows that the bytes are not those of the item; empty if nothing does."""
-        if item.size not in ("unknown", self.size):
+        if self.size == 0 or item.size not in ("unknown", self.size):
             return f"{self.size} bytes instead of {item.size}"
         known, seen = ({} if item.checksums == "unknown" else item.checksums), self.checksums
         return "; ".join(

@@ -287,6 +287,14 @@ def test_stream_of_wrong_bytes_leaves_nothing(http, root):
     assert not list(root.glob(".unpacking*"))
 
 
+def test_an_empty_answer_is_not_a_file(http, root):
+    """Neither for a file without a published size and checksum, which nothing else can tell from the right one."""
+    source, _ = serve(http, b"")
+    (outcome,) = run(manifest(item("bin", [source], "unknown", size="unknown", unpack=None)), root)
+    assert outcome.state == "failed" and "0 bytes" in outcome.message
+    assert not (root / "downloads" / "toys.bin").exists()
+
+
 def test_file_put_there_by_hand_is_verified(root):
     """A wrong one is set aside, not deleted: it is the user's."""
     book = manifest(item("zip", [BY_HAND], md5(ZIP)))
