@@ -291,7 +291,8 @@ def test_an_empty_answer_is_not_a_file(http, root):
     """Neither for a file without a published size and checksum, which nothing else can tell from the right one."""
     source, _ = serve(http, b"")
     (outcome,) = run(manifest(item("bin", [source], "unknown", size="unknown", unpack=None)), root)
-    assert outcome.state == "failed" and "0 bytes" in outcome.message
+    assert outcome.state == "failed"
+    assert "0 bytes" in outcome.message
     assert not (root / "downloads" / "toys.bin").exists()
 
 
