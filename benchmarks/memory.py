@@ -2,11 +2,13 @@
 Peak memory of the commands for thousands of patches that do not fit the memory budget.
 
     python benchmarks/memory.py [--sizes 12480 25000] [--only "train, files" ...] [--out memory.json]
+    python benchmarks/memory.py --sizes --test-sizes 100 400 5128 [--out memory.json]
 
 Each size is two folders of symbolic links to the training patches of the sample: GeoTIFFs in the layout of SEN12MS, and
 packed scenes whose descriptions name 717 patches each. Every command runs a few short steps on them, in processes of
-its own. Memory is RssAnon, the private memory without mapped files (Linux), of the command and all processes that it
-starts, sampled every 50 ms.
+its own. Each test size is one region of links to the test patches of the sample, in the layout of the phase archives of
+DFC2020; the default fusion learns from it and is evaluated on it. Memory is RssAnon, the private memory without mapped
+files (Linux), of the command and all processes that it starts, sampled every 50 ms. Processor time is theirs, too.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -48,28 +51,42 @@ def commands(folder: Path, size: int) -> dict[str, list[str]]:
 def main() -> None:
     """Measure the commands at each size, print the figures, and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="*", default=[12480, 25000], help="numbers of patches")
-    parser.add_argument("--only", nargs="*", help="names of commands (default: all)")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[12480, 25000], help="numbers of training patches")
+    parser.add_argument("--test-sizes", type=int, nargs="*", default=[], help="numbers of test patches")
+    parser.add_argument("--only", nargs="*", help="names of commands on training patches (default: all)")
     parser.add_argument("--folder", type=Path, help="where to write the links (default: a temporary folder)")
     parser.add_argument("--out", type=Path, help="JSON file for the result; other commands in it are kept")
     options = parser.parse_args()
-    result: dict[str, Any] = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         for size in options.sizes:
             link_files(folder / f"files-{size}", size)
             link_packs(folder / "packed", folder / f"packs-{size}", size)
-            environment = os.environ | {"LCFUSE_DATA": f"{folder}/data-{size}"}
             link_sample(folder / f"data-{size}")
             for command, words in commands(folder, size).items():
                 if options.only is None or command in options.only:
-                    figures = measure([sys.executable, "-m", "lcfuse_core", *words], environment)
-                    result.setdefault(command, {})[f"{size} patches"] = figures
-                    print(size, command, figures, flush=True)
-                    peaks = [own["peak RssAnon, MB"] for key, own in result[command].items() if "patches" in key]
-                    result[command]["largest / smallest peak"] = round(max(peaks) / min(peaks), 3)
-                    if options.out:
-                        options.out.write_text(json.dumps(result, indent=1) + "\n")
+                    record(command, size, measure(words, folder / f"data-{size}"), options.out)
+        for size in options.test_sizes:
+            link_test_set(folder / f"test-{size}", size)
+            link_sample(folder / f"data-test-{size}")
+            words = ["compare", "--data-root", str(folder / f"test-{size}"), "--seeds", "0"]
+            words += ["--only", "Fusion, target regions", "--out", str(folder / f"test-{size}.jsonl")]
+            words += [word for name, value in STEPS.items() for word in (f"--{name}", value)]
+            figures = measure(words, folder / f"data-test-{size}")
+            record("compare, default fusion on a test set", size, figures, options.out)
+
+
+def record(command: str, size: int, figures: dict[str, float], path: Path | None) -> None:
+    """Print the figures of a command at one size, and add them to the JSON file."""
+    print(size, command, figures, flush=True)
+    if path is None:
+        return
+    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    own = result.setdefault(command, {})
+    own[f"{size} patches"] = figures
+    peaks = [each["peak RssAnon, MB"] for key, each in own.items() if "patches" in key]
+    own["largest / smallest peak"] = round(max(peaks) / min(peaks), 3)
+    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def link_sample(data: Path) -> None:
@@ -92,6 +109,20 @@ def link_files(folder: Path, n: int) -> None:
             path = folder / f"ROIs1158_spring/{kind}_{scene}/ROIs1158_spring_{kind}_{scene}_p{number}.tif"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.symlink_to(getattr(row, kind))
+
+
+def link_test_set(folder: Path, n: int) -> None:
+    """Make *n* test patches of four links each, to those of the sample, in the layout of the phase archives."""
+    from lcfuse_core.data import patches
+    from lcfuse_core.data.sample import world
+
+    table = patches.index(world.sample_folder(0).absolute() / "dfc2020")
+    rows = list(table[table["split"] == "test"].itertuples())
+    for kind in ("s1", "s2", "lc", "dfc"):
+        (folder / f"{kind}_0").mkdir(parents=True)
+        for number in range(n):
+            path = folder / f"{kind}_0" / f"ROIs0000_test_{kind}_0_p{number}.tif"
+            path.symlink_to(getattr(rows[number % len(rows)], kind))
 
 
 def link_packs(packed: Path, folder: Path, n: int) -> None:
@@ -118,10 +149,12 @@ def link_packs(packed: Path, folder: Path, n: int) -> None:
         (folder / f"{name}.npy").symlink_to(original.with_suffix(".npy"))
 
 
-def measure(command: list[str], environment: dict[str, str]) -> dict[str, float]:
-    """Run a command; return the peak memory of its processes, and its duration. Raises RuntimeError if it fails."""
-    began, peak = time.perf_counter(), 0.0
+def measure(words: list[str], data: Path) -> dict[str, float]:
+    """Run a command; return its peak memory, its duration and processor time. Raises RuntimeError if it fails."""
+    command = [sys.executable, "-m", "lcfuse_core", *words]
+    began, before, peak = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN), 0.0
     with tempfile.TemporaryFile("w+") as said:
+        environment = os.environ | {"LCFUSE_DATA": str(data)}
         with subprocess.Popen(command, env=environment, stdout=said, stderr=subprocess.STDOUT) as process:
             while process.poll() is None:
                 peak = max(peak, sum(map(rss_anon, tree(process.pid))))
@@ -129,7 +162,10 @@ def measure(command: list[str], environment: dict[str, str]) -> dict[str, float]
         if process.returncode:
             said.seek(0)
             raise RuntimeError(f"{command}\n{said.read()[-3000:]}")
-    return {"peak RssAnon, MB": round(peak), "seconds": round(time.perf_counter() - began)}
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    took = round(time.perf_counter() - began)
+    return {"peak RssAnon, MB": round(peak), "seconds": took, "processor seconds": round(busy)}
 
 
 def tree(process: int) -> list[int]:
