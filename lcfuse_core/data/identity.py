@@ -23,6 +23,9 @@ _MOST_LINKED = 4096
 PLACE_RECORD = "place.json"
 """File in the folder of a place, with its origin and the digest of its files."""
 
+SHIPPED_SERVICES = "shipped"
+"""In the record of a place that was read from the addresses of the shipped file of services."""
+
 
 def data_digest(root: str | os.PathLike[str]) -> str:
     """
@@ -161,14 +164,14 @@ def data_kind(roots: Iterable[Path]) -> str:
     """
     Return the kind of a ledger line.
 
-    "synthetic" if any folder is; "place" if all are places as `places.fetch_place` wrote them, with unchanged files:
-    real images, real MODIS label, and the map of a model as reference; "real" if all files of all were verified.
+    "synthetic" if any folder is; "place" if all are places as `places.fetch_place` wrote them, with unchanged files,
+    from the shipped services: real images, real MODIS label, and the map of a model as reference. Places from other
+    services are "unverified", since these may serve any image. "real" if all files of all were verified.
     """
     roots = list(roots)
     if any(map(is_sample, roots)):
         return "synthetic"
-    records = [_place_record(root) for root in roots]
-    if all(record and record.get("digest") == data_digest(root) for record, root in zip(records, roots, strict=True)):
+    if all(map(_is_place, roots)):
         return "place"
     marks = {fetched.provenance(root) for root in roots}
     if marks <= {fetched.VERIFIED}:
@@ -183,6 +186,11 @@ def is_sample(root: Path) -> bool:
 
 def _in_world(root: Path) -> bool:
     return (root.parent / "world.json").exists()
+
+
+def _is_place(root: Path) -> bool:
+    record = _place_record(root)
+    return record.get("services") == SHIPPED_SERVICES and record.get("digest") == data_digest(root)
 
 
 def _place_record(root: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from pyproj import Transformer
 from lcfuse_core import _runtime
 from lcfuse_core._yaml import load_yaml
 from lcfuse_core.data import cells
-from lcfuse_core.data.identity import PLACE_RECORD, data_digest
+from lcfuse_core.data.identity import PLACE_RECORD, SHIPPED_SERVICES, data_digest
 from lcfuse_core.data.place_layers import PlaceReader
 from lcfuse_core.data.rasters import open_raster, part_transform
 from lcfuse_core.data.sample import world
@@ -171,33 +171,38 @@ def fetch_place(
     out : Path
         Folder that gets a folder for the place.
     services : path
-        Addresses; see `SERVICES`.
+        Addresses. Ledger lines count as of a real place (`identity.data_kind`) only with those of `SERVICES`, since any
+        others may serve any image.
     progress : bool
         Whether to show a bar.
 
     Raises
     ------
     ParameterError
-        If the services lack the catalogue or the reference, or another place has the name.
+        If the services lack the catalogue or the reference, or a place of another request or other services has the
+        name.
     MissingDataError
         If there is no image, no clear date, or no MODIS label.
     FetchError
         If a service does not answer.
     """
     final = out / request.title
-    wanted = json.loads(json.dumps(asdict(request)))
-    record = final / PLACE_RECORD
-    if record.exists():
-        if json.loads(record.read_text(encoding="utf-8")).get("request") == wanted:
-            return final
-        do = "Give another --name, or delete the folder."
-        raise ParameterError(final, found="another place of that name", expected="a new name", do=do)
     known = _services_of(request, services)
-    digest = hashlib.sha256(json.dumps([wanted, known], sort_keys=True, default=str).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(json.dumps([asdict(request), known], sort_keys=True, default=str).encode()).hexdigest()[:12]
+    origin = {
+        "request": json.loads(json.dumps(asdict(request))),
+        "services": SHIPPED_SERVICES if known == read_services(SERVICES) else f"others, {digest}",
+    }
+    if (final / PLACE_RECORD).exists():
+        record = json.loads((final / PLACE_RECORD).read_text(encoding="utf-8"))
+        if {name: record.get(name) for name in origin} == origin:
+            return final
+        found, do = "a place of another request or other services", "Give another --name, or delete the folder."
+        raise ParameterError(final, found=found, expected="a new name", do=do)
     part = out / f".{request.title}.{digest}.part"
     with _runtime.lock(part.with_suffix(".lock")):
         part.mkdir(parents=True, exist_ok=True)
-        _write_place(request, _reader(request, known, part, progress), part / "place")
+        _write_place(request, origin, _reader(request, known, part, progress), part / "place")
         if final.exists():
             shutil.rmtree(final)  # a folder without a record: not of this function, or unfinished
         (part / "place").rename(final)
@@ -276,8 +281,8 @@ def sample_place(out: Path, seed: int = 0) -> Path:
     return final
 
 
-def _write_place(request: Request, reader: PlaceReader, folder: Path) -> None:
-    """Read all layers and write the folder of a place."""
+def _write_place(request: Request, origin: dict[str, Any], reader: PlaceReader, folder: Path) -> None:
+    """Read all layers and write the folder of a place; its record begins with the *origin*."""
     grid, record = reader.grid, reader.record
     label, codes, transform = reader.modis()  # first: without a label the images are of no use
     layers: dict[str, NDArray[Any]] = {"s2": reader.sentinel2(), "s1": reader.sentinel1(), "lc": label}
@@ -286,7 +291,7 @@ def _write_place(request: Request, reader: PlaceReader, folder: Path) -> None:
         layers["dfc"] = reference[None]
     attributions = [record[name]["attribution"] for name in ("modis", "reference") if record[name]]
     whole = {
-        "request": json.loads(json.dumps(asdict(request))),
+        **origin,
         "grid": {"crs": grid.crs, "transform": tuple(grid.transform)[:6], "side": grid.side},
         **record,
         "attribution": [f"Contains modified Copernicus Sentinel data {request.year}", *attributions],

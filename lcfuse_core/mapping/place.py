@@ -63,7 +63,7 @@ def add_parser(parsers: Any) -> None:
     place.add_argument("--catalogue", default="", help="of images (default: earth-search)")
     place.add_argument("--reference", default="worldcover", help='10 m map to compare with, or "" for none')
     place.add_argument(
-        "--services", type=Path, default=places.SERVICES, help="file of addresses, see shipped/services.yaml"
+        "--services", type=Path, default=places.SERVICES, help="other addresses, in a file as shipped/services.yaml"
     )
     place.add_argument("--out", type=Path, required=True, help="folder of the places")
     place.add_argument("--map", action="store_true", help="map the place from its MODIS label, too")

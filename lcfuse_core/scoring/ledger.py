@@ -51,7 +51,8 @@ _REGIMES = ("inductive", "transductive")
 
 DATA_KINDS = ("synthetic", "semi-real", "unverified", "adopted", "place", "real")
 """From the sample world; real images with simulated labels; files that `data fetch` has not verified, or recognised by
-their names; places of `place`: real images, real MODIS label, the map of a model as reference; published data sets."""
+their names; places of `place`, by the shipped services: real images, real MODIS label, the map of a model as
+reference; published data sets."""
 
 _LONGEST_LINE = 1 << 26  # bytes; a line of 100 regions has less than 1 MB
 _MAPPINGS = ("data", "seeds", "parameters", "scores", "hashes", "cost", "code", "machine")

@@ -156,17 +156,19 @@ def test_data_are_real_only_if_all_were_verified(tmp_path, monkeypatch):
 
 
 def test_places_have_a_kind_of_their_own_while_their_files_are_unchanged(tmp_path):
-    """A folder with a record whose digest is not that of the files is not taken for a place."""
+    """A folder whose files changed, or that was read from other than the shipped services, is not taken for a place."""
     place, other = tmp_path / "Here", tmp_path / "There"
     for folder in (place, other):
         write_patch(folder, "bundle")
-        (folder / identity.PLACE_RECORD).write_text(json.dumps({"digest": identity.data_digest(folder)}))
+        known = {"services": identity.SHIPPED_SERVICES, "digest": identity.data_digest(folder)}
+        (folder / identity.PLACE_RECORD).write_text(json.dumps(known))
     assert identity.data_kind([place]) == identity.data_kind([place, other]) == "place"
     assert identity.data_kind([place, tmp_path]) == "unverified"
     path = next(other.rglob("*_s2_*.tif"))
     path.write_bytes(path.read_bytes() + b"?")
     assert identity.data_kind([place, other]) == "unverified"
-    for text in ("{", "[]", '{"digest": 1}'):
+    digest = f'"digest": "{identity.data_digest(place)}"'
+    for text in ("{", "[]", '{"services": "shipped"}', f"{{{digest}}}", f'{{"services": "others, 0", {digest}}}'):
         (place / identity.PLACE_RECORD).write_text(text)
         assert identity.data_kind([place]) == "unverified"
     (place / identity.PLACE_RECORD).write_text('{"synthetic": true}')

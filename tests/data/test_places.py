@@ -10,7 +10,7 @@ import rasterio
 import yaml
 from stac_server import ASSETS, add_item, add_radar, labelled_scene, serving
 
-from lcfuse_core.data import cells, legends, patches, place_layers, places, stac
+from lcfuse_core.data import cells, identity, legends, patches, place_layers, places, stac
 from lcfuse_core.data.bands import B10
 from lcfuse_core.data.places import (
     SERVICES,
@@ -552,11 +552,28 @@ def test_a_reference_with_unknown_codes(scene, server, fetch):
     assert patches.index(fetch(reference=""))["dfc"].isna().all()
 
 
-def test_another_place_of_that_name(scene, server, fetch):
+def test_another_place_of_that_name(scene, server, fetch, tmp_path):
     add_item(server, scene[0], "a", "2021-06-05", properties=OLD)
     fetch(sentinel1=False)
     with pytest.raises(ParameterError, match="name"):
         fetch(dates=1, sentinel1=False)
+    request = Request(scene[0].lon, scene[0].lat, 2.56, name="Here", dates=3)
+    with pytest.raises(ParameterError, match="other services"):  # it is not taken for one of the public services
+        fetch_place(request, tmp_path / "out")
+
+
+def test_only_the_shipped_services_give_ledger_lines_of_real_places(scene, server, fetch, monkeypatch):
+    """A server may offer any image: its places are unverified, unless its addresses are those of the shipped file."""
+    add_item(server, scene[0], "a", "2021-06-05", properties=OLD)
+    other = fetch(sentinel1=False)
+    assert record(other)["services"].startswith("others, ")
+    assert identity.data_kind([other]) == "unverified"
+    monkeypatch.setattr(places, "SERVICES", server.services(other.parent / "shipped.yaml", sentinel1=False))
+    real = fetch(name="Real", sentinel1=False)
+    assert identity.data_kind([real]) == "place"
+    assert identity.data_kind([real, other]) == "unverified"
+    (real / "s2.tif").write_bytes((other / "reference.tif").read_bytes())
+    assert identity.data_kind([real]) == "unverified"
 
 
 # Lists and services --------------------------------------------------------------------------------
