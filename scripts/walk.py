@@ -62,13 +62,15 @@ def _run(folder: Path, show: Callable[[str], object], *words: str) -> None:
 def _kill(folder: Path, words: list[str], step: int) -> int:
     """Kill a training after it has written a checkpoint of that step or a later one; return the step that is kept."""
     from lcfuse_core.errors import LcfuseError
-    from lcfuse_core.training.checkpoint import LAST, read_checkpoint
+    from lcfuse_core.training.checkpoint import LAST, PREVIOUS, read_checkpoint
 
     def kept() -> int:
-        try:
-            return int((read_checkpoint(folder / "runs" / "fcn" / LAST)[1] or {})["step"])
-        except LcfuseError:  # not yet there
-            return 0
+        for name in (LAST, PREVIOUS):  # between two renames only the previous one exists
+            try:
+                return int((read_checkpoint(folder / "runs" / "fcn" / name)[1] or {})["step"])
+            except LcfuseError:  # not yet there
+                continue
+        return 0
 
     with subprocess.Popen(_command(words), **_options(folder), stderr=subprocess.DEVNULL) as training:
         while training.poll() is None and kept() < step:

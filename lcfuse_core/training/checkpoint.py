@@ -182,8 +182,7 @@ def _digest(text: str, tensors: dict[str, Tensor]) -> str:
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the header and the tensors of a file after all checks that need no plan."""
     if not path.is_file():
-        found = "a folder, device or pipe" if path.exists() else "no such file"
-        raise MissingDataError(path, found=found, expected="a checkpoint", do="Train first, or check the path.")
+        raise _missing(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -192,7 +191,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         header = json.loads(text)
     except KeyError:
         raise _refusal(path, "a safetensors file without our header") from None
-    except (SafetensorError, OSError, MemoryError, ValueError, RecursionError) as error:
+    except (SafetensorError, OSError, MemoryError, ValueError, RuntimeError) as error:
+        if not path.is_file():  # a running training has just renamed it
+            raise _missing(path) from None
         found = f"an unreadable or cut file ({error})"
         with path.open("rb") as start:
             is_pickle = start.read(2).startswith((b"PK", b"\x80"))
@@ -206,6 +207,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if header.get(name) != expected:
             raise _refusal(path, f"{name} {header.get(name)!r}", f"{name} {expected!r}, as this version writes it")
     return header, tensors
+
+
+def _missing(path: Path) -> MissingDataError:
+    found = "a folder, device or pipe" if path.exists() else "no such file"
+    return MissingDataError(path, found=found, expected="a checkpoint", do="Train first, or check the path.")
 
 
 def _refusal(path: str | os.PathLike[str], found: str, expected: str = "a whole checkpoint") -> CheckpointError:

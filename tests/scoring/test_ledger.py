@@ -19,6 +19,7 @@ from lcfuse_core.errors import DataError, LcfuseError, MissingDataError, Paramet
 from lcfuse_core.scoring import ledger
 from lcfuse_core.scoring.scores import confusion, summarise
 
+MIDDLE_OF_WORK = -1
 LINES = int(os.environ.get("LCFUSE_LEDGER_LINES", "400"))
 """Written by eight processes together; 10,000 for the full size."""
 
@@ -189,6 +190,8 @@ def _write_some(path, reported, writer, numbers, dies_at):
                 ledger.os.write = write_half_and_die
             ledger.append(path, {"writer": writer, "number": number, "padding": "ä" * (50 + 13 * number % 400)})
             report.write(b"%d\n" % number)
+            if dies_at == MIDDLE_OF_WORK:  # slow enough to be killed before its last line
+                time.sleep(0.02)
 
 
 @pytest.mark.slow
@@ -196,7 +199,7 @@ def test_eight_writers_some_killed_lose_no_line_that_was_reported(tmp_path):
     """Three die in the middle of a line and one at any moment; each goes on in a new process, as a rerun would."""
     context, each, path = multiprocessing.get_context("fork"), LINES // 8, tmp_path / "l"
     reported = [tmp_path / f"reported-{writer}" for writer in range(8)]
-    dies_at = {writer: (writer + 2) * each // 6 for writer in (1, 2, 3)}
+    dies_at = {writer: (writer + 2) * each // 6 for writer in (1, 2, 3)} | {6: MIDDLE_OF_WORK}
 
     def start(writer, first, dies=None):
         process = context.Process(target=_write_some, args=(path, reported[writer], writer, range(first, each), dies))
