@@ -24,7 +24,7 @@ from lcfuse_core.methods.adapt import Predict, PseudoLabels
 from lcfuse_core.methods.fusion import gather
 from lcfuse_core.models import forest
 from lcfuse_core.models.transition import Matrix
-from lcfuse_core.scoring.spatial import CELL_PX
+from lcfuse_core.scoring.scores import CELL_PX
 
 FEW_CELLS = 200.0
 """Labelled coarse cells per region from which the default fusion learns from the target regions alone."""

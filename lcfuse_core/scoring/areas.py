@@ -11,12 +11,10 @@ of the reference.
 References
 ----------
 Olofsson, Foody, Herold, Stehman, Woodcock and Wulder (2014), Good practices for estimating area and assessing
-accuracy of land change, Remote Sensing of Environment 148, 42-57: equations 1 to 11 and section 5.
+accuracy of land change, Remote Sensing of Environment 148, 42-57: equations 4, 9, 10 and section 5.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -28,27 +26,9 @@ from lcfuse_core.errors import DataError, GridError
 _Z_95 = 1.959964  # quantile of the normal distribution for an interval of 95 per cent
 
 
-@dataclass(frozen=True)
-class _AreaEstimate:
-    """
-    Areas by class, as mapped and error-adjusted, in the unit of the strata; accuracies; and standard errors (`_se`).
-
-    User's accuracy (1 - commission error) is NaN for a class that was not mapped, producer's accuracy (1 - omission
-    error) for a class without reference.
-    """
-
-    mapped: NDArray[np.float64]
-    area: NDArray[np.float64]
-    area_se: NDArray[np.float64]
-    users: NDArray[np.float64]
-    users_se: NDArray[np.float64]
-    producers: NDArray[np.float64]
-    producers_se: NDArray[np.float64]
-    overall: float
-    overall_se: float
-
-
-def adjusted(sample: NDArray[np.integer], mapped: NDArray[np.floating | np.integer]) -> _AreaEstimate:
+def adjusted(
+    sample: NDArray[np.integer], mapped: NDArray[np.floating | np.integer]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """
     Estimate areas from the error matrix of a sample that is stratified by the map.
 
@@ -59,18 +39,20 @@ def adjusted(sample: NDArray[np.integer], mapped: NDArray[np.floating | np.integ
     mapped : ndarray, shape (n,)
         Area of each map class in any unit; the sum is the area of the region.
 
+    Returns
+    -------
+    area, error : ndarray, shape (n,)
+        Error-adjusted area of each reference class, and its standard error, in the unit of *mapped*.
+
     Raises
     ------
-    GridError
-        If the shapes do not fit.
-    DataError
-        If a class that was mapped has fewer than two samples.
+    GridError, DataError
+        If the shapes do not fit; if a class that was mapped has fewer than two samples.
 
     Examples
     --------
-    >>> estimate = adjusted(np.array([[9, 1], [2, 8]]), np.array([100, 300]))
-    >>> estimate.area.round(1).tolist(), round(estimate.overall, 3)
-    ([150.0, 250.0], 0.825)
+    >>> adjusted(np.array([[9, 1], [2, 8]]), np.array([100, 300]))[0].round(1).tolist()
+    [150.0, 250.0]
     """
     n, total = np.asarray(sample, np.float64), np.asarray(mapped, np.float64)
     if n.ndim != 2 or n.shape[0] != n.shape[1] or total.shape != n.shape[:1]:
@@ -84,28 +66,10 @@ def adjusted(sample: NDArray[np.integer], mapped: NDArray[np.floating | np.integ
         raise DataError("areas", found=found if thin.any() else "no area", expected="two or more each", do=do)
     weight = total / total.sum()  # W_i
     share = n / np.maximum(n_i, 1)[:, None]  # n_ij / n_i.
-    freedom = np.maximum(n_i - 1, 1)
-    p = weight[:, None] * share  # equation 4
-    column = p.sum(axis=0)  # equation 9, the proportion of area of each reference class
-    column_se = np.sqrt((weight[:, None] ** 2 * (share * (1 - share) / freedom[:, None])).sum(axis=0))  # equation 10
-    right = np.diag(share)
-    users = np.where(n_i > 0, right, np.nan)  # equation 2
-    users_variance = right * (1 - right) / freedom  # equation 6
-    overall = float(np.diag(p).sum())  # equation 1
-    overall_se = float(np.sqrt((weight**2 * users_variance).sum()))  # equation 5
-    with np.errstate(invalid="ignore", divide="ignore"):
-        producers = np.where(column > 0, np.diag(p) / column, np.nan)  # equation 3
-    # Equation 7, with the estimated pixels of each reference class, N_.j.
-    known = np.nan_to_num(producers)
-    estimated = (total[:, None] * share).sum(axis=0)
-    own = total**2 * (1 - known) ** 2 * users_variance
-    spread = total[:, None] ** 2 * share * (1 - share) / freedom[:, None]
-    others = known**2 * (spread.sum(axis=0) - np.diag(spread))
-    producers_se = np.sqrt(own + others) / np.maximum(estimated, 1e-300)
-    return _AreaEstimate(
-        total, column * total.sum(), column_se * total.sum(), users, np.sqrt(users_variance), producers,
-        np.where(column > 0, producers_se, np.nan), overall, overall_se,
-    )  # fmt: skip
+    area = (weight[:, None] * share).sum(axis=0)  # equations 4 and 9, as a proportion
+    variance = share * (1 - share) / np.maximum(n_i - 1, 1)[:, None]
+    error = np.sqrt((weight[:, None] ** 2 * variance).sum(axis=0))  # equation 10
+    return area * total.sum(), error * total.sum()
 
 
 def pixels_of(classes: NDArray[np.integer]) -> dict[str, int]:
@@ -117,22 +81,11 @@ def from_confusion(counts: NDArray[np.integer], mapped: dict[str, int]) -> pd.Da
     """
     Return a table of areas in hectares: of the map's pixels, error-adjusted, and half the width of the 95 % interval.
 
-    Parameters
-    ----------
-    counts : ndarray of int, shape (11, 11)
-        Sampled pixels by (reference code, mapped code), as `scores.confusion` returns them.
-    mapped : dict of str to int
-        Pixels of 10 m of each class of the whole map, by name, as `pixels_of` returns them.
-
+    *counts* are the sampled pixels, int (11, 11), as `scores.confusion` returns them; *mapped* are the pixels of 10 m
+    of each class of the whole map, as `pixels_of` returns them.
     """
     codes, names = list(SCORED), [DFC2020.name_of(code) for code in SCORED]
     sample = np.asarray(counts)[np.ix_(codes, codes)].T
-    estimate = adjusted(sample, np.array([mapped[name] for name in names]) / 100)
-    columns = {
-        "map, ha": estimate.mapped,
-        "adjusted, ha": estimate.area,
-        "± ha": _Z_95 * estimate.area_se,
-        "user's accuracy": estimate.users,
-        "producer's accuracy": estimate.producers,
-    }
-    return pd.DataFrame(columns, index=names)
+    hectares = np.array([mapped[name] for name in names]) / 100
+    area, error = adjusted(sample, hectares)
+    return pd.DataFrame({"map, ha": hectares, "adjusted, ha": area, "± ha": _Z_95 * error}, index=names)

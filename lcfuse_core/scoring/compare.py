@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,11 +27,10 @@ from scipy import special
 
 from lcfuse_core._runtime import SHIPPED
 from lcfuse_core._yaml import load_yaml
-from lcfuse_core.errors import DataError, LcfuseError, MissingDataError
+from lcfuse_core.errors import LcfuseError, MissingDataError
 from lcfuse_core.scoring import intervals, ledger, protocol
 from lcfuse_core.scoring.intervals import Interval
-from lcfuse_core.scoring.scores import N_CODES
-from lcfuse_core.scoring.spatial import CELL_PX
+from lcfuse_core.scoring.scores import CELL_PX, N_CODES
 
 BASELINE, OFFICIAL, SINGLE = "MODIS label", "DeepLabv3+, plain", "FCN, weighted"
 """The label as a map, the recipe of the contest's baseline, and the best network with (weighted) cross-entropy."""
@@ -94,13 +92,9 @@ _RUN = ["parameters.method", "seeds.world", "seeds.training"]
 _UNKNOWN = Interval(float("nan"), float("nan"), float("nan"), 0)
 
 
-def recorded_methods(path: str | os.PathLike[str] | None = None) -> pd.DataFrame:
-    """Read the newest line of each method and seed, of *path* or of the package, and the bounds on the same worlds."""
-    path = path or SHIPPED / "methods.jsonl"
-    lines = ledger.read(path)
-    if lines.empty:
-        do = "Run python -m lcfuse_core compare --out FILE."
-        raise DataError(path, found="no line", expected="one per method and seed", do=do)
+def recorded_methods() -> pd.DataFrame:
+    """Read the newest committed line of each method and seed, and the bounds on the same worlds."""
+    lines = ledger.read(SHIPPED / "methods.jsonl")
     bounds = protocol.recorded_seeds("fine")
     # One of the bounds is scored on other patches, those of the validation regions.
     same_patches = bounds["parameters.method"] != _BOUND_SAME_REGIONS
@@ -122,7 +116,7 @@ def by_seed(lines: pd.DataFrame, score: str = "aa") -> pd.DataFrame:
     return wide.loc[lines["parameters.method"].unique()].rename_axis(index="method", columns="seed")
 
 
-def overview(lines: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
+def overview(lines: pd.DataFrame) -> pd.DataFrame:
     """
     Return one row per method, the best mean AA first; scores are means over seeds in per cent.
 
@@ -152,10 +146,10 @@ def overview(lines: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
         }
     table = pd.DataFrame.from_dict(rows, "index").rename_axis("method")
     table["cells per region"] = table["cells per region"].round()
-    return _rounded(table, digits).sort_values("AA", ascending=False, kind="stable")
+    return _rounded(table).sort_values("AA", ascending=False, kind="stable")
 
 
-def gains(lines: pd.DataFrame, steps: Iterable[Step] = ABLATION, digits: int = 1) -> pd.DataFrame:
+def gains(lines: pd.DataFrame, steps: Iterable[Step] = ABLATION) -> pd.DataFrame:
     """
     Return what each step adds to AA, in points, by pairs on one world; steps without a pair are left out.
 
@@ -191,11 +185,11 @@ def gains(lines: pd.DataFrame, steps: Iterable[Step] = ABLATION, digits: int = 1
     table = pd.DataFrame.from_dict(rows, "index").rename_axis("step")
     ends = ["mean", "spread", "low", "high", "regional", "better", "exceeds spread"]
     seeds = sorted({name for name in table if name not in ends}, key=lambda name: int(str(name).split()[1]))
-    table = _rounded(table.reindex(columns=[*seeds, *ends]), digits)
+    table = _rounded(table.reindex(columns=[*seeds, *ends]))
     return table.assign(**{"p, Holm": intervals.holm(p).round(4)})
 
 
-def few_cell_gains(path: str | os.PathLike[str] = SHIPPED / "few_cells.json") -> pd.DataFrame:
+def few_cell_gains() -> pd.DataFrame:
     """
     Return by how many points of AA the default fusion exceeds others when regions have few coarse cells.
 
@@ -204,7 +198,7 @@ def few_cell_gains(path: str | os.PathLike[str] = SHIPPED / "few_cells.json") ->
     inductive network, best member (the best of the fusion's own members by the reference).
     """
     rows = []
-    for one in json.loads(Path(path).read_text(encoding="utf-8")):
+    for one in json.loads((SHIPPED / "few_cells.json").read_text(encoding="utf-8")):
         aa = pd.DataFrame(one["aa"]).T
         gain = aa.loc[FUSION] - aa
         world = {name.replace("_", " "): one[name] for name in ("seed", "domain_shift", "label_noise", "cells")}
@@ -219,10 +213,10 @@ def few_cell_gains(path: str | os.PathLike[str] = SHIPPED / "few_cells.json") ->
     return pd.DataFrame(rows).round(1)
 
 
-def _rounded(table: pd.DataFrame, digits: int) -> pd.DataFrame:
-    """Round, without a minus before zero, which would look like a loss."""
+def _rounded(table: pd.DataFrame) -> pd.DataFrame:
+    """Round to 0.1, without a minus before zero, which would look like a loss."""
     floats = table.select_dtypes("float").columns
-    return table.assign(**(table[floats].round(digits) + 0.0))
+    return table.assign(**(table[floats].round(1) + 0.0))
 
 
 def _interval(lines: pd.DataFrame, *methods: str) -> Interval:

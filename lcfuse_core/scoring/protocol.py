@@ -24,8 +24,16 @@ from lcfuse_core.data.legends import igbp_to_dfc
 from lcfuse_core.data.patches import Patch, Report, complete, index, iter_patches, patch_name, split_by_scene
 from lcfuse_core.errors import MissingDataError
 from lcfuse_core.scoring import ledger
-from lcfuse_core.scoring.scores import N_CODES, Scores, confusion, score_table, summarise
-from lcfuse_core.scoring.spatial import CELL_PX, near_borders, near_small_objects
+from lcfuse_core.scoring.scores import (
+    CELL_PX,
+    N_CODES,
+    Scores,
+    confusion,
+    near_borders,
+    near_small_objects,
+    score_table,
+    summarise,
+)
 
 NEED = ("s1", "s2", "lc", "dfc")
 """The files of an evaluation patch: images, the MODIS label as the baseline, the reference."""
@@ -94,16 +102,16 @@ class Result:
         }
 
 
-def result_table(results: Mapping[str, Result], digits: int = 1) -> pd.DataFrame:
+def result_table(results: Mapping[str, Result]) -> pd.DataFrame:
     """
     Return the scores of each map as `scores.score_table` does, and beside the pooled AA the mean of the regions' AA.
 
     A map that only shows which class dominates each region has a high pooled AA and a low regional one. *Cells per
     region* is the mean area of the evaluated pixels of a region in coarse cells.
     """
-    table = score_table({name: result.scores for name, result in results.items()}, digits)
+    table = score_table({name: result.scores for name, result in results.items()})
     regional = {name: 100 * np.mean([one.aa for one in result.regions.values()]) for name, result in results.items()}
-    table.insert(1, "regional AA %", pd.Series(regional).round(digits))
+    table.insert(1, "regional AA %", pd.Series(regional).round(1))
     cells = {name: result.counts.sum() / CELL_PX / len(result.by_region) for name, result in results.items()}
     table["cells per region"] = pd.Series(cells).round().astype(int)
     return table
@@ -113,8 +121,6 @@ def method_name(learner: str, class_weight_power: float, loss: str = "cross_entr
     """
     Return the name of a method in tables and in the ledger; *learner* is a key of `NAMES`.
 
-    Examples
-    --------
     >>> method_name("unet", 0.0), method_name("fcn", 0.5), method_name("fcn", 1.0, "bag")
     ('U-Net, plain', 'FCN, weighted', 'FCN, weighted (power 1), bag')
     """
@@ -148,9 +154,9 @@ def evaluation_patches(root: str | os.PathLike[str], split: str = "test") -> pd.
     return whole[chosen].reset_index(drop=True)
 
 
-def by_variety(table: pd.DataFrame, first: int = 100) -> pd.DataFrame:
-    """Sort the *first* rows of an index by the number of classes in the MODIS label, without unreadable patches."""
-    readable = iter_patches(table.head(first), Report(), ("s1", "s2", "lc"))
+def by_variety(table: pd.DataFrame) -> pd.DataFrame:
+    """Sort the first 100 rows of an index by the number of classes in the MODIS label, without unreadable patches."""
+    readable = iter_patches(table.head(100), Report(), ("s1", "s2", "lc"))
     n_classes = {patch.name: len(np.unique(modis_label_map(patch))) for patch in readable}
     names = pd.Series(list(map(patch_name, table.itertuples())), index=table.index)
     order = names.map(n_classes).dropna().sort_values(ascending=False, kind="stable")
@@ -176,7 +182,7 @@ def evaluate_methods(
     table : pandas.DataFrame
         Index rows of the patches, as `evaluation_patches` returns them.
     progress : bool
-        Whether to show a progress bar.
+        Whether to show a bar.
 
     Returns
     -------
@@ -218,9 +224,9 @@ def published() -> dict[str, Any]:
     return values
 
 
-def over_seeds(lines: pd.DataFrame, score: str = "aa", digits: int = 1) -> pd.DataFrame:
-    """Return one row per method, the best mean first: its *score* in per cent with each seed, their mean and range."""
-    wide = 100 * ledger.by_seed(lines, f"scores.{score}")
+def over_seeds(lines: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per method, the best mean first: AA in per cent with each seed, their mean and range."""
+    wide = 100 * ledger.by_seed(lines, "scores.aa")
     summary = pd.DataFrame({"mean": wide.mean(axis=1), "min": wide.min(axis=1), "max": wide.max(axis=1)})
-    table = wide.rename(columns=lambda seed: f"seed {seed}").join(summary).round(digits)
+    table = wide.rename(columns=lambda seed: f"seed {seed}").join(summary).round(1)
     return table.sort_values("mean", ascending=False).rename_axis(index="method", columns=None)

@@ -20,12 +20,20 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 
+from lcfuse_core.data.cells import CELL_M
 from lcfuse_core.data.legends import DFC2020, SCORED, SNOW
 from lcfuse_core.errors import DataError, GridError, LegendError, ParameterError
 
 N_CODES = 11
 """DFC2020 codes 0 (none) to 10 (water)."""
+
+CELL_PX = CELL_M**2 / 100
+"""Pixels of 10 m in a coarse cell; the count of a whole cell differs by a few."""
+
+BORDER_PX = 3
+"""Distance of pixels near borders, in rows or columns: half a field road, more than the shift between satellites."""
 
 _BLOCK_PX = 1 << 20  # counted at once: two bytes of working memory each, 2 MB however large the map
 _CODE_BITS = 4  # a pair of codes fits into one byte: the reference in the upper half, the map in the lower
@@ -218,12 +226,12 @@ def _scored_rows(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     return kept
 
 
-def score_table(entries: Mapping[str, Scores], digits: int = 1) -> pd.DataFrame:
-    """Return one row per map (by name), one column per score: per cent, rounded to *digits*; kappa to one more."""
+def score_table(entries: Mapping[str, Scores]) -> pd.DataFrame:
+    """Return one row per map (by name), one column per score: per cent, rounded to 0.1, and kappa to 0.01."""
     columns = {"AA %": "aa", "OA %": "oa", "mIoU(8) %": "miou_8", "mIoU(9) %": "miou_9"}
     rows = {
-        name: {title: round(100 * getattr(scores, field), digits) for title, field in columns.items()}
-        | {"kappa": round(scores.kappa, digits + 1)}
+        name: {title: round(100 * getattr(scores, field), 1) for title, field in columns.items()}
+        | {"kappa": round(scores.kappa, 2)}
         for name, scores in entries.items()
     }
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -233,3 +241,39 @@ def class_table(entries: Mapping[str, Scores]) -> pd.DataFrame:
     """Return one row per scored class, one column per map: recall in per cent."""
     columns = {name: scores.recall for name, scores in entries.items()}
     return (100 * pd.DataFrame(columns, index=_NAMES)).round(1)
+
+
+# Parts of the pixels -----------------------------------------------------------------------------
+
+
+def near_borders(reference: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """
+    Return where another known class lies within `BORDER_PX`: the *trimap* of Kohli et al. (2009), IJCV 82.
+
+    Maps from coarse labels are wrong first near borders. *reference*, int (H, W), holds DFC2020 codes; a pixel that is
+    0 (unknown) is never near a border and makes none. Raises GridError if it is not two-dimensional.
+    """
+    if np.ndim(reference) != 2:
+        do = "Take one patch at a time: borders depend on the neighbouring pixels."
+        raise GridError("borders", found=f"shape {np.shape(reference)}", expected="(H, W)", do=do)
+    size, known = 2 * BORDER_PX + 1, reference > 0
+    # Unknown pixels get a value that is never the least, or never the greatest, of a window.
+    least = ndimage.minimum_filter(np.where(known, reference, N_CODES), size, mode="nearest")
+    greatest = ndimage.maximum_filter(np.where(known, reference, 0), size, mode="nearest")
+    return known & (least != greatest)
+
+
+def near_small_objects(reference: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """
+    Return the pixels near borders with a part of an object smaller than a coarse cell within `BORDER_PX`.
+
+    An object is a set of pixels of one class, connected by their sides. Those at the edge of the patch are left out,
+    because their size is unknown. The parameter and the error are those of `near_borders`.
+    """
+    near, small = near_borders(reference), np.zeros(np.shape(reference), bool)
+    for code in np.unique(reference[reference > 0]):
+        objects, _ = ndimage.label(reference == code)
+        is_small = np.bincount(objects.reshape(-1)) < CELL_PX
+        is_small[[0, *objects[[0, -1]].reshape(-1), *objects[:, [0, -1]].reshape(-1)]] = False  # 0: of another class
+        small |= is_small[objects]
+    return near & ndimage.maximum_filter(small, 2 * BORDER_PX + 1, mode="nearest")

@@ -14,7 +14,7 @@ from lcfuse_core.methods import baselines, few_cells
 from lcfuse_core.methods.adapt import images_of
 from lcfuse_core.methods.few_cells import FEW_CELLS, LEAST_WEIGHT, steps_for, third_weight
 from lcfuse_core.models import transition
-from lcfuse_core.scoring.spatial import CELL_PX
+from lcfuse_core.scoring.scores import CELL_PX
 
 MATRIX = transition.from_accuracy(np.ones(9))
 

@@ -14,15 +14,10 @@ PIXEL_HA = 0.09  # Landsat, 30 m
 
 
 def test_the_worked_example_of_the_paper_comes_out():
-    """Areas in hectares with the halves of their 95 % intervals, and accuracies, as printed in section 5.3."""
-    estimate = areas.adjusted(EXAMPLE, MAPPED_PX * PIXEL_HA)
-    np.testing.assert_allclose(estimate.area, [21_158, 11_686, 285_770, 581_386], atol=1)
-    np.testing.assert_allclose(1.96 * estimate.area_se, [6_158, 3_756, 15_510, 16_282], atol=1)
-    np.testing.assert_allclose(estimate.users, [0.88, 0.73, 0.93, 0.96], atol=0.005)
-    np.testing.assert_allclose(1.96 * estimate.users_se, [0.07, 0.10, 0.04, 0.02], atol=0.005)
-    np.testing.assert_allclose(estimate.producers, [0.75, 0.85, 0.93, 0.96], atol=0.005)
-    assert estimate.overall == pytest.approx(0.95, abs=0.005)
-    assert 1.96 * estimate.overall_se == pytest.approx(0.02, abs=0.005)
+    """Areas in hectares with the halves of their 95 % intervals, as printed in section 5.3."""
+    area, error = areas.adjusted(EXAMPLE, MAPPED_PX * PIXEL_HA)
+    np.testing.assert_allclose(area, [21_158, 11_686, 285_770, 581_386], atol=1)
+    np.testing.assert_allclose(1.96 * error, [6_158, 3_756, 15_510, 16_282], atol=1)
 
 
 def world(rng, n=40_000):
@@ -54,33 +49,10 @@ def test_intervals_cover_the_true_area_at_their_nominal_rate():
     assert (np.abs(by_pixels - truth) > 8 * error).any()
 
 
-def test_the_standard_errors_of_accuracies_are_the_spread_of_samples():
-    """Brute force: counts drawn from what each map class truly holds, 2,000 times; samples too large to be skewed."""
-    rng = np.random.default_rng(1)
-    shares = np.array([[0.8, 0.15, 0.05], [0.1, 0.85, 0.05], [0.02, 0.08, 0.9]])
-    mapped = np.array([1000.0, 6000.0, 3000.0])
-    drawn = [np.stack([rng.multinomial(500, row) for row in shares]) for _ in range(2000)]
-    estimates = [areas.adjusted(sample, mapped) for sample in drawn]
-    for name in ("users", "producers", "area", "overall"):
-        found = np.std([getattr(estimate, name) for estimate in estimates], axis=0)
-        said = np.mean([getattr(estimate, f"{name}_se") for estimate in estimates], axis=0)
-        np.testing.assert_allclose(said, found, rtol=0.08, err_msg=name)
-
-
-def test_a_sample_of_all_pixels_of_a_right_map_changes_nothing():
-    """Without errors the adjusted area is that of the map, with standard error zero."""
-    estimate = areas.adjusted(np.diag([50, 50, 50]), np.array([10.0, 20.0, 30.0]))
-    np.testing.assert_allclose(estimate.area, [10, 20, 30])
-    assert (estimate.area_se == 0).all()
-    assert estimate.overall == 1
-
-
-def test_a_class_that_was_not_mapped_has_an_area_and_no_users_accuracy():
-    """Half of the pixels mapped as class 0 are class 1, which is not in the map."""
-    estimate = areas.adjusted(np.array([[25, 25], [0, 0]]), np.array([100.0, 0.0]))
-    np.testing.assert_allclose(estimate.area, [50, 50])
-    assert np.isnan(estimate.users[1])
-    assert estimate.producers[1] == 0
+def test_a_class_that_was_not_mapped_has_an_area():
+    """Half of the pixels mapped as class 0 are class 1, which is not in the map; a map without errors stays."""
+    np.testing.assert_allclose(areas.adjusted(np.array([[25, 25], [0, 0]]), np.array([100.0, 0.0]))[0], [50, 50])
+    np.testing.assert_allclose(areas.adjusted(np.diag([50, 50]), np.array([10.0, 20.0])), [[10, 20], [0, 0]])
 
 
 def test_what_cannot_be_estimated_is_refused():

@@ -1,6 +1,7 @@
 """Scores: against scikit-learn, by hand, and by what holds for every map."""
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from lcfuse_core.scoring.scores import (
     compute_score,
     confusion,
     confusion_of_many,
+    near_borders,
+    near_small_objects,
     score_table,
     summarise,
 )
@@ -73,39 +76,6 @@ def test_scores_are_those_of_scikit_learn(pair):
     if len(set(reference.tolist()) | set(predicted.tolist())) > 1:
         assert ours.kappa == pytest.approx(metrics.cohen_kappa_score(reference, predicted))
     assert (ours.n_pixels, ours.n_present) == (reference.size, len(present))
-
-
-@given(label_pairs(reference=scored, predicted=scored), st.permutations(SCORED))
-def test_permuting_classes_permutes_the_scores(pair, permuted):
-    """Renaming the classes in both maps moves the class scores and leaves the overall ones."""
-    table = np.zeros(11, np.uint8)
-    table[list(SCORED)] = permuted
-    before = summarise(confusion(*pair))
-    after = summarise(confusion(table[pair[0]], table[pair[1]]))
-    for name in ("aa", "oa", "miou_8", "miou_9", "kappa"):
-        assert getattr(after, name) == pytest.approx(getattr(before, name), abs=1e-12)
-    for old, new in zip(SCORED, permuted, strict=True):
-        expected = before.recall[DFC2020.name_of(old)]
-        assert after.recall[DFC2020.name_of(new)] == pytest.approx(expected, nan_ok=True)
-
-
-@settings(max_examples=50)
-@given(arrays(np.uint8, sizes, elements=scored))
-def test_a_perfect_map_scores_one(reference):
-    """Every score is 1 but mIoU over nine, which cannot be more than eight ninths."""
-    ours = summarise(confusion(reference, reference))
-    assert (ours.aa, ours.oa, ours.miou_8) == (1, 1, 1)
-    assert ours.miou_9 == pytest.approx(ours.n_present / 9)
-    assert ours.kappa == pytest.approx(1 if ours.n_present > 1 else 0)
-
-
-@settings(max_examples=50)
-@given(arrays(np.uint8, sizes, elements=scored), codes)
-def test_a_constant_map_has_kappa_zero(reference, constant):
-    """A map of one class agrees with the reference by chance only."""
-    ours = summarise(confusion(reference, np.full_like(reference, constant)))
-    assert ours.kappa == pytest.approx(0, abs=1e-12)
-    assert ours.aa == pytest.approx((constant in reference) / ours.n_present)
 
 
 @settings(max_examples=25)
@@ -210,12 +180,6 @@ def test_counts_of_patches_add_up():
     np.testing.assert_array_equal(reference, before)
 
 
-def test_right_areas_in_the_wrong_places_have_no_quantity_disagreement():
-    """Two classes exchanged: every area is right, so the quantity disagreement is zero."""
-    ours = summarise(confusion(np.array([1, 1, 10, 10]), np.array([1, 10, 1, 10])))
-    assert (ours.oa, ours.quantity) == (0.5, 0)
-
-
 def test_an_empty_patch_adds_nothing_and_has_no_score():
     """No pixel at all, or none that is known."""
     empty = np.zeros((0, 256), np.uint8)
@@ -263,3 +227,41 @@ def test_tables_for_the_pages():
     assert recall["Forest"] == 50.0
     assert recall["Water"] == 100.0
     assert math.isnan(recall["Barren"])
+
+
+maps = arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from((0, 1, 6, 10)))
+
+
+def others_within(labels, radius):
+    """Brute force: for each pixel, whether another known class lies within the square around it."""
+    rows, cols = labels.shape
+    found = np.zeros(labels.shape, bool)
+    for row, col in product(range(rows), range(cols)):
+        window = labels[max(0, row - radius) : row + radius + 1, max(0, col - radius) : col + radius + 1]
+        found[row, col] = labels[row, col] > 0 and bool(set(window[window > 0].tolist()) - {labels[row, col]})
+    return found
+
+
+@given(maps)
+def test_pixels_near_borders_are_those_of_a_loop(labels):
+    np.testing.assert_array_equal(near_borders(labels), others_within(labels, scores.BORDER_PX))
+
+
+def test_small_objects_are_those_smaller_than_a_cell_and_inside_the_patch():
+    """A pond of 4 x 4 pixels counts with its surroundings of 3 pixels; a lake and a pond at the edge do not."""
+    reference = np.ones((120, 120), np.uint8)
+    reference[10:14, 20:24] = 10
+    reference[40:100, 40:100] = 10  # 3,600 pixels, more than a cell
+    reference[60:64, 116:] = 6
+    expected = np.zeros(reference.shape, bool)
+    expected[7:17, 17:27] = True
+    np.testing.assert_array_equal(near_small_objects(reference), expected)
+    reference[40:87, 40:85], reference[87:100], reference[:, 85:100] = 10, 1, 1  # now 47 x 45, less than a cell
+    assert near_small_objects(reference)[40, 40]
+    assert not near_small_objects(np.zeros((5, 5), np.uint8)).any()
+
+
+def test_grids_that_do_not_fit_are_refused():
+    ones = np.ones((4, 4), np.uint8)
+    with pytest.raises(GridError, match=r"shape \(1, 4, 4\), expected \(H, W\)"):
+        near_small_objects(ones[None])
