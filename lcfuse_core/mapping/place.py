@@ -14,12 +14,13 @@ and about how long it would take, from the indexes of the files, and reads no pi
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def _run(options: argparse.Namespace) -> int:
     if one:
         folder = fetch(requests[0])
         _finish(folder, options)
-        return _score([folder], options) if options.score else 0
+        return _score([folder], requests, options) if options.score else 0
     failed, folders = 0, []
     for request, outcome in _runtime.map_parallel(fetch, requests, jobs=options.jobs, cluster=options.cluster):
         if isinstance(outcome, BaseException):
@@ -108,7 +109,7 @@ def _run(options: argparse.Namespace) -> int:
             _finish(outcome, options)
             folders.append(outcome)
     print(f"{len(requests)} places: {len(requests) - failed} complete, {failed} failed")
-    not_scored = _score(sorted(folders), options) if options.score and folders else 0
+    not_scored = _score(sorted(folders), requests, options) if options.score and folders else 0
     return int(failed > 0 or not_scored > 0)
 
 
@@ -133,8 +134,12 @@ def _estimate(requests: list[places.Request], options: argparse.Namespace) -> in
     return int(failed > 0)
 
 
-def _score(folders: list[Path], options: argparse.Namespace) -> int:
-    """Run the chapter your_place on places, as a grid, and append its lines to the ledger; return its exit code."""
+def _score(folders: list[Path], requests: list[places.Request], options: argparse.Namespace) -> int:
+    """
+    Run the chapter your_place on places, as a grid, and append its lines to the ledger; return its exit code.
+
+    Lines of places of a list name the list: claims are about lists that were written beforehand.
+    """
     runs = options.out.absolute() / "runs"
     words = ["run", "your_place", "--profile", options.profile, "--out", str(runs), "--jobs", str(options.jobs)]
     words += [word for folder in folders for word in ("-p", "data_root", str(folder))]
@@ -143,11 +148,23 @@ def _score(folders: list[Path], options: argparse.Namespace) -> int:
     out = ledger.default_path()
     known = ledger.read_entries(out).values() if out.exists() else []
     lines = [line for path in sorted(runs.rglob("ledger.jsonl")) for line in ledger.read_entries(path).values()]
+    if options.places:
+        name, listed = list_name(options.places, requests), {request.title for request in requests}
+        lines = [
+            line | {"data": line["data"] | {"places": name}} if line["data"]["evaluation"] in listed else line
+            for line in lines
+        ]
     new = [line for line in lines if line not in known]
     for line in new:
         ledger.append(out, line)
     print(f"{len(new)} new lines in {out}")
     return code
+
+
+def list_name(path: Path, requests: list[places.Request]) -> str:
+    """Return the file name of a list and a digest of its requests, so that a list that was changed has another name."""
+    rows = sorted(json.dumps(asdict(request), sort_keys=True) for request in requests)
+    return f"{path.name} {hashlib.sha256(''.join(rows).encode()).hexdigest()[:12]}"
 
 
 def _request(options: argparse.Namespace) -> places.Request:

@@ -175,12 +175,14 @@ def evidence(own: str | os.PathLike[str] | None = None) -> list[_Entry]:
 
 def pooled_places(lines: Iterable[_Entry]) -> list[_Entry]:
     """
-    Join the ledger lines of single places to one line per method, settings and seeds: each place is a region.
+    Join the ledger lines of single places to one line per list of places, method, settings and seeds: each place is a
+    region.
 
-    Of two lines of a place, the newer counts. `scores.n_places` is the number of places. Lines are compared with each
-    other only if they are of the same places, by `hashes.evaluation`.
+    Of two lines of a place, the newer counts; fields in which the places differ are left out. `scores.n_places` is the
+    number of places. Lines are compared with each other only if they are of the same places, by `hashes.evaluation`.
     """
-    names = ("parameters.method", "label_regime", "profile", "parameters.steps", "seeds.world", "seeds.training")
+    settings = ("data.places", "kind", "label_regime", "profile", "parameters.steps", "seeds.world", "seeds.training")
+    names = ("parameters.method", *settings)
     groups: dict[tuple[Any, ...], dict[str, _Entry]] = {}
     for line in lines:
         groups.setdefault(tuple(line.get(name) for name in names), {})[str(line.get("hashes.evaluation"))] = line
@@ -194,8 +196,12 @@ def pooled_places(lines: Iterable[_Entry]) -> list[_Entry]:
         }
         if not counts:
             continue
-        last = [*own.values()][-1]
-        head = {name: value for name, value in last.items() if not name.startswith(("scores.", "data.", "hashes."))}
+        first = next(iter(own.values()))
+        head = {
+            name: value
+            for name, value in first.items()
+            if not name.startswith(("scores.", "hashes.")) and all(line.get(name) == value for line in own.values())
+        }
         scores = {
             f"scores.{name}": value for name, value in asdict(summarise(np.sum([*counts.values()], axis=0))).items()
         }

@@ -13,7 +13,7 @@ from lcfuse_core import __main__ as shell
 from lcfuse_core.__main__ import main
 from lcfuse_core.data.places import Request, read_places
 from lcfuse_core.mapping import commands, place
-from lcfuse_core.scoring import ledger
+from lcfuse_core.scoring import claims, ledger
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,11 @@ def test_megabytes_and_minutes_are_printed_before_anything_is_read(service, tmp_
 
 
 def test_runs_of_the_chapter_fill_the_ledger_once(service, tmp_path, monkeypatch, capsys):
-    """`--score` runs the chapter on each place by the grid of `run`; the same lines are not appended twice."""
+    """
+    `--score` runs the chapter on each place by the grid of `run`; the same lines are not appended twice.
+
+    Lines of a list name it, and its digest; those of a place that is not in it, from an earlier run, do not.
+    """
     monkeypatch.setenv("LCFUSE_LEDGER", str(tmp_path / "ledger.jsonl"))
     calls = []
 
@@ -108,22 +112,38 @@ def test_runs_of_the_chapter_fill_the_ledger_once(service, tmp_path, monkeypatch
         calls.append(words[3:])
         assert "LCFUSE_LEDGER" not in env  # each run of a grid has a ledger of its own
         if len(calls) == 1:
-            ledger.append(
-                tmp_path / "out" / "runs" / "a" / "ledger.jsonl", {"kind": "your_place", "scores": {"aa": 0.5}}
-            )
+            line = {"kind": "your_place", "scores": {"aa": 0.5}, "data": {"evaluation": "Here"}}
+            ledger.append(tmp_path / "out" / "runs" / "a" / "ledger.jsonl", line)
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(place.subprocess, "run", run)
     for n_new in (1, 0):
         assert main(words(service, tmp_path / "out", "--name", "Here", "--score")) == 0
         assert f"{n_new} new lines" in capsys.readouterr().out
-    assert len(ledger.read(tmp_path / "ledger.jsonl")) == 1
+    assert "data.places" not in ledger.read(tmp_path / "ledger.jsonl")
+    (tmp_path / "list.yaml").write_text(f"- {{name: There, lon: {service[0].lon}, lat: {service[0].lat}}}\n")
+    line = {"kind": "your_place", "scores": {"aa": 0.6}, "data": {"evaluation": "There"}}
+    ledger.append(tmp_path / "out" / "runs" / "b" / "ledger.jsonl", line)
+    monkeypatch.setattr(place.places, "fetch_place", lambda request, **_: tmp_path / "out" / request.title)
+    monkeypatch.setattr(place, "_finish", lambda *_: None)
+    for n_new in (1, 0):
+        assert main(["place", "--places", str(tmp_path / "list.yaml"), "--score", "--out", str(tmp_path / "out")]) == 0
+        assert f"{n_new} new lines" in capsys.readouterr().out
+    lines = ledger.read(tmp_path / "ledger.jsonl")
+    assert list(lines["scores.aa"]) == [0.5, 0.6]
+    assert list(lines["data.places"].str.partition(" ")[0].fillna("")) == ["", "list.yaml"]
     options = shell._parser().parse_args(calls[0])
     assert (options.chapter, options.given) == ("your_place", [["data_root", str(tmp_path / "out" / "Here")]])
 
 
 def test_the_places_of_the_book():
+    """They are those of the claims, by name and digest: a list that was changed afterwards decides nothing."""
     places = read_places(ROOT / "book" / "places.yaml")
+    name = place.list_name(ROOT / "book" / "places.yaml", places)
+    assert {one.protocol["data.places"] for one in claims.of_places(claims.read_claims())} == {name}
+    assert {one.protocol["scores.n_places"] for one in claims.of_places(claims.read_claims())} == {len(places)}
+    assert name == place.list_name(ROOT / "places.yaml", places[::-1])
+    assert name != place.list_name(ROOT / "book" / "places.yaml", places[1:])
     assert len(places) >= 20
     assert all(isinstance(request, Request) for request in places)
     assert place.places.read_services()

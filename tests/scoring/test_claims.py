@@ -309,36 +309,54 @@ def test_lines_of_real_places_are_pooled_and_each_place_is_a_region():
     assert {one["scores.n_patches"] for one in pooled} == {28}
     assert pooled[0]["scores.aa"] == pytest.approx(np.mean(EASIER))
     assert pooled[0]["hashes.evaluation"] == pooled[1]["hashes.evaluation"]
+    taken = [one | {"parameters.steps_taken": number} for number, one in enumerate(ours)]
+    (whole,) = claims.pooled_places(taken)
+    assert (whole["scores.n_places"], whole["parameters.steps"]) == (7, 5000)
+    assert "parameters.steps_taken" not in whole, "the places differ in it"
+    apart = {"kind": "other chapter", "data.places": "a list", "profile": "smoke", "parameters.steps": 3}
+    several = claims.pooled_places([*ours, *(ours[0] | {name: value} for name, value in apart.items())])
+    assert [one["scores.n_places"] for one in several] == [7, 1, 1, 1, 1]
     fewer = claims.pooled_places([*ours[1:], *theirs])
     assert fewer[0]["hashes.evaluation"] != fewer[1]["hashes.evaluation"], "other places are not compared"
     assert claims.pooled_places([]) == []
 
 
+def foreign(method):
+    """Return a line of a place that is in no list."""
+    (one,) = without_region([line(method, [0.0], data_kind="place")])
+    return one | {"scores.counts.Mine": counts_of([0.0])["region 0"].tolist()}
+
+
 @pytest.mark.parametrize(("shift", "expected"), [(0.1, "reproduced"), (-0.1, "not reproduced")])
 def test_claims_on_real_places_have_a_verdict_of_their_own(shift, expected, tmp_path):
-    """From the ledger of runs on all 26 places; fewer places or steps are another protocol."""
+    """From the ledger of runs on all 26 places of the list; fewer or other places or steps are another protocol."""
     variants = claims.of_places(BOOK_CLAIMS)
     assert [one.id for one in variants] == ["better-than-modis, places", "ensemble, places"]
     recalls = np.random.default_rng(0).uniform(0.3, 0.7, 26)
     methods = {one.where["parameters.method"]: recalls + shift for one in variants}
     methods |= {one.against["parameters.method"]: recalls for one in variants}
     for method, values in methods.items():
-        for one in without_region(place_lines(method, values)):
-            entry = one | {"parameters.steps": 900, "split": "all"}
+        for one in [*without_region(place_lines(method, values)), foreign(method)]:
+            entry = one | variants[0].protocol
             nested = {"seeds": {"world": 0, "training": 0}, "parameters": {"method": method, "steps": 900}}
+            if one["hashes.evaluation"] != "abc":  # `abc`: a place of somebody's own, in no list
+                nested["data"] = {"evaluation": one["hashes.evaluation"], "places": entry["data.places"]}
             scores = {
                 "aa": entry["scores.aa"],
                 "counts": {name[14:]: value for name, value in entry.items() if name.startswith("scores.counts.")},
             }
-            kept = {name: entry[name] for name in ("label_regime", "profile", "data_kind", "split", "synthetic")}
+            kept = {
+                name: entry[name] for name in ("kind", "label_regime", "profile", "data_kind", "split", "synthetic")
+            }
             hashes = {"evaluation": entry["hashes.evaluation"]}
             ledger.append(tmp_path / "l.jsonl", kept | nested | {"scores": scores, "hashes": hashes})
     lines = claims.evidence(tmp_path / "l.jsonl")
     for one in variants:
         assert claims.verdict(one, claims.examine(one, lines)) == expected
         assert claims.verdict(one, claims.examine(one, lines[:0])) == "not run yet"
-        short = [line | {"scores.n_places": 3} for line in lines]
-        assert claims.verdict(one, claims.examine(one, short)) == "under another protocol"
+        for other in ({"scores.n_places": 3}, {"data.places": "mine.yaml 0"}, {"parameters.steps": 150}):
+            found = claims.examine(one, [line | other for line in lines])
+            assert claims.verdict(one, found) == "under another protocol"
     original = [one for one in BOOK_CLAIMS if one.on_places]
     assert [claims.verdict(one, claims.examine(one, lines)) for one in original] == ["not run yet"] * 2
 
