@@ -35,6 +35,9 @@ _SLACK = 1 << 20
 _HEADER_BYTES = 8192
 """Most bytes of an extended header of a .tar: the published archives have none, and large ones take long to decode."""
 
+_RESERVED = re.compile(r'.*[:<>"|?*]|.*[ .]$|(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE | re.DOTALL).match
+"""Names of devices, streams and wildcards of Windows."""
+
 _EXTENDED = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE)
 _JOURNAL = ".members.jsonl"
 _BROKEN = (
@@ -88,7 +91,7 @@ def extract(
     FetchError
         If the disk is full or cannot be written. *folder* then keeps the members extracted so far.
     """
-    kept, members, folded = extracted(folder), [], set()
+    kept, members, files, folders = extracted(folder), [], set[str](), {""}
     try:
         for name, chunks in _contents(file, form, where, limits):
             path = place(name)
@@ -96,9 +99,12 @@ def extract(
                 for _ in chunks:
                     pass
                 continue
-            if path.casefold() in folded:
-                raise _hostile(where, f"two members for {path}", "each file once")
-            folded.add(path.casefold())
+            folded = unicodedata.normalize("NFC", path).casefold()  # some file systems take these for one name
+            parents = {folded[: slash.start()] for slash in re.finditer("/", folded)}
+            if folded in files | folders or files & parents:
+                raise _hostile(where, f"two members for {path}", "each file once, and none as a folder")
+            files.add(folded)
+            folders |= parents
             members.append(_write(folder, path, chunks, kept.get(path), where))
         if not members:
             raise DataError(where, found="none of the files wanted", expected="at least one", do="Check what it is.")
@@ -116,7 +122,7 @@ def extracted(folder: Path) -> dict[str, Member]:
         return {}
     found = {}
     for line in lines:
-        with suppress(OSError, ValueError, TypeError):  # the last line may be cut
+        with suppress(OSError, ValueError, TypeError, RecursionError):  # the last line may be cut
             member = Member(*json.loads(line))
             if sha256_of(folder / member.path) == member.sha256:
                 found[member.path] = member
@@ -177,7 +183,8 @@ def _safe_name(name: str, where: str) -> str | None:
     leads_out = plain.startswith("/") or "\\" in plain or re.match(r"[A-Za-z]:", plain)
     if leads_out or ".." in plain.split("/") or any(part.strip(" ") == ".." for part in parts):
         raise _hostile(where, f"a member named {name[:80]!r}", "names inside the archive's own folder")
-    if not plain.isprintable() or any(len(part.encode(errors="replace")) > 255 for part in parts):
+    lengths = [len(part.encode(errors="replace")) for part in parts]
+    if not plain.isprintable() or max(lengths, default=0) > 255 or sum(lengths) > 1000 or any(map(_RESERVED, parts)):
         raise _hostile(where, f"a member named {name[:80]!r}", "names of plain letters")
     is_extra = not parts or name.endswith("/") or "__MACOSX" in parts or parts[-1].startswith(".")
     return None if is_extra else "/".join(parts)
@@ -280,7 +287,12 @@ class _Entry(tarfile.TarInfo):
 
 
 def _tar_contents(file: IO[bytes], where: str, limits: Limits) -> Iterator[tuple[str, Iterator[bytes]]]:
-    packed = _Counted(file)
+
+    def check_packed(total: int) -> None:  # a header without an end holds nothing, and is read byte by byte
+        if total > 2 * plain.total + _SLACK:
+            raise _hostile(where, f"{total} packed bytes that hold {plain.total}", "an archive of files")
+
+    packed = _Counted(file, check_packed)
     plain = _Counted(
         gzip.GzipFile(fileobj=packed),  # type: ignore[call-overload]
         lambda total: _check_ratio(total, packed.total, where, limits),

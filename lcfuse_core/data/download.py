@@ -9,6 +9,7 @@ is reported with what a person can do by hand, and does not stop the others.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import threading
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 from urllib.parse import urlsplit
 
+from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from lcfuse_core._runtime import lock
@@ -43,6 +45,9 @@ from lcfuse_core.errors import DataError, FetchError, LcfuseError
 
 _RESERVE = 10**9
 """Bytes of the disk that a file of unknown size leaves free, and by which it may exceed twice its estimate."""
+
+
+_NOTE = TypeAdapter(dict[str, str])
 
 
 @dataclass(frozen=True)
@@ -200,7 +205,10 @@ class Fetcher:
             if at and tag and old.get("url") == source.url and old.get("tag") not in ("", tag):
                 raise Changed("another version of the file than was begun")
             has_size, bar.total = total is not None, total
-            self._check_room(part, (total or 0) - at)
+            try:
+                self._check_room(part, (total or 0) - at)
+            except FetchError as error:  # another source may state less
+                raise Refused(str(error)) from None
             _note_path(part).write_text(json.dumps({"url": source.url, "tag": tag}))
 
         try:
@@ -222,7 +230,7 @@ class Fetcher:
     def _note(self, item: Item) -> dict[str, str]:
         """From where a part is, and of which version."""
         try:
-            return cast(dict[str, str], json.loads(_note_path(self.store.part(item)).read_text()))
+            return _NOTE.validate_json(_note_path(self.store.part(item)).read_bytes())
         except (FileNotFoundError, ValueError):
             return {}
 
@@ -255,7 +263,18 @@ class Fetcher:
 
     def _stream(self, choice: Choice, item: Item, source: Remote) -> _Outcome:
         """Unpack while the archive is received; no file gets its name before the last byte is verified."""
-        sums = Sums()
+        was_begun = self.store.staging(item).exists()
+        sums, members, wrong = self._receive(choice, item, source)
+        if wrong and was_begun:  # perhaps by a source that has another version: without what it left
+            sums, members, wrong = self._receive(choice, item, source)
+        if wrong:
+            raise Refused(wrong)
+        record = Record(VERIFIED, _how(item, members), source.url, now(), sums.size, checksums=sums.checksums)
+        return self._settle(choice, item, members, record)
+
+    def _receive(self, choice: Choice, item: Item, source: Remote) -> tuple[Sums, list[Member], str]:
+        """Extract from a stream; return also what is wrong, if anything: then nothing that was extracted is left."""
+        sums, members = Sums(), list[Member]()
 
         def on_open(total: int | None, tag: str) -> None:
             bar.total = total
@@ -275,9 +294,7 @@ class Fetcher:
                 wrong = error.found
         if wrong:
             shutil.rmtree(self.store.staging(item), ignore_errors=True)
-            raise Refused(wrong)
-        record = Record(VERIFIED, _how(item, members), source.url, now(), sums.size, checksums=sums.checksums)
-        return self._settle(choice, item, members, record)
+        return sums, members, wrong
 
     def _finish_scenes(self, choice: Choice, item: Item) -> _Outcome | None:
         """Use the files of a stream that was ended after the last wanted scene but before the end of the archive."""
@@ -320,8 +337,15 @@ class Fetcher:
     def _get(self, source: Remote, at: int, item: Item, on_open: OnOpen) -> Iterator[bytes]:
         size, expected = None if item.size == "unknown" else item.size, packed_size(self.manifest, item).total
         free = at + shutil.disk_usage(self.store.root).free - _RESERVE
-        most = max(0, min(free, 2 * expected + _RESERVE if expected else free))
-        return get(source, at, size, most=most, retry=self.retry, stop=self.stop, on_open=on_open)
+        bound = 2 * expected + _RESERVE if expected else math.inf
+        most = int(max(0, min(free, bound)))
+
+        def check(total: int | None, tag: str) -> None:
+            if (total or 0) > bound:
+                raise Refused(f"{total:,} bytes, where about {expected:,} are expected")
+            on_open(total, tag)
+
+        return get(source, at, size, most=most, retry=self.retry, stop=self.stop, on_open=check)
 
     def _bar(self, item: Item, at: int) -> Any:
         disable = None if self.progress else True

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from lcfuse_core import _runtime
 from lcfuse_core.data.archives import Member, sha256_of
 from lcfuse_core.data.manifest import Choice, Item, Manifest
@@ -55,7 +57,7 @@ class Sums:
     def difference(self, item: Item) -> str:
         """Return what shows that the bytes are not those of the item; empty if nothing does."""
         if self.size == 0 or item.size not in ("unknown", self.size):
-            return f"{self.size} bytes instead of {item.size}"
+            return f"{self.size} bytes instead of {'a file' if item.size == 'unknown' else item.size}"
         known, seen = ({} if item.checksums == "unknown" else item.checksums), self.checksums
         return "; ".join(
             f"{name} {seen[name]} instead of {value}" for name, value in known.items() if seen[name] != value
@@ -85,12 +87,14 @@ class Record:
     members: list[Member] | None = None
 
 
+_RECORD = TypeAdapter(Record)
+
+
 def _read_record(path: Path) -> Record | None:
     """Return the record in a file; None if there is none or it is damaged: the item is then verified again."""
     try:
-        record = Record(**json.loads(path.read_text(encoding="utf-8")))
-        record.members = None if record.members is None else [Member(*member) for member in record.members]
-    except (OSError, ValueError, TypeError):
+        record = _RECORD.validate_json(path.read_bytes())
+    except (OSError, ValueError):
         return None
     return record if record.mark in (VERIFIED, ADOPTED) else None
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ftplib
+import http.client
 import math
+import re
 import socket
 import ssl
 import threading
@@ -12,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from typing import Any, NamedTuple
 from urllib.error import HTTPError, URLError
@@ -28,7 +31,12 @@ _LEAST = 1024
 _MOST_LINES = 500
 """Lines of all replies of an FTP server in one connection."""
 
-_BUSY = {408, 425, 429, 500, 502, 503, 504}
+_LONGEST_SIZE = 4096
+"""Bytes of the line that states the size of a chunk."""
+
+_BUSY = {202, 408, 425, 429, 500, 502, 503, 504}
+"""Of these, 202 means that the file is being prepared."""
+
 _ERRORS = (OSError, HTTPException, ValueError, EOFError, ftplib.Error)
 
 
@@ -102,6 +110,8 @@ def get(
             with _connection(source, at, retry, stop) as body:
                 if size is not None and body.total not in (None, size):
                     raise Refused(f"{body.total} bytes instead of {size}")
+                if body.total is not None and at > body.total:
+                    raise Changed(f"the file ends at {body.total}, before byte {at}")
                 if (total is not None and body.total not in (None, total)) or (tag and body.tag not in ("", tag)):
                     raise Changed("another version of the file than a moment ago")
                 total, tag = (total if body.total is None else body.total), tag or body.tag
@@ -118,9 +128,10 @@ def get(
                         break
                     if fresh:
                         yield fresh
-            if (total is None or at == total) and not stop.is_set():
+            # An answer that was cut within its headers states no size, and has no body.
+            if (at == total or (total is None and at)) and not stop.is_set():
                 return
-            raise _Interrupted(f"ended at byte {at} of {total}")
+            raise _Interrupted(f"ended at byte {at}" + (f" of {total}" if total is not None else ""))
         except _Interrupted as error:
             fails = 0 if at >= best + _LEAST else fails + 1
             best = max(best, at)
@@ -193,7 +204,11 @@ class _Watch:
 
 
 def _printable(value: object) -> str:
-    text = " ".join(str(value).split())[:200] or type(value).__name__
+    text = " ".join(str(value).split())[:200]
+    name = type(value).__name__
+    if isinstance(value, HTTPException) and not text.startswith(name):  # the text alone is what the server sent
+        text = f"{name}: {text}".removesuffix(": ")
+    text = text or name * isinstance(value, BaseException)
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
@@ -206,8 +221,15 @@ def _connection(source: Remote, at: int, retry: Retry, stop: threading.Event) ->
         except ftplib.error_perm as error:
             raise Refused(f"FTP {_printable(error)}") from None
         except _ERRORS as error:
-            raise _Interrupted(watch.describe("no connection", error)) from None
+            raise _Interrupted(watch.describe(f"no connection{_by_proxy(source.url)}", error)) from None
         yield body._replace(chunks=watch.steady(body.chunks))
+
+
+def _by_proxy(url: str) -> str:
+    """Return, in words, that requests for an address go through a proxy; empty if they do not."""
+    place, proxies = urlsplit(url), urllib.request.getproxies()
+    has_proxy = place.scheme in proxies and not urllib.request.proxy_bypass(place.hostname or "")
+    return f" through the proxy in {place.scheme}_proxy" if has_proxy and place.scheme != "ftp" else ""
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -220,6 +242,16 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
+class _Response(http.client.HTTPResponse):
+    """A response whose chunks have plain sizes. The library takes `0x5` and `-0`, and a size that was cut, for one."""
+
+    def _read_next_chunk_size(self) -> int:
+        line = self.fp.readline(_LONGEST_SIZE)
+        if not re.fullmatch(rb"[0-9a-fA-F]{1,15}[ \t]*(;[^\n]*)?\n", line.replace(b"\r\n", b"\n")):
+            raise HTTPException(f"a chunk of size {line[:20]!r}")
+        return int(line.partition(b";")[0], 16)
+
+
 class _Watched(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
     """Open the sockets of HTTP and HTTPS through a watch."""
 
@@ -230,6 +262,7 @@ class _Watched(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
     def do_open(self, http_class: Any, req: Any, **options: Any) -> Any:
         def connection(*args: Any, **more: Any) -> Any:
             made = http_class(*args, **more)
+            made.response_class = _Response
             made._create_connection = lambda *where, **how: self.watch.add(socket.create_connection(*where, **how))
             return made
 
@@ -242,8 +275,8 @@ def _http(stack: ExitStack, watch: _Watch, url: str, at: int) -> _Body:
     try:
         response = urllib.request.build_opener(_Redirects, _Watched(watch)).open(request, timeout=watch.stall_s)
     except HTTPError as error:
-        with error:
-            return _http_refusal(error, at)
+        stack.callback(error.close)  # not `with error`: that of an endless redirect is closed
+        return _http_refusal(error, at)
     except URLError as error:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
             raise Refused(f"its certificate is not trusted ({_printable(error.reason)})") from None
@@ -252,8 +285,12 @@ def _http(stack: ExitStack, watch: _Watch, url: str, at: int) -> _Body:
     kind = response.headers.get_content_type()
     if kind in ("text/html", "application/xhtml+xml"):
         raise Refused(f"a web page instead of the file ({kind})")
-    if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise Refused(f"a compressed answer ({_printable(response.headers['Content-Encoding'])}), not requested")
+    if response.status not in (200, 203, 206):
+        return _http_refusal(response, at)
+    for name, plain in (("Content-Encoding", ("", "identity")), ("Transfer-Encoding", ("", "identity", "chunked"))):
+        coding = ", ".join(response.headers.get_all(name, []))
+        if coding.strip().lower() not in plain:
+            raise Refused(f"a compressed answer ({name} {_printable(coding)}), not requested")
     start, total = 0, response.length
     if response.status == 206:
         text = response.headers.get("Content-Range", "")
@@ -268,16 +305,22 @@ def _http(stack: ExitStack, watch: _Watch, url: str, at: int) -> _Body:
     return _Body(start, total, tag, iter(lambda: response.read1(_BLOCK), b""))
 
 
-def _http_refusal(error: HTTPError, at: int) -> _Body:
+def _http_refusal(error: Any, at: int) -> _Body:
     text = _printable(f"HTTP {error.code} {error.reason}")
     if error.code == 416:  # there is nothing behind byte `at`
         if error.headers.get("Content-Range", "").rpartition("/")[2] == str(at):
             return _Body(at, at)
         raise Changed(f"{text}: the file ends before byte {at}")
     if error.code in _BUSY:
-        wait = error.headers.get("Retry-After", "")
-        raise _Interrupted(text, float(wait) if wait.isdecimal() else 0.0)
+        raise _Interrupted(text, _wait_s(error.headers.get("Retry-After", "")))
     raise Refused(text)
+
+
+def _wait_s(text: str) -> float:
+    """Return the seconds that a Retry-After header names, as their number or as a date; 0 if neither."""
+    with suppress(ValueError, OverflowError):
+        return float(text) if text.isdecimal() else parsedate_to_datetime(text).timestamp() - time.time()
+    return 0.0
 
 
 class _FtpClient(ftplib.FTP):

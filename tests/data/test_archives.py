@@ -153,6 +153,7 @@ BAD_NAMES = (
     f"../{NAME}", f"../../../../{NAME}", f"a/../../{NAME}", f"/{NAME}", f"/etc/{NAME}", f"//host/share/{NAME}",
     f"C:\\{NAME}", f"C:/{NAME}", f"..\\{NAME}", f"a\\..\\..\\{NAME}", f"\\\\host\\{NAME}", f"./../{NAME}",
     f"．．/{NAME}", f"..／{NAME}", f"．．／{NAME}", f"／{NAME}", f"‥/{NAME}", f"a/.. /{NAME}",
+    f"{NAME}:stream.tif", "con.tif", f"Aux/{NAME}", f"{NAME}.", f"folder /{NAME}", f"{'d' * 200}/" * 6 + NAME,
     f"a\u202e/{NAME}", f"a\n/{NAME}", f"a\x1b[2J/{NAME}", f"{'n' * 300}/{NAME}", f"a\x7f/{NAME}", f"\u200b../{NAME}",
 )  # fmt: skip
 
@@ -256,6 +257,11 @@ def hand_made():
     yield "zip in bzip2 bomb", "zip", zip_of((NAME, bytes(50_000_000)), compression=zipfile.ZIP_BZIP2)
     yield "zip twice the same", "zip", zip_of((zip_entry(), b"x"), (zip_entry(), b"y"))
     yield "tar twice the same", "tar.gz", tar_of(GOOD, GOOD)
+    nfc, nfd = (zip_of((f"\u00e9/{NAME}", b"x"), (f"{folder}/{NAME}", b"y")) for folder in ("\u00c9", "e\u0301"))
+    yield "zip of names that differ in case alone", "zip", nfc
+    yield "zip of names that some file systems take for one", "zip", nfd
+    yield "gzip header without an end", "tar.gz", b"\x1f\x8b\x08\x08" + bytes(6) + b"n" * (1 << 21)
+    yield "gzip of empty members", "tar.gz", gzip.compress(b"") * 60_000 + tar_of(GOOD)
     yield "tar of two for one place", "tar.gz", tar_of(entry(f"a/{NAME}"), entry(f"b/{NAME}"))
     pax = header("pax", 10**9, tarfile.XHDTYPE)
     yield "tar header of a gigabyte", "tar.gz", gzip.compress(pax + bytes(3 * 10**7), 9)
@@ -286,6 +292,14 @@ def test_a_hostile_archive_is_refused_and_leaves_no_trace(form, content, tmp_pat
     with pytest.raises(DataError, match=rf"^an archive: found {found}"):
         unpack(content, form, box)
     assert everything(tmp_path) == {"a", "a/b"}
+
+
+@pytest.mark.parametrize("names", [("a.tif", "a.tif/b.tif"), ("a.tif/b.tif", "A.tif")])
+def test_a_file_that_is_also_a_folder_refuses_the_archive(names, tmp_path):
+    """It is the archive that is wrong, not the disk."""
+    with pytest.raises(DataError, match="each file once, and none as a folder"):
+        unpack(tar_of(*map(entry, names)), "tar.gz", tmp_path, Unpack(into="other").destination)
+    assert everything(tmp_path) == set()
 
 
 @pytest.mark.parametrize("what", ["tar header of a gigabyte", "tar name of a gigabyte"])

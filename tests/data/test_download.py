@@ -4,6 +4,7 @@ import hashlib
 import io
 import itertools
 import logging
+import math
 import os
 import random
 import shutil
@@ -428,6 +429,89 @@ def hostile(port, is_ftp, **more):
     return manifest(item("zip", [source], **more))
 
 
+LIE = HEAD + b"Content-Length: 1%s\r\n\r\nPK" % (b"0" * 18)
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+ODD_ANSWERS = {
+    "a chunk of 0x5 bytes": (CHUNKED + b"0x5\r\nhello\r\n0\r\n\r\n", "a chunk of size b'0x5"),
+    "a chunk of -0 bytes": (CHUNKED + b"5\r\nhello\r\n-0\r\n\r\n", "a chunk of size b'-0"),
+    "a size of a chunk that is cut after 0": (CHUNKED + b"5\r\nhello\r\n0", "a chunk of size b'0'"),
+    "two encodings of the transfer": (
+        HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", "Transfer-Encoding gzip, chunked"),
+    "two headers of an encoding": (
+        HEAD + b"Content-Encoding: identity\r\nContent-Encoding: gzip\r\n\r\nhello", "Content-Encoding identity, gzip"),
+    "202, not yet ready": (b"HTTP/1.1 202 Accepted\r\nContent-Length: 7\r\n\r\npending", "HTTP 202 Accepted; 4 times"),
+    "226, a difference": (b"HTTP/1.1 226 IM Used\r\nContent-Length: 5\r\n\r\ndelta", "HTTP 226 IM Used"),
+    "an endless redirect to itself": (b"HTTP/1.1 302 Found\r\nLocation: /x.zip\r\n\r\n", "infinite loop"),
+    "headers that are cut": (HEAD + b"Content-Le", "ended at byte 0; 4 times"),
+    "a part without its place": (b"HTTP/1.1 206 OK\r\n\r\nhello", "a part without its place (Content-Range '')"),
+    "no status": (b"\r\n\r\n", "(BadStatusLine)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ODD_ANSWERS)
+def test_answer_that_is_not_the_file_is_none_even_where_nothing_is_published(what, root):
+    """Without size and checksum, only the protocol shows that the bytes are not the whole file."""
+    answer, reason = ODD_ANSWERS[what]
+    with raw_server(answer) as port:
+        source = {"kind": "https", "url": f"http://127.0.0.1:{port}/x.bin"}
+        outcome = run(manifest(item("bin", [source], "unknown", size="unknown", unpack=None)), root)[0]
+    assert (outcome.state, reason in outcome.message) == ("failed", True), outcome.message
+    assert not (root / "downloads/toys.bin").exists()
+
+
+@pytest.mark.parametrize("more", [{}, {"about": 500_000}], ids=["unknown size", "published about"])
+def test_source_that_states_an_absurd_size_does_not_keep_the_next_from_being_used(more, http, root):
+    with raw_server(LIE) as port:
+        lying = {"kind": "https", "url": f"http://127.0.0.1:{port}/x.zip"}
+        [outcome] = run(manifest(item("zip", [lying, serve(http, ZIP)[0]], **more)), root)
+        assert outcome.state == "unpacked"
+        [outcome] = run(manifest(item("zip", [lying], name="other", **more)), root)
+    assert ("about 500,000 are expected" if more else "expected at least 1000000000.00 GB") in outcome.message
+
+
+def test_stream_of_another_version_that_is_cut_does_not_spoil_the_next_source(root, http):
+    """What it left is compared with the archive of the next source, and then thrown away."""
+    content, other = (pack(toy_files(seed, patches=60), "tar.gz") for seed in (0, 7))
+    with raw_server(HEAD + b"Content-Length: %d\r\n\r\n" % len(other) + other[:-70_000]) as port:
+        sources = [{"kind": "https", "url": f"http://127.0.0.1:{port}/x.zip"}, serve(http, content)[0]]
+        [outcome] = run(streamed("tar.gz", sources, "unknown", True), root)
+    assert (outcome.state, unpacked(root)) == ("unpacked", toy_files(patches=60))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_part_that_is_longer_than_the_file_is_begun_again(known, http, root):
+    """Also if the server answers a request for a part with the whole file."""
+    source, path = serve(http, ZIP, "ignore_range")
+    (root / "downloads/toys.zip.part").write_bytes(ZIP + b"more")
+    (root / "downloads/toys.zip.part-from").write_text(f'{{"url": "{source["url"]}"}}')
+    assert run(manifest(item("zip", [source], md5(ZIP) if known else "unknown")), root)[0].state == "unpacked"
+    assert http.script.asked[path] == ([len(ZIP) + 4, 0])
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '{"url": 5}', "[" * 10_000, "\udcff"])
+def test_note_of_a_part_that_is_damaged_is_not_used(text, http, root):
+    (root / "downloads/toys.zip.part").write_bytes(ZIP[:500])
+    (root / "downloads/toys.zip.part-from").write_text(text, errors="surrogateescape")
+    assert run(manifest(item("zip", [serve(http, ZIP)[0]])), root)[0].state == "unpacked"
+
+
+@pytest.mark.parametrize(
+    ("text", "least", "most"),
+    [("7", 7, 7), ("-5", 0, 0), ("inf", 0, 0), ("9" * 400, 10**9, math.inf), ("\xb2", 0, 0), ("", 0, 0),
+     ("Fri, 01 Jan 2100 00:00:00 GMT", 10**9, 10**11), ("Wed, 21 Oct 2015 07:28:00 GMT", -1e10, 0), ("soon", 0, 0)],
+)  # fmt: skip
+def test_time_after_which_to_ask_again_is_a_number_or_a_date(text, least, most):
+    assert least <= transfer._wait_s(text) <= most
+
+
+def test_proxy_is_named_when_no_connection_comes_about(monkeypatch, root):
+    monkeypatch.setenv("http_proxy", "http://user:secret@127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "")
+    outcome = run(hostile(80, False), root)[0]
+    assert "no connection through the proxy in http_proxy (" in outcome.message
+    assert "secret" not in outcome.message
+
+
 @pytest.mark.parametrize("what", HANGING)
 def test_no_server_holds_a_download_longer_than_the_limits(what, root):
     """A byte now and then, in whatever place of the protocol, does not count as progress."""
@@ -603,7 +687,12 @@ def test_damage_of_fetched_files_is_found_by_name(fetched_toys):
     assert "other content" in damaged(store, toys)[0]
 
 
-@pytest.mark.parametrize("text", ["{not json", "[]", "{}", '{"mark": "verified", "how": "", "source": "", "at": ""}'])
+HEADER = '"mark": "verified", "how": "", "source": "", "at": ""'
+RECORDS = ("{not json", "[]", "{}", "[" * 10_000, f"{{{HEADER}}}", f'{{{HEADER}, "members": [[1, 2, 3, 4]]}}',
+           f'{{{HEADER}, "scenes": 5, "members": [["a.tif", 1, "x", 0]]}}')  # fmt: skip
+
+
+@pytest.mark.parametrize("text", RECORDS)
 def test_damaged_or_empty_record_means_verifying_again(text, fetched_toys, root):
     """A record without members verifies nothing, and the next run makes it anew from the archive."""
     toys, store = fetched_toys
