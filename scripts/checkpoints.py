@@ -19,9 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from lcfuse_core import _runtime
-from lcfuse_core.methods import adapt, stored
-from lcfuse_core.methods.experiment import Experiment
-from lcfuse_core.methods.stored import SHIPPED
+from lcfuse_core.methods import adapt
+from lcfuse_core.methods.experiment import SHIPPED, Experiment, path_of
 from lcfuse_core.scoring.protocol import PLAIN, WEIGHTED
 from lcfuse_core.training.checkpoint import load_checkpoint, network_digest
 from lcfuse_core.training.plan import TrainPlan
@@ -60,7 +59,7 @@ def train(experiment: Experiment) -> None:
     runs = {name: experiment.trained(plan) for name, plan in plans(experiment).items()}
     experiment.adapted_network(runs["weighted"])
     files = paths(experiment)
-    made = {name: stored.path_of(path.name).read_bytes() for name, path in files.items()}
+    made = {name: path_of(path.name).read_bytes() for name, path in files.items()}
     shutil.rmtree(SHIPPED)
     for name, path in files.items():
         _runtime.write_atomic(path, made[name])

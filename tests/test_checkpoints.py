@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 import checkpoints
-from lcfuse_core.methods import stored
+from lcfuse_core.methods import experiment
 from lcfuse_core.methods.experiment import Experiment
 from lcfuse_core.training import checkpoint, loop
 
@@ -18,7 +18,7 @@ def sample():
 
 def test_file_names_are_those_of_the_code_of_today(sample):
     """A change of plan, sample or training code without `scripts/checkpoints.py` is caught here."""
-    found = set(stored.SHIPPED.rglob("*.safetensors"))
+    found = set(experiment.SHIPPED.rglob("*.safetensors"))
     assert found == set(checkpoints.paths(sample).values()), "run scripts/checkpoints.py, with --rename or without"
     assert sum(path.stat().st_size for path in found) < checkpoints.LIMIT_BYTES
 
@@ -43,8 +43,8 @@ def test_shipped_networks_are_used_without_training(sample, monkeypatch, tmp_pat
 
 def test_renaming_moves_the_files_and_refuses_other_weights(sample, monkeypatch, tmp_path):
     folder = tmp_path / "checkpoints"
-    shutil.copytree(stored.SHIPPED, folder)
-    for module in (checkpoints, stored):
+    shutil.copytree(experiment.SHIPPED, folder)
+    for module in (checkpoints, experiment):
         monkeypatch.setattr(module, "SHIPPED", folder)
     monkeypatch.setattr(checkpoints, "WEIGHTS", folder / "weights.json")
     for number, path in enumerate(sorted(folder.rglob("*.safetensors"))):

@@ -44,29 +44,16 @@ MOST_PIXELS = 2**22
 Predict = Callable[[Patch], NDArray[np.float32]]
 """Probabilities, float32 (8, H, W), of a patch from its images and its MODIS label, never from its reference."""
 
-_N = len(SCORED)
+_N, _N_CLUSTERS = len(SCORED), 128
 
 
 def adapted(run: Run | None, source: PatchSource, plan: TrainPlan, folder: str | os.PathLike[str] | None = None) -> Run:
     """
-    Return a copy of a network that was fine-tuned on the coarse labels of a target region.
+    Return a copy of a network (None: fresh weights) that was fine-tuned on the coarse labels of a target region.
 
-    Parameters
-    ----------
-    run : Run or None
-        The network to start from; None starts from fresh weights.
-    source : PatchSource
-        Of the region. Without a label of the eight classes the network stays as it is.
-    plan : TrainPlan
-        Of the fine-tuning. Class weights and shares are the region's own, and so are the statistics of batch
-        normalisation (adaptive batch normalisation, Li et al. 2016, arXiv 1603.04779).
-    folder : path, optional
-        From which an interrupted training continues.
-
-    Raises
-    ------
-    DataError
-        If the region has no label and *run* is None.
+    Without a label of the eight classes the network stays as it is. Class weights and shares are the region's own, and
+    so are the statistics of batch normalisation (adaptive batch normalisation, Li et al. 2016, arXiv 1603.04779). An
+    interrupted training continues from *folder*. Raises DataError if the region has no label and *run* is None.
     """
     if run is not None and not source.class_counts().any():
         return run
@@ -90,12 +77,7 @@ def pseudo_labelled(predict: Predict, source: PatchSource) -> PseudoLabels:
     """
     Return a source of the same images with the most probable class of each pixel as labels for a student network.
 
-    Parameters
-    ----------
-    predict : callable
-        The teacher's probabilities.
-    source : PatchSource
-        What to label. The labels, a byte per pixel, are held in memory.
+    *predict* gives the probabilities of the teacher. The labels, a byte per pixel, are held in memory.
     """
     classes = (predict(patch).argmax(axis=0).astype(np.uint8) for patch, _ in images_of(source))
     return PseudoLabels(source, [torch.from_numpy(one) for one in classes])
@@ -143,14 +125,7 @@ class _Clusters:
     statistics: Statistics
 
 
-def fit_clusters(
-    source: PatchSource,
-    matrix: Matrix,
-    *,
-    seed: int,
-    n_clusters: int = 128,
-    guess: Predict | None = None,
-) -> _Clusters:
+def fit_clusters(source: PatchSource, matrix: Matrix, *, seed: int, guess: Predict | None = None) -> _Clusters:
     """
     Cluster the pixels of a region by k-means, and estimate the class of each cluster from the labels of the cells.
 
@@ -160,21 +135,14 @@ def fit_clusters(
     Parameters
     ----------
     source : PatchSource
-        Of the region, with labels "modis+savanna".
+        Of the region, with labels "modis+savanna". Raises DataError if no pixel has a label.
     matrix : ndarray, shape (8, 9)
         p(coarse | fine).
     seed : int
         Of the sample of pixels and of k-means.
-    n_clusters : int
-        Number of clusters G.
     guess : callable, optional
         Probabilities of a network, whose mean over each cluster is the prior of its classes, with the weight of half a
         cell; by default all classes alike.
-
-    Raises
-    ------
-    DataError
-        If no pixel has a label.
     """
     statistics = source.statistics()
     rng = np.random.default_rng(seed)
@@ -186,19 +154,19 @@ def fit_clusters(
     # Only here: see `forest.train_forest`.
     from sklearn.cluster import MiniBatchKMeans
 
-    means = MiniBatchKMeans(n_clusters, random_state=int(rng.integers(2**31)), n_init=1, batch_size=4096)
+    means = MiniBatchKMeans(_N_CLUSTERS, random_state=int(rng.integers(2**31)), n_init=1, batch_size=4096)
     centres = means.fit(np.concatenate(sample)).cluster_centers_.astype(np.float32)
-    cells, guesses = [], np.zeros((n_clusters, _N))
+    cells, guesses = [], np.zeros((_N_CLUSTERS, _N))
     for patch, window in images_of(source):
         group = _nearest(_pixels(window.s2, window.s1, statistics), centres)
-        cells.append(_cells(group, window.labels.numpy(), window.cells.numpy(), n_clusters))
+        cells.append(_cells(group, window.labels.numpy(), window.cells.numpy()))
         if guess is not None:
             np.add.at(guesses, group, guess(patch).reshape(_N, -1).T)
-    prior = np.full((n_clusters, _N), 1 / _N) if guess is None else (guesses + 1) / (guesses + 1).sum(1, keepdims=True)
+    prior = np.full((_N_CLUSTERS, _N), 1 / _N) if guess is None else (guesses + 1) / (guesses + 1).sum(1, keepdims=True)
     shares, labels, sizes = (np.concatenate(parts) for parts in zip(*cells, strict=True))
     if not len(shares):
         raise DataError("clusters", found="no labelled pixel", expected="at least one", do="Check the labels.")
-    classes = classes_of_clusters(shares, labels, sizes / 2146, matrix, prior, 0.5)
+    classes = classes_of_clusters(shares, labels, sizes / 2146, matrix, prior)
     return _Clusters(centres, classes, statistics)
 
 
@@ -208,22 +176,20 @@ def classes_of_clusters(
     weights: NDArray[np.floating],
     matrix: Matrix,
     prior: Matrix,
-    pseudo_counts: float,
-    iterations: int = 100,
 ) -> Matrix:
     """
     Return p(class | cluster), (G, 8), the most likely given the labels of the cells, by EM.
 
     The likelihood of a cell's label is sum_gk share[g] p(k | g) T[k, label]: *shares* (J, G) of the clusters in each
     cell, coarse *labels* (J,) and *weights* (J,) of the cells, the transition *matrix* T = p(coarse | fine). The
-    *prior* (G, 8) of the classes of each cluster weighs as much as *pseudo_counts* cells.
+    *prior* (G, 8) of the classes of each cluster weighs as much as half a cell.
     """
     likelihood = matrix[:, labels].T  # (J, 8)
     classes = prior
-    for _ in range(iterations):
+    for _ in range(100):
         chance = np.maximum(((shares @ classes) * likelihood).sum(axis=1, keepdims=True), 1e-300)
         evidence = shares.T @ (weights[:, None] * likelihood / chance)  # (G, 8)
-        expected = classes * evidence + pseudo_counts * prior
+        expected = classes * evidence + 0.5 * prior
         before, classes = classes, expected / expected.sum(axis=1, keepdims=True)
         if np.abs(classes - before).max() < 1e-5:
             break
@@ -249,13 +215,13 @@ def _nearest(pixels: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArr
 
 
 def _cells(
-    group: NDArray[np.int64], labels: NDArray[np.uint8], cells: NDArray[np.int32], n_groups: int
+    group: NDArray[np.int64], labels: NDArray[np.uint8], cells: NDArray[np.int32]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
     """Return shares of clusters (J, G), label (J,) and size in pixels (J,) of each labelled cell."""
     known = labels.reshape(-1) < N_COARSE
     key = cells.reshape(-1)[known].astype(np.int64) * N_COARSE + labels.reshape(-1)[known]
     found, number = np.unique(key, return_inverse=True)
-    counts = np.bincount(number * n_groups + group[known], minlength=len(found) * n_groups)
-    counts = counts.reshape(len(found), n_groups).astype(np.float64)
+    counts = np.bincount(number * _N_CLUSTERS + group[known], minlength=len(found) * _N_CLUSTERS)
+    counts = counts.reshape(len(found), _N_CLUSTERS).astype(np.float64)
     size = counts.sum(axis=1)
     return counts / np.maximum(size[:, None], 1), found % N_COARSE, size

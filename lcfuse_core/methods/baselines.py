@@ -100,23 +100,21 @@ def laid_out(share: NDArray[np.floating], cells: NDArray[np.int32], rng: np.rand
     return classes.reshape(cells.shape)
 
 
-def swap(
-    classes: NDArray[np.uint8], cells: NDArray[np.int32], iterations: int = 12, *, reach_px: int = 5
-) -> NDArray[np.uint8]:
+def swap(classes: NDArray[np.uint8], cells: NDArray[np.int32]) -> NDArray[np.uint8]:
     """
     Exchange pixels within cells so that pixels of one class become neighbours; the counts of each cell stay.
 
     After Atkinson 2005 (Photogramm. Eng. Remote Sens. 71, 839): a pixel is attracted to a class by the pixels of that
-    class within *reach_px*, with weights exp(-distance / a) and a half of the reach as a. The least attracted pixel of
-    a class is exchanged with the pixel of another class that is most attracted to it, if the sum of attractions rises.
+    class within five pixels, with weights exp(-distance / 2.5). The least attracted pixel of a class is exchanged with
+    the pixel of another class that is most attracted to it, if the sum of attractions rises.
     The original has two classes and one pair at a time; here each class in turn swaps up to a fifth of its pairs.
     """
     classes, flat = classes.copy(), cells.ravel()
-    rows, cols = np.mgrid[-reach_px : reach_px + 1, -reach_px : reach_px + 1]
+    rows, cols = np.mgrid[-5:6, -5:6]
     distance = np.hypot(rows, cols)
-    kernel = np.exp(-distance / (reach_px / 2)) * (distance > 0) * (distance <= reach_px)
+    kernel = np.exp(-distance / 2.5) * (distance > 0) * (distance <= 5)
     kernel = (kernel / kernel.sum()).astype(np.float32)
-    for _ in range(iterations):
+    for _ in range(12):
         for k in np.unique(classes):
             attraction = np.stack([ndimage.correlate(plane, kernel, mode="nearest") for plane in _one_hot(classes)])
             _swap_class(classes.reshape(-1), int(k), flat, attraction.reshape(_N, -1))

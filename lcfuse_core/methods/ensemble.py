@@ -18,9 +18,8 @@ from typing import Any
 from lcfuse_core.data.identity import is_sample
 from lcfuse_core.methods import baselines, few_cells, fusion
 from lcfuse_core.methods.adapt import Predict, adaptation_plan
-from lcfuse_core.methods.experiment import Experiment
+from lcfuse_core.methods.experiment import Experiment, seconds
 from lcfuse_core.methods.fusion import Fusion, FusionPlan
-from lcfuse_core.methods.stored import seconds
 from lcfuse_core.models import forest
 from lcfuse_core.scoring.protocol import WEIGHTED
 from lcfuse_core.training import loop

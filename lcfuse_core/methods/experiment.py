@@ -23,6 +23,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
 from lcfuse_core import _runtime
@@ -33,7 +34,7 @@ from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.sample import world
 from lcfuse_core.data.source import PatchSource
 from lcfuse_core.data.streamed import open_source
-from lcfuse_core.methods import adapt, stored
+from lcfuse_core.methods import adapt
 from lcfuse_core.methods.adapt import Predict
 from lcfuse_core.models import transition
 from lcfuse_core.models.transition import Matrix
@@ -51,6 +52,12 @@ ALL_REGIONS = "all regions"
 
 _KIND = ("network", "width", "inputs", "fusion", "labels", "loss", "transition", "class_weight_power")
 """The fields of a plan that decide which method a network is; the others decide how long and how it is trained."""
+
+SHIPPED = _runtime.SHIPPED / "checkpoints"
+"""
+Small networks trained on the sample of seed 0, so that most chapters run without training. The subfolder `adapted`
+holds a network that was fine-tuned on the target regions of that sample; it is not for maps of other regions.
+"""
 
 _Made = TypeVar("_Made")
 
@@ -208,7 +215,7 @@ class Experiment:
     def given(self) -> Run | None:
         """The network of the parameter `checkpoint`, if there is one."""
         path = self.parameters.get("checkpoint")
-        return stored.on_device(checkpoint.load_checkpoint(path)) if path else None
+        return _on_device(checkpoint.load_checkpoint(path)) if path else None
 
     def is_given(self, plan: TrainPlan) -> bool:
         """Whether the parameter `checkpoint` names a network of the same kind as *plan* (`_KIND`)."""
@@ -229,29 +236,17 @@ class Experiment:
             sources = self.training_source(plan.labels), self.held_out_source(plan.labels)
             return loop.train(sources[0], plan, folder, validation=sources[1], progress=self.progress)
 
-        return stored.kept(self.checkpoint_name(plan), train)
+        return kept(self.checkpoint_name(plan), train)
 
     def adapted_network(
         self, start: Run | TrainPlan, *, each_region: bool = False, **changes: Any
     ) -> tuple[Predict, float]:
         """
-        Return a network that was fine-tuned on the target regions: transductive learning.
+        Return a network that was fine-tuned on the target regions (transductive), and the seconds of its training.
 
-        Parameters
-        ----------
-        start : Run or TrainPlan
-            The network to start from; a plan starts from fresh weights.
-        each_region : bool
-            Whether to train a copy for each region, with its part of the steps, instead of one for all regions.
-        **changes
-            To the plan; see `adapt.adaptation_plan`.
-
-        Returns
-        -------
-        predict : callable
-            Probabilities of a patch.
-        seconds : float
-            Duration of the fine-tuning.
+        *start* is the network to start from, or a plan to start from fresh weights; *changes* are those of
+        `adapt.adaptation_plan`. With *each_region* a copy is trained for each region, with its part of the steps,
+        instead of one for all.
         """
         run, base = (start, start.plan) if isinstance(start, Run) else (None, start)
         own = self.plan(base.network, base.class_weight_power)  # of a given checkpoint only the kind counts
@@ -267,10 +262,10 @@ class Experiment:
 
         def load() -> dict[str, Run]:
             files = {region: self.adapted_name(run, plan, region) for region in names}
-            return {region: stored.kept(file, partial(train, region)) for region, file in files.items()}
+            return {region: kept(file, partial(train, region)) for region, file in files.items()}
 
         runs = self.once((run is None, each_region, base, plan), load)
-        return self.by_region(runs, loop.predict), sum(map(stored.seconds, runs.values()))
+        return self.by_region(runs, loop.predict), sum(map(seconds, runs.values()))
 
     def by_region(self, models: Mapping[str, Any], predict: Callable[[Any, Patch], NDArray[np.float32]]) -> Predict:
         """Return a function that predicts each patch by the model of its region, or by that of `ALL_REGIONS`."""
@@ -318,7 +313,7 @@ class Experiment:
         """Return the file of the network of a plan: the given checkpoint, or where `trained` keeps it."""
         if self.is_given(plan):
             return Path(self.parameters["checkpoint"])
-        return stored.path_of(self.checkpoint_name(plan))
+        return path_of(self.checkpoint_name(plan))
 
     # The transition matrix
 
@@ -352,16 +347,9 @@ class Experiment:
         """
         Append a line to the ledger: the scores of a method with the parameters of this experiment.
 
-        Parameters
-        ----------
-        method : str
-            Name of the method.
-        found : Result or Scores
-            A result of `protocol.evaluate_methods`, or scores over all pixels; claims need a result.
-        label_regime, regime : str
-            One of `ledger.LABEL_REGIMES`, "inductive" or "transductive".
-        parameters, cost, hashes : mapping, optional
-            Beside those of the experiment; durations; SHA-256 beside those of the data.
+        *found* is a result of `protocol.evaluate_methods`, or scores over all pixels; claims need a result.
+        *label_regime* is one of `ledger.LABEL_REGIMES`, *regime* "inductive" or "transductive". *parameters*, *cost*
+        (durations) and *hashes* (SHA-256) are further ones, beside those of the experiment.
         """
         entry = ledger.new_entry(
             self.name,
@@ -379,3 +367,38 @@ class Experiment:
             cost=cost,
         )
         ledger.append(self.ledger_path, entry)
+
+
+# Trained networks that are stored: shipped with the package, or kept in the data folder
+
+
+def path_of(name: str) -> Path:
+    """Return where the network of that file name is, or would be kept."""
+    shipped = (SHIPPED / name, SHIPPED / "adapted" / name, SHIPPED / "large" / name)
+    return next(filter(Path.exists, shipped), _runtime.data_folder() / "runs" / name)
+
+
+def kept(name: str, train: Callable[[Path], Run]) -> Run:
+    """
+    Return the network stored under a file name; if there is none, train and store it.
+
+    *train* gets a folder of its own, from which an interrupted training continues.
+    """
+    path = path_of(name)
+    # Chapters may run side by side.
+    with _runtime.lock((_runtime.data_folder() / "runs" / name).with_suffix(".lock")):
+        if not path.exists():
+            checkpoint.save_checkpoint(train(path.with_suffix("")), path)
+    # Read back even when it was trained just now: both ways must give the same maps.
+    return _on_device(checkpoint.load_checkpoint(path))
+
+
+def _on_device(run: Run) -> Run:
+    """Move the network of a run to the device of its plan; return the run."""
+    run.network.to(loop.choose_device(run.plan.device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return run
+
+
+def seconds(run: Run) -> float:
+    """Return the duration of a training in seconds."""
+    return float(run.history[-1]["seconds"] or 0) if run.history else 0.0

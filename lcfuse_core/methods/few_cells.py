@@ -47,14 +47,10 @@ def scarcity(cells: float) -> float:
 
 def third_weight(cells: float, preference: float) -> float:
     """
-    Return the weight of a third member, which has not learned from the target regions.
+    Return the weight of a third member, which has not learned from the target regions, for *cells* per region.
 
-    Parameters
-    ----------
-    cells : float
-        Coarse cells per region. From half of `FEW_CELLS` on the weight falls, and from `FEW_CELLS` on it is exactly 0.
-    preference : float
-        Of `preference`: for 0 the weight is `LEAST_WEIGHT`, for 1 it is 1, and in proportion between.
+    From half of `FEW_CELLS` on it falls, and from `FEW_CELLS` on it is exactly 0. Below, it is `LEAST_WEIGHT` for a
+    *preference* of 0, 1 for a preference of 1, and in proportion between.
     """
     return min(1.0, 2.0 * scarcity(cells)) * (LEAST_WEIGHT + (1.0 - LEAST_WEIGHT) * preference)
 

@@ -17,11 +17,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pydantic.dataclasses
 from numpy.typing import NDArray
+from pydantic import Field
 from scipy.ndimage import gaussian_filter
 from scipy.optimize import minimize_scalar
 
@@ -31,53 +33,30 @@ from lcfuse_core.data.source import PatchSource, label_index
 from lcfuse_core.errors import DataError, ParameterError
 from lcfuse_core.methods.adapt import MOST_PIXELS, Predict, images_of
 from lcfuse_core.models.transition import Matrix
+from lcfuse_core.training.plan import one_of, parameter_errors
 from lcfuse_core.training.predict import tta_mean
 
 _N = len(SCORED)
 
 
-@dataclass(frozen=True)
+@parameter_errors("fusion")
+@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(strict=True, extra="forbid"))
 class FusionPlan:
-    """
-    How members are combined. Raises ParameterError on an unknown value.
+    """How members are combined. Raises ParameterError on an unknown name or value."""
 
-    Parameters
-    ----------
-    rule : str
-        "mean" of probabilities, in which an uncertain member leaves the decision to the others, or "product" (the
-        normalised geometric mean), in which any member can rule out a class.
-    symmetries : int
-        Of test-time augmentation (TTA): predictions of 1, 2, 4 or 8 flips and rotations are averaged.
-    prior_power : float
-        Exponent of p(fine | coarse label of the cell): 0 leaves it out, 1 treats it as independent evidence. Members
-        that were trained on the labels of the target region contain it already.
-    prior_blur_px : float
-        Standard deviation of a Gaussian that smooths the prior across neighbouring cells, in pixels; 0: none.
-    prior_doubt : float
-        Fraction of the uniform distribution mixed into the prior, so that a zero in its table cannot forbid a class.
-    calibrated, weighted : bool
-        Whether `fit` finds a temperature, and a weight, for each member.
-    """
-
-    rule: str = "mean"
-    symmetries: int = 1
-    prior_power: float = 0.0
-    prior_blur_px: float = 12.0
-    prior_doubt: float = 0.2
-    calibrated: bool = False
-    weighted: bool = False
-
-    def __post_init__(self) -> None:
-        numbers = {"prior_power": 4, "prior_blur_px": 500, "prior_doubt": 1}
-        checks = {
-            "rule": (self.rule in ("mean", "product"), "mean or product"),
-            "symmetries": (self.symmetries in (1, 2, 4, 8), "1, 2, 4 or 8"),
-            **{name: (0 <= getattr(self, name) <= most, f"0 to {most}") for name, most in numbers.items()},
-        }
-        for name, (is_good, expected) in checks.items():
-            if not is_good:
-                found = repr(getattr(self, name))
-                raise ParameterError(f"fusion: {name}", found=found, expected=expected, do="Correct the plan.")
+    # of probabilities: in the mean an uncertain member leaves the decision to the others; in the product, the
+    # normalised geometric mean, any member can rule out a class
+    rule: Literal["mean", "product"] = "mean"
+    symmetries: Annotated[int, one_of((1, 2, 4, 8))] = (
+        1  # flips and rotations whose predictions are averaged: test-time augmentation
+    )
+    # exponent of p(fine | coarse label of the cell): 0 leaves it out, 1 treats it as independent evidence; members that
+    # were trained on the labels of the target region contain it already
+    prior_power: Annotated[float, Field(ge=0, le=4)] = 0.0
+    prior_blur_px: Annotated[float, Field(ge=0, le=500)] = 12.0  # standard deviation of a Gaussian that smooths it
+    prior_doubt: Annotated[float, Field(ge=0, le=1)] = 0.2  # fraction of the uniform distribution mixed into it
+    calibrated: bool = False  # whether `fit` finds a temperature for each member
+    weighted: bool = False  # and a weight
 
     def doubted(self, posterior: Matrix) -> Matrix:
         """Return p(fine | coarse), (9, 8), with the uniform distribution mixed in by `prior_doubt`."""
@@ -90,16 +69,9 @@ class FusionPlan:
 
     def prior_factor(self, labels: NDArray[np.uint8], posterior: Matrix) -> NDArray[np.float32]:
         """
-        Return the factor by which the coarse labels multiply the probabilities, float32 (8, H, W).
+        Return the factor by which the coarse labels, as in `coarse_prior`, multiply probabilities, float32 (8, H, W).
 
         A part of a scene gets the factor of the whole scene at all pixels that lie `prior_reach_px` or more inside.
-
-        Parameters
-        ----------
-        labels : ndarray of uint8, shape (H, W)
-            Coarse labels 0..8, 255 = unknown.
-        posterior : ndarray, shape (9, 8)
-            p(fine | coarse).
         """
         prior = coarse_prior(labels, self.doubted(posterior), self.prior_blur_px)
         return prior ** np.float32(self.prior_power)
@@ -140,14 +112,9 @@ class Fusion:
 
     def fit(self, evidence: Mapping[str, Evidence], matrix: Matrix) -> None:
         """
-        Fit temperatures and weights, as the plan has them, on the coarse labels of cells.
+        Fit temperatures and weights, as the plan has them, on the coarse labels of cells; *matrix* is p(coarse | fine).
 
-        Parameters
-        ----------
-        evidence : mapping
-            Of each member by `gather`; not of training patches, on which overfitted members look too good.
-        matrix : ndarray, shape (8, 9)
-            p(coarse | fine).
+        *evidence* comes from `gather`; not of training patches, on which overfitted members look too good.
         """
         if self.plan.calibrated:
             self.temperatures |= {name: best_temperature(found, matrix) for name, found in evidence.items()}
@@ -197,14 +164,8 @@ def coarse_prior(labels: NDArray[np.uint8], posterior: Matrix, blur_px: float = 
     """
     Return the prior of each pixel's class given the label of its cell, float32 (8, H, W), largest value 1.
 
-    Parameters
-    ----------
-    labels : ndarray of uint8, shape (H, W)
-        Coarse labels 0..8 on the true outlines of the cells, 255 = unknown: all classes alike.
-    posterior : ndarray, shape (9, 8)
-        p(fine | coarse).
-    blur_px : float
-        Standard deviation of a Gaussian that smooths the prior, in pixels.
+    *labels*, uint8 (H, W), are coarse labels 0..8 on the true outlines of the cells, 255 = unknown: all classes alike.
+    *posterior*, (9, 8), is p(fine | coarse). A Gaussian of standard deviation *blur_px* pixels smooths the prior.
     """
     table = np.full((256, _N), 1 / _N)
     table[: len(posterior)] = posterior
@@ -241,21 +202,8 @@ def gather(
     """
     Return the predictions of each member for a sample of pixels, with the labels of their cells.
 
-    Parameters
-    ----------
-    members : mapping
-        Functions that give probabilities from the images of a patch.
-    source : PatchSource
-        With labels "modis+savanna".
-    pixels : int
-        Per patch; fewer if the sample would exceed `adapt.MOST_PIXELS`.
-    seed : int
-        Of the sample.
-
-    Raises
-    ------
-    DataError
-        If no patch has a coarse label.
+    *source* has labels "modis+savanna". The sample, of *seed*, has so many *pixels* per patch, or fewer if it would
+    exceed `adapt.MOST_PIXELS`. Raises DataError if no patch has a coarse label.
     """
     rng, pixels = np.random.default_rng(seed), min(pixels, max(1, MOST_PIXELS // len(source)))
     parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in members}
@@ -292,23 +240,17 @@ def best_temperature(evidence: Evidence, matrix: Matrix) -> float:
     return float(np.exp(found.x))
 
 
-def member_weights(likelihoods: NDArray[np.floating], iterations: int = 500) -> NDArray[np.float64]:
+def member_weights(likelihoods: NDArray[np.floating]) -> NDArray[np.float64]:
     """
     Return the weights of members, (A,), sum 1, under whose mean the labels of the cells are likeliest.
 
-    Maximises sum_j log sum_a w_a L_aj, which has one maximum, by the EM steps of a mixture. A member that adds nothing
-    to the others gets a weight near 0; equal members keep equal weights.
-
-    Parameters
-    ----------
-    likelihoods : ndarray, shape (A, J)
-        p(label of cell j) by member a alone.
-    iterations : int
-        Most EM steps.
+    *likelihoods*, (A, J), are p(label of cell j) by member a alone. Maximises sum_j log sum_a w_a L_aj, which has one
+    maximum, by the EM steps of a mixture. A member that adds nothing to the others gets a weight near 0; equal members
+    keep equal weights.
     """
     likelihood = np.asarray(likelihoods, np.float64)
     weights = np.full(len(likelihood), 1 / len(likelihood))
-    for _ in range(iterations):
+    for _ in range(500):
         joint = weights[:, None] * likelihood
         before, weights = weights, (joint / np.maximum(joint.sum(axis=0), 1e-300)).mean(axis=1)
         weights /= weights.sum()

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any, Concatenate, Literal, ParamSpec
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -27,12 +27,11 @@ import pandas as pd
 from lcfuse_core.data import patches, source
 from lcfuse_core.data.legends import SCORED, index_to_dfc
 from lcfuse_core.data.streamed import open_source
-from lcfuse_core.methods import adapt, baselines, stored
+from lcfuse_core.methods import adapt, baselines
 from lcfuse_core.methods.adapt import Predict, images_of
 from lcfuse_core.methods.ensemble import FURTHER, FUSED, fusion_of, shared_member
-from lcfuse_core.methods.experiment import BOTH, Experiment
+from lcfuse_core.methods.experiment import BOTH, Experiment, kept, seconds
 from lcfuse_core.methods.fusion import Fusion, FusionPlan
-from lcfuse_core.methods.stored import seconds
 from lcfuse_core.models import forest, transition
 from lcfuse_core.models.losses import LOSSES, MIXED_LABEL_LOSSES
 from lcfuse_core.models.networks import NETWORKS
@@ -48,71 +47,38 @@ _Regime = Literal["inductive", "transductive"]
 
 @dataclass(frozen=True)
 class Learned:
-    """
-    A trained method.
+    """A trained method."""
 
-    Parameters
-    ----------
-    classify : callable
-        Draws the map of a patch.
-    train_s : float
-        Duration of the training in seconds.
-    rows : DataFrame, optional
-        Index rows to evaluate on; by default those of the test split.
-    hashes : dict
-        SHA-256 of the checkpoint, for the ledger.
-    parameters : dict
-        For the ledger, where they differ from those of the experiment.
-    """
-
-    classify: Classify
-    train_s: float = 0.0
-    rows: pd.DataFrame | None = None
-    hashes: Mapping[str, str] = field(default_factory=dict)
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    classify: Classify  # draws the map of a patch
+    train_s: float = 0.0  # duration of the training
+    rows: pd.DataFrame | None = None  # index rows to evaluate on; None: those of the test split
+    hashes: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of the checkpoint, for the ledger
+    parameters: Mapping[str, Any] = field(default_factory=dict)  # where they differ from those of the experiment
 
 
 @dataclass(frozen=True)
 class Method:
-    """
-    A row of the registry.
-
-    Parameters
-    ----------
-    learn : callable
-        Trains the method on the data of an experiment.
-    regime : str
-        "inductive", or "transductive" if it learns from images and coarse labels of the evaluated regions.
-    label_regime : str
-        One of `ledger.LABEL_REGIMES`.
-    """
+    """A row of the registry: *learn* trains the method on the data of an experiment."""
 
     learn: Callable[[Experiment], Learned]
-    regime: _Regime = "inductive"
-    label_regime: str = "coarse only"
+    regime: _Regime = "inductive"  # "transductive": learns from images and coarse labels of the evaluated regions
+    label_regime: str = "coarse only"  # one of `ledger.LABEL_REGIMES`
 
 
-_P = ParamSpec("_P")
+def _rows(regime: _Regime) -> Callable[[Callable[..., Learned]], Callable[..., Method]]:
+    """Return a decorator: a function that learns on an experiment, with arguments, becomes one from these to a row."""
+
+    def decorate(learn: Callable[..., Learned]) -> Callable[..., Method]:
+        @wraps(learn)
+        def row(*args: Any, **kwargs: Any) -> Method:
+            return Method(lambda experiment: learn(experiment, *args, **kwargs), regime)
+
+        return row
+
+    return decorate
 
 
-def _rows(learn: Callable[Concatenate[Experiment, _P], Learned], regime: _Regime) -> Callable[_P, Method]:
-    """Turn a function that learns on an experiment, with further arguments, into one from these arguments to a row."""
-
-    @wraps(learn)
-    def row(*args: _P.args, **kwargs: _P.kwargs) -> Method:
-        return Method(lambda experiment: learn(experiment, *args, **kwargs), regime)
-
-    return row
-
-
-def _inductive(learn: Callable[Concatenate[Experiment, _P], Learned]) -> Callable[_P, Method]:
-    """Make rows of inductive methods; see `_rows`."""
-    return _rows(learn, "inductive")
-
-
-def _transductive(learn: Callable[Concatenate[Experiment, _P], Learned]) -> Callable[_P, Method]:
-    """Make rows of transductive methods; see `_rows`."""
-    return _rows(learn, "transductive")
+_inductive, _transductive = _rows("inductive"), _rows("transductive")
 
 
 def mapped(predict: Predict) -> Classify:
@@ -248,7 +214,7 @@ def _on_all_regions(experiment: Experiment, /) -> Learned:
         return loop.train(open_source(rows), plan, folder, progress=False)
 
     name = experiment.checkpoint_name(plan, "source and target regions", experiment.data_digest(experiment.data_root))
-    run = stored.kept(name, train)
+    run = kept(name, train)
     return Learned(partial(loop.classify, run), seconds(run))
 
 
@@ -280,7 +246,7 @@ def _student(experiment: Experiment, /) -> Learned:
         labelled = adapt.pseudo_labelled(teacher.predict, experiment.target_source)
         return loop.train(labelled, plan, folder, progress=False, start=run)
 
-    own = stored.kept(experiment.adapted_name(run, plan, "pseudo-labels of the fusion"), train)
+    own = kept(experiment.adapted_name(run, plan, "pseudo-labels of the fusion"), train)
     return Learned(partial(loop.classify, own), spent + seconds(own))
 
 
@@ -300,7 +266,7 @@ def _supervised(experiment: Experiment, /, trained_on: str, evaluated_on: str) -
         return loop.train(open_source(rows[~fourth], "fine"), plan, folder, progress=False)
 
     name = experiment.checkpoint_name(plan, "validation", experiment.data_digest(experiment.data_root))
-    run = experiment.trained(plan) if trained_on == "source" else stored.kept(name, train)
+    run = experiment.trained(plan) if trained_on == "source" else kept(name, train)
     return Learned(partial(loop.classify, run), seconds(run), rows[fourth] if evaluated_on == "fourth" else None)
 
 

@@ -266,13 +266,14 @@ def parameter_count(network: nn.Module) -> int:
     return sum(weights.numel() for weights in network.parameters() if weights.requires_grad)
 
 
-def receptive_field(network: nn.Module, *, in_channels: int = 15, size: int = 256) -> int:
+def receptive_field(network: nn.Module) -> int:
     """
-    Measure the side of the receptive field in pixels, at most *size*, the side of the images used.
+    Measure the side of the receptive field of a network of 15 channels, in pixels, at most 256.
 
     These are the rows where the gradient of the centre output is not zero, over several random images (max-pooling
     passes only one of four pixels). A copy of the network with positive weights is used, so that no ReLU hides a path.
     """
+    size = 256  # of the images
     probe = deepcopy(network).cpu().float().eval()
     for layer in probe.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -282,7 +283,7 @@ def receptive_field(network: nn.Module, *, in_channels: int = 15, size: int = 25
     rng = torch.Generator().manual_seed(0)
     reached = torch.zeros(size, dtype=torch.bool)
     for _ in range(8):
-        image = torch.rand((1, in_channels, size, size), generator=rng, requires_grad=True)
+        image = torch.rand((1, 15, size, size), generator=rng, requires_grad=True)
         probe(image)[..., size // 2, size // 2].sum().backward()
         assert image.grad is not None
         reached |= (image.grad != 0).any(dim=(0, 1, 3))

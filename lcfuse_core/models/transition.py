@@ -64,15 +64,15 @@ def from_accuracy(label_share: NDArray[np.floating], accuracy: float = MCD12Q1_A
     return _rows_to_one(accuracy * np.eye(_N_FINE, N_COARSE) + (1 - accuracy) * errors)
 
 
-def counted(pairs: Iterable[tuple[NDArray[np.integer], NDArray[np.integer]]], smoothing: float = 1.0) -> Matrix:
+def counted(pairs: Iterable[tuple[NDArray[np.integer], NDArray[np.integer]]]) -> Matrix:
     """
     Count p(coarse | fine) over pixels that have both labels: for the regime *coarse + fine validation* only.
 
     *pairs* are the fine and the coarse labels of one patch after the other. Both hold network classes 0..7 (coarse also
-    8 = Savanna), 255 = unknown, in one shape (else GridError). *smoothing* pixels are added to the diagonal: a class
-    without pixels keeps the identity.
+    8 = Savanna), 255 = unknown, in one shape (else GridError). One pixel is added to the diagonal: a class without
+    pixels keeps the identity.
     """
-    counts = smoothing * np.eye(_N_FINE, N_COARSE)
+    counts = np.eye(_N_FINE, N_COARSE)
     for fine, coarse in pairs:
         if fine.shape != coarse.shape:
             found = f"fine {fine.shape}, coarse {coarse.shape}"
@@ -83,37 +83,29 @@ def counted(pairs: Iterable[tuple[NDArray[np.integer], NDArray[np.integer]]], sm
     return _rows_to_one(counts)
 
 
-def estimate(
-    posteriors: NDArray[np.floating],
-    labels: NDArray[np.integer],
-    start: Matrix,
-    *,
-    pseudo_counts: float = 10.0,
-    iterations: int = 100,
-    tolerance: float = 1e-6,
-) -> Matrix:
+def estimate(posteriors: NDArray[np.floating], labels: NDArray[np.integer], start: Matrix) -> Matrix:
     """
     Estimate the matrix under which *labels* are likeliest, by expectation maximisation.
 
     Label c is drawn from sum_k p(k | image) T[k, c]. The expected pairs under the present T give the next T, which
-    never fits worse (Dempster, Laird & Rubin 1977), until no entry moves by more than *tolerance*. The start matters
-    if the posteriors are vague.
+    never fits worse (Dempster, Laird & Rubin 1977), until no entry moves. The start matters if the posteriors are
+    vague.
 
     *posteriors* (n, 8) are p(fine | image) of pixels, best from held-out scenes, *labels* (n,) their coarse labels 0..8
     (255 = unknown; DataError if all are). *start* (8, 9) is the first guess (zeros count as 1e-3) and the prior:
-    each row weighs as much as *pseudo_counts* observations.
+    each row weighs as much as ten observations.
     """
     known = np.asarray(labels) != IGNORE
     if not known.any():
         raise DataError("transition", found="no labelled pixel", expected="at least one", do="Check the labels.")
     q, label = np.asarray(posteriors, np.float64)[known], np.asarray(labels)[known].astype(np.int64)
     matrix = _rows_to_one(start + 1e-3)
-    for _ in range(iterations):
+    for _ in range(100):
         responsibility = q * matrix[:, label].T  # (n, K), p(fine, coarse label | image)
         responsibility /= np.maximum(responsibility.sum(axis=1, keepdims=True), 1e-300)
         pairs = np.stack([np.bincount(label, row, N_COARSE) for row in responsibility.T])  # (K, M)
-        before, matrix = matrix, _rows_to_one(pairs + pseudo_counts * start)
-        if np.abs(matrix - before).max() < tolerance:
+        before, matrix = matrix, _rows_to_one(pairs + 10.0 * start)
+        if np.abs(matrix - before).max() < 1e-6:
             break
     return matrix
 
@@ -133,7 +125,7 @@ def without_savanna(matrix: Matrix) -> Matrix:
     return _rows_to_one(matrix[:, :_N_FINE])
 
 
-def class_prior(matrix: Matrix, label_share: NDArray[np.floating], iterations: int = 1000) -> NDArray[np.float64]:
+def class_prior(matrix: Matrix, label_share: NDArray[np.floating]) -> NDArray[np.float64]:
     """
     Estimate the shares of the fine classes, (K,), that explain the label shares (M,): maximum likelihood by EM.
 
@@ -142,7 +134,7 @@ def class_prior(matrix: Matrix, label_share: NDArray[np.floating], iterations: i
     """
     share = np.asarray(label_share, np.float64) / np.sum(label_share)
     prior = np.full(len(matrix), 1 / len(matrix))
-    for _ in range(iterations):
+    for _ in range(1000):
         joint = prior[:, None] * matrix  # (K, M)
         expected = np.maximum(joint.sum(axis=0), 1e-300)
         before, prior = prior, (joint / expected) @ share

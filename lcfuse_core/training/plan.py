@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import wraps
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -26,24 +26,30 @@ _Plan = TypeVar("_Plan")
 _Rows = tuple[tuple[float, ...], ...]
 
 
-def _with_parameter_errors(plan: type[_Plan]) -> type[_Plan]:
-    """Let a pydantic dataclass raise ParameterError instead of ValidationError."""
-    validate = plan.__init__
+def parameter_errors(what: str) -> Callable[[type[_Plan]], type[_Plan]]:
+    """Return a decorator that lets a pydantic dataclass raise ParameterError for *what* instead of ValidationError."""
 
-    @wraps(validate)
-    def checked(self: _Plan, **values: Any) -> None:
-        try:
-            validate(self, **values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name, message = str(first["loc"][0]), first["msg"].removeprefix("Value error, ")
-            known = plan.__dataclass_fields__  # type: ignore[attr-defined]
-            expected = message.removeprefix("Input should be ") if name in known else f"one of {', '.join(known)}"
-            found = repr(values.get(name))
-            raise ParameterError(f"plan: {name}", found=found, expected=expected, do="Correct the plan.") from None
+    def decorate(plan: type[_Plan]) -> type[_Plan]:
+        validate = plan.__init__
 
-    plan.__init__ = checked  # type: ignore[method-assign, assignment]
-    return plan
+        @wraps(validate)
+        def checked(self: _Plan, **values: Any) -> None:
+            try:
+                validate(self, **values)
+            except ValidationError as error:
+                first = error.errors()[0]
+                name, message = str(first["loc"][0]), first["msg"].removeprefix("Value error, ")
+                known = plan.__dataclass_fields__  # type: ignore[attr-defined]
+                expected = message.removeprefix("Input should be ") if name in known else f"one of {', '.join(known)}"
+                found = repr(values.get(name))
+                raise ParameterError(
+                    f"{what}: {name}", found=found, expected=expected, do="Correct the plan."
+                ) from None
+
+        plan.__init__ = checked  # type: ignore[method-assign, assignment]
+        return plan
+
+    return decorate
 
 
 def _tuples(value: Any) -> Any:
@@ -51,10 +57,12 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _one_of(known: Iterable[str]) -> AfterValidator:
-    def check(value: str) -> str:
+def one_of(known: Iterable[object]) -> AfterValidator:
+    """Return a validator that accepts these values."""
+
+    def check(value: object) -> object:
         if value not in known:
-            raise ValueError(f"one of {', '.join(known)}")
+            raise ValueError(f"one of {', '.join(map(str, known))}")
         return value
 
     return AfterValidator(check)
@@ -88,7 +96,7 @@ _Count = Annotated[int, Field(ge=1, le=10**9)]
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-@_with_parameter_errors
+@parameter_errors("plan")
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class TrainPlan:
     """
@@ -98,13 +106,13 @@ class TrainPlan:
     'fcn'
     """
 
-    network: Annotated[str, _one_of(NETWORKS)] = "fcn"  # receptive field smaller than a cell: it cannot learn its shape
+    network: Annotated[str, one_of(NETWORKS)] = "fcn"  # receptive field smaller than a cell: it cannot learn its shape
     width: Annotated[int, Field(ge=1, le=4096)] | None = None  # channels of the first layer; None: the default
     inputs: Annotated[tuple[_Sensor, ...], BeforeValidator(_tuples), AfterValidator(_check_inputs)] = ("s2", "s1")
     # of both sensors: stacked channels, or one branch for each
     fusion: Annotated[Literal["early", "late"], AfterValidator(_check_fusion)] = "early"
-    labels: Annotated[str, _one_of(LABEL_KINDS)] = "modis"  # "fine" is the upper bound: the 10 m reference
-    loss: Annotated[str, _one_of(LOSSES)] = "cross_entropy"
+    labels: Annotated[str, one_of(LABEL_KINDS)] = "modis"  # "fine" is the upper bound: the 10 m reference
+    loss: Annotated[str, one_of(LOSSES)] = "cross_entropy"
     # p(coarse | fine), (8, 9); None: transition.from_accuracy
     transition: Annotated[_Rows | None, BeforeValidator(_tuples), AfterValidator(_check_transition)] = None
     class_weight_power: _Fraction = 0.5  # average accuracy counts classes equally, labels do not

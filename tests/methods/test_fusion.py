@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import IGBP_OF_CLASS, relabelled, toy_patch
 
-from lcfuse_core.data.legends import IGNORE, igbp_to_dfc, index_to_dfc
+from lcfuse_core.data.legends import IGNORE, igbp_to_dfc
 from lcfuse_core.data.source import PatchStack
 from lcfuse_core.errors import DataError, ParameterError
 from lcfuse_core.methods import fusion
@@ -23,7 +23,6 @@ from lcfuse_core.methods.fusion import (
     gather,
     member_weights,
     shared_errors,
-    temper,
 )
 from lcfuse_core.models import transition
 from lcfuse_core.training.predict import tta_mean
@@ -59,18 +58,6 @@ def oracle(patch, sharpness=3.0):
 def noise(patch):
     """Random probabilities at each pixel."""
     return random_p(int(patch.s2[0, 0, 0]), *patch.s2.shape[1:])
-
-
-@given(seed=st.integers(0, 100), temperature=st.floats(0.3, 5))
-@settings(max_examples=20)
-def test_temperature_scaling_keeps_the_order_and_the_sum(seed, temperature):
-    """A temperature of 1 changes nothing; 2 and then 1/2 give the first probabilities again."""
-    p = random_p(seed, 3, 4)
-    hot = temper(p, temperature)
-    np.testing.assert_allclose(hot.sum(axis=0), 1, rtol=1e-5)
-    np.testing.assert_array_equal(hot.argmax(axis=0), p.argmax(axis=0))
-    np.testing.assert_allclose(temper(p, 1.0), p)
-    np.testing.assert_allclose(temper(np.maximum(temper(p, 2.0), 1e-7), 0.5), p, atol=1e-3)
 
 
 @pytest.mark.parametrize("rule", ["mean", "product"])
@@ -110,13 +97,6 @@ def test_the_prior_is_looked_up_pixel_by_pixel():
     wide = np.repeat(np.array([[0, 3]], np.uint8), 40, axis=1)
     assert np.abs(np.diff(coarse_prior(wide, POSTERIOR, 10.0)[0, 0])).max() < 0.15
     assert np.abs(np.diff(coarse_prior(wide, POSTERIOR)[0, 0])).max() > 0.5
-
-
-def test_a_fusion_of_one_member_has_its_probabilities():
-    patch = toy_patch(1, size=32)
-    only = Fusion({"only": oracle}, NO_PRIOR)
-    np.testing.assert_array_equal(only.predict(patch), oracle(patch))
-    np.testing.assert_array_equal(only.classify(patch), index_to_dfc(oracle(patch).argmax(axis=0)))
 
 
 def test_the_prior_counts_as_its_power():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from miniatures import dfc_array, lc_array
 
-from lcfuse_core.methods import ensemble, registry, stored
+from lcfuse_core.methods import ensemble, experiment, registry
 from lcfuse_core.methods.experiment import Experiment
 from lcfuse_core.methods.registry import BOUNDS, METHODS, counted, estimated, name_of
 from lcfuse_core.models.losses import LOSSES, MIXED_LABEL_LOSSES
@@ -44,7 +44,8 @@ def plans(tiny, monkeypatch):
 
     monkeypatch.setattr(Experiment, "checkpoint_name", note)
     monkeypatch.setattr(Experiment, "file_of", lambda experiment, plan: Path(__file__))
-    monkeypatch.setattr(stored, "kept", lambda name, train: run)
+    for module in (experiment, registry):
+        monkeypatch.setattr(module, "kept", lambda name, train: run)
     return seen
 
 

@@ -84,16 +84,7 @@ def test_probabilities_are_those_of_scikit_learn(stack):
     np.testing.assert_array_equal(predict(forest, patch).reshape(8, -1)[forest.trees.classes_], expected)
 
 
-def test_the_forest_sees_the_pixel_that_was_labelled(stack):
-    """Features and labels are of the same places: on its own training pixels a forest is right."""
-    forest = train_forest(stack, n_pixels=10**6, seed=1, n_trees=5)
-    for number in range(3):
-        patch = toy_patch(number)
-        assert (classify(forest, patch) == igbp_to_dfc(patch.lc[0])).mean() > 0.99
-
-
-def test_what_cannot_be_learnt_from_is_refused(stack):
-    """No labels, no pixels, no trees."""
+def test_training_without_labels_pixels_or_trees_is_refused(stack):
     with pytest.raises(ParameterError, match="0 pixels"):
         train_forest(stack, n_pixels=0, seed=1)
     with pytest.raises(ParameterError, match="0 trees"):
@@ -117,14 +108,14 @@ def test_a_neighbourhood_is_mean_and_deviation_of_a_window():
     assert features(channels, 0) is channels
 
 
-def test_a_forest_sees_its_neighbourhood_again_when_it_maps(stack):
+def test_a_forest_maps_with_the_neighbourhood_of_its_training(stack):
     forest = train_forest(stack, n_pixels=800, seed=1, n_trees=5, neighbourhood=1)
     assert forest.trees.n_features_in_ == 45
     unseen = toy_patch(1000, size=40)
     assert (classify(forest, unseen) == igbp_to_dfc(unseen.lc[0])).mean() > 0.9
 
 
-def test_dividing_by_the_label_shares_hears_rare_classes(stack):
+def test_dividing_by_the_label_shares_is_done_by_class(stack):
     """Each class's votes by its share, to one again; a power of 0 leaves them."""
     forest = train_forest(stack, n_pixels=500, seed=1, n_trees=5, class_weight_power=0)
     plain, divided = (predict(forest, toy_patch(7), power) for power in (0.0, 1.0))

@@ -1,4 +1,4 @@
-"""Networks: what they see, and that they keep the size of what they are shown."""
+"""Networks: receptive fields, sizes and gradients."""
 
 import pytest
 import torch
@@ -11,9 +11,9 @@ CELL_PX = 46.3
 """Side of a coarse cell in pixels of 10 m."""
 
 
-@pytest.fixture(params=[*((name, 3) for name in NETWORKS), ("fcn", (2, 1)), ("unet", (1, 2))], ids=str)
+@pytest.fixture(params=[*((name, 15) for name in NETWORKS), ("fcn", (13, 2)), ("unet", (13, 2))], ids=str)
 def network(request):
-    """Each registered network, small, with weights from a fixed seed; two of them with a branch a sensor."""
+    """Each registered network, small, with weights from a fixed seed; two of them with a branch per sensor."""
     torch.manual_seed(0)
     name, in_channels = request.param
     return build(name, in_channels=in_channels, width=4).eval()
@@ -22,14 +22,14 @@ def network(request):
 @pytest.mark.parametrize(("rows", "cols"), [(64, 64), (32, 33), (50, 77)])
 def test_logits_have_the_size_of_the_image(network, rows, cols):
     """Eight finite logits for each pixel, for even and odd sizes."""
-    logits = network(torch.randn(2, 3, rows, cols))
+    logits = network(torch.randn(2, 15, rows, cols))
     assert logits.shape == (2, 8, rows, cols)
     assert logits.isfinite().all()
 
 
 def test_every_weight_gets_a_gradient(network):
     """No layer is built and then forgotten in `forward`."""
-    network.train()(torch.randn(2, 3, 64, 64)).square().mean().backward()
+    network.train()(torch.randn(2, 15, 64, 64)).square().mean().backward()
     for name, weights in network.named_parameters():
         assert weights.grad is not None, name
         assert weights.grad.abs().sum() > 0, name
@@ -37,14 +37,14 @@ def test_every_weight_gets_a_gradient(network):
 
 def test_images_of_a_batch_do_not_meet(network):
     """In evaluation mode an image's logits do not depend on its neighbours in the batch."""
-    images = torch.randn(3, 3, 40, 40)
+    images = torch.randn(3, 15, 40, 40)
     torch.testing.assert_close(network(images)[1:2], network(images[1:2]), atol=1e-5, rtol=1e-5)
 
 
 def test_a_far_pixel_changes_nothing(network):
-    """Outside the receptive field the answer stays: a map does not depend on the cutting of a scene."""
-    field = receptive_field(network, in_channels=3, size=320)
-    image = torch.zeros(1, 3, 320, 320)
+    """Outside the receptive field the logits stay: a map does not depend on the cutting of a scene."""
+    field = receptive_field(network)
+    image = torch.zeros(1, 15, 256, 256)
     changed = image.clone()
     changed[..., 0, 0] = 100.0
     difference = (network(image) - network(changed)).abs().amax(dim=1)[0]
@@ -54,19 +54,19 @@ def test_a_far_pixel_changes_nothing(network):
     assert difference[:, field:].max() == 0
 
 
-def test_what_the_networks_see():
-    """FCN and full-resolution network see less than a coarse cell; the other two see more than one."""
-    fields = {name: receptive_field(build(name, width=4), size=320) for name in NETWORKS}
+def test_receptive_fields_of_the_networks():
+    """FCN and full-resolution network: smaller than a coarse cell; the other two: larger."""
+    fields = {name: receptive_field(build(name, width=4)) for name in NETWORKS}
     assert (fields["fcn"], fields["full_resolution"]) == (11, 21)
-    assert CELL_PX < fields["unet"] < fields["deeplabv3plus"] < 320
+    assert CELL_PX < fields["unet"] < fields["deeplabv3plus"] < 256
 
 
 @pytest.mark.parametrize(("size", "rate", "expected"), [(1, 1, 1), (3, 1, 3), (5, 1, 5), (3, 4, 9)])
 def test_receptive_field_of_one_convolution(size, rate, expected):
-    """A single (atrous) convolution sees its own extent, and measuring leaves it as it was."""
-    layer = nn.Conv2d(2, 3, size, padding="same", dilation=rate)
+    """A single (atrous) convolution has the receptive field of its extent, and measuring leaves it as it was."""
+    layer = nn.Conv2d(15, 3, size, padding="same", dilation=rate)
     before = layer.weight.clone()
-    assert receptive_field(layer, in_channels=2, size=32) == expected
+    assert receptive_field(layer) == expected
     assert torch.equal(layer.weight, before)
 
 
@@ -101,7 +101,7 @@ def test_branches_of_a_late_fusion_do_not_mix_their_images():
 
 
 def test_a_network_is_chosen_by_a_known_name():
-    """A slip of the pen is answered with the list of names."""
+    """The error lists the names."""
     with pytest.raises(ParameterError, match="found 'u-net', expected one of fcn, unet, deeplabv3plus"):
         build("u-net")
     with pytest.raises(ParameterError, match="found 0"):
