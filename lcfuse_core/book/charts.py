@@ -6,8 +6,8 @@ Every function takes a table or arrays, returns the figure and never shows it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -40,25 +40,10 @@ def _look(number: int) -> dict[str, Any]:
     return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
 
 
-def _rows(names: Iterable[object], extra_in: float, grid: str = "x") -> tuple[Figure, Axes]:
-    """Return axes with a row for each name, from the top; class names get their code number."""
-    code = {DFC2020.name_of(code): code for code in DFC2020.codes}
-    labels = [f"{name}  {code[str(name)]}" if name in code else str(name) for name in names]
-    fig, ax = plt.subplots(figsize=(WIDTH_IN, extra_in + _ROW_IN * len(labels)), layout="constrained")
-    ax.set_yticks(range(len(labels)), labels)
-    ax.set_ylim(len(labels) - 0.5, -0.5)
-    ax.grid(axis=cast(Any, grid))
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    return fig, ax
-
-
-def _heat(
-    ax: Axes, values: NDArray[Any], rows: Sequence[str], columns: Sequence[str], top: float, *, numbers: bool = False
-) -> None:
-    """Draw a matrix in blue, white 0, with its rows from the top and, if asked, its numbers; a dash is NaN."""
-    ax.pcolormesh(values, cmap="Blues", vmin=0, vmax=top, edgecolors="white", linewidth=1.5 if numbers else 0.7)
-    for (row, col), value in np.ndenumerate(values) if numbers else ():
+def _heat(ax: Axes, values: NDArray[Any], rows: Sequence[str], columns: Sequence[str]) -> None:
+    """Draw a matrix of per cent in blue, white 0, with its rows from the top and its numbers; a dash is NaN."""
+    ax.pcolormesh(values, cmap="Blues", vmin=0, vmax=110, edgecolors="white", linewidth=1.5)
+    for (row, col), value in np.ndenumerate(values):
         text = "–" if np.isnan(value) else f"{value:.0f}" if value >= 0.5 else "·"
         look: dict[str, Any] = {"weight": "bold" if rows[row] == columns[col] else "normal"}
         look["color"] = "white" if value > 78 else "black"
@@ -87,7 +72,7 @@ def show_confusion(counts: NDArray[np.integer], *, title: str = "") -> Figure:
     percent = 100 * counts[np.ix_(rows, columns)] / counts[rows].sum(1, keepdims=True)
     fig, ax = plt.subplots(figsize=(WIDTH_IN, 1.9 + 0.42 * len(rows)), layout="constrained")
     name = {code: DFC2020.name_of(code) if code else "none" for code in columns}
-    _heat(ax, percent, [name[code] for code in rows], list(name.values()), 110, numbers=True)
+    _heat(ax, percent, [name[code] for code in rows], list(name.values()))
     ax.set(xlabel="predicted class", ylabel="reference class", title=title)
     return fig
 
@@ -105,7 +90,15 @@ def show_scores(table: pd.DataFrame) -> Figure:
     percent = [name for name in table.columns if str(name).endswith("%")] or list(table.columns)
     table, names = table[percent], list(dict.fromkeys(map(str, table.index)))
     ncols = 4 if max(len(str(name)) for name in percent) <= 12 else 3  # long names need the room
-    fig, ax = _rows(names, 0.9 + 0.25 * -(-len(percent) // ncols), "both")
+    code = {DFC2020.name_of(code): code for code in DFC2020.codes}
+    labels = [f"{name}  {code[name]}" if name in code else name for name in names]  # class names get their code
+    height = 0.9 + 0.25 * -(-len(percent) // ncols) + _ROW_IN * len(labels)
+    fig, ax = plt.subplots(figsize=(WIDTH_IN, height), layout="constrained")
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set_ylim(len(labels) - 0.5, -0.5)
+    ax.grid(axis="both")
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
     rows = np.array([names.index(str(name)) for name in table.index])
     for number, column in enumerate(percent):
         shift = 0.09 * (number - (len(percent) - 1) / 2)  # so that equal values do not hide each other
@@ -120,7 +113,7 @@ def show_scores(table: pd.DataFrame) -> Figure:
 def show_recalls(table: pd.DataFrame) -> Figure:
     """Draw the recall in per cent of each class (columns, by name) and method (rows); dark is high, a dash is NaN."""
     fig, ax = plt.subplots(figsize=(WIDTH_IN, 2.1 + _ROW_IN * len(table)), layout="constrained")
-    _heat(ax, table.to_numpy(float), list(map(str, table.index)), list(map(str, table.columns)), 110, numbers=True)
+    _heat(ax, table.to_numpy(float), list(map(str, table.index)), list(map(str, table.columns)))
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
     ax.set_xlabel("recall of class, per cent")

@@ -56,6 +56,8 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
 PATHS = ("data_root", "train_root", "checkpoint", "s2_path", "s1_path", "coarse_path", "map_folder")
 """Parameters that are paths."""
 
+_DRIVE = "/content/drive"
+
 _Loss = Literal[
     "cross_entropy", "generalised", "symmetric", "bootstrapping", "forward", "posterior_qr", "posterior_rq",
     "cell_mean", "cell_forward", "super_resolution", "bag",
@@ -193,16 +195,16 @@ def from_text(name: str, text: str) -> Any:
     return value
 
 
-def use_drive(folder: str = "lcfuse", *, mount: str = "/content/drive") -> Path:
+def use_drive() -> Path:
     """
-    Keep samples, checkpoints and results in a folder of Google Drive, so that a disconnected Colab loses none of them.
+    Keep samples, checkpoints and results in the folder `lcfuse` of Google Drive, so that a disconnect loses none.
 
     Call it before the set-up cell of a chapter. After a disconnect run all cells again: a training continues from its
     last checkpoint. Raises MissingDataError if this is not Colab, or the folder cannot be used.
     """
     try:
-        importlib.import_module("google.colab.drive").mount(mount)
-        path = Path(mount) / "MyDrive" / folder
+        importlib.import_module("google.colab.drive").mount(_DRIVE)
+        path = Path(_DRIVE) / "MyDrive" / "lcfuse"
         path.mkdir(parents=True, exist_ok=True)
     except (ImportError, OSError, ValueError) as error:
         found, do = f"no access ({error})", "Allow the access on Colab; elsewhere set LCFUSE_DATA to a folder."

@@ -154,43 +154,39 @@ def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None =
     return total / weight.clamp(min=torch.finfo(total.dtype).tiny)
 
 
-def generalised_cross_entropy(
-    logits: Tensor, batch: Batch, class_weights: Tensor | None = None, *, q: float = 0.7
-) -> Tensor:
+def generalised_cross_entropy(logits: Tensor, batch: Batch, class_weights: Tensor | None = None) -> Tensor:
     """
     Compute (1 - p(label)^q) / q: between cross-entropy (q -> 0) and mean absolute error (q = 1).
 
-    Zhang & Sabuncu 2018 (arXiv 1805.07836), who use q = 0.7. The gradient of a pixel is p^q times that of
+    Zhang & Sabuncu 2018 (arXiv 1805.07836), with their q = 0.7. The gradient of a pixel is p^q times that of
     cross-entropy, so labels that contradict the prediction are not memorised.
     """
     known = known_pixels(logits, batch.labels, class_weights)
-    return weighted_mean(-torch.expm1(q * known.log_p_label) / q, known.weight)
+    return weighted_mean(-torch.expm1(0.7 * known.log_p_label) / 0.7, known.weight)
 
 
-def symmetric_cross_entropy(
-    logits: Tensor, batch: Batch, class_weights: Tensor | None = None, *, alpha: float = 0.1, beta: float = 1.0
-) -> Tensor:
+def symmetric_cross_entropy(logits: Tensor, batch: Batch, class_weights: Tensor | None = None) -> Tensor:
     """
-    Compute alpha x cross-entropy + beta x reverse cross-entropy, in which label and prediction are exchanged.
+    Compute 0.1 x cross-entropy + 1 x reverse cross-entropy, in which label and prediction are exchanged.
 
     Wang et al. 2019 (arXiv 1908.06112). The logarithm of a label that is 0 is set to -4, so the reverse part is
-    4 (1 - p(label)). The larger beta is against alpha, the less wrong labels are memorised.
+    4 (1 - p(label)). The larger its factor, the less wrong labels are memorised.
     """
     known = known_pixels(logits, batch.labels, class_weights)
     log_p = known.log_p_label
     reverse = -4.0 * torch.expm1(log_p)  # 4 (1 - p)
-    return weighted_mean(reverse * beta - log_p * alpha, known.weight)
+    return weighted_mean(reverse - 0.1 * log_p, known.weight)
 
 
-def bootstrapping(logits: Tensor, batch: Batch, class_weights: Tensor | None = None, *, beta: float = 0.95) -> Tensor:
+def bootstrapping(logits: Tensor, batch: Batch, class_weights: Tensor | None = None) -> Tensor:
     """
-    Compute cross-entropy with the target beta x label + (1 - beta) x p: partly the network's own prediction.
+    Compute cross-entropy with the target 0.95 x label + 0.05 x p: partly the network's own prediction.
 
-    The soft form of Reed et al. 2015 (arXiv 1412.6596), with beta = 0.95.
+    The soft form of Reed et al. 2015 (arXiv 1412.6596), with their weight.
     """
     known = known_pixels(logits, batch.labels, class_weights)
     entropy = -(known.log_p.exp() * known.log_p).sum(dim=1)
-    return weighted_mean((1 - beta) * entropy - beta * known.log_p_label, known.weight)
+    return weighted_mean((1 - 0.95) * entropy - 0.95 * known.log_p_label, known.weight)
 
 
 def forward_correction(logits: Tensor, batch: Batch, transition: Tensor, class_weights: Tensor | None = None) -> Tensor:

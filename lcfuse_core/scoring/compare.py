@@ -221,7 +221,8 @@ def _rounded(table: pd.DataFrame) -> pd.DataFrame:
 
 def _interval(lines: pd.DataFrame, *methods: str) -> Interval:
     """Return the interval of a method, or of the difference of two, from the runs that have counts of equal regions."""
-    own = _of_regions(lines, methods, r"^scores\.counts\.")
+    own = lines[lines["parameters.method"].isin(methods)].drop_duplicates(_RUN, keep="last")
+    own = own[[*_RUN, *own.filter(regex=r"^scores\.counts\.")]].dropna(axis=1, how="all").dropna()
     runs = [set(map(tuple, own.loc[own[_RUN[0]] == method, _RUN[1:]].to_numpy().tolist())) for method in methods]
     by_world: dict[int, list[tuple[int, int]]] = {}
     for world, training in sorted(set.intersection(*runs)) if len(own.columns) > len(_RUN) + 1 else ():
@@ -238,13 +239,6 @@ def _interval(lines: pd.DataFrame, *methods: str) -> Interval:
     if other is None:
         return intervals.interval(one[0, 0], method="jackknife")
     return intervals.difference(one[0, 0], other[0, 0], method="jackknife")
-
-
-def _of_regions(lines: pd.DataFrame, methods: Iterable[str], names: str) -> pd.DataFrame:
-    """Return the newest runs of some methods that have a value for each region, in columns that match *names*."""
-    own = lines[lines["parameters.method"].isin(list(methods))].drop_duplicates(_RUN, keep="last")
-    own = own[[*_RUN, *own.filter(regex=names)]].dropna(axis=1, how="all")
-    return own.dropna().sort_values(_RUN)
 
 
 def drift(new: Path, committed: Path = SHIPPED / "seeds.jsonl") -> pd.DataFrame:

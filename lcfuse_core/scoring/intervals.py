@@ -60,58 +60,28 @@ class Interval:
 
 
 def interval(
-    groups: NDArray[np.integer], score: str = "aa", *, method: str = "bootstrap", draws: int = 999, seed: int = 0
+    groups: NDArray[np.integer], score: str = "aa", *, method: str = "bootstrap", draws: int = 999
 ) -> Interval:
     """
     Compute a score of all groups together, with its 95 % confidence interval.
 
-    Parameters
-    ----------
-    groups : ndarray of int, shape (n, 11, 11)
-        Confusion counts of each scene (or region). Groups in which the score is undefined are left out.
-    score : str
-        A name that `scores.compute_score` takes, such as "aa" or "recall.Water".
-    method : str
-        "bootstrap", "jackknife" or "percentile"; see the head of this file.
-    draws, seed : int
-        Of the bootstrap.
-
-    Raises
-    ------
-    GridError
-        If the counts have another shape.
-    ParameterError
-        If the method or score is unknown.
+    *groups*, int (n, 11, 11), are the confusion counts of each scene (or region); groups in which the score is
+    undefined are left out. *score* is a name that `scores.compute_score` takes, such as "aa" or "recall.Water", and
+    *method* "bootstrap" with so many *draws*, "jackknife" or "percentile"; see the head of this file. Raises GridError
+    if the counts have another shape, ParameterError if the method or score is unknown.
     """
-    return _interval(_checked(groups), partial(compute_score, name=score), 0.0, method, draws, seed)
+    return _interval(_checked(groups), partial(compute_score, name=score), 0.0, method, draws)
 
 
 def difference(
-    groups: NDArray[np.integer],
-    others: NDArray[np.integer],
-    score: str = "aa",
-    *,
-    method: str = "bootstrap",
-    draws: int = 999,
-    seed: int = 0,
+    groups: NDArray[np.integer], others: NDArray[np.integer], score: str = "aa", *, method: str = "bootstrap"
 ) -> Interval:
     """
     Compute by how much one map scores higher than another, paired: both maps are resampled by the same scenes.
 
     The interval, in -1..1, is far narrower than those of the two scores suggest, because a difficult scene is difficult
-    for both maps.
-
-    Parameters
-    ----------
-    groups, others : ndarray of int, shape (n, 11, 11)
-        Counts of the two maps in the *same* scenes in the same order.
-    score, method, draws, seed
-        As for `interval`.
-
-    Raises
-    ------
-    GridError, ParameterError
-        As `interval`, and if the reference pixels of the two maps differ.
+    for both maps. *groups* and *others* are the counts of the two maps in the *same* scenes in the same order. The
+    other parameters and the errors are those of `interval`; GridError also if the reference pixels of the maps differ.
     """
     one, other = _checked(groups), _checked(others)
     if one.shape != other.shape or (one.sum(-1) != other.sum(-1)).any():
@@ -121,7 +91,7 @@ def difference(
     def gain(pairs: NDArray[np.number]) -> NDArray[np.float64]:
         return compute_score(pairs[..., 0, :, :], score) - compute_score(pairs[..., 1, :, :], score)
 
-    return _interval(np.stack([one, other], axis=1), gain, -1.0, method, draws, seed)
+    return _interval(np.stack([one, other], axis=1), gain, -1.0, method, 999)
 
 
 def _checked(groups: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -131,7 +101,7 @@ def _checked(groups: NDArray[np.integer]) -> NDArray[np.int64]:
     return groups.astype(np.int64)
 
 
-def _interval(groups: NDArray[np.int64], score: _Score, least: float, method: str, draws: int, seed: int) -> Interval:
+def _interval(groups: NDArray[np.int64], score: _Score, least: float, method: str, draws: int) -> Interval:
     """Compute the interval of a score that lies in least..1, over the groups that have it."""
     if method not in _METHODS:
         raise ParameterError("method", found=repr(method), expected=", ".join(_METHODS), do="Choose one of them.")
@@ -141,22 +111,22 @@ def _interval(groups: NDArray[np.int64], score: _Score, least: float, method: st
     if n < 2:
         return Interval(value, float("nan"), float("nan"), n)
     if method == "percentile":
-        values = np.concatenate([score(drawn.sum(1)) for drawn in _draw(groups, draws, seed)])
+        values = np.concatenate([score(drawn.sum(1)) for drawn in _draw(groups, draws)])
         low, high = np.nanquantile(values, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
         return Interval(value, float(low), float(high), n)
     error = float(_jackknife(groups[None], score)[0])
     if method == "jackknife":
         n_errors = float(special.stdtrit(n - 1, (1 + _LEVEL) / 2))
     else:
-        studentised = [_studentise(drawn, score, value) for drawn in _draw(groups, draws, seed)]
+        studentised = [_studentise(drawn, score, value) for drawn in _draw(groups, draws)]
         n_errors = float(np.nanquantile(np.concatenate(studentised), _LEVEL, method="higher"))
     half = n_errors * error if error else 0.0
     return Interval(value, max(least, value - half), min(1.0, value + half), n)
 
 
-def _draw(groups: NDArray[np.int64], draws: int, seed: int) -> Iterator[NDArray[np.int64]]:
+def _draw(groups: NDArray[np.int64], draws: int) -> Iterator[NDArray[np.int64]]:
     """Yield groups drawn with replacement, int (some draws, n, ...), `_DRAWN_BYTES` at a time."""
-    rng, n = np.random.default_rng(seed), len(groups)
+    rng, n = np.random.default_rng(0), len(groups)
     numbers = np.stack([rng.integers(0, n, n) for _ in range(draws)])
     at_once = max(1, _DRAWN_BYTES // groups.nbytes)
     for start in range(0, draws, at_once):
@@ -184,32 +154,19 @@ def _jackknife(drawn: NDArray[np.int64], score: _Score) -> NDArray[np.float64]:
 
 
 def hierarchical(
-    worlds: NDArray[np.integer],
-    others: NDArray[np.integer] | None = None,
-    score: str = "aa",
-    *,
-    draws: int = 499,
-    seed: int = 0,
+    worlds: NDArray[np.integer], others: NDArray[np.integer] | None = None, *, draws: int = 499, seed: int = 0
 ) -> Interval:
     """
-    Compute the mean score over worlds, or the mean paired difference, with its 95 % interval over worlds and regions.
+    Compute the mean AA over worlds, or the mean paired difference, with its 95 % interval over worlds and regions.
 
     Worlds and regions are two crossed random factors: each draw takes worlds and regions with replacement, the same
     regions in each world. A percentile interval of five worlds is too narrow (`benchmarks/hierarchical.py`). So each
     draw is divided by its own standard error, which adds the variances of worlds and regions and subtracts that of
     their interaction. The interval is symmetric and not wider than Student's with the fewer degrees of freedom.
 
-    Parameters
-    ----------
-    worlds, others : ndarray of int, shape (worlds, trainings, regions, 11, 11)
-        Counts of one map, and of the map to subtract. Scores of the trainings in a world are averaged.
-    score, draws, seed
-        As for `interval`.
-
-    Raises
-    ------
-    GridError
-        If the shapes do not fit, or with fewer than two worlds or regions.
+    *worlds* and *others*, int (worlds, trainings, regions, 11, 11), are the counts of one map, and of the map to
+    subtract; scores of the trainings in a world are averaged. Raises GridError if the shapes do not fit, or with fewer
+    than two worlds or regions.
     """
     sides = [np.asarray(worlds, np.int64)] + ([] if others is None else [np.asarray(others, np.int64)])
     shape = sides[0].shape
@@ -226,7 +183,7 @@ def hierarchical(
         for sign, side in zip((1, -1), sides, strict=False):
             drawn = side[:, :, regions]  # (worlds, trainings, draws, regions, 11, 11)
             whole = drawn.sum(3)
-            own, without = compute_score(whole, score), compute_score(whole[:, :, :, None] - drawn, score)
+            own, without = compute_score(whole, "aa"), compute_score(whole[:, :, :, None] - drawn, "aa")
             score_of = score_of + sign * own.mean(1)
             parts = parts + sign * (n_regions * own[..., None] - (n_regions - 1) * without).mean(1)
         return np.asarray(score_of), np.asarray(parts)

@@ -85,23 +85,11 @@ class Scores:
 
 def confusion(reference: NDArray[np.integer], predicted: NDArray[np.integer]) -> NDArray[np.int64]:
     """
-    Count pixels by (reference code, mapped code).
+    Count pixels by (reference code, mapped code); int64 (11, 11), indexed `[reference, predicted]`.
 
-    Parameters
-    ----------
-    reference, predicted : ndarray of int, of one shape
-        DFC2020 codes 0..10.
-
-    Returns
-    -------
-    ndarray of int64, shape (11, 11)
-        Indexed `[reference, predicted]`; sums to the number of known pixels. Row 0 (reference unknown) stays zero,
-        column 0 (nothing mapped) does not.
-
-    Raises
-    ------
-    GridError, LegendError
-        If the shapes differ; if a code is not one of DFC2020.
+    *reference* and *predicted*, of one shape, hold DFC2020 codes 0..10. The counts sum to the number of known pixels:
+    row 0 (reference unknown) stays zero, column 0 (nothing mapped) does not. Raises GridError if the shapes differ,
+    LegendError if a code is not one of DFC2020.
     """
     reference, predicted = np.asarray(reference), np.asarray(predicted)
     if reference.shape != predicted.shape:
@@ -136,18 +124,9 @@ def compute_score(counts: NDArray[np.number], name: str) -> NDArray[np.float64]:
     """
     Compute one score of each of many confusion matrices at once.
 
-    Parameters
-    ----------
-    counts : ndarray of number, shape (..., 11, 11)
-        As `confusion` returns them.
-    name : str
-        "aa", "oa", "miou_8" or "miou_9" (see `Scores`), or "recall." and a class name, such as "recall.Water".
-
-    Returns
-    -------
-    ndarray of float64, shape (...)
-        NaN where the score is undefined, as that of a matrix without a pixel to evaluate.
-
+    *counts* (..., 11, 11) are as `confusion` returns them; *name* is "aa", "oa", "miou_8" or "miou_9" (see `Scores`),
+    or "recall." and a class name, such as "recall.Water". The result (...) is NaN where the score is undefined, as that
+    of a matrix without a pixel to evaluate.
     """
     if name == "oa":
         return _ratio(counts[..., _CODES, _CODES].sum(-1), counts[..., _CODES, :].sum((-2, -1)))

@@ -24,20 +24,19 @@ from lcfuse_core.scoring.scores import Scores, confusion_of_many, summarise
 from lcfuse_core.training.checkpoint import Run
 
 
-def predict(run: Run, images: Images, symmetries: int = 1) -> NDArray[np.float32]:
+def predict(run: Run, images: Images) -> NDArray[np.float32]:
     """
     Return the probability of each class at each pixel, float32 (8, H, W), in the order of `legends.SCORED`.
 
-    *images* is a patch, or a pair: S2 (13, H, W), reflectance x 10000, and S1 (2, H, W), dB. With *symmetries* 2, 4 or
-    8 it is the mean over so many flips and rotations. Raises DataError if a result is NaN, as for NaN in the images, or
-    if the images do not have the channels of the network.
+    *images* is a patch, or a pair: S2 (13, H, W), reflectance x 10000, and S1 (2, H, W), dB. Raises DataError if a
+    result is NaN, as for NaN in the images, or if the images do not have the channels of the network.
     """
     s2, s1 = s2_and_s1(images)
     check_channels(name_of(images), channels_of(s2, s1), run.statistics, run.plan.inputs)
     was_training = run.network.training
     run.network.eval()
     channels = normalise(torch.as_tensor(s2), torch.as_tensor(s1), run.statistics, run.plan.inputs)
-    result = probabilities(logits(run, channels[None], symmetries))
+    result = probabilities(logits(run, channels[None]))
     run.network.train(was_training)
     if not np.isfinite(result).all():
         do = "Look for NaN in the images (read_patch refuses them) or train anew."

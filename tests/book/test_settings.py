@@ -152,7 +152,8 @@ def test_drive_is_used_on_colab_alone(monkeypatch, tmp_path):
     with pytest.raises(MissingDataError, match="elsewhere set LCFUSE_DATA"):
         settings.use_drive()
     mounted = []
+    monkeypatch.setattr(settings, "_DRIVE", str(tmp_path))
     monkeypatch.setitem(sys.modules, "google.colab.drive", SimpleNamespace(mount=mounted.append))
-    path = settings.use_drive("mine", mount=str(tmp_path))
+    path = settings.use_drive()
     assert (mounted, path.is_dir()) == ([str(tmp_path)], True)
-    assert os.environ["LCFUSE_DATA"] == str(path) == str(tmp_path / "MyDrive" / "mine")
+    assert os.environ["LCFUSE_DATA"] == str(path) == str(tmp_path / "MyDrive" / "lcfuse")
