@@ -42,7 +42,7 @@ def walk(folder: Path, manifest: Path, show: Callable[[str], object] = print) ->
     _run(folder, show, "data", "fetch", *data, "--drop-archives")
     _run(folder, show, "data", "verify", *data)
     _run(folder, show, "data", "pack")
-    plan = {"steps": STEPS, "crop": 32, "batch": 4, "width": 8, "class_weight_power": 0}
+    plan = {"steps": STEPS, "crop": 32, "batch": 4, "class_weight_power": 0}
     train = ["train", "data/packs", "--out", "runs/fcn", "--profile", "colab", "--validation", "data/dfc2020"]
     train += ["--interval", "0", *(word for name, value in plan.items() for word in ("-p", name, str(value)))]
     for step in KILLED_AT:

@@ -199,8 +199,9 @@ def use_drive() -> Path:
     """
     Keep samples, checkpoints and results in the folder `lcfuse` of Google Drive, so that a disconnect loses none.
 
-    Call it after the first cell of a chapter, which installs the module. After a disconnect run all cells again: a training continues from its
-    last checkpoint. Raises MissingDataError if this is not Colab, or the folder cannot be used.
+    Call it after the first cell of a chapter, which installs the module. After a disconnect run all cells again: a
+    training continues from its last checkpoint. Raises MissingDataError if this is not Colab, or the folder cannot
+    be used.
     """
     try:
         importlib.import_module("google.colab.drive").mount(_DRIVE)

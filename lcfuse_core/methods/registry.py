@@ -280,17 +280,26 @@ _KINDS = {kind: protocol.NAMES.get(kind, "Full resolution") for kind in NETWORKS
 _MATRIX_LOSSES = ("forward", "cell_forward")
 _LONGER = f"{_STEPS_RATIO:g} times the steps"
 _LONG_PLAIN: dict[str, Any] = {"longer": True, "loss": "cross_entropy"}
+_FIXED = ("learning_rate", "warm_up", "weight_decay", "clip_norm")
 _with_fine = partial(replace, label_regime="coarse + fine validation")
 
 
 def name_of(plan: TrainPlan) -> str:
-    """Return the name that tables have for a network of this plan."""
+    """
+    Return the name that tables have for a network of this plan.
+
+    It ends in the settings that no method of a table changes, where they differ from the default: a claim about a
+    method is decided by no other network.
+    """
     weights = {power: how for how, power in _POWERS.items()}.get(plan.class_weight_power)
     parts = [_KINDS[plan.network], weights or f"weighted (power {plan.class_weight_power:g})"]
     parts += [plan.loss] if plan.loss != "cross_entropy" else []
     parts += [f"{'+'.join(plan.inputs).upper()} alone"] if len(plan.inputs) == 1 else []
     parts += ["late fusion"] if plan.fusion == "late" else []
     parts += {"modis": [], BOTH: ["Savanna a mixture"], "fine": ["supervised"]}[plan.labels]
+    usual = {name: getattr(TrainPlan, name) for name in _FIXED} | {"width": NETWORKS[plan.network].default_width}
+    own = {name: getattr(plan, name) for name in usual}
+    parts += [f"{name} {value:g}" for name, value in own.items() if value not in (None, usual[name])]
     return ", ".join(parts)
 
 

@@ -12,6 +12,7 @@ from lcfuse_core.methods.registry import BOUNDS, METHODS, counted, estimated, na
 from lcfuse_core.models.losses import LOSSES, MIXED_LABEL_LOSSES
 from lcfuse_core.models.networks import NETWORKS
 from lcfuse_core.scoring import protocol
+from lcfuse_core.training.plan import TrainPlan
 
 QUICK = ("MODIS label, interpolated", "FCN, weighted, forward, matrix counted", "Fusion, target regions")
 
@@ -57,6 +58,15 @@ def test_plans_are_named_as_their_rows(tiny, plans):
         METHODS[name].learn(replace(tiny, memory={}))
     assert [name_of(plan) for plan in plans] == [name.removesuffix(", 3.25 times the steps") for name in rows]
     assert {(plan.steps, "3.25" in name) for name, plan in zip(rows, plans, strict=True)} == {(2, False), (6, True)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "end"),
+    [({"width": 32}, "plain"), ({"width": 8}, "plain, width 8"), ({"learning_rate": 0.5}, "plain, learning_rate 0.5")],
+)
+def test_a_network_with_other_settings_is_no_method_of_a_claim(changes, end):
+    """The width or the learning rate is part of no protocol, so that the name has to tell it."""
+    assert name_of(TrainPlan(class_weight_power=0, **changes)) == f"FCN, {end}"
 
 
 def test_the_ablation_crosses_loss_and_data_with_equal_plans(tiny, plans):
