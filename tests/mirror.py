@@ -22,6 +22,7 @@ from lcfuse_core import _runtime
 from lcfuse_core.data.sample import world
 
 logging.getLogger("pyftpdlib").setLevel(logging.CRITICAL)
+logging.getLogger("pyftpdlib").addHandler(logging.NullHandler())  # else it chooses level and output itself
 SCENES = {"spring": "1", "summer": "2", "fall": "3", "winter": "4"}
 PARTS = ("validation", "test")
 KINDS = ("s1", "s2", "lc", "dfc")

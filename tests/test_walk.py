@@ -1,9 +1,10 @@
-"""The whole way on a miniature: fetch, verify, pack, train with two kills, evaluate, verdict."""
+"""The whole way on a miniature: fetch, verify, pack, train with two kills, evaluate, verdict, chapter."""
 
 import json
 import re
 
 import mirror
+import nbformat
 import pytest
 
 import walk
@@ -18,7 +19,7 @@ def test_the_walk_ends_with_a_line_that_decides_no_claim(tmp_path):
     with mirror.serve(tmp_path / "mirror", faults=False) as served:
         walk.walk(tmp_path, served.manifest, shown.append)
     commands = [text.splitlines()[0].split()[4] for text in shown]
-    assert commands == ["data"] * 3 + ["train"] * 3 + ["evaluate"]
+    assert commands == ["data"] * 3 + ["train"] * 3 + ["evaluate", "run"]
     killed = [int(step) for text in shown for step in re.findall(r"killed; the last checkpoint is of step (\d+)", text)]
     assert killed == sorted(killed)
     assert [step >= least for step, least in zip(killed, walk.KILLED_AT, strict=True)] == [True, True]
@@ -26,10 +27,18 @@ def test_the_walk_ends_with_a_line_that_decides_no_claim(tmp_path):
     assert run.history[-1]["step"] == walk.STEPS
     assert run.history[-1]["aa"] == run.history[-1]["aa_held_out"]
 
-    lines = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    ledger = tmp_path / "runs" / "ledger.jsonl"
+    lines = [json.loads(line) for line in ledger.read_text().splitlines()]
     assert {line["parameters"]["method"] for line in lines} == {"FCN, plain", "MODIS label"}
     assert {(line["split"], line["scores"]["n_patches"]) for line in lines} == {("test", 4)}
-    evidence = [line | {"data_kind": "real"} for line in claims.evidence(tmp_path / "ledger.jsonl")]
+    assert {line["data_kind"] for line in lines} == {"unverified"}  # the files are not the published ones
+    evidence = [line | {"data_kind": "real"} for line in claims.evidence(ledger)]
     verdicts = {claim.id: claims.verdict(claim, claims.examine(claim, evidence)) for claim in claims.read_claims()}
     assert verdicts["better-than-modis"] == "under another protocol"
     assert not set(verdicts.values()) & {"reproduced", "inconclusive", "not reproduced"}
+
+    chapter = nbformat.read(tmp_path / "runs" / "reproduction.ipynb", as_version=4)
+    outputs = [out.data["text/html"] for cell in chapter.cells for out in cell.get("outputs", []) if "data" in out]
+    rows = [re.findall(r"<t[hd]>(.*?)</t[hd]>", row) for text in outputs for row in text.split("<tr")]
+    (shown,) = [row for row in rows if row[:1] == ["better-than-modis"] and claims.MARKS["unverified"] in row]
+    assert "no verdict: other data" in shown

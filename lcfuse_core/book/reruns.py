@@ -196,15 +196,16 @@ def key(run: Run) -> str:
 
 
 def execute(run: Run) -> Outcome:
-    """Execute a chapter through papermill into its folder; set LCFUSE_DATA and LCFUSE_LEDGER if they are not set."""
+    """Execute a chapter through papermill into its folder; its ledger lies there if LCFUSE_LEDGER is not set."""
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
     began = time.monotonic()
     run.folder.mkdir(parents=True, exist_ok=True)
     run.record.unlink(missing_ok=True)
-    os.environ.setdefault("LCFUSE_DATA", str(_runtime.data_folder()))
-    os.environ.setdefault("LCFUSE_LEDGER", str(run.folder / "ledger.jsonl"))
+    # Absolute, because the kernel runs in the folder of the run.
+    os.environ["LCFUSE_DATA"] = str(_runtime.data_folder())
+    os.environ["LCFUSE_LEDGER"] = os.path.abspath(os.environ.get("LCFUSE_LEDGER", run.folder / "ledger.jsonl"))
     try:
         with kernel_config() as config:
             papermill.execute_notebook(

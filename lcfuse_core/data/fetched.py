@@ -14,13 +14,14 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from lcfuse_core import _runtime
 from lcfuse_core.data.archives import Member, sha256_of
-from lcfuse_core.data.manifest import Choice, Item, Manifest
+from lcfuse_core.data.manifest import Choice, Item, Manifest, read
 from lcfuse_core.errors import DataError, MissingDataError
 
 VERIFIED, ADOPTED, UNVERIFIED = "verified", "adopted", "unverified"
@@ -191,11 +192,33 @@ def _files(folder: Path) -> dict[str, Path]:
 
 def _members(folder: Path) -> dict[str, tuple[Member, str]]:
     """Return recorded files and their marks by path under *folder*: of items unpacked there, and of an adoption."""
-    records: list[Record | None] = [_read_record(path) for path in _adopted(folder).glob("*.json")]
+    found = [(_read_record(path), True) for path in _adopted(folder).glob("*.json")]
     for path in sorted((folder.parent / "fetched").glob("*.json")):
         record = _read_record(path)
-        records.append(record if record and record.into == folder.name else None)
-    return {member.path: (member, record.mark) for record in records if record for member in record.members or []}
+        if record and record.into == folder.name:
+            found.append((record, _is_published(path.stem, record)))
+    marked = [(record, record.mark if is_known else UNVERIFIED) for record, is_known in found if record]
+    return {member.path: (member, mark) for record, mark in marked for member in record.members or []}
+
+
+def _is_published(name: str, record: Record) -> bool:
+    """
+    Return whether a record has the checksums and the number of files of that item in the package's own manifest.
+
+    `data fetch --manifest` verifies by any manifest, also by that of a miniature.
+    """
+    item = _published().get(name)
+    if item is None or item.unpack is None:
+        return False
+    known = {} if item.checksums == "unknown" else item.checksums
+    is_same = all(record.checksums.get(kind, value) == value for kind, value in known.items())
+    return is_same and (bool(record.scenes) or item.unpack.files in ("unknown", len(record.members or [])))
+
+
+@cache
+def _published() -> dict[str, Item]:
+    """Return the items of the package's own manifest by id."""
+    return {item.id: item for item in read().items}
 
 
 def _adopted(folder: Path) -> Path:
@@ -208,8 +231,8 @@ def provenance(folder: str | os.PathLike[str]) -> str:
     """
     Return the lowest mark of all GeoTIFFs in a folder: VERIFIED, ADOPTED or UNVERIFIED.
 
-    A file counts as long as its size and modification time are those of its record. A folder without files is
-    UNVERIFIED. For packed scenes, all of their files count.
+    A file counts as long as its size and modification time are those of its record, and its item is that of the
+    package's own manifest. A folder without files is UNVERIFIED. For packed scenes, all of their files count.
     """
     where = Path(folder).absolute()
     known, marks = _members(where), set()

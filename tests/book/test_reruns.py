@@ -272,3 +272,13 @@ def test_paths_of_a_profile_are_resolved_where_the_command_is_given(empty_book, 
     monkeypatch.chdir(tmp_path)
     [run] = reruns.grid("coarse_labels", [], profile="colab", out=tmp_path / "out", book=empty_book)
     assert run.parameters == {"profile": "colab", "data_root": str(tmp_path / "data" / "dfc2020")}
+
+
+def test_paths_of_the_environment_are_those_of_the_caller(book, tmp_path, monkeypatch):
+    """Also for the kernel, which runs in --out: it writes to the ledger that the caller names by a relative path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LCFUSE_LEDGER", "runs/ledger.jsonl")
+    monkeypatch.setenv("LCFUSE_DATA", "data")
+    assert make(book, "runs") == 0
+    assert ledger.read(tmp_path / "runs" / "ledger.jsonl")["seed"].tolist() == [0]
+    assert os.environ["LCFUSE_DATA"] == str(tmp_path / "data")

@@ -24,6 +24,7 @@ from worlds import UNPACK, item, make_zip, manifest, md5, pack, toy_files
 
 from lcfuse_core import _runtime
 from lcfuse_core.data import archives, download, fetched, transfer
+from lcfuse_core.data import manifest as manifest_file
 from lcfuse_core.data.fetched import Sums
 from lcfuse_core.data.manifest import Choice
 from lcfuse_core.errors import FetchError
@@ -45,6 +46,14 @@ def http():
 def ftp():
     with FTPServer() as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def published():
+    """The toys are taken for published data: a patch of its own, because tests undo theirs."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(fetched, "_is_published", lambda *_: True)
+        yield patched
 
 
 @pytest.fixture
@@ -702,6 +711,26 @@ def test_damaged_or_empty_record_means_verifying_again(text, fetched_toys, root)
     assert damaged(store, toys) == [f"{store.file(toys)}: no record of what was unpacked"]
     assert run(manifest(toys.model_dump(mode="json")), root)[0].state == "unpacked"
     assert damaged(store, toys) == []
+
+
+def test_only_files_of_the_own_manifest_are_verified(fetched_toys, published):
+    """What `data fetch --manifest` verified by another manifest is not: other checksums, fewer files, another id."""
+    toys, store = fetched_toys
+    assert fetched.provenance(store.into(toys)) == fetched.VERIFIED
+    published.undo()
+    assert fetched.provenance(store.into(toys)) == fetched.UNVERIFIED
+    (fall,) = (one.checksums for one in manifest_file.read().items if one.id == "sen12ms-fall-s1")
+    for name, sums, n, expected in (
+        ("sen12ms-fall-s1", fall, 7, True),
+        ("sen12ms-fall-s1", {"md5": "0" * 32}, 7, False),
+        ("sen12ms-fall-s1", {}, 7, True),  # a stream that was ended before its checksum; its mark is another
+        ("dfc2020-test-s1", {"md5": "0" * 32}, 5128, True),
+        ("dfc2020-test-s1", {}, 4, False),
+        ("toys", {}, 6, False),
+    ):
+        members = [archives.Member(f"{number}.tif", 1, "", 1) for number in range(n)]
+        one = fetched.Record(fetched.VERIFIED, "", "", "", checksums=sums, members=members)
+        assert fetched._is_published(name, one) is expected, (name, sums, n)
 
 
 def test_folder_is_verified_only_if_all_of_its_files_are(fetched_toys, root):

@@ -75,8 +75,10 @@ def test_the_sample_is_that_of_the_flattened_labels(stack, monkeypatch):
     assert given["seed"] == rng.integers(2**31)
 
 
-def test_probabilities_are_those_of_scikit_learn(stack):
-    """Bit for bit, though its checks and copies are left out."""
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_probabilities_are_those_of_scikit_learn(stack, n_threads, monkeypatch):
+    """Bit for bit, though its checks and copies are left out, and however many threads share the pixels."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
     forest, patch = train_forest(stack, n_pixels=900, seed=1, n_trees=7), toy_patch(7)
     channels = normalise(patch.s2, patch.s1, forest.statistics)
     expected = forest.trees.predict_proba(channels.flatten(1).T.numpy())
