@@ -221,14 +221,14 @@ def checked_way(files: Files, size: int) -> Draw:
     return draw
 
 
-def packed_way(root: Path, size: int, *, scaled: bool = False, turned: bool = True) -> Draw:
-    """`PatchFiles.crops` of packed scenes: eight symmetries (if *turned*), coarse cells beside the labels."""
-    packed, generator = open_source(root / "packs", memory_gb=0), torch.Generator().manual_seed(0)
-    channels = packed.statistics() if scaled else None
+def own_way(folder: Path, size: int, *, scaled: bool = False, turned: bool = True) -> Draw:
+    """`PatchFiles.crops` of files or packed scenes: eight symmetries (if *turned*), coarse cells beside the labels."""
+    source, generator = open_source(folder, memory_gb=0), torch.Generator().manual_seed(0)
+    channels = source.statistics() if scaled else None
 
     def draw(n: int) -> None:
-        places = packed.places(n, size, generator)
-        s2, s1, _, _ = packed.cut(places if turned else [(*place[:3], 0) for place in places], size)
+        places = source.places(n, size, generator)
+        s2, s1, _, _ = source.cut(places if turned else [(*place[:3], 0) for place in places], size)
         if channels is not None:
             normalise(s2, s1, channels)
 
@@ -246,14 +246,17 @@ def loading(root: Path, table: pd.DataFrame, rounds: int, seconds: float) -> dic
                 "baseline": lambda s=size, f=files: baseline_way(f, s),
                 "rasterio windows": lambda s=size, f=files: window_way(f, s),
                 "read_patch": lambda s=size, f=files: checked_way(f, s),
-                "packed": lambda s=size: packed_way(root, s),
-                "packed, not turned": lambda s=size: packed_way(root, s, turned=False),
-                "packed, normalised": lambda s=size: packed_way(root, s, scaled=True),
+                "files": lambda s=size: own_way(root / "data", s),
+                "packed": lambda s=size: own_way(root / "packs", s),
+                "packed, not turned": lambda s=size: own_way(root / "packs", s, turned=False),
+                "packed, normalised": lambda s=size: own_way(root / "packs", s, scaled=True),
             }
             if state == "cold":
                 del ways["packed, normalised"]  # its statistics read all of the scene
             found = rates(ways, root if state == "cold" else None, rounds, seconds)
-            peers = [(ours, peer) for ours in ("packed", "packed, not turned") for peer in ("torchgeo", "baseline")]
+            peers = [
+                (ours, peer) for ours in ("files", "packed", "packed, not turned") for peer in ("torchgeo", "baseline")
+            ]
             against = {f"{ours} / {peer}": round(found[ours] / found[peer], 1) for ours, peer in peers}
             result[f"{size} px, {state}"] = {**found, **against}
     return result

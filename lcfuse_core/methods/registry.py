@@ -363,4 +363,7 @@ BOUNDS: dict[str, Method] = {
         "DeepLabv3+, supervised, target regions": ("validation", "fourth"),
     }.items()
 }
-"""Bounds: the official network on fine labels of the training scenes, of other regions, and of the same regions."""
+"""
+Bounds: the official network on fine labels of the training scenes, of other regions, and of the same regions. The
+*source regions* of the second are those of the validation patches, which have fine labels also on real data.
+"""
