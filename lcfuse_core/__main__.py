@@ -35,36 +35,47 @@ from lcfuse_core.methods import commands as method_commands
 from lcfuse_core.scoring import ledger
 from lcfuse_core.training import commands as train_commands
 
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
 
 def main(arguments: list[str] | None = None) -> int:
     """
     Run one command and return its exit code.
 
-    0 on success, 1 if a run failed, 2 on a wrong name, value or file, 130 after Ctrl-C, 70 (EX_SOFTWARE) on any other
-    error. Errors are printed in one line.
+    0 on success, 1 if a run failed, 2 on a wrong name, value or file, 130 after Ctrl-C (129 and 143 after SIGHUP and
+    SIGTERM), 70 (EX_SOFTWARE) on any other error. Errors are printed in one line.
     """
     words = sys.argv[1:] if arguments is None else arguments
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal of another encoding shows \u0142 where it lacks a letter
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         _refuse_unreadable([*words, os.getcwd(), str(_runtime.data_folder())])
+        _refuse_empty(words)
         options = _parser().parse_args(words)
         _runtime.check_output(getattr(options, "out", None) or "")
         code: int = options.command(options)
+        sys.stdout.flush()
+    except SystemExit:  # of argparse: the help, or what is wrong with the words
+        if _write(sys.stdout) and _write(sys.stderr):
+            raise
+        return 2
     except LcfuseError as error:
         return _print_error(str(error))
     except BrokenPipeError:  # such as `| head`: nobody reads on, also not what is flushed at the end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write(sys.stdout)
         return 1
     except OSError as error:  # such as a folder that cannot be written
-        where, found = error.filename or "file system", error.strerror or str(error)
+        where, found = (
+            error.filename or ("file system" if _write(sys.stdout) else "output"),
+            error.strerror or str(error),
+        )
         return _print_error(f"{where}: found '{found}', expected a path that can be used. Check it.")
     except MemoryError as error:
         found = f"too little ({error})" if str(error) else "too little"
         return _print_error(f"memory: found {found}, expected enough. Use smaller windows, crops, batches or grids.")
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        _write(sys.stderr, "stopped\n")
+        return 128 + (error.args[0] if error.args else signal.SIGINT)
     except Exception as error:
         package = (isinstance(error, ModuleNotFoundError) and error.name) or ""
         extra = _extra_with(package)
@@ -80,8 +91,30 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _print_error(text: str, code: int = 2) -> int:
-    print(f"error: {text}", file=sys.stderr)
+    _write(sys.stdout)
+    _write(sys.stderr, f"error: {text}\n")
     return code
+
+
+def _write(stream: Any, text: str = "") -> bool:
+    """Write a text and all before it; False, and from then on nowhere, if the disk is full or nobody reads."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return False
+    return True
+
+
+def _refuse_empty(words: list[str]) -> None:
+    """Raise ParameterError on an empty argument, which as a path is the current folder; parameters may be empty."""
+    for number, word in enumerate(words):
+        is_value = words[number - 2 : number - 1] == ["-p"] if number > 1 else False
+        if not is_value and not (word.partition("=")[2] if re.match("--[a-z0-9-]+=", word) else word).strip():
+            where = word.strip() or (words[number - 1] if number else "arguments")
+            do = "Give it, or leave the option out: perhaps a variable of the shell is not set."
+            raise ParameterError(where, found="an empty text", expected="a name, number or path", do=do)
 
 
 def _refuse_unreadable(texts: list[str]) -> None:
@@ -159,12 +192,29 @@ def _make_sample(options: argparse.Namespace) -> int:
     return 0
 
 
-def _stop(*_: Any) -> None:
-    """Stop on Ctrl-C with an orderly end, and on the second Ctrl-C at once: unfinished files have temporary names."""
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-    raise KeyboardInterrupt
+def _stop(number: int, _: Any) -> None:
+    """Stop on a signal with an orderly end, and on the second one at once: unfinished files have temporary names."""
+    for each in _SIGNALS:
+        signal.signal(each, lambda number, _: os._exit(128 + number))
+    raise KeyboardInterrupt(number)
+
+
+def _open_streams() -> None:
+    """Open what the shell has closed (`>&-`): else the next file that is opened gets what is printed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    sys.stdin, sys.stdout, sys.stderr = (
+        stream or os.fdopen(os.open(os.devnull, os.O_RDWR), mode)
+        for stream, mode in ((sys.stdin, "r"), (sys.stdout, "w"), (sys.stderr, "w"))
+    )
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, _stop)
+    _open_streams()
+    for each in _SIGNALS:
+        if signal.getsignal(each) != signal.SIG_IGN:  # as `nohup` does
+            signal.signal(each, _stop)
     sys.exit(main())

@@ -54,7 +54,7 @@ _STARTED = time.monotonic()
 
 def data_folder() -> Path:
     """Return the folder of samples, downloads and trained networks: LCFUSE_DATA, or `_data` in the current folder."""
-    return Path(os.environ.get("LCFUSE_DATA", "_data")).absolute()
+    return Path(os.environ.get("LCFUSE_DATA") or "_data").absolute()
 
 
 def read_document(path: str | os.PathLike[str], expected: str) -> bytes:
@@ -337,10 +337,13 @@ def map_parallel(
     if cluster:
         yield from _map_on_cluster(function, items, cluster)
         return
-    with ThreadPoolExecutor(jobs) as pool:
+    pool = ThreadPoolExecutor(jobs)
+    try:
         futures = {pool.submit(function, item): item for item in items}
         for future in as_completed(futures):
             yield futures[future], future.exception() or future.result()
+    finally:  # after Ctrl-C no other item is begun
+        pool.shutdown(cancel_futures=True)
 
 
 def _map_on_cluster(

@@ -182,8 +182,10 @@ def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch, capsys):
     assert capsys.readouterr().err == "stopped\n"
 
 
-def test_second_ctrl_c_ends_at_once():
-    """The first Ctrl-C starts an end that takes a minute here; the second one does not wait for it."""
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_second_signal_ends_at_once(name):
+    """The first one, such as Ctrl-C, starts an end that takes a minute here; the second one does not wait for it."""
+    number = signal.Signals[name]
     script = """\
 import runpy, sys, time
 from lcfuse_core.data.sample import world
@@ -202,11 +204,11 @@ runpy.run_module("lcfuse_core", run_name="__main__")"""
     )
     for line in ("begun\n", "ending\n"):
         assert process.stdout.readline() == line
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
     began = time.monotonic()
     _, errors = process.communicate(timeout=30)
     assert time.monotonic() - began < 20
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert "Traceback" not in errors
 
 
@@ -217,6 +219,42 @@ def test_pipe_that_closes_early_is_no_traceback(tmp_path):
     command = f"{sys.executable} -m lcfuse_core ledger list --file {tmp_path / 'l.jsonl'} | head -1"
     done = subprocess.run([shutil.which("sh"), "-c", command], capture_output=True, text=True, check=True)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "redirections", "code", "errors"),
+    [("ledger list --file l", "> /dev/full", 2, "output: found 'No space left"), ("--help", "> /dev/full", 2, ""),
+     ("ledger list --file none", "2> /dev/full", 2, ""), ("ledger list --file l", "<&- >&- 2>&-", 0, ""),
+     ("ledger list --file l", "| true; exit ${PIPESTATUS[0]}", 1, "")],
+)  # fmt: skip
+def test_output_that_cannot_be_written_is_one_line_at_most(words, redirections, code, errors, tmp_path):
+    """Also where Python would print a traceback when it ends, or a file would get the number of a closed output."""
+    ledger.append(tmp_path / "l", {"parameters": {"method": "m"}, "scores": {"aa": 0.5}})
+    command = [shutil.which("bash"), "-c", f"{sys.executable} -m lcfuse_core {words} {redirections}"]
+    path = {"PYTHONPATH": str(Path(shell.__file__).parents[1])}  # of this checkout, from another folder
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | path
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+    assert done.returncode == code, done
+    assert errors in done.stderr
+    assert done.stderr.count("\n") == bool(errors)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["map", "--s2", "a", "--out", ""], ["run", "c", "--out= "], ["train", "", "--out", "x"],
+     ["data", "list", "--root="], ["ledger", "list", "--file", "\u00a0"], ["compare", "--out", ""],
+     ["place", "--lon", "1", "--lat", "1", "--out", ""]],
+)  # fmt: skip
+def test_empty_path_is_not_the_current_folder(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert shell.main(words) == 2
+    assert "found an empty text" in error_of(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_empty_value_of_a_parameter_is_passed_on(tmp_path, capsys):
+    assert shell.main(["run", "your_place", "-p", "data_root", "", "-p", "no_such", "1", "--out", str(tmp_path)]) == 2
+    assert "no_such" in error_of(capsys)
 
 
 def test_shell_starts_without_the_libraries_that_take_seconds():

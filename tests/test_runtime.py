@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -107,6 +108,30 @@ def half(number):
 def test_parallel_results_come_with_their_items_and_errors_stop_nothing():
     results = {item: repr(result) for item, result in _runtime.map_parallel(half, [0, 1, 2, 4], jobs=2)}
     assert results == {0: "0", 1: "ValueError('1 is odd')", 2: "1", 4: "2"}
+
+
+def test_no_further_item_is_begun_after_ctrl_c():
+    """Those that run end; those that wait are not begun."""
+    begun = []
+
+    def work(item):
+        begun.append(item)
+        time.sleep(0.05)
+
+    results = _runtime.map_parallel(work, range(50))
+    assert next(results) == (0, None)
+    with pytest.raises(KeyboardInterrupt):
+        results.throw(KeyboardInterrupt)
+    assert 1 <= len(begun) <= 3
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, "_data"), ("", "_data"), ("here", "here"), ("/x/y", "/x/y")])
+def test_data_folder_is_absolute_and_an_empty_variable_counts_as_unset(value, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LCFUSE_DATA", raising=False)
+    if value is not None:
+        monkeypatch.setenv("LCFUSE_DATA", value)
+    assert _runtime.data_folder() == tmp_path / expected
 
 
 def test_the_commit_is_that_of_the_checkout_only_if_it_is_ours(tmp_path, monkeypatch):

@@ -205,7 +205,7 @@ def execute(run: Run) -> Outcome:
     run.record.unlink(missing_ok=True)
     # Absolute, because the kernel runs in the folder of the run.
     os.environ["LCFUSE_DATA"] = str(_runtime.data_folder())
-    os.environ["LCFUSE_LEDGER"] = os.path.abspath(os.environ.get("LCFUSE_LEDGER", run.folder / "ledger.jsonl"))
+    os.environ["LCFUSE_LEDGER"] = os.path.abspath(os.environ.get("LCFUSE_LEDGER") or run.folder / "ledger.jsonl")
     try:
         with kernel_config() as config:
             papermill.execute_notebook(

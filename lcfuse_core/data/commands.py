@@ -99,8 +99,8 @@ def _fetch_data(options: argparse.Namespace) -> int:
     try:
         outcomes = Fetcher(book, fetched.Store(options.root), keep=not options.drop_archives).fetch(chosen)
     except KeyboardInterrupt:
-        print("Stopped. What is here stays: the same command goes on.", file=sys.stderr)
-        return 130
+        print("What is here stays: the same command goes on.", file=sys.stderr)
+        raise
     print("\n".join(f"{outcome.item}: {outcome.state}; {outcome.message}" for outcome in outcomes))
     return 0 if all(outcome.is_good for outcome in outcomes) else 1
 
