@@ -132,17 +132,9 @@ def fit_clusters(source: PatchSource, matrix: Matrix, *, seed: int, guess: Predi
     The winners of DFC2020 clustered scene by scene; this form is ours. The label of a cell is modelled as drawn from
     one of its pixels, hence a cluster g, a class k by p(k | g), and a label by the transition matrix.
 
-    Parameters
-    ----------
-    source : PatchSource
-        Of the region, with labels "modis+savanna". Raises DataError if no pixel has a label.
-    matrix : ndarray, shape (8, 9)
-        p(coarse | fine).
-    seed : int
-        Of the sample of pixels and of k-means.
-    guess : callable, optional
-        Probabilities of a network, whose mean over each cluster is the prior of its classes, with the weight of half a
-        cell; by default all classes alike.
+    *source* has labels "modis+savanna" (DataError if no pixel has one), *matrix* is p(coarse | fine), *seed* that of
+    the sample of pixels and of k-means. *guess* gives probabilities of a network, whose mean over each cluster is the
+    prior of its classes, with the weight of half a cell; by default all classes alike.
     """
     statistics = source.statistics()
     rng = np.random.default_rng(seed)

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -34,7 +34,6 @@ from lcfuse_core import _runtime
 from lcfuse_core.errors import LcfuseError, ParameterError
 
 if TYPE_CHECKING:
-    from lcfuse_core.data.patches import Patch
     from lcfuse_core.methods.experiment import Experiment
     from lcfuse_core.methods.registry import Method
 
@@ -185,19 +184,6 @@ def _experiment_of(options: argparse.Namespace, world_seed: int | None, seed: in
     return Experiment.from_profile("compare", options.profile, seed, **changes)
 
 
-class _Timed:
-    """A classifier that adds up its seconds; those of a shared member count for the first method that uses it."""
-
-    def __init__(self, classify: Callable[[Patch], Any]) -> None:
-        self.classify, self.seconds = classify, 0.0
-
-    def __call__(self, patch: Patch) -> Any:
-        began = time.perf_counter()
-        found = self.classify(patch)
-        self.seconds += time.perf_counter() - began
-        return found
-
-
 def score(experiment: Experiment, methods: Mapping[str, Method], out: Path) -> bool:
     """
     Train the methods, evaluate them in one pass over the patches, and append a line for each to a ledger.
@@ -217,12 +203,12 @@ def score(experiment: Experiment, methods: Mapping[str, Method], out: Path) -> b
         passes[id(one.rows)].append(name)
     for names in passes.values():
         own, began = learned[names[0]].rows, time.perf_counter()
-        timed = {name: _Timed(learned[name].classify) for name in names}
-        results, report = protocol.evaluate_methods(timed, experiment.rows if own is None else own)
+        classify = {name: learned[name].classify for name in names}
+        results, report = protocol.evaluate_methods(classify, experiment.rows if own is None else own)
         per_patch = (time.perf_counter() - began) / max(1, report.n_read)
         for name in names:
             method, one, result = methods[name], learned[name], results[name]
-            cost = {"train_s": round(one.train_s, 1), "evaluate_s": round(timed[name].seconds, 1)}
+            cost = {"train_s": round(one.train_s, 1)}
             regimes = {"label_regime": method.label_regime, "regime": method.regime}
             experiment.record(name, result, **regimes, parameters=one.parameters, cost=cost, hashes=one.hashes)
             scores = f"AA {100 * result.scores.aa:.1f}, mIoU {100 * result.scores.miou_8:.1f}"

@@ -69,21 +69,10 @@ def preference(third: Predict, other: Predict, source: PatchSource, matrix: Matr
     """
     Return the probability that *third* predicts the labels of coarse cells better than *other*, 0 to 1.
 
-    Parameters
-    ----------
-    third, other : callable
-        Probabilities of a patch. Neither may have learned from the cell that it predicts.
-    source : PatchSource
-        Of the target regions, with labels "modis+savanna".
-    matrix : ndarray, shape (8, 9)
-        p(coarse | fine).
-    pixels : int
-        Sampled per patch, see `fusion.gather`.
-
-    Returns
-    -------
-    float
-        By the normal distribution, from the mean difference of log p(label) over the cells and its standard error.
+    Both give probabilities of a patch; neither may have learned from the cell that it predicts. *source* are the target
+    regions, with labels "modis+savanna", *matrix* is p(coarse | fine), and *pixels* are sampled per patch, see
+    `fusion.gather`. By the normal distribution, from the mean difference of log p(label) over the cells and its
+    standard error.
     """
     evidence = gather({"third": third, "other": other}, source, pixels=pixels)
     ratio = np.log(np.maximum([own.likelihood(matrix) for own in evidence.values()], 1e-12))

@@ -82,23 +82,15 @@ class Fusion:
     """
     Ensemble members, the plan of their combination, and what was fitted.
 
-    Parameters
-    ----------
-    members : mapping
-        Functions by name that give the probabilities (8, H, W) of a patch.
-    plan : FusionPlan
-        How they are combined.
-    posterior : ndarray, shape (9, 8), optional
-        p(fine | coarse), as `transition.posterior` returns it; unknown labels have a uniform prior.
-    temperatures, weights : dict
-        By name; 1 and equal until `fit`.
+    Members are functions by name that give the probabilities (8, H, W) of a patch. *posterior* is p(fine | coarse),
+    (9, 8), as `transition.posterior` returns it; unknown labels have a uniform prior.
     """
 
     members: Mapping[str, Predict]
     plan: FusionPlan = field(default_factory=FusionPlan)
     posterior: Matrix | None = None
-    temperatures: dict[str, float] = field(default_factory=dict)
-    weights: dict[str, float] = field(default_factory=dict)
+    temperatures: dict[str, float] = field(default_factory=dict)  # by name; 1 until `fit`
+    weights: dict[str, float] = field(default_factory=dict)  # by name; equal until `fit`
 
     def __post_init__(self) -> None:
         if not self.members:

@@ -32,25 +32,11 @@ def adjusted(
     """
     Estimate areas from the error matrix of a sample that is stratified by the map.
 
-    Parameters
-    ----------
-    sample : ndarray of int, shape (n, n)
-        Sampled pixels by (map class, reference class).
-    mapped : ndarray, shape (n,)
-        Area of each map class in any unit; the sum is the area of the region.
+    *sample*, int (n, n), are the sampled pixels by (map class, reference class); *mapped*, (n,), is the area of each
+    map class in any unit. Returns the error-adjusted area of each reference class, (n,), and its standard error, in
+    that unit. Raises GridError if the shapes do not fit, DataError if a class that was mapped has fewer than two
+    samples.
 
-    Returns
-    -------
-    area, error : ndarray, shape (n,)
-        Error-adjusted area of each reference class, and its standard error, in the unit of *mapped*.
-
-    Raises
-    ------
-    GridError, DataError
-        If the shapes do not fit; if a class that was mapped has fewer than two samples.
-
-    Examples
-    --------
     >>> adjusted(np.array([[9, 1], [2, 8]]), np.array([100, 300]))[0].round(1).tolist()
     [150.0, 250.0]
     """

@@ -118,7 +118,10 @@ def _interval(groups: NDArray[np.int64], score: _Score, least: float, method: st
     if method == "jackknife":
         n_errors = float(special.stdtrit(n - 1, (1 + _LEVEL) / 2))
     else:
-        studentised = [_studentise(drawn, score, value) for drawn in _draw(groups, draws)]
+        # Each drawn score in its own standard errors; Efron and Tibshirani, equation 12.20.
+        studentised = [
+            _in_errors(np.abs(score(drawn.sum(1)) - value), _jackknife(drawn, score)) for drawn in _draw(groups, draws)
+        ]
         n_errors = float(np.nanquantile(np.concatenate(studentised), _LEVEL, method="higher"))
     half = n_errors * error if error else 0.0
     return Interval(value, max(least, value - half), min(1.0, value + half), n)
@@ -131,11 +134,6 @@ def _draw(groups: NDArray[np.int64], draws: int) -> Iterator[NDArray[np.int64]]:
     at_once = max(1, _DRAWN_BYTES // groups.nbytes)
     for start in range(0, draws, at_once):
         yield groups[numbers[start : start + at_once]]
-
-
-def _studentise(drawn: NDArray[np.int64], score: _Score, value: float) -> NDArray[np.float64]:
-    """Return how many of its own standard errors each drawn score is away; Efron and Tibshirani, equation 12.20."""
-    return _in_errors(np.abs(score(drawn.sum(1)) - value), _jackknife(drawn, score))
 
 
 def _in_errors(away: NDArray[np.float64], error: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -170,7 +170,8 @@ def summarise(counts: NDArray[np.integer]) -> Scores:
     table = np.asarray(counts, np.float64)
     if table.shape != (N_CODES, N_CODES):
         raise GridError("counts", found=f"shape {table.shape}", expected="(11, 11)", do="Use confusion().")
-    scored = _scored_rows(table)
+    scored = np.zeros_like(table)  # without the rows of classes that are not scored
+    scored[_CODES] = table[_CODES]
     n_pixels = scored.sum()
     if n_pixels == 0:
         do = "Check that the reference is the DFC2020 layer and not empty."
@@ -196,13 +197,6 @@ def summarise(counts: NDArray[np.integer]) -> Scores:
         f1=by_name(np.where(present, _ratio(2 * right, in_reference + in_map), np.nan)),
         iou=by_name(np.where(present, _ratio(right, in_reference + in_map - right), np.nan)),
     )
-
-
-def _scored_rows(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the same matrix with zeros in the rows of classes that are not scored."""
-    kept = np.zeros_like(counts)
-    kept[_CODES] = counts[_CODES]
-    return kept
 
 
 def score_table(entries: Mapping[str, Scores]) -> pd.DataFrame:
