@@ -185,7 +185,8 @@ def _frame(
     A browser keeps the position of a slider when a page is loaded again, so the script also runs once at the start.
     """
     content = json.dumps(data).replace("<", "\\u003c")  # a legend name must not close the script
-    name = _unique_id(kind, body + content)  # the same content always gets the same id
+    name = f"lc-{kind}-{hashlib.sha256((body + content).encode()).hexdigest()[:8]}"  # the same content, the same id
+    line = f'<p style="text-align:right;font-size:.8rem;margin:0">{html.escape(origin())}</p>' if origin() else ""
     inputs = "".join(
         f'<div class="lc-handle"><label for="{name}-{k}">{html.escape(label)}</label>'
         f'<input type="range" id="{name}-{k}" min="0" max="{count - 1}" value="{value}"></div>'
@@ -193,20 +194,11 @@ def _frame(
     )
     return (
         f'<div class="lc-figure" id="{name}"><style>{_STYLE}</style>{body}{inputs}'
-        f'<p id="{name}-text" aria-live="polite">{html.escape(text)}</p>{below}{_origin_line()}'
+        f'<p id="{name}-text" aria-live="polite">{html.escape(text)}</p>{below}{line}'
         f"<script>(()=>{{const data={content};const f=document.getElementById('{name}'),r=f.querySelector('input'),"
         f"text=document.getElementById('{name}-text'),go=()=>{{{script}}};f.addEventListener('input',go);go()}})()"
         "</script></div>"
     )
-
-
-def _unique_id(kind: str, content: str) -> str:
-    return f"lc-{kind}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
-
-
-def _origin_line() -> str:
-    """Return the origin of the data as a line below a figure."""
-    return f'<p style="text-align:right;font-size:.8rem;margin:0">{html.escape(origin())}</p>' if origin() else ""
 
 
 def _png(picture: NDArray[Any]) -> str:

@@ -158,11 +158,11 @@ def fit_clusters(source: PatchSource, matrix: Matrix, *, seed: int, guess: Predi
     shares, labels, sizes = (np.concatenate(parts) for parts in zip(*cells, strict=True))
     if not len(shares):
         raise DataError("clusters", found="no labelled pixel", expected="at least one", do="Check the labels.")
-    classes = classes_of_clusters(shares, labels, sizes / 2146, matrix, prior)
+    classes = _classes_of_clusters(shares, labels, sizes / 2146, matrix, prior)
     return _Clusters(centres, classes, statistics)
 
 
-def classes_of_clusters(
+def _classes_of_clusters(
     shares: NDArray[np.floating],
     labels: NDArray[np.integer],
     weights: NDArray[np.floating],

@@ -79,10 +79,10 @@ def swapped_map(patch: Patch) -> NDArray[np.uint8]:
     n_cells = int(cells.max()) + 1
     sums = [np.bincount(cells.ravel(), plane.ravel(), n_cells) for plane in soft_label(patch)]
     share = np.stack(sums, axis=1) / np.bincount(cells.ravel(), minlength=n_cells)[:, None]
-    return index_to_dfc(swap(laid_out(share, cells, np.random.default_rng(0)), cells))
+    return index_to_dfc(swap(_laid_out(share, cells, np.random.default_rng(0)), cells))
 
 
-def laid_out(share: NDArray[np.floating], cells: NDArray[np.int32], rng: np.random.Generator) -> NDArray[np.uint8]:
+def _laid_out(share: NDArray[np.floating], cells: NDArray[np.int32], rng: np.random.Generator) -> NDArray[np.uint8]:
     """
     Return a class 0..7 for each pixel, at random within its cell, with the proportions *share* (n_cells, 8) of it.
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from lcfuse_core.methods.experiment import Experiment
     from lcfuse_core.methods.registry import Method
 
-PATHS, SIZES = ("train_root", "data_root", "checkpoint"), ("steps", "crop", "batch")
+_PATHS, _SIZES = ("train_root", "data_root", "checkpoint"), ("steps", "crop", "batch")
 
 _Seeds = tuple[int | None, int]
 """Of the sample world (None: that of the training) and of the training."""
@@ -55,7 +55,7 @@ def add_parser(commands: Any) -> None:
         parser.add_argument("--profile", default="smoke", help=", ".join(_runtime.PROFILES))
         parser.add_argument("--train-root", help="folder of the training patches or packed scenes; empty: the sample")
         parser.add_argument(data, dest="data_root", help="folder of the patches to evaluate on; empty: the sample")
-        for name in SIZES:
+        for name in _SIZES:
             parser.add_argument(f"--{name}", type=int, help="of each training (default: the profile's)")
         parser.add_argument("--checkpoint", help="file or folder of a trained network, used for all of its kind")
     evaluate.add_argument("--method", metavar="NAME", help="a name of `compare --list`, instead of a checkpoint")
@@ -83,7 +83,7 @@ def _run_evaluate(options: argparse.Namespace) -> int:
         do = "Give --checkpoint FILE, or --method NAME out of `compare --list`."
         raise ParameterError("evaluate", found="not one of the two", expected="a checkpoint or a method", do=do)
     _absolute(options)
-    changes = {name: getattr(options, name) for name in (*PATHS, *SIZES)}
+    changes = {name: getattr(options, name) for name in (*_PATHS, *_SIZES)}
     if options.method is not None:
         methods = chosen([options.method])
         experiment = Experiment.from_profile("evaluation", options.profile, options.seed, **changes)
@@ -93,7 +93,7 @@ def _run_evaluate(options: argparse.Namespace) -> int:
             raise ParameterError("evaluate", found="no --train-root", expected="the training data", do=do)
         plan = load_checkpoint(options.checkpoint).plan
         label_regime = "fine" if plan.labels == "fine" else "coarse only"
-        changes |= {size: getattr(plan, size) for size in SIZES}
+        changes |= {size: getattr(plan, size) for size in _SIZES}
         experiment = Experiment.from_profile("evaluation", options.profile, plan.seed, **changes)
         methods = {name_of(plan): replace(given_network(), label_regime=label_regime)}
     out = options.out or ledger.default_path()
@@ -151,7 +151,7 @@ def _check_alone(command: str) -> None:
 def _absolute(options: argparse.Namespace) -> None:
     """Make the given paths and those of the profile absolute, as a worker of a cluster may run in another folder."""
     profile = _runtime.read_profile(options.profile)
-    for name in PATHS:
+    for name in _PATHS:
         given = getattr(options, name)
         path = profile.get(name) if given is None else given
         setattr(options, name, str(Path(path).absolute()) if path else given)
@@ -176,7 +176,7 @@ def _experiment_of(options: argparse.Namespace, world_seed: int | None, seed: in
     from lcfuse_core.data.sample import world
     from lcfuse_core.methods.experiment import Experiment
 
-    changes = {name: getattr(options, name) for name in (*PATHS, *SIZES)} | {"world": world_seed}
+    changes = {name: getattr(options, name) for name in (*_PATHS, *_SIZES)} | {"world": world_seed}
     if options.small:
         plan = world.WorldPlan(seed, n_train=4, n_validation=1, n_test=2)
         small = world.make_world(_runtime.data_folder() / "small" / f"world-{seed}", plan)
@@ -225,7 +225,7 @@ def _scored(experiment: Experiment, out: Path) -> set[str]:
     if not out.exists() or not out.read_bytes().strip():
         return set()
     lines = ledger.read(out)
-    wanted = {f"parameters.{name}": experiment.parameters.get(name) for name in ("profile", *SIZES, "checkpoint")}
+    wanted = {f"parameters.{name}": experiment.parameters.get(name) for name in ("profile", *_SIZES, "checkpoint")}
     wanted |= {f"seeds.{name}": seed for name, seed in experiment.seeds.items()}
     wanted |= {f"hashes.{role}": experiment.data_digest(root) for role, root in experiment.roots.items()}
     for name, value in wanted.items():
@@ -241,7 +241,7 @@ def _command(options: argparse.Namespace, names: Sequence[str]) -> list[str]:
     """Return the command without the seeds; all paths are absolute."""
     words = [sys.executable, "-m", "lcfuse_core", "compare", "--out", str(options.out.absolute())]
     words += ["--profile", options.profile, *(["--small"] if options.small else []), "--only", *names]
-    for name in (*PATHS, *SIZES):
+    for name in (*_PATHS, *_SIZES):
         if getattr(options, name) is not None:
             words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     return words

@@ -40,7 +40,7 @@ def _adapted_member(kind: str, **changes: Any) -> _Member:
 
 def _briefly_adapted(experiment: Experiment) -> tuple[Predict, float]:
     """Fine-tune an FCN for `few_cells.steps_for`; with few cells `cell_forward` is the better loss to start from."""
-    run = experiment.network(loss="cell_forward") if is_transferable(experiment) else experiment.network()
+    run = experiment.network(loss="cell_forward") if _is_transferable(experiment) else experiment.network()
     steps = few_cells.steps_for(cells_per_region(experiment), adaptation_plan(experiment.plan("fcn", WEIGHTED)).steps)
     predict, spent = experiment.adapted_network(run, steps=steps)
     return predict, seconds(run) + spent
@@ -72,12 +72,12 @@ def _interpolated_label(experiment: Experiment) -> tuple[Predict, float]:
     return lambda patch: baselines.interpolated(few_cells.labels_of(patch, source)), 0.0
 
 
-FCN, FOREST, SOURCE_FCN = "FCN", "Random forest", "source FCN, cell_forward"
+FCN, _FOREST, SOURCE_FCN = "FCN", "Random forest", "source FCN, cell_forward"
 BRIEF_FCN, INTERPOLATED = "FCN, few cells", "interpolated label"
 
 MEMBERS: dict[str, _Member] = {
     FCN: _adapted_member("fcn"),
-    FOREST: _target_forest,
+    _FOREST: _target_forest,
     "FCN per region": _adapted_member("fcn", each_region=True),
     "source FCN": _source_member(),
     SOURCE_FCN: _source_member(loss="cell_forward"),
@@ -91,7 +91,7 @@ target regions except the source FCNs, which may know classes that the labels of
 interpolated label, which is not trained.
 """
 
-FUSED = (FCN, FOREST)
+FUSED = (FCN, _FOREST)
 """
 Members of the default fusion. A member was added if its mean gain on sample worlds of seeds 100 and 101, which no table
 shows, was larger than the spread of the gain. The registry has a row for what each adds on the tabled worlds.
@@ -107,7 +107,7 @@ def shared_member(experiment: Experiment, name: str) -> tuple[Predict, float]:
     return experiment.shared(name, predict), spent
 
 
-def weights_of(experiment: Experiment, members: tuple[str, ...] = FUSED) -> dict[str, float]:
+def _weights_of(experiment: Experiment, members: tuple[str, ...] = FUSED) -> dict[str, float]:
     """
     Return the members of the default fusion, and their weights, for the cells that the target regions have.
 
@@ -116,7 +116,7 @@ def weights_of(experiment: Experiment, members: tuple[str, ...] = FUSED) -> dict
     interpolated label instead, where the source regions are synthetic and the target regions are not.
     """
     cells = cells_per_region(experiment)
-    third = SOURCE_FCN if is_transferable(experiment) else INTERPOLATED
+    third = SOURCE_FCN if _is_transferable(experiment) else INTERPOLATED
     if not few_cells.scarcity(cells) or third in members:
         return dict.fromkeys(members, 1 / len(members))
     source, seed = experiment.target_source, experiment.seeds["training"]
@@ -136,7 +136,7 @@ def cells_per_region(experiment: Experiment) -> float:
     return experiment.once("cells per region", lambda: few_cells.cells_per_region(experiment.target_source, n_regions))
 
 
-def is_transferable(experiment: Experiment) -> bool:
+def _is_transferable(experiment: Experiment) -> bool:
     """Return whether networks of the source regions can be used in the target regions: both synthetic, or neither."""
     return is_sample(experiment.train_root) == is_sample(experiment.data_root)
 
@@ -147,9 +147,9 @@ def fusion_of(
     """
     Return the fusion of these members, fitted on the coarse labels of the target regions, and the seconds.
 
-    *for_few_cells*: whether a third member is added when cells are few, see `weights_of`.
+    *for_few_cells*: whether a third member is added when cells are few, see `_weights_of`.
     """
-    weights = weights_of(experiment, members) if for_few_cells else dict.fromkeys(members, 1 / len(members))
+    weights = _weights_of(experiment, members) if for_few_cells else dict.fromkeys(members, 1 / len(members))
     # Each augmented patch is predicted once only, so nothing is shared.
     learn = shared_member if plan.symmetries == 1 else lambda experiment, name: MEMBERS[name](experiment)
     learned = {name: learn(experiment, name) for name in weights}

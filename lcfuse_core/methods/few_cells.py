@@ -32,7 +32,7 @@ FEW_CELLS = 200.0
 LEAST_WEIGHT = 0.25
 """Weight of the third member of the default fusion with the fewest cells, even if the held-out cells are against it."""
 
-FOLDS, _N_PIXELS, _N_TREES = 4, 10_000, 40
+_FOLDS, _N_PIXELS, _N_TREES = 4, 10_000, 40
 
 
 def scarcity(cells: float) -> float:
@@ -85,11 +85,11 @@ def held_out_forest(source: PatchSource, seed: int) -> Predict:
     """
     Return a function that predicts each coarse cell of *source* by a small forest trained on the other cells.
 
-    The cells are split into `FOLDS` parts at random. A class that occurs in one part only cannot be predicted there.
+    The cells are split into `_FOLDS` parts at random. A class that occurs in one part only cannot be predicted there.
     """
     folds = dict(zip(source.names, _folds(source, seed), strict=True))
     forests = {}
-    for fold in range(FOLDS):
+    for fold in range(_FOLDS):
         labels = [
             torch.where(torch.from_numpy(folds[name] == fold), IGNORE, window.labels).to(torch.uint8)
             for name, window in zip(source.names, source.windows(), strict=True)
@@ -118,7 +118,7 @@ def held_out_label(source: PatchSource, seed: int) -> Predict:
         labels, held_out = labels_of(patch, source), folds[patch.name]
         parts = [
             np.where(held_out == fold, baselines.interpolated(np.where(held_out == fold, IGNORE, labels)), 0)
-            for fold in range(FOLDS)
+            for fold in range(_FOLDS)
         ]
         return sum(parts, np.zeros_like(parts[0]))
 
@@ -134,9 +134,9 @@ def labels_of(patch: Patch, source: PatchSource) -> NDArray[np.uint8]:
 
 
 def _folds(source: PatchSource, seed: int) -> list[NDArray[np.int64]]:
-    """Return the part, 0 to `FOLDS` - 1, to which the cell of each pixel belongs, (H, W), for each patch."""
+    """Return the part, 0 to `_FOLDS` - 1, to which the cell of each pixel belongs, (H, W), for each patch."""
     rng, parts = np.random.default_rng(seed), []
     for window in source.windows():
         cells = window.cells.numpy()
-        parts.append(rng.integers(0, FOLDS, int(cells.max()) + 1)[cells])
+        parts.append(rng.integers(0, _FOLDS, int(cells.max()) + 1)[cells])
     return parts

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.ndimage import gaussian_filter
 from scipy.optimize import minimize_scalar
+from scipy.special import softmax
 
 from lcfuse_core.data.legends import N_COARSE, SCORED, index_to_dfc
 from lcfuse_core.data.patches import Patch
@@ -109,7 +110,7 @@ class Fusion:
         *evidence* comes from `gather`; not of training patches, on which overfitted members look too good.
         """
         if self.plan.calibrated:
-            self.temperatures |= {name: best_temperature(found, matrix) for name, found in evidence.items()}
+            self.temperatures |= {name: _best_temperature(found, matrix) for name, found in evidence.items()}
         if self.plan.weighted:
             likelihoods = [found.likelihood(matrix, self.temperatures[name]) for name, found in evidence.items()]
             self.weights |= dict(zip(evidence, member_weights(np.stack(likelihoods)).tolist(), strict=True))
@@ -182,7 +183,7 @@ class Evidence(NamedTuple):
 
     def likelihood(self, matrix: Matrix, temperature: float = 1.0) -> NDArray[np.float64]:
         """Return p(label) of each cell, (J,): its pixels' mean of sum_k p(k)^(1/temperature) / Z x T[k, label]."""
-        p = _softmax(self.log_p / temperature)
+        p = softmax(self.log_p / temperature, axis=1)
         values = (p * matrix[:, self.label[self.cell]].T).sum(axis=1)
         size = np.bincount(self.cell, minlength=len(self.label))
         return np.bincount(self.cell, values, len(self.label)) / np.maximum(size, 1)
@@ -221,7 +222,7 @@ def gather(
     return {name: Evidence(np.concatenate(logs), cell, label_of) for name, logs in parts.items()}
 
 
-def best_temperature(evidence: Evidence, matrix: Matrix) -> float:
+def _best_temperature(evidence: Evidence, matrix: Matrix) -> float:
     """Return the temperature, 0.2 to 10, under which a member makes the labels of its cells likeliest."""
 
     def misfit(log_temperature: float) -> float:
@@ -295,8 +296,3 @@ def shared_errors(members: Mapping[str, Predict], patches: Iterable[Patch]) -> p
 
 def _normalised(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return (values / np.maximum(values.sum(axis=0), np.float32(1e-30))).astype(np.float32)
-
-
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)

@@ -39,7 +39,7 @@ from lcfuse_core.data.legends import SCORED
 from lcfuse_core.errors import CheckpointError, MissingDataError, ParameterError, TrainingError, disk_error
 from lcfuse_core.training.plan import TrainPlan
 
-HEADER_KEY, DIGEST_KEY = "lcfuse", "sha256"
+_HEADER_KEY, _DIGEST_KEY = "lcfuse", "sha256"
 """Keys of the safetensors metadata that hold our header and its digest."""
 
 LAST, PREVIOUS, DAMAGED = "last.safetensors", "previous.safetensors", "damaged.safetensors"
@@ -159,7 +159,7 @@ def _content(run: Run, state: TrainState | None = None, identity: Mapping[str, s
         header["progress"] = {"step": state.step, "losses": state.losses, "seconds": seconds, "identity": identity}
         tensors |= {name: tensor.contiguous() for name, tensor in state.tensors.items()}
     text = json.dumps(header)
-    return save(tensors, {HEADER_KEY: text, DIGEST_KEY: _digest(text, tensors)})
+    return save(tensors, {_HEADER_KEY: text, _DIGEST_KEY: _digest(text, tensors)})
 
 
 def _weights(network: nn.Module) -> dict[str, Tensor]:
@@ -187,7 +187,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        text, digest = metadata[HEADER_KEY], metadata[DIGEST_KEY]
+        text, digest = metadata[_HEADER_KEY], metadata[_DIGEST_KEY]
         header = json.loads(text)
     except KeyError:
         raise _refusal(path, "a safetensors file without our header") from None

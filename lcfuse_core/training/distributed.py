@@ -7,7 +7,7 @@ starts the same program several times and numbers the processes by environment v
 positions of all crops of the batch, cuts its own part, and runs it through its own copy of the network. Three things
 are exchanged, so that the result is that of one process with the whole batch:
 
-- batch normalisation: mean and variance are those of the whole batch (`SharedBatchNorm`);
+- batch normalisation: mean and variance are those of the whole batch (`_SharedBatchNorm`);
 - the loss: every process computes it from the logits and labels of the whole batch (8 numbers per pixel), because our
   losses are means over labelled pixels or cells, and a mean of means is another loss;
 - the gradient: torch's DistributedDataParallel averages it over the processes while it is computed.
@@ -76,7 +76,7 @@ class Distributed:
             for layer in layers:
                 if self.on_gpu:
                     layer.process_group = None  # type: ignore[assignment]
-                layer.__class__ = nn.SyncBatchNorm if self.on_gpu else SharedBatchNorm  # type: ignore[assignment]
+                layer.__class__ = nn.SyncBatchNorm if self.on_gpu else _SharedBatchNorm  # type: ignore[assignment]
             devices = [self.device] if self.on_gpu else None
             wrapped = nn.parallel.DistributedDataParallel(network, device_ids=devices, **_OWN_BUFFERS)
         torch.backends.cudnn.benchmark = self.on_gpu  # crops have one size: search for the fastest algorithm once
@@ -183,7 +183,7 @@ def describe_device(name: str = "auto", precision: str = "auto") -> str:
     return f"computed on {where} in {str(compute_dtype(precision, device)).removeprefix('torch.')}{advice}"
 
 
-class SharedBatchNorm(nn.BatchNorm2d):
+class _SharedBatchNorm(nn.BatchNorm2d):
     """
     Batch normalisation over the batches of all processes, which hold equally many pixels each.
 

@@ -35,7 +35,7 @@ Validation = PatchSource | Mapping[str, PatchSource]
 _MOST_VALIDATION = 64
 """Patches that are evaluated at each report: of a larger source so many, evenly spread."""
 
-WARM_UP, TIMED = 3, 10
+_WARM_UP, _TIMED = 3, 10
 """Steps before the duration of a step is measured, and steps of that measurement."""
 
 _SMALLEST_SCALE = 2.0**-10  # of the loss in float16: below it the gradient overflows for another reason
@@ -116,7 +116,7 @@ class Monitor:
             for step, (images, batch, crops) in enumerate(self._bar, first):
                 self._crops = crops
                 yield step, images, batch
-                if self.progress and step - first in (WARM_UP, WARM_UP + TIMED):
+                if self.progress and step - first in (_WARM_UP, _WARM_UP + _TIMED):
                     self._estimate()
 
     def _estimate(self) -> None:
@@ -126,7 +126,7 @@ class Monitor:
         self._times.append(time.perf_counter())
         if len(self._times) == 1:
             return
-        each, left = (self._times[1] - self._times[0]) / TIMED, self.plan.steps - self.state.step
+        each, left = (self._times[1] - self._times[0]) / _TIMED, self.plan.steps - self.state.step
         if left * each >= 60:
             text = f"about {left * each / 60:.0f} min for {left:,} steps of {each:.3f} s, validation not included"
             where = describe_device(self.plan.device, self.plan.precision)
@@ -179,7 +179,7 @@ class Monitor:
             row |= {"aa": agreement if row["aa"] is None else row["aa"]} | ({f"aa_{name}": agreement} if name else {})
         (earlier, before), self._reported = self._reported, (step, time.perf_counter())
         row["crops_per_s"] = round((step - earlier) * self.plan.batch / max(now - before, 1e-9), 1)
-        row |= memory()
+        row |= _memory()
         self.run.history.append(row)
         self._bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
         if self._events is not None:
@@ -197,7 +197,7 @@ def _spread(source: PatchSource) -> PatchSource:
     return source.part(numbers)
 
 
-def memory() -> dict[str, float]:
+def _memory() -> dict[str, float]:
     """Return the peak memory of this process in MB (2**20 bytes), and of its GPU if it has one."""
     used = {"memory_mb": round(_runtime.peak_memory_mb(), 1)}
     if torch.cuda.is_available():

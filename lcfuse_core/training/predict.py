@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lcfuse_core.data.channels import channels_of, check_channels
 from lcfuse_core.data.legends import IGNORE, SCORED, index_to_dfc
 from lcfuse_core.data.patches import Patch
-from lcfuse_core.data.source import Crops, Images, PatchSource, name_of, normalise, s2_and_s1, turn
+from lcfuse_core.data.source import Images, PatchSource, name_of, normalise, s2_and_s1, turn
 from lcfuse_core.errors import DataError
 from lcfuse_core.scoring.scores import Scores, confusion_of_many, summarise
 from lcfuse_core.training.checkpoint import Run
@@ -55,17 +55,13 @@ def evaluate(run: Run, source: PatchSource) -> Scores:
 
     For coarse labels this is agreement, not accuracy: a good 10 m map disagrees with them too.
     """
-    pairs = ((_codes(window.labels.numpy()), classify(run, _images(window))) for window in source.windows())
+    n_scored = np.uint8(len(SCORED))
+    pairs = (
+        # Savanna is ignored, as the reference lacks it.
+        (index_to_dfc(np.where(labels < n_scored, labels, np.uint8(IGNORE))), classify(run, images))
+        for labels, images in ((w.labels.numpy(), (w.s2.numpy(), w.s1.numpy())) for w in source.windows())
+    )
     return summarise(confusion_of_many(pairs))
-
-
-def _codes(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the DFC2020 codes of network classes; Savanna is ignored, as the reference lacks it."""
-    return index_to_dfc(np.where(labels < len(SCORED), labels, np.uint8(IGNORE)))
-
-
-def _images(window: Crops) -> Images:
-    return window.s2.numpy(), window.s1.numpy()
 
 
 def logits(run: Run, channels: Tensor, symmetries: int = 1) -> list[Tensor]:

@@ -119,19 +119,6 @@ def test_a_changed_parameter_counts_in_a_kernel_that_has_run_the_chapter(name):
     assert found[1] == found[0] | {changed: CHANGED[changed]}
 
 
-@pytest.mark.parametrize("name", chapters.names())
-def test_given_values_win_over_every_profile(name):
-    """Each parameter as it is in `smoke`, given below the parameters cell: also 0, an empty text, the default."""
-    smoke = {key: settings.read_profile("smoke")[key] for key in settings.names_of(name)}
-    cell = "\n".join(f"{key} = {value!r}" for key, value in smoke.items())
-    for profile in ("colab", "full"):
-        for key in smoke:
-            injected = f"# Parameters\nprofile = {profile!r}\n{key} = {smoke[key]!r}"
-            if key != "profile":
-                namespace = {"In": ["", cell, injected, "begin"], **smoke, "profile": profile}
-                assert chapter.begin(name, namespace).parameters[key] == smoke[key], (profile, key)
-
-
 def test_the_lines_of_the_command_evaluate_are_evidence_in_a_run_with_a_ledger_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("LCFUSE_DATA", str(tmp_path))
     monkeypatch.setenv("LCFUSE_LEDGER", str(tmp_path / "run.jsonl"))

@@ -1,4 +1,4 @@
-"""Reruns: grids are made in parallel and on a cluster, found again, and their failures told together."""
+"""Reruns: grids are made in parallel and on a cluster, found again, and their failures reported together."""
 
 import json
 import os
@@ -39,14 +39,14 @@ def make(book, out, *arguments):
 
 
 @pytest.mark.slow
-def test_a_grid_runs_in_parallel_tells_its_failures_together_and_goes_on_where_it_stopped(book, tmp_path, capsys):
+def test_a_grid_runs_in_parallel_reports_its_failures_together_and_goes_on_where_it_stopped(book, tmp_path, capsys):
     """Three runs, one fails; then only that one is made again. A path with a comma arrives whole."""
     out, root = tmp_path / "out", str(tmp_path / "a, b")
     assert make(book, out, "-p", "seed", "0..2", "-p", "data_root", root, "--jobs", "2") == 1
-    said = capsys.readouterr().out
-    assert "3 runs: 2 done, 0 found, 1 failed" in said
-    assert "failed: seed=2: coarse_labels, cell 3: ZeroDivisionError: division by zero" in said
-    assert f"open: {out / 'seed=2' / 'coarse_labels.ipynb'}" in said
+    printed = capsys.readouterr().out
+    assert "3 runs: 2 done, 0 found, 1 failed" in printed
+    assert "failed: seed=2: coarse_labels, cell 3: ZeroDivisionError: division by zero" in printed
+    assert f"open: {out / 'seed=2' / 'coarse_labels.ipynb'}" in printed
     assert (out / "seed=2" / "coarse_labels.ipynb").exists()
 
     for seed in (0, 1):
@@ -139,7 +139,7 @@ def test_a_cluster_that_does_not_answer_is_one_clear_error(book, tmp_path, monke
         reruns.execute_all(runs, cluster="tcp://nowhere:1")
 
 
-def test_nothing_to_gather_is_said(tmp_path):
+def test_nothing_to_gather_is_an_error(tmp_path):
     with pytest.raises(MissingDataError, match="no finished run"):
         reruns.gather(tmp_path)
 
@@ -245,7 +245,7 @@ def test_a_wrong_chapter_or_number_of_jobs_is_refused(empty_book, tmp_path, caps
 
 
 def test_the_key_of_a_run_changes_with_whatever_it_rests_on(empty_book, tmp_path, monkeypatch):
-    """Parameters, the notebook's code and the module; not its text, nor saying a default aloud."""
+    """Parameters, the notebook's code and the module; not its text, nor a default that is given explicitly."""
 
     def key(source="print(1)", **parameters):
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])

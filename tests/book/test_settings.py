@@ -32,7 +32,7 @@ def test_chapters_are_those_of_the_book():
 
 @pytest.mark.parametrize("name", chapters.names())
 def test_the_parameters_cell_holds_the_smoke_profile(name):
-    """Names, values and order of a chapter's parameters cell are those that the module knows."""
+    """Names, values and order of a chapter's parameters cell are those of the module."""
     cells = [cell for cell in chapters.read(name).cells if "parameters" in chapters.tags(cell)]
     assert len(cells) == 1
     assigned = {

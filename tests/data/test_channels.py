@@ -60,7 +60,7 @@ def test_statistics_networks_and_forests_have_the_channels_of_the_data(kind, tmp
     trees = forest.train_forest(stack, n_pixels=500, n_trees=3, seed=0)
     assert trees.trees.n_features_in_ == n
     assert forest.predict(trees, patches[0]).shape == (8, 64, 64)
-    clusters = fit_clusters(stack, transition.from_accuracy(stack.class_counts(9).numpy()), seed=0, n_clusters=8)
+    clusters = fit_clusters(stack, transition.from_accuracy(stack.class_counts(9).numpy()), seed=0)
     assert clusters.centres.shape == (8, n)
     assert predict_clusters(clusters, patches[0]).shape == (8, 64, 64)
 
@@ -96,7 +96,7 @@ def test_images_that_do_not_fit_are_refused(trained, given, message):
     other = KINDS[given][0](toy_patch(7))
     run = loop.train(stack, replace(SHORT, labels="modis+savanna"), progress=False)
     trees = forest.train_forest(stack, n_pixels=500, n_trees=2, seed=0)
-    clusters = fit_clusters(stack, transition.from_accuracy(stack.class_counts(9).numpy()), seed=0, n_clusters=8)
+    clusters = fit_clusters(stack, transition.from_accuracy(stack.class_counts(9).numpy()), seed=0)
     target = PatchStack([other], "modis+savanna")
     uses = [
         lambda: loop.predict(run, other),

@@ -11,7 +11,7 @@ from lcfuse_core.data.legends import IGNORE, igbp_to_dfc
 from lcfuse_core.data.source import PatchStack
 from lcfuse_core.errors import DataError
 from lcfuse_core.methods import adapt
-from lcfuse_core.methods.adapt import adapted, classes_of_clusters, fit_clusters, predict_clusters, pseudo_labelled
+from lcfuse_core.methods.adapt import _classes_of_clusters, adapted, fit_clusters, predict_clusters, pseudo_labelled
 from lcfuse_core.models import transition
 from lcfuse_core.training import loop
 from lcfuse_core.training.plan import TrainPlan
@@ -81,7 +81,7 @@ def test_planted_classes_of_clusters_are_found_from_mixed_cells():
     pixel = (rng.random(2000)[:, None] > shares.cumsum(axis=1)).sum(axis=1)  # one of the cell's pixels
     labels = (rng.random(2000)[:, None] > MATRIX.cumsum(axis=1)[planted[pixel]]).sum(axis=1)
     flat = np.full((6, 8), 1 / 8)
-    found = classes_of_clusters(shares, labels, np.ones(2000), MATRIX, flat)
+    found = _classes_of_clusters(shares, labels, np.ones(2000), MATRIX, flat)
     np.testing.assert_array_equal(found.argmax(axis=1), planted)
     assert found.max(axis=1).min() > 0.8
     np.testing.assert_allclose(found.sum(axis=1), 1)
@@ -89,7 +89,7 @@ def test_planted_classes_of_clusters_are_found_from_mixed_cells():
 
 def test_clusters_without_evidence_keep_their_prior():
     shares, prior = np.array([[1.0, 0.0]] * 5), np.random.default_rng(2).dirichlet(np.ones(8), 2)
-    found = classes_of_clusters(shares, np.zeros(5, int), np.ones(5), MATRIX, prior)
+    found = _classes_of_clusters(shares, np.zeros(5, int), np.ones(5), MATRIX, prior)
     np.testing.assert_allclose(found[1], prior[1])
     assert found[0].argmax() == 0
 

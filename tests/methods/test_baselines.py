@@ -9,7 +9,7 @@ from toys import IGBP_OF_CLASS
 
 from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.source import patch_cells
-from lcfuse_core.methods.baselines import filled_map, laid_out, soft_label, soft_map, swap, swapped_map
+from lcfuse_core.methods.baselines import _laid_out, filled_map, soft_label, soft_map, swap, swapped_map
 
 
 def patch_of(classes, **place):
@@ -81,7 +81,7 @@ def test_a_layout_keeps_the_shares_of_each_cell(seed):
     rng = np.random.default_rng(seed)
     cells = rng.integers(0, 5, (20, 20)).astype(np.int32)
     share = rng.dirichlet(np.full(8, 0.4), 5)
-    classes = laid_out(share, cells, rng)
+    classes = _laid_out(share, cells, rng)
     for cell in range(5):
         counts = np.bincount(classes[cells == cell], minlength=8)
         np.testing.assert_allclose(counts, share[cell] * (cells == cell).sum(), atol=1)
@@ -98,7 +98,7 @@ def test_swapping_keeps_counts_and_joins_classes(seed):
     """Every class has as many pixels in every cell as before; neighbours agree far more often."""
     rng = np.random.default_rng(seed)
     cells = (np.mgrid[:40, :40][0] // 20 * 2 + np.mgrid[:40, :40][1] // 20).astype(np.int32)
-    before = laid_out(rng.dirichlet(np.ones(8), 4), cells, rng)
+    before = _laid_out(rng.dirichlet(np.ones(8), 4), cells, rng)
     after = swap(before, cells)
     for cell in range(4):
         counts = [np.bincount(classes[cells == cell], minlength=8) for classes in (before, after)]
@@ -122,7 +122,7 @@ def test_the_sum_of_attraction_rises():
     """By a brute-force sum over the pixels up to five away, with the weights of the paper."""
     rng = np.random.default_rng(3)
     cells = np.zeros((20, 20), np.int32)
-    classes = laid_out(np.array([[0.3, 0, 0.3, 0, 0, 0.4, 0, 0]]), cells, rng)
+    classes = _laid_out(np.array([[0.3, 0, 0.3, 0, 0, 0.4, 0, 0]]), cells, rng)
     offsets = [(row, col) for row in range(-5, 6) for col in range(-5, 6) if 0 < np.hypot(row, col) <= 5]
 
     def attraction(classes):

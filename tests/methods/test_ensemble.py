@@ -8,7 +8,7 @@ import pytest
 from lcfuse_core.data import patches
 from lcfuse_core.methods import baselines, ensemble
 from lcfuse_core.methods.adapt import pseudo_labelled
-from lcfuse_core.methods.ensemble import BRIEF_FCN, FUSED, INTERPOLATED, MEMBERS, SOURCE_FCN, fusion_of, weights_of
+from lcfuse_core.methods.ensemble import BRIEF_FCN, FUSED, INTERPOLATED, MEMBERS, SOURCE_FCN, _weights_of, fusion_of
 from lcfuse_core.methods.few_cells import FEW_CELLS, steps_for, third_weight
 from lcfuse_core.methods.fusion import FusionPlan, combine
 
@@ -18,7 +18,7 @@ def with_cells(tiny, monkeypatch):
     """Return a function that returns an experiment whose regions have that many cells."""
 
     def experiment(cells, *, transferable=True, preference=None):
-        monkeypatch.setattr(ensemble, "is_transferable", lambda _: transferable)
+        monkeypatch.setattr(ensemble, "_is_transferable", lambda _: transferable)
         third = SOURCE_FCN if transferable else INTERPOLATED
         known = {} if preference is None else {("preference", third): preference}
         return replace(tiny, memory={"cells per region": cells, **known})
@@ -34,7 +34,7 @@ def patch(tiny):
 
 def test_with_enough_cells_the_fusion_is_the_mean_of_its_two_members(with_cells, patch):
     experiment = with_cells(FEW_CELLS)
-    assert weights_of(experiment) == {"FCN": 0.5, "Random forest": 0.5}
+    assert _weights_of(experiment) == {"FCN": 0.5, "Random forest": 0.5}
     fused, _ = fusion_of(experiment)
     parts = [MEMBERS[name](experiment)[0](patch) for name in FUSED]
     np.testing.assert_array_equal(fused.predict(patch), combine(parts, [1, 1]))
@@ -44,7 +44,7 @@ def test_with_few_cells_a_network_of_the_source_regions_is_added(with_cells, pat
     experiment = with_cells(0.75 * FEW_CELLS, preference=0.4)
     third = third_weight(0.75 * FEW_CELLS, 0.4)
     expected = {BRIEF_FCN: (1 - third) / 2, "Random forest": (1 - third) / 2, SOURCE_FCN: third}
-    assert weights_of(experiment) == pytest.approx(expected)
+    assert _weights_of(experiment) == pytest.approx(expected)
     fused, spent = fusion_of(experiment)
     parts = [MEMBERS[name](experiment)[0](patch) for name in expected]
     np.testing.assert_allclose(fused.predict(patch), combine(parts, list(expected.values())), rtol=1e-6)
@@ -52,12 +52,12 @@ def test_with_few_cells_a_network_of_the_source_regions_is_added(with_cells, pat
     two, _ = fusion_of(experiment, for_few_cells=False)
     assert two.weights == {"FCN": 0.5, "Random forest": 0.5}
     both = (*FUSED, SOURCE_FCN)
-    assert weights_of(experiment, both) == dict.fromkeys(both, 1 / 3)  # a row of the registry that has it anyway
+    assert _weights_of(experiment, both) == dict.fromkeys(both, 1 / 3)  # a row of the registry that has it anyway
 
 
 def test_the_weight_is_estimated_from_held_out_cells(with_cells):
     experiment = with_cells(30.0)
-    weights = weights_of(experiment)
+    weights = _weights_of(experiment)
     assert 0 <= experiment.memory["preference", SOURCE_FCN] <= 1
     assert weights[SOURCE_FCN] == third_weight(30.0, experiment.memory["preference", SOURCE_FCN])
 
@@ -76,13 +76,13 @@ def test_fine_tuning_for_few_cells_is_shorter(with_cells, monkeypatch, transfera
 
 def test_synthetic_networks_are_not_used_on_other_data(tiny, tmp_path):
     """Nor networks of real data on the sample: the interpolated label takes their place."""
-    assert ensemble.is_transferable(tiny)
+    assert ensemble._is_transferable(tiny)
     mixed = replace(tiny, memory={"cells per region": 30.0, ("preference", INTERPOLATED): 0.5})
     mixed.parameters = tiny.parameters | {"train_root": str(tmp_path / "world" / "sen12ms")}
     (tmp_path / "world" / "sen12ms").mkdir(parents=True)
     (tmp_path / "world" / "world.json").write_text("{}")
-    assert not ensemble.is_transferable(mixed)
-    assert list(weights_of(mixed)) == [BRIEF_FCN, "Random forest", INTERPOLATED]
+    assert not ensemble._is_transferable(mixed)
+    assert list(_weights_of(mixed)) == [BRIEF_FCN, "Random forest", INTERPOLATED]
 
 
 def test_the_interpolated_label_is_a_member_of_every_kind_of_fusion(with_cells, patch):

@@ -83,7 +83,7 @@ def test_the_better_of_two_predictions_of_cells_is_preferred(coloured):
     assert few_cells.preference(right, right, source, MATRIX) == 0.5
 
 
-def test_the_held_out_forest_has_not_seen_the_label_of_the_cell(coloured):
+def test_the_held_out_forest_is_not_trained_on_the_label_of_the_cell(coloured):
     """It finds the classes by their colour; a wrong label of one cell does not change the prediction there."""
     source, truth = coloured
     [(patch, window)] = images_of(source)
@@ -120,7 +120,7 @@ def test_labels_are_found_for_images_without_them(tiny, patch):
 
 
 def test_a_source_with_labels_in_one_cell_is_no_error(coloured):
-    """The forest then knows nothing of that cell, and all classes are equally likely there."""
+    """The forest has no label for that cell, and all classes are equally likely there."""
     source, _ = coloured
     [(patch, window)] = images_of(source)
     lonely = PatchStack.empty(1, 64, 64)

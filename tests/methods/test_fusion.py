@@ -17,7 +17,7 @@ from lcfuse_core.methods.fusion import (
     Evidence,
     Fusion,
     FusionPlan,
-    best_temperature,
+    _best_temperature,
     coarse_prior,
     combine,
     gather,
@@ -134,7 +134,7 @@ def test_a_planted_temperature_is_found():
     label = (rng.random(60_000)[:, None] > MATRIX.cumsum(axis=1)[truth]).sum(axis=1)
     log_p = (2 * seen - np.log(np.exp(2 * seen).sum(axis=1, keepdims=True))).astype(np.float32)  # calibrated
     for factor in (0.5, 1.0, 2.0):
-        found = best_temperature(Evidence(factor * log_p, np.arange(60_000), label), MATRIX)
+        found = _best_temperature(Evidence(factor * log_p, np.arange(60_000), label), MATRIX)
         assert found == pytest.approx(factor, rel=0.15)
 
 

@@ -87,7 +87,7 @@ def test_networks_are_small_by_default_and_scale_by_width():
 
 
 def test_branches_of_a_late_fusion_do_not_mix_their_images():
-    """The features of one sensor stay as they are, whatever the other sees."""
+    """The features of one sensor stay as they are, whatever the other one measures."""
     torch.manual_seed(0)
     network = build("fcn", in_channels=(2, 1), width=4).eval()
     image = torch.randn(1, 3, 32, 32)

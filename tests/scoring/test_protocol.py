@@ -53,7 +53,7 @@ def test_only_the_test_split_is_evaluated_where_there_is_one(contest, tmp_path):
 
 
 def test_validation_patches_beside_a_bundle_are_not_evaluated(tmp_path):
-    """Only where there are no others; the split of the result tells."""
+    """Only where there are no others; the result has its split."""
     miniatures.write_patch(tmp_path, "validation", 1)
     assert protocol.evaluation_patches(tmp_path)["split"].tolist() == ["validation"]
     miniatures.write_patch(tmp_path, "bundle", 3)
@@ -108,14 +108,6 @@ def test_pooled_and_regional_accuracy_stand_side_by_side():
         result.add(region, confusion(np.repeat([code, other], [18000, 2000]), np.full(20000, code)))
     row = protocol.result_table({"dominant class": result}).loc["dominant class"]
     assert (row["AA %"], row["regional AA %"], row["cells per region"]) == (90, 50, 9)
-
-
-def test_a_region_without_scored_pixels_is_left_out_of_the_regions():
-    result = protocol.Result()
-    result.add("sea", np.zeros((11, 11), np.int64))
-    result.add("land", confusion(np.array([1, 2]), np.array([1, 1])))
-    assert list(result.regions) == ["land"]
-    assert result.scores.aa == 0.5
 
 
 def test_methods_get_patches_without_the_reference(contest):

@@ -21,7 +21,7 @@ from lcfuse_core.methods.registry import name_of
 from lcfuse_core.scoring import ledger
 from lcfuse_core.training import loop
 from lcfuse_core.training.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
-from lcfuse_core.training.distributed import Distributed, SharedBatchNorm, choose_device, describe_device, joined
+from lcfuse_core.training.distributed import Distributed, _SharedBatchNorm, choose_device, describe_device, joined
 from lcfuse_core.training.loop import train
 from lcfuse_core.training.plan import TrainPlan
 
@@ -35,7 +35,7 @@ needs_forkserver = pytest.mark.skipif(
 
 
 def three_patches():
-    """Toys, one of them half ignored: the crops of a batch know of unequally many pixels."""
+    """Toys, one of them half ignored: the crops of a batch have unequally many labelled pixels."""
     made = toy_stack(3)
     made.labels[0, :40] = 255
     return made
@@ -66,8 +66,8 @@ def spawn(work, size=2):
         port = str(free.getsockname()[1])
     clean = multiprocessing.get_context("forkserver")
     clean.set_forkserver_preload(["lcfuse_core.training.loop"])
-    told = [(rank, size, port, cloudpickle.dumps(work)) for rank in range(size)]
-    children = [clean.Process(target=one_of_several, args=each) for each in told]
+    arguments = [(rank, size, port, cloudpickle.dumps(work)) for rank in range(size)]
+    children = [clean.Process(target=one_of_several, args=each) for each in arguments]
     for one in children:
         one.start()
     for one in children:
@@ -232,7 +232,7 @@ def test_shared_batch_norm_is_torchs_own_where_one_process_has_all(group_of_one)
     """Output, gradients and running means; in evaluation too."""
     torch.manual_seed(0)
     images = torch.randn(3, 5, 8, 7) * 3 + 1
-    own, shared = torch.nn.BatchNorm2d(5), SharedBatchNorm(5)
+    own, shared = torch.nn.BatchNorm2d(5), _SharedBatchNorm(5)
     with torch.no_grad():
         own.weight.copy_(torch.rand(5) + 0.5)
     shared.load_state_dict(own.state_dict())
