@@ -252,7 +252,7 @@ class _Segments(NamedTuple):
         return total / self.size.view(-1, *[1] * (values.ndim - 1))
 
 
-def _segments(logits: Tensor, batch: Batch, class_weights: Tensor | None, n_labels: int | None = None) -> _Segments:
+def _segments_of(logits: Tensor, batch: Batch, class_weights: Tensor | None, n_labels: int | None = None) -> _Segments:
     """Return the segments of a batch; labels from *n_labels* on (None: K) are ignored."""
     log_p, label, _, position = known_pixels(logits, batch.labels, class_weights, n_labels)
     n_labels = logits.shape[1] if n_labels is None else n_labels
@@ -280,7 +280,7 @@ def cell_aggregation(
     the average over the cell has to be of its label's class.
     """
     n_labels = logits.shape[1] if transition is None else transition.shape[1]
-    cells = _segments(logits, batch, class_weights, n_labels)
+    cells = _segments_of(logits, batch, class_weights, n_labels)
     share = cells.mean(cells.p)  # (S, K)
     if transition is not None:
         share = share @ transition.to(share)  # (S, M)
@@ -303,7 +303,7 @@ def label_super_resolution(
     up to a constant that makes its minimum 0. eta is p(fine | coarse), *posterior* (M, K). A transition matrix does not
     give rho^2; we take that of a Dirichlet distribution of concentration 3, eta (1 - eta) / 4, and at least 0.1^2.
     """
-    cells = _segments(logits, batch, class_weights, len(posterior))
+    cells = _segments_of(logits, batch, class_weights, len(posterior))
     mean = cells.mean(cells.p)  # (S, K)
     variance = cells.mean(cells.p * (1 - cells.p)) / cells.size[:, None]
     expected = posterior.to(mean)[cells.label]
@@ -324,7 +324,7 @@ def bag_loss(logits: Tensor, batch: Batch, posterior: Tensor, class_weights: Ten
       -log(1 - excess) beyond, never less than 0, as in the risk of Kiryo et al. 2017 (arXiv 1703.00593).
     """
     n_classes = logits.shape[1]  # Savanna is not one of the network's classes: its cells are ignored
-    cells = _segments(logits, batch, class_weights, n_classes)
+    cells = _segments_of(logits, batch, class_weights, n_classes)
     p_label = cells.p.gather(1, cells.label[cells.number][:, None]).squeeze(1).clamp(min=_TINY)
     positive = -cells.mean(p_label**4.0).log() / 4.0
     excess = (cells.mean(cells.p) - posterior.to(cells.p)[cells.label]).clamp(0, 1 - _TINY)

@@ -61,7 +61,7 @@ def test_statistics_networks_and_forests_have_the_channels_of_the_data(kind, tmp
     assert trees.trees.n_features_in_ == n
     assert forest.predict(trees, patches[0]).shape == (8, 64, 64)
     clusters = fit_clusters(stack, transition.from_accuracy(stack.class_counts(9).numpy()), seed=0)
-    assert clusters.centres.shape == (8, n)
+    assert clusters.centres.shape == (128, n)
     assert predict_clusters(clusters, patches[0]).shape == (8, 64, 64)
 
 
