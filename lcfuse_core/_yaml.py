@@ -15,12 +15,7 @@ def load_yaml(content: bytes | str, where: str) -> Any:
     Return the value of a YAML document that has one reading; used for every YAML file of the package and of users.
 
     Refused is what a person and a program read in different ways: `yes`, `off`, `012`, `0x1f`, `1_000`, `1:30` without
-    quotes, a key given twice. Aliases inside anchors are refused too.
-
-    Raises
-    ------
-    DataError
-        Names the line of *where* that cannot be read.
+    quotes, a key given twice. Aliases inside anchors are refused too. Raises DataError that names the line of *where*.
     """
     try:
         text = content if isinstance(content, str) else content.decode("utf-8-sig")

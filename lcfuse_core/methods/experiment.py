@@ -83,20 +83,13 @@ class Experiment:
     """
     The data and networks of one set of parameters.
 
-    Parameters
-    ----------
-    name : str
-        What is done, such as the name of a chapter; the `kind` of its ledger lines.
-    parameters : dict
-        Values by parameter name (`settings.Settings`); `profile` and `seed` are needed. An empty or missing root means
-        the synthetic sample of `world`, by default that of `seed`. A `checkpoint` replaces the network of its kind.
-    progress : bool
-        Whether to show progress bars.
+    Parameters have the names of `settings.Settings`; `profile` and `seed` are needed. An empty or missing root means
+    the synthetic sample of `world`, by default that of `seed`. A `checkpoint` replaces the network of its kind.
     """
 
-    name: str
+    name: str  # what is done, such as the name of a chapter; the `kind` of its ledger lines
     parameters: dict[str, Any]
-    progress: bool = False
+    progress: bool = False  # whether to show progress bars
     memory: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @classmethod

@@ -59,10 +59,6 @@ class FusionPlan:
     calibrated: bool = False  # whether `fit` finds a temperature for each member
     weighted: bool = False  # and a weight
 
-    def doubted(self, posterior: Matrix) -> Matrix:
-        """Return p(fine | coarse), (9, 8), with the uniform distribution mixed in by `prior_doubt`."""
-        return (1 - self.prior_doubt) * posterior + self.prior_doubt / _N
-
     @property
     def prior_reach_px(self) -> int:
         """Distance in pixels over which a coarse label influences `prior_factor`: the radius of the blur's kernel."""
@@ -74,7 +70,8 @@ class FusionPlan:
 
         A part of a scene gets the factor of the whole scene at all pixels that lie `prior_reach_px` or more inside.
         """
-        prior = coarse_prior(labels, self.doubted(posterior), self.prior_blur_px)
+        doubted = (1 - self.prior_doubt) * posterior + self.prior_doubt / _N
+        prior = coarse_prior(labels, doubted, self.prior_blur_px)
         return prior ** np.float32(self.prior_power)
 
 

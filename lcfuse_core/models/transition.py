@@ -24,7 +24,7 @@ from lcfuse_core.errors import DataError, GridError, ParameterError
 Matrix = NDArray[np.float64]
 _N_FINE = len(SCORED)
 
-MCD12Q1_ACCURACY = 0.67
+_MCD12Q1_ACCURACY = 0.67
 """Proportion of MODIS IGBP labels that are right: about 67 per cent, as reported second-hand for MCD12Q1."""
 
 _SAVANNA_PARTS = tuple(SCORED.index(code) for code in (1, 2, 4))
@@ -36,7 +36,7 @@ are our addition, for woody plants under 2 m.
 """
 
 
-def from_accuracy(label_share: NDArray[np.floating], accuracy: float = MCD12Q1_ACCURACY) -> Matrix:
+def from_accuracy(label_share: NDArray[np.floating], accuracy: float = _MCD12Q1_ACCURACY) -> Matrix:
     """
     Return a matrix from one accuracy and the label shares; no reference is read.
 

@@ -32,7 +32,7 @@ N_CODES = 11
 CELL_PX = CELL_M**2 / 100
 """Pixels of 10 m in a coarse cell; the count of a whole cell differs by a few."""
 
-BORDER_PX = 3
+_BORDER_PX = 3
 """Distance of pixels near borders, in rows or columns: half a field road, more than the shift between satellites."""
 
 _BLOCK_PX = 1 << 20  # counted at once: two bytes of working memory each, 2 MB however large the map
@@ -48,35 +48,18 @@ class Scores:
 
     By class name (`recall` or producer's accuracy, `precision` or user's accuracy, `f1`, `iou`), NaN is an undefined
     score: precision of a class that is not mapped, the others of a class that is absent from the reference.
-
-    Attributes
-    ----------
-    aa, oa : float
-        Average accuracy, the mean recall over the scored classes in the reference; overall accuracy.
-    miou_8, miou_9 : float
-        Mean intersection over union: over those of the eight scored classes that the reference holds; and by the
-        convention of the contest, over the eight and Snow/Ice, divided by 9 whatever the reference holds.
-    kappa : float
-        Cohen's kappa [1]_; 0 where chance alone would agree everywhere.
-    quantity : float
-        Quantity disagreement [2]_: half the sum of the absolute differences between area shares of map and reference.
-    n_pixels, n_present : int
-        Evaluated pixels; scored classes in the reference.
-
-    References
-    ----------
-    .. [1] Cohen (1960), Educ. Psychol. Meas. 20, equation 1.
-    .. [2] Pontius and Millones (2011), Int. J. Remote Sens. 32(15), equations 2 and 3.
     """
 
-    aa: float
-    oa: float
-    miou_8: float
-    miou_9: float
-    kappa: float
+    aa: float  # average accuracy: the mean recall over the scored classes in the reference
+    oa: float  # overall accuracy
+    miou_8: float  # mean intersection over union, over those of the eight scored classes that the reference holds
+    miou_9: float  # by the convention of the contest: of the eight and Snow/Ice, divided by 9 whatever there is
+    kappa: float  # Cohen 1960, Educ. Psychol. Meas. 20, equation 1; 0 where chance alone would agree everywhere
+    # Quantity disagreement: half the sum of the absolute differences between area shares of map and reference (Pontius
+    # and Millones 2011, Int. J. Remote Sens. 32(15), equations 2 and 3).
     quantity: float
-    n_pixels: int
-    n_present: int
+    n_pixels: int  # evaluated
+    n_present: int  # scored classes in the reference
     recall: dict[str, float]
     precision: dict[str, float]
     f1: dict[str, float]
@@ -162,8 +145,6 @@ def summarise(counts: NDArray[np.integer]) -> Scores:
 
     Raises DataError if the counts hold no pixel of a scored class, GridError if they have another shape.
 
-    Examples
-    --------
     >>> summarise(confusion(np.array([1, 1, 10, 10]), np.array([1, 1, 10, 1]))).aa
     0.75
     """
@@ -221,7 +202,7 @@ def class_table(entries: Mapping[str, Scores]) -> pd.DataFrame:
 
 def near_borders(reference: NDArray[np.integer]) -> NDArray[np.bool_]:
     """
-    Return where another known class lies within `BORDER_PX`: the *trimap* of Kohli et al. (2009), IJCV 82.
+    Return where another known class lies within `_BORDER_PX`: the *trimap* of Kohli et al. (2009), IJCV 82.
 
     Maps from coarse labels are wrong first near borders. *reference*, int (H, W), holds DFC2020 codes; a pixel that is
     0 (unknown) is never near a border and makes none. Raises GridError if it is not two-dimensional.
@@ -229,7 +210,7 @@ def near_borders(reference: NDArray[np.integer]) -> NDArray[np.bool_]:
     if np.ndim(reference) != 2:
         do = "Take one patch at a time: borders depend on the neighbouring pixels."
         raise GridError("borders", found=f"shape {np.shape(reference)}", expected="(H, W)", do=do)
-    size, known = 2 * BORDER_PX + 1, reference > 0
+    size, known = 2 * _BORDER_PX + 1, reference > 0
     # Unknown pixels get a value that is never the least, or never the greatest, of a window.
     least = ndimage.minimum_filter(np.where(known, reference, N_CODES), size, mode="nearest")
     greatest = ndimage.maximum_filter(np.where(known, reference, 0), size, mode="nearest")
@@ -238,7 +219,7 @@ def near_borders(reference: NDArray[np.integer]) -> NDArray[np.bool_]:
 
 def near_small_objects(reference: NDArray[np.integer]) -> NDArray[np.bool_]:
     """
-    Return the pixels near borders with a part of an object smaller than a coarse cell within `BORDER_PX`.
+    Return the pixels near borders with a part of an object smaller than a coarse cell within `_BORDER_PX`.
 
     An object is a set of pixels of one class, connected by their sides. Those at the edge of the patch are left out,
     because their size is unknown. The parameter and the error are those of `near_borders`.
@@ -249,4 +230,4 @@ def near_small_objects(reference: NDArray[np.integer]) -> NDArray[np.bool_]:
         is_small = np.bincount(objects.reshape(-1)) < CELL_PX
         is_small[[0, *objects[[0, -1]].reshape(-1), *objects[:, [0, -1]].reshape(-1)]] = False  # 0: of another class
         small |= is_small[objects]
-    return near & ndimage.maximum_filter(small, 2 * BORDER_PX + 1, mode="nearest")
+    return near & ndimage.maximum_filter(small, 2 * _BORDER_PX + 1, mode="nearest")

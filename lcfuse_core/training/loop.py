@@ -26,25 +26,22 @@ from lcfuse_core.data.source import Crops, PatchSource, normalise, turn_each
 from lcfuse_core.models import transition
 from lcfuse_core.models.losses import TRANSITION_LOSSES, Batch, Loss, build_loss, class_weights
 from lcfuse_core.training import distributed
-from lcfuse_core.training.checkpoint import Run, load_checkpoint, save_checkpoint
+from lcfuse_core.training.checkpoint import Run
 from lcfuse_core.training.distributed import Distributed, choose_device
 from lcfuse_core.training.monitor import Monitor, Validation
 from lcfuse_core.training.plan import TrainPlan
 from lcfuse_core.training.predict import classify, evaluate, forward, loss_scaler, predict
 
+# With what chapters use beside the loop: they import this module alone.
 __all__ = [
-    "Run",
     "TrainPlan",
     "choose_device",
     "classify",
     "evaluate",
     "feed",
     "learning_rate",
-    "load_checkpoint",
-    "loss_of",
     "predict",
     "prefetch",
-    "save_checkpoint",
     "train",
 ]
 

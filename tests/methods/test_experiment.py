@@ -11,7 +11,6 @@ import pytest
 
 from lcfuse_core.data import packing, patches
 from lcfuse_core.data.identity import data_digest
-from lcfuse_core.data.legends import DFC2020
 from lcfuse_core.data.sample import world
 from lcfuse_core.data.source import PatchStack
 from lcfuse_core.data.streamed import PatchFiles
@@ -210,16 +209,6 @@ def test_predictions_are_shared_for_one_patch_only(tiny):
     shared(patch)
     assert len(called) == 3
     assert called[0] is called[2] is patch
-
-
-@pytest.mark.parametrize("kind", protocol.NAMES)
-def test_every_learner_draws_maps_in_the_legend(tiny, kind):
-    learned = learner(kind, protocol.PLAIN).learn(tiny)
-    codes = learned.classify(any_patch(tiny))
-    assert (codes.shape, codes.dtype) == ((miniatures.ROWS, miniatures.COLS), np.uint8)
-    DFC2020.check(codes)
-    assert learned.train_s > 0
-    assert set(learned.hashes) == (set() if kind == "forest" else {"checkpoint"})
 
 
 def test_a_record_has_parameters_data_and_scores(own):

@@ -244,7 +244,7 @@ def others_within(labels, radius):
 
 @given(maps)
 def test_pixels_near_borders_are_those_of_a_loop(labels):
-    np.testing.assert_array_equal(near_borders(labels), others_within(labels, scores.BORDER_PX))
+    np.testing.assert_array_equal(near_borders(labels), others_within(labels, scores._BORDER_PX))
 
 
 def test_small_objects_are_those_smaller_than_a_cell_and_inside_the_patch():

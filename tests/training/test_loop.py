@@ -22,13 +22,13 @@ from lcfuse_core.models import transition
 from lcfuse_core.models.losses import LOSSES, MIXED_LABEL_LOSSES
 from lcfuse_core.models.networks import NETWORKS
 from lcfuse_core.training import loop
+from lcfuse_core.training.checkpoint import load_checkpoint
 from lcfuse_core.training.distributed import Distributed
 from lcfuse_core.training.loop import (
     classify,
     evaluate,
     feed,
     learning_rate,
-    load_checkpoint,
     predict,
     prefetch,
     train,
