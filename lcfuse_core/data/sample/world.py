@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import tempfile
+import threading
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -262,8 +264,20 @@ def _write_scenes(root: Path, plan: WorldPlan, jobs: list[_Job], workers: int) -
     write = partial(_write_scene, root, plan)
     if workers == 1:
         return list(map(write, jobs))
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=_end_with_parent) as pool:
         return list(pool.map(write, jobs))
+
+
+def _end_with_parent() -> None:
+    """Let this worker end with its parent, also a killed one: it has inherited the lock of the world."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _write_scene(root: Path, plan: WorldPlan, job: _Job) -> str:
