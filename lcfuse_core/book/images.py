@@ -8,6 +8,7 @@ on the maps. Charts of scores and curves are in `charts`.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -17,8 +18,10 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
@@ -55,7 +58,8 @@ def use_book_style(origin: str = "") -> None:
     """
     Give every figure from now on the style of the book (matplotlib's rcParams).
 
-    *origin*, such as "synthetic sample", is written below every figure, so that a copied picture still carries it.
+    *origin*, such as "synthetic sample" or the attribution of images, is written below every figure, so that a copied
+    picture still carries it.
     """
     _origin["text"] = origin
     plt.style.use(_STYLE)
@@ -70,7 +74,8 @@ def _label_origin(fig: Figure) -> None:
     """Write the origin of the data below a new figure; matplotlib calls this through its setting `figure.hooks`."""
     if origin():
         # Below the figure's edge: it takes no room from the layout, and notebooks save the tight box around all.
-        fig.text(1.0, 0.0, origin(), ha="right", va="top", fontsize=9, color="0.4")
+        lines = textwrap.fill(origin(), round(15 * fig.get_figwidth()))  # an attribution may be longer than the figure
+        fig.text(1.0, 0.0, lines, ha="right", va="top", fontsize=9, color="0.4")
 
 
 def _luminance(rgba: Sequence[float]) -> float:
@@ -213,28 +218,17 @@ def show_cell_borders(ax: Axes, ids: NDArray[Any], *, color: str = "black", line
 
 
 def _scale_bar(ax: Axes) -> None:
-    """Draw a bar of a round length, at most a third of the image wide, in a corner where no text stands yet."""
-    left, right = ax.get_xlim()
-    bottom, top = ax.get_ylim()
-    width, height = right - left, bottom - top  # rows are counted downwards
-    longest = 10 * width / 3
+    """Draw a bar of a round length, at most a third of the image wide, below the image: it covers no pixel."""
+    longest = 10 * abs(np.subtract(*ax.get_xlim())) / 3  # pixels have 10 m
     length_m = max((m for m in (50, 100, 200, 500, 1000, 2000, 5000, 10_000) if m <= longest), default=20)
-    length = length_m / 10  # pixels have 10 m
-    starts, rows = (left + 0.05 * width, right - 0.05 * width - length), (bottom - 0.06 * height, top + 0.16 * height)
-    corners = [(start, row) for row in rows for start in starts]
-    texts = [text.get_position() for text in ax.texts]
-
-    def is_free(corner: tuple[float, float]) -> bool:
-        across = (abs(x - corner[0] - length / 2) < length / 2 + 0.06 * width for x, _ in texts)
-        along = (-0.18 * height < y - corner[1] < 0.08 * height for _, y in texts)
-        return not any(map(all, zip(across, along, strict=True)))
-
-    start, row = next(filter(is_free, corners), corners[0])
-    line = ax.plot([start, start + length], [row, row], color="white", lw=2.5, solid_capstyle="butt")
-    line[0].set_path_effects([withStroke(linewidth=4.5, foreground="black")])
     name = f"{length_m} m" if length_m < 1000 else f"{length_m // 1000} km"
-    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
-    ax.text(start + length / 2, row - 0.04 * height, name, ha="center", fontsize=9, bbox=box)
+    below = {"bbox_to_anchor": (0, 0), "bbox_transform": ax.transAxes, "frameon": False}
+    bar = AnchoredSizeBar(
+        ax.transData, length_m / 10, name, "upper left", pad=0, borderpad=0.3, sep=3, label_top=False,
+        fontproperties=FontProperties(size=9), **below,
+    )  # fmt: skip
+    bar.size_bar.get_children()[0].set(lw=2.5, edgecolor="0.2")
+    ax.add_artist(bar)
 
 
 # Figures -----------------------------------------------------------------------------------------
@@ -242,7 +236,7 @@ def _scale_bar(ax: Axes) -> None:
 
 def show_panels(pictures: Mapping[str, NDArray[Any]], *, columns: int = 0, cells: NDArray[Any] | None = None) -> Figure:
     """
-    Draw pictures of one region in panels, with a scale bar in the first and one legend of all classes.
+    Draw pictures of one region in panels, with a scale bar below the last row and one legend of all classes.
 
     Parameters
     ----------
@@ -270,7 +264,7 @@ def show_panels(pictures: Mapping[str, NDArray[Any]], *, columns: int = 0, cells
         (show_image if is_image else show_labels)(ax, picture, title=title)
         if cells is not None:
             show_cell_borders(ax, cells, color="white" if is_image else "black", linewidth=0.6)
-    _scale_bar(grid[0, 0])
+    _scale_bar(grid[-1, 0])
     present = _present(picture for picture in pictures.values() if picture.ndim == 2)
     if grid.size > n and len(present) * _LEGEND_ROW_IN <= panel_in:  # it has room in a panel that is left over
         ax = grid.flat[n]

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from matplotlib.collections import LineCollection
+from matplotlib.text import Text
 
 from lcfuse_core.book import images
 from lcfuse_core.data.legends import DFC2020, IGBP
@@ -48,6 +49,12 @@ def make_patch(height=60, width=80):
 def titles(fig):
     """Titles of the panels that are drawn, in order."""
     return [ax.get_title(loc="left") for ax in fig.axes if ax.axison]
+
+
+def scale_bar(ax):
+    """The scale bar that belongs to a panel."""
+    (found,) = ax.artists
+    return found
 
 
 def legend_names(fig):
@@ -169,27 +176,25 @@ def test_cell_borders_lie_between_different_cells(ids):
 )
 def test_the_scale_bar_is_as_long_as_it_says(width_px, length_m, text):
     """Pixels times ten metres is the length written above; at most a third of the image."""
-    ax = images.show_panels({"": np.zeros((100, width_px, 3))}).axes[0]
-    xs = ax.lines[0].get_xdata()
-    assert (xs[1] - xs[0]) * 10 == pytest.approx(length_m)
-    assert [one.get_text() for one in ax.texts] == [text]
-    assert xs[1] - xs[0] <= width_px / 3
-
-
-@pytest.mark.parametrize("taken", [(0,), (0, 1), (0, 1, 2), (1, 3)])
-def test_the_scale_bar_leaves_class_numbers_free(taken):
-    """It stands in the first of the four corners without a number."""
-    codes = np.full((256, 256), 4, np.uint8)
-    parts = [np.s_[200:, :80], np.s_[200:, 176:], np.s_[:56, :80], np.s_[:56, 176:]]
-    for number, code in zip(taken, (1, 5, 7), strict=False):
-        codes[parts[number]] = code
-    fig = images.show_panels({"": codes})
-    ax = fig.axes[0]
-    numbers = ax.texts[:-1]
+    fig = images.show_panels({"": np.zeros((100, width_px, 3))})
     fig.canvas.draw()
-    drawn = [ax.texts[-1].get_window_extent(), ax.lines[0].get_window_extent()]
-    assert len(numbers) == 1 + len(taken)
-    assert not any(one.overlaps(number.get_window_extent()) for one in drawn for number in numbers)
+    line = scale_bar(fig.axes[0]).size_bar.get_children()[0]
+    image, drawn = fig.axes[0].get_window_extent(), line.get_window_extent()
+    assert 10 * width_px * drawn.width / image.width == pytest.approx(length_m, rel=0.02)
+    assert [one.get_text() for one in scale_bar(fig.axes[0]).findobj(Text)] == [text]
+    assert drawn.width <= image.width / 3
+
+
+@pytest.mark.parametrize(("n", "columns"), [(1, 1), (3, 3), (4, 2), (5, 3), (7, 4)])
+def test_the_scale_bar_covers_no_panel_no_title_and_no_legend(n, columns):
+    """It stands below the first panel of the last row."""
+    fig = images.show_panels({f"Map {number}": np.full((90, 90), 4, np.uint8) for number in range(n)}, columns=columns)
+    fig.canvas.draw()
+    (bar,) = (scale_bar(ax) for ax in fig.axes if ax.artists)
+    box = bar.get_window_extent()
+    others = [one.get_window_extent() for one in (*fig.axes, *fig.legends, *(ax._left_title for ax in fig.axes))]
+    assert not any(box.overlaps(other) for other in others)
+    assert all_inside(fig)
 
 
 def test_a_patch_shows_all_it_has():
@@ -340,6 +345,11 @@ def test_every_figure_carries_the_origin_of_its_data():
     assert not plain.texts
     assert [ax.get_position().bounds for ax in plain.axes] == [ax.get_position().bounds for ax in marked.axes]
     assert marked.get_tightbbox().y0 < 0
+    images.use_book_style("Contains modified Copernicus Sentinel data 2021; " * 4)
+    long = images.show_patch(make_patch())
+    long.canvas.draw()
+    (text,) = long.texts
+    assert text.get_window_extent().x0 > 0, text.get_text()
     images.use_book_style()
 
 
