@@ -42,7 +42,6 @@ from rasterio.windows import Window
 
 from lcfuse_core import _runtime
 from lcfuse_core.data import packing, patches
-from lcfuse_core.data.rasters import part_transform
 from lcfuse_core.data.sample import world
 from lcfuse_core.data.sample.sensors import draw_region
 from lcfuse_core.data.source import normalise
@@ -117,7 +116,7 @@ def write_patches(root: Path, scene: world.Scene) -> pd.DataFrame:
         for kind, array in layers.items():
             path = root / f"ROIs1158_spring/{kind}_1/ROIs1158_spring_{kind}_1_p{number}.tif"
             write_tif(
-                path, array[:, row : row + 256, col : col + 256], scene, part_transform(scene.transform, row, col)
+                path, array[:, row : row + 256, col : col + 256], scene, scene.transform @ Affine.translation(col, row)
             )
     return patches.complete(patches.index(root))
 

@@ -15,7 +15,6 @@ from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning
 
 from lcfuse_core.data import legends, packed, packing, patches
-from lcfuse_core.data.rasters import part_transform
 
 ROWS, COLS = 32, 48
 KINDS = ("s1", "s2", "lc", "dfc")
@@ -135,7 +134,7 @@ def write_scene(root, corners=WHOLE, scene="7", side=SIDE, kinds=("s1", "s2", "l
     """Patches at these corners, each with its own transform, as SEN12MS cuts them."""
     arrays = scene_arrays() | arrays
     for number, (row, col) in enumerate(corners, start=30):
-        corner = part_transform(place, row, col)
+        corner = place @ Affine.translation(col, row)
         for kind in kinds:
             piece = arrays[kind][:, row : row + side, col : col + side]
             write_tif(file_of(root, "sen12ms", kind, number, scene), piece, UTM, corner)

@@ -34,7 +34,7 @@ def network(path, inputs=("s2", "s1"), seed=0, kind="fcn", width=4):
     """A checkpoint of a small network with random weights that spread its answers over the classes."""
     import torch  # only here: the tests of readers do without
 
-    from lcfuse_core.data.channels import Statistics
+    from lcfuse_core.data.bands import Statistics
     from lcfuse_core.training.checkpoint import Run, save_checkpoint
     from lcfuse_core.training.plan import TrainPlan
 

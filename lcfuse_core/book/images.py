@@ -25,7 +25,7 @@ from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from lcfuse_core.data.channels import CHANNELS
+from lcfuse_core.data.bands import CHANNELS
 from lcfuse_core.data.legends import DFC2020, Legend, igbp_to_dfc
 from lcfuse_core.data.patches import Patch
 from lcfuse_core.errors import GridError, ParameterError

@@ -1,21 +1,27 @@
 """
-Bands and units of Sentinel-1, Sentinel-2 and label files: constants, and checks of names and values.
+Bands and units of Sentinel-1, Sentinel-2 and label files, checks of names and values, and the channels of a network.
 
 The checks use medians and low percentiles, and look at every part of an image: one extreme pixel decides nothing, and
 a mosaic of which one half has another unit is refused.
+
+Patch files always hold 13 bands of Sentinel-2 and two of Sentinel-1. A band of Sentinel-2 that is 0 everywhere was not
+measured, and neither was Sentinel-1 if both bands are constant: surface reflectance (L2A) lacks B10, and some places
+lack Sentinel-1. Statistics, networks and forests use the other channels alone: 15, 14 (L2A), 13 (L1C alone) or 12 (L2A
+alone). The channels that a network was trained on are part of its statistics, and of its checkpoint.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lcfuse_core.errors import DataError
+from lcfuse_core.errors import DataError, ParameterError
 
 S2_BANDS = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", "B11", "B12")
 """Order of the Sentinel-2 bands in files and arrays."""
@@ -25,6 +31,8 @@ B10 = S2_BANDS.index("B10")
 
 BANDS = {"s1": 2, "s2": 13, "lc": 4, "dfc": 1}
 """Number of bands of each kind."""
+
+N_S2, N_S1 = BANDS["s2"], BANDS["s1"]
 
 DTYPES = {"s1": ("float32", "float64"), "s2": ("uint16", "int16"), "lc": ("uint8",), "dfc": ("uint8",)}
 """DFC2020 has S1 as float64; some copies have S2 as int16. Both are converted to the first of the pair."""
@@ -204,11 +212,11 @@ def _is_mixed(parts: Sequence[NDArray[np.integer]]) -> bool:
     return bool(min(counts) >= max(1, 0.05 * len(parts)))
 
 
-def _blocks(image: NDArray[Any], side: int = 32) -> list[NDArray[Any]]:
-    """Return blocks of about *side* pixels of an image (bands, H, W), each (bands, n); other arrays as one."""
+def _blocks(image: NDArray[Any]) -> list[NDArray[Any]]:
+    """Return blocks of about 32 pixels of an image (bands, H, W), each (bands, n); other arrays as one."""
     if image.ndim != 3:
         return [image.reshape(len(image), -1)]
-    n_rows, n_cols = (max(1, size // side) for size in image.shape[1:])
+    n_rows, n_cols = (max(1, size // 32) for size in image.shape[1:])
     strips = np.array_split(image, n_rows, axis=1)
     return [block.reshape(len(image), -1) for strip in strips for block in np.array_split(strip, n_cols, axis=2)]
 
@@ -219,3 +227,88 @@ def _medians(image: NDArray[Any]) -> NDArray[Any]:
     sample = np.ascontiguousarray(flat[:, :: max(1, flat.shape[1] // _SAMPLE | 1)])
     middle = sample.shape[1] // 2
     return np.partition(sample, middle, axis=1)[:, middle]  # half the time of np.median
+
+
+# Channels --------------------------------------------------------------------------------------------
+
+CHANNELS = (*S2_BANDS, "VV", "VH")
+"""The input channels of a network that uses all bands of both sensors, in order."""
+
+_SENSORS = {"s2": S2_BANDS, "s1": CHANNELS[N_S2:]}
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """
+    Mean and standard deviation of channels after clipping, S2 as reflectance 0-1 and S1 in dB, and their names.
+
+    Raises ParameterError unless the *channels* are some of `CHANNELS`, in their order, and each has a finite mean and a
+    positive standard deviation.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    channels: tuple[str, ...] = CHANNELS
+
+    def __post_init__(self) -> None:
+        n = len(self.channels)
+        if not n or self.channels != tuple(name for name in CHANNELS if name in self.channels):
+            expected = f"some of {', '.join(CHANNELS)}, in this order"
+            do = "Compute the statistics from patches."
+            raise ParameterError("channels", found=f"{self.channels}", expected=expected, do=do)
+        is_good = len(self.mean) == len(self.std) == n and np.isfinite([*self.mean, *self.std]).all()
+        if not is_good or min(self.std) <= 0:
+            found = f"means {self.mean}, standard deviations {self.std}"
+            expected, do = f"{n} finite means and {n} positive standard deviations", "Compute them from varied patches."
+            raise ParameterError("channel statistics", found=found, expected=expected, do=do)
+
+
+def sensor_channels(channels: Collection[str], inputs: Sequence[str]) -> list[tuple[str, ...]]:
+    """
+    Return those of *channels* that belong to each sensor of *inputs*, S2 first, without sensors that have none.
+
+    Raises DataError if no channel is left.
+    """
+    own = [tuple(name for name in _SENSORS[sensor] if name in channels) for sensor in ("s2", "s1") if sensor in inputs]
+    if not any(own):
+        found, expected = f"no band of {' or '.join(inputs)}", "one that is not constant"
+        raise DataError("channels", found=found, expected=expected, do="Take images with data, or the other sensor.")
+    return [names for names in own if names]
+
+
+def channels_of(s2: Any, s1: Any) -> tuple[str, ...]:
+    """Return the channels that were measured, of images (13, ...) and (2, ...) as arrays or tensors."""
+    s2, s1 = (np.asarray(bands).reshape(len(bands), -1) for bands in (s2, s1))
+    return measured(s2.any(axis=1), s1.min(axis=1) != s1.max(axis=1))
+
+
+def measured(has_s2: NDArray[np.bool_], varies_s1: NDArray[np.bool_]) -> tuple[str, ...]:
+    """Return the channels that were measured, from whether each S2 band has values, and whether each S1 band varies."""
+    return (
+        *(name for name, there in zip(S2_BANDS, has_s2, strict=True) if there),
+        *_SENSORS["s1"][: 2 * any(varies_s1)],
+    )
+
+
+def check_channels(
+    where: str | os.PathLike[str], found: Collection[str], statistics: Statistics, inputs: Sequence[str]
+) -> None:
+    """
+    Raise DataError if images with the channels *found* do not fit what was trained with these *statistics*.
+
+    Images that lack a channel do not fit, and neither do images of another processing level: top-of-atmosphere
+    reflectance (L1C, with B10) and surface reflectance (L2A, without) differ in all bands.
+    """
+    needed = [name for names in sensor_channels(statistics.channels, inputs) for name in names]
+    uses_s2 = any(name in needed for name in S2_BANDS)
+    if uses_s2 and ("B10" in found) != ("B10" in needed):
+        level, other = ("L1C", "L2A") if "B10" in found else ("L2A", "L1C")
+        explained = {"L1C": "L1C (top of the atmosphere, with B10)", "L2A": "L2A (surface reflectance, no B10)"}
+        do = f"Take {other} images, or train on images of this level: the scene's own coarse label is enough."
+        expected = f"{explained[other]}, as the network was trained on"
+        raise DataError(where, found=f"Sentinel-2 {explained[level]}", expected=expected, do=do)
+    missing = [name for name in needed if name not in found]
+    if missing:
+        expected = f"{', '.join(missing)}, as the network was trained on"
+        do = "Take images with these bands, or a network that was trained without them."
+        raise DataError(where, found=f"no data in {', '.join(missing)}", expected=expected, do=do)

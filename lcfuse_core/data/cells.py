@@ -107,10 +107,7 @@ def _grid_position(
     transform: Affine, crs: CRS | str, rows: NDArray[np.integer], cols: NDArray[np.integer]
 ) -> NDArray[np.float64]:
     """Return y and x in cells, from the origin of the MODIS grid, of the centres of some pixels, (2, ...)."""
-    down, right = rows + 0.5, cols + 0.5
-    easting = transform.a * right + transform.b * down + transform.c
-    northing = transform.d * right + transform.e * down + transform.f
-    x_m, y_m = lonlat_to_modis(*_to_lonlat(crs).transform(easting, northing))
+    x_m, y_m = lonlat_to_modis(*_to_lonlat(crs).transform(*transform @ np.stack([cols + 0.5, rows + 0.5])))
     return np.stack([y_m / CELL_M, x_m / CELL_M])
 
 
@@ -182,26 +179,13 @@ def modis_raster(transform: Affine, crs: CRS | str, igbp: NDArray[np.uint8]) -> 
 
 @dataclass(frozen=True)
 class _Recovered:
-    """
-    Cells recovered from a label, exact only where edges of the label show them.
+    """Cells recovered from a label, exact only where edges of the label show them."""
 
-    Attributes
-    ----------
-    ids : int32 array, shape (H, W)
-        Cell of each pixel, 0..n-1 from north to south and west to east.
-    explained : float
-        Share of the label's edges within a pixel and a half of a line; NaN without any edge.
-    n_row_lines, n_col_lines : int
-        Lines of each family with an edge on them. Without any their position is a guess; one fixes their direction.
-    tilt, shear : float
-        Slopes of the two families of lines, see the module.
-    """
-
-    ids: NDArray[np.int32]
-    explained: float
-    n_row_lines: int
+    ids: NDArray[np.int32]  # cell of each pixel (H, W), 0..n-1 from north to south and west to east
+    explained: float  # share of the label's edges within a pixel and a half of a line; NaN without any edge
+    n_row_lines: int  # lines with an edge on them: without any their position is a guess; one fixes their direction
     n_col_lines: int
-    tilt: float
+    tilt: float  # slopes of the two families of lines, see the module
     shear: float
 
 
@@ -312,7 +296,7 @@ def _refine(lines: _Lines, place: NDArray[np.float64], other: NDArray[np.float64
 
 
 def _explained(
-    across: NDArray[np.bool_], along: NDArray[np.bool_], rows: _Lines, cols: _Lines, reach: float = 1.5
+    across: NDArray[np.bool_], along: NDArray[np.bool_], rows: _Lines, cols: _Lines
 ) -> tuple[float, int, int]:
     """Return the share of all edges near a line, and the number of lines of each family that have a run of them."""
     r1, c1 = np.nonzero(across)
@@ -320,7 +304,7 @@ def _explained(
     row, col = np.concatenate([r1 + 1.0, r2 + 0.5]), np.concatenate([c1 + 0.5, c2 + 1.0])
     if not row.size:
         return float("nan"), 0, 0
-    near_row, near_col = rows.distance(row, col) <= reach, cols.distance(col, row) <= reach
+    near_row, near_col = rows.distance(row, col) <= 1.5, cols.distance(col, row) <= 1.5
     seen_rows = _seen(rows.coordinate(row, col)[near_row & ~near_col])
     seen_cols = _seen(cols.coordinate(col, row)[near_col & ~near_row])
     return float((near_row | near_col).mean()), seen_rows, seen_cols

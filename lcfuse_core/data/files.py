@@ -20,7 +20,7 @@ from rasterio.crs import CRS
 
 from lcfuse_core.data import legends
 from lcfuse_core.data.bands import DTYPES, OFFSET_REMOVED, check_s1, check_s2, subtract_offset
-from lcfuse_core.data.rasters import AGAIN, Raster, georeference, open_raster, sensor_bands
+from lcfuse_core.data.rasters import AGAIN, Raster, corners_apart, georeference, open_raster, sensor_bands
 from lcfuse_core.errors import DataError, GridError
 
 KINDS = ("s1", "s2", "lc", "dfc")
@@ -196,9 +196,6 @@ def _same_grid(layer: Layer, other: Layer) -> bool:
     """Return whether CRS are equal and corners no further apart than the tolerance."""
     assert layer.transform is not None
     assert other.transform is not None
-    rows, cols = layer.data.shape[1:]
-    # a, b, d, e are steps per pixel, c and f the origin: the difference that each makes across the raster.
-    across = np.array((cols, rows, 1, cols, rows, 1))
-    apart = np.abs(np.subtract(layer.transform[:6], other.transform[:6])) * across
     pixel = np.hypot(other.transform.a, other.transform.d)
-    return bool(layer.crs == other.crs and apart.max() <= GRID_TOLERANCE_PX * pixel)
+    apart = corners_apart(layer.transform, other.transform, layer.data.shape[1:])
+    return layer.crs == other.crs and apart <= GRID_TOLERANCE_PX * pixel

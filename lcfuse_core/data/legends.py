@@ -7,7 +7,6 @@ classes, from zero (`dfc_to_index`), and the ignore value 255.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -220,8 +219,7 @@ def read_legend(path: Path) -> dict[int, int]:
         raise LegendError("legend", found=f"'{path}'", expected="igbp, dfc2020 or an existing file", do=do)
     form = f"{{code: class}} with codes 0..254 and DFC2020 codes 0..10 or {', '.join(DFC2020.names)}, none"
     try:
-        text = _runtime.read_document(path, "a legend").decode("utf-8-sig")
-        pairs = _pairs(text, is_json=path.suffix.lower() == ".json")
+        pairs = _pairs(_runtime.read_document(path, "a legend").decode("utf-8-sig"))
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         found = f"neither YAML nor JSON ({' '.join(str(error).split())[:200]})"
         raise LegendError(path, found=found, expected=form, do="Correct the file.") from None
@@ -239,14 +237,9 @@ def read_legend(path: Path) -> dict[int, int]:
     return legend
 
 
-def _pairs(text: str, *, is_json: bool) -> list[tuple[str, str]]:
+def _pairs(text: str) -> list[tuple[str, str]]:
     """Return keys and values of a mapping as they are written, duplicates included; ValueError on anything else."""
-    if is_json:
-        found = json.loads(text, object_pairs_hook=tuple, parse_int=str, parse_float=str)
-        if not isinstance(found, tuple) or not all(isinstance(value, str) for _, value in found):
-            raise ValueError("no mapping of codes to names or numbers")
-        return list(found)
-    node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
+    node: Any = yaml.compose(text.expandtabs(), Loader=yaml.SafeLoader)  # JSON of this form is YAML too
     if not isinstance(node, yaml.MappingNode):
         raise ValueError("no mapping")
     if not all(isinstance(part, yaml.ScalarNode) for pair in node.value for part in pair):

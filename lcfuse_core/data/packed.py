@@ -25,8 +25,7 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from lcfuse_core import _runtime
-from lcfuse_core.data.files import Layer, Patch
-from lcfuse_core.data.rasters import part_transform
+from lcfuse_core.data.files import Layer
 from lcfuse_core.errors import DataError, LcfuseError, MissingDataError, ParameterError
 
 FORMAT = "lcfuse packed scene, 2"
@@ -79,12 +78,7 @@ def _open_scene(path: str, _: int) -> PackedScene:
 
 class PackedScene:
     """
-    One packed scene of H x W pixels of 10 m; parts of it may be covered by no patch.
-
-    Parameters
-    ----------
-    path : path
-        Its `.json` file; the `.npy` file lies beside it.
+    One packed scene of H x W pixels of 10 m, by the path of its `.json` file; patches may leave parts uncovered.
 
     Attributes
     ----------
@@ -101,10 +95,8 @@ class PackedScene:
 
     Raises
     ------
-    MissingDataError
-        If one of the two files is missing.
-    DataError
-        If the description is damaged, or the pixels do not have the size that it states.
+    MissingDataError, DataError
+        If a file is missing, the description damaged, or the pixels have another size than it states.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -132,27 +124,11 @@ class PackedScene:
 
     def layer(self, name: str, kind: str) -> Layer:
         """Return what `files.read_layer` read of that kind of a patch: pixels, CRS, transform and repairs."""
-        record = self._patches[name]
-        repairs = tuple(record["repairs"]) if kind == "s2" else ()
-        return Layer(self._window(kind, *self.window_of(name)), self.crs, Affine(*record["transform"]), repairs)
-
-    def read(self, row: int, col: int, rows: int, cols: int) -> Patch:
-        """
-        Return any window of *rows* x *cols* pixels from *row*, *col* on, as a patch with arrays of its own.
-
-        Raises ParameterError if a part of it is covered by no patch.
-        """
-        found = {kind: self._window(kind, row, col, rows, cols) for kind in STORED if STORED[kind][0] in self.layers}
-        name = f"{self.scene_id} [{row}:{row + rows}, {col}:{col + cols}]"
-        dfc = found["dfc"][0] if "dfc" in found else None
-        transform = part_transform(self.transform, row, col)
-        return Patch(name, found["s1"], found["s2"], found.get("lc"), dfc, self.crs, transform)
-
-    def _window(self, kind: str, row: int, col: int, rows: int, cols: int) -> NDArray[Any]:
-        bands = [_LAYERS[name][1] for name in STORED[kind]]
-        out = np.empty((sum(bands), rows, cols), _LAYERS[STORED[kind][0]][0])
-        self.fill(dict(zip(STORED[kind], np.split(out, np.cumsum(bands)[:-1]), strict=True)), row, col, rows, cols)
-        return out
+        record, window = self._patches[name], self.window_of(name)
+        bands = [_LAYERS[layer][1] for layer in STORED[kind]]
+        out = np.empty((sum(bands), *window[2:]), _LAYERS[STORED[kind][0]][0])
+        self.fill(dict(zip(STORED[kind], np.split(out, np.cumsum(bands)[:-1]), strict=True)), *window)
+        return Layer(out, self.crs, Affine(*record["transform"]), tuple(record["repairs"]) if kind == "s2" else ())
 
     def fill(self, out: Mapping[str, NDArray[Any]], row: int, col: int, rows: int, cols: int) -> None:
         """

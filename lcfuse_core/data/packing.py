@@ -30,7 +30,6 @@ from lcfuse_core.data.cells import modis_cells
 from lcfuse_core.data.files import GRID_TOLERANCE_PX, KINDS, read_georeference
 from lcfuse_core.data.packed import FORMAT, STORED, PackedScene, digest_of, tile_type
 from lcfuse_core.data.patches import Patch, Report, iter_patches, patch_name
-from lcfuse_core.data.rasters import part_transform
 from lcfuse_core.errors import DataError, DiskError, GridError, LcfuseError, disk_error
 
 _TILE_PX = (16, 256)
@@ -169,7 +168,7 @@ def _common_grid(rows: pd.DataFrame, report: Report) -> _Grid:
             skip(row, _off_grid(row["s1"].iloc[0], found, expected))
     chosen = [(corner, row) for corner, row, _ in kept if tuple(corner % step) == shared[step][0]]
     top, left = np.min([corner for corner, _ in chosen], axis=0).tolist()
-    transform = part_transform(first, top, left)
+    transform = first @ Affine.translation(left, top)
     patches = sorted(((int(c[0]) - top, int(c[1]) - left, row) for c, row in chosen), key=lambda place: place[:2])
     tile = next(step >> n for n in range(9) if step >> n <= _TILE_PX[1] or step >> n & 1)
     return _Grid(crs, transform, size, tile, patches)
@@ -204,7 +203,7 @@ def _write_tiles(file: BinaryIO, dtype: np.dtype[Any], grid: _Grid, kinds: list[
                 patches.append({"name": patch.name, "repairs": list(patch.repairs), **place})
         in_reach = [place for place in in_reach if place[0] + rows > north]
         for west, record in _merged(in_reach, north, grid, dtype).items():
-            at = part_transform(grid.transform, north, west)
+            at = grid.transform @ Affine.translation(west, north)
             row_of, col_of = modis_cells(at, grid.crs, (side, side))
             record["cells"] = (row_of - first_row) * n_cols + col_of - first_col
             content = record.tobytes()
@@ -263,7 +262,7 @@ def _cell_numbers(grid: _Grid) -> tuple[int, int, int]:
     """Return row and column of the first coarse cell of a scene, and its number of columns: cells on its border."""
     height, width = grid.shape
     strips = [(0, 0, 1, width), (height - 1, 0, 1, width), (0, 0, height, 1), (0, width - 1, height, 1)]
-    cells = [modis_cells(part_transform(grid.transform, *at), grid.crs, (n, m)) for *at, n, m in strips]
+    cells = [modis_cells(grid.transform @ Affine.translation(*at[::-1]), grid.crs, (n, m)) for *at, n, m in strips]
     border = np.hstack([np.reshape(pair, (2, -1)) for pair in cells])
     (row, col), (n_rows, n_cols) = border.min(axis=1).tolist(), (np.ptp(border, axis=1) + 1).tolist()
     if n_rows * n_cols > 65_536:  # two bytes per pixel

@@ -90,65 +90,36 @@ def index(root: str | os.PathLike[str]) -> pd.DataFrame:
         If *root* is not a folder, holds no patch, or a folder in it cannot be listed.
     """
     root = Path(root)
-    found, odd = _Found(), []
+    found: dict[tuple[str, str, int], list[str | None]] = {}  # paths by patch, in the order of KINDS
+    odd = []
     for path in _tif_files(root):
         match = _FILE_NAME.fullmatch(os.path.basename(path))
         if match is None:
             odd.append((path, "not used: not named like a patch"))
             continue
         season, kind, scene, number = match.groups()
-        first = found.put(season, scene, int(number), kind, path)
-        if first != path:
+        paths = found.setdefault((sys.intern(season), sys.intern(scene), int(number)), [None] * len(KINDS))
+        first = paths[KINDS.index(kind)]
+        if first is None:
+            paths[KINDS.index(kind)] = path
+        else:
             odd.append((path, f"not used: second copy of {first}"))
     for path in map(str, packed_paths(root)):
         packed = open_scene(path)
-        kinds = {kind for kind, layers in STORED.items() if set(layers) <= set(packed.layers)}
-        for name in packed.names:
-            season, scene, number = _parts_of(name)
-            for kind in KINDS:
-                found.put(season, scene, number, kind, path if kind in kinds else None, replace=True)
-    if not found.keys:
+        paths = [path if set(STORED[kind]) <= set(packed.layers) else None for kind in KINDS]
+        found |= {_parts_of(name): paths for name in packed.names}
+    if not found:
         expected = "SEN12MS or DFC2020 files, such as ROIs1158_spring_s2_124_p100.tif"
         do = "Check the folder, unpack the archives, or make the sample world."
         raise MissingDataError(root, found="no file named like a patch", expected=expected, do=do)
-    table = found.table(_regions(root))
+    regions, columns = _regions(root), ("layout", "split", "season", "scene", "patch", *KINDS, "scene_id")
+    about = {key: _about(*key, regions) for key in found}
+    keys = sorted(found, key=lambda key: _order(about[key][0], *key))
+    rows = ((*about[key][:2], *key, *found[key], about[key][2]) for key in keys)
+    table = pd.DataFrame(dict(zip(columns, zip(*rows, strict=True), strict=True)), dtype=object)  # as str, None is NaN
+    table = table.astype({"patch": "int64"})
     table.attrs["odd"] = tuple(odd)
     return table
-
-
-class _Found:
-    """
-    The patches that an index has found so far: season, scene and number of each, and a column of paths for each kind.
-
-    Columns, because SEN12MS has 180,662 patches, and a dict for each would take more memory than the index.
-    """
-
-    def __init__(self) -> None:
-        self.keys: dict[tuple[str, str, int], int] = {}  # the number of its row by patch
-        self._paths: dict[str, list[str | None]] = {kind: [] for kind in KINDS}
-
-    def put(
-        self, season: str, scene: str, number: int, kind: str, path: str | None, *, replace: bool = False
-    ) -> str | None:
-        """Note the file of a patch unless there is one of that kind already; return the one that is noted."""
-        key = sys.intern(season), sys.intern(scene), number
-        row = self.keys.setdefault(key, len(self.keys))
-        for paths in self._paths.values():
-            paths.extend([None] * (row + 1 - len(paths)))
-        if replace or self._paths[kind][row] is None:
-            self._paths[kind][row] = path
-        return self._paths[kind][row]
-
-    def table(self, regions: dict[str, dict[str, str]]) -> pd.DataFrame:
-        """Return the index, in its order."""
-        about = {key: _about(*key, regions) for key in self.keys}
-        keys = sorted(self.keys, key=lambda key: _order(about[key][0], *key))
-        layout, split, scene_id = zip(*map(about.get, keys), strict=True)
-        season, scene, patch = zip(*keys, strict=True)
-        names = {"layout": layout, "split": split, "season": season, "scene": scene, "patch": patch}
-        paths = {kind: [own[self.keys[key]] for key in keys] for kind, own in self._paths.items()}
-        table = pd.DataFrame(names | paths | {"scene_id": scene_id}, dtype=object)  # as str, None would become NaN
-        return table.astype({"patch": "int64"})
 
 
 def _tif_files(root: Path) -> Iterator[str]:
@@ -198,7 +169,7 @@ def _parts_of(name: str) -> tuple[str, str, int]:
     """Return season, scene and number of a patch from its name."""
     roi, season, rest = name.split("_", 2)
     scene, patch = rest.rsplit("_p", 1)
-    return f"{roi}_{season}", scene, int(patch)
+    return sys.intern(f"{roi}_{season}"), sys.intern(scene), int(patch)
 
 
 def patch_name(row: Any) -> str:

@@ -29,7 +29,7 @@ from lcfuse_core.data.stac import Catalogue, Grid, Item
 from lcfuse_core.errors import DataError, FetchError, MissingDataError
 
 _CONSTANT_DB = (-12.0, -19.0)
-"""VV and VH where a place has no Sentinel-1: constant channels, which networks leave out (`data.channels`)."""
+"""VV and VH where a place has no Sentinel-1: constant channels, which networks leave out (`data.bands`)."""
 
 _MAX_UNSEEN = 0.05  # proportion of pixels that may be under cloud on all chosen dates
 _MIN_CLEAR = 0.2  # proportion of a date's pixels that must show the ground for the date to be of use

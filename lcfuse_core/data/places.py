@@ -38,7 +38,7 @@ from lcfuse_core._yaml import load_yaml
 from lcfuse_core.data import cells
 from lcfuse_core.data.identity import PLACE_RECORD, SHIPPED_SERVICES, data_digest
 from lcfuse_core.data.place_layers import PlaceReader
-from lcfuse_core.data.rasters import open_raster, part_transform
+from lcfuse_core.data.rasters import open_raster
 from lcfuse_core.data.sample import world
 from lcfuse_core.data.stac import Grid
 from lcfuse_core.errors import DataError, MissingDataError, ParameterError
@@ -317,7 +317,7 @@ def _write_layers(
         for kind, array in layers.items():
             path = folder / season / f"{kind}_{title}" / f"{season}_{kind}_{title}_p{number}.tif"
             window = array[:, row : row + _PATCH_PX, col : col + _PATCH_PX]
-            _write(path, window, grid.crs, part_transform(grid.transform, row, col))
+            _write(path, window, grid.crs, grid.transform @ Affine.translation(col, row))
     scene = {"s2": layers["s2"]}
     scene |= {"s1": layers["s1"]} if record["sentinel1"] is not None else {}
     scene |= {"reference": layers["dfc"]} if "dfc" in layers else {}

@@ -177,19 +177,20 @@ def transformer(path: str | os.PathLike[str], source: Any, target: Any) -> Trans
 
 def ground_size(path: str | os.PathLike[str], crs: Any, t: Affine, shape: tuple[int, int]) -> tuple[float, float]:
     """Return width and height, in metres on the ground, of the pixel in the middle of a raster; inf where undefined."""
-    col, row = shape[1] // 2 + np.array([0, 1, 0]), shape[0] // 2 + np.array([0, 0, 1])
+    corners = np.array([(0, 1, 0), (0, 0, 1)]) + np.array([shape[1] // 2, shape[0] // 2])[:, None]
     to_lonlat = transformer(path, crs, "EPSG:4326")
-    lon, lat = to_lonlat.transform(t.a * col + t.b * row + t.c, t.d * col + t.e * row + t.f)
+    lon, lat = to_lonlat.transform(*t @ corners)
     if not np.isfinite([lon, lat]).all() or np.abs(lat).max() > 90:
         return np.inf, np.inf
     sizes = Geod(ellps="WGS84").inv(np.repeat(lon[0], 2), np.repeat(lat[0], 2), lon[1:], lat[1:])[2]
     return float(sizes[0]), float(sizes[1])
 
 
-def part_transform(transform: Affine, row: int, col: int) -> Affine:
-    """Return the transform of the part of a raster that begins at *row*, *col*."""
-    t = transform
-    return Affine(t.a, t.b, t.c + t.a * col + t.b * row, t.d, t.e, t.f + t.d * col + t.e * row)
+def corners_apart(transform: Affine, other: Affine, shape: tuple[int, ...]) -> float:
+    """Return how far corners of two rasters of *shape* (H, W) lie apart at most along an axis, in units of the CRS."""
+    rows, cols = shape
+    # a, b, d, e are steps per pixel, c and f the origin: the difference that each makes across the raster.
+    return float((np.abs(np.subtract(transform[:6], other[:6])) * (cols, rows, 1, cols, rows, 1)).max())
 
 
 # Bands of a sensor ---------------------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lcfuse_core.data.bands import CHANNELS, N_S1, N_S2, Statistics, measured, sensor_channels
 from lcfuse_core.data.cells import cell_ids, recover
-from lcfuse_core.data.channels import CHANNELS, N_S1, N_S2, Statistics, measured, sensor_channels
 from lcfuse_core.data.legends import IGNORE, SAVANNA, SAVANNA_INDEX, SCORED, dfc_to_index, igbp_to_dfc
 from lcfuse_core.data.patches import Patch, Report, iter_patches
 from lcfuse_core.errors import DataError, GridError, MissingDataError, ParameterError

@@ -24,19 +24,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from affine import Affine
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from lcfuse_core import _runtime
-from lcfuse_core.data.bands import OFFSET_REMOVED, S2_OFFSET, subtract_offset
+from lcfuse_core.data.bands import CHANNELS, N_S1, N_S2, OFFSET_REMOVED, S2_OFFSET, Statistics, subtract_offset
 from lcfuse_core.data.cells import cell_ids
-from lcfuse_core.data.channels import CHANNELS, N_S1, N_S2, Statistics
 from lcfuse_core.data.files import join_layers, read_georeference, read_layer, read_window
 from lcfuse_core.data.legends import DFC2020, IGBP, IGNORE, N_COARSE, SCORED
 from lcfuse_core.data.packed import STORED, digest_of, open_scene
 from lcfuse_core.data.patches import Patch, Report, complete, index, is_packed, patch_name, read_patch
-from lcfuse_core.data.rasters import part_transform
 from lcfuse_core.data.source import (
     LABEL_KINDS,
     Crops,
@@ -65,27 +64,14 @@ def open_source(
     """
     Open patches for training: in memory if they fit, else on disk.
 
-    Damaged patches are left out. Their number and names, and those of repaired patches, are printed.
-
-    Parameters
-    ----------
-    data : path or DataFrame
-        A folder of patches or of packed scenes, or chosen rows of `patches.index`.
-    labels : str
-        Kind of the labels, out of `source.LABEL_KINDS`.
-    memory_gb : float, optional
-        Budget for patches in memory, in 10^9 bytes; by default LCFUSE_MEMORY_GB or `_MEMORY_GB`.
+    *data* is a folder of patches or of packed scenes, or chosen rows of `patches.index`; *labels* a kind out of
+    `source.LABEL_KINDS`; *memory_gb* the budget for patches in memory in 10^9 bytes, by default LCFUSE_MEMORY_GB or
+    `_MEMORY_GB`. Damaged patches are left out; their number and names, and those of repaired patches, are printed.
 
     Raises
     ------
-    MissingDataError
-        If no patch has the files that these labels need.
-    DataError
-        If all patches are damaged.
-    GridError
-        If patches differ in size.
-    ParameterError
-        If the budget is not a number, or there are no such labels.
+    MissingDataError, DataError, GridError, ParameterError
+        If no patch has the files for these labels, all are damaged, or sizes differ; on other labels or budgets.
     """
     check_labels(labels)
     table = data if isinstance(data, pd.DataFrame) else index(data)
@@ -136,22 +122,8 @@ class PatchFiles(PatchSource):
     """
     Patches on disk, of which only the pixels of a crop are read: GeoTIFFs or packed scenes.
 
-    Parameters
-    ----------
-    rows : DataFrame
-        Rows of `patches.index` that have the files for the labels.
-    labels : str
-        As for `PatchStack`.
-
-    Attributes
-    ----------
-    report : Report
-        The patches that were repaired, and those that are left out because they are damaged.
-
-    Raises
-    ------
-    DataError, GridError
-        As for `open_source`.
+    Made of rows of `patches.index` that have the files for the labels. `report` has the patches that were repaired, and
+    those that are left out because they are damaged. Raises as `open_source`.
     """
 
     def __init__(self, rows: pd.DataFrame, labels: str = "modis") -> None:
@@ -242,7 +214,7 @@ class PatchFiles(PatchSource):
             layer = read_window(paths["s1"], "s1", row, col, *shape)
             s1[:] = layer.data
             if layer.crs is not None and layer.transform is not None:
-                cells[:] = cell_ids(part_transform(layer.transform, row, col), layer.crs, shape)[0]
+                cells[:] = cell_ids(layer.transform @ Affine.translation(col, row), layer.crs, shape)[0]
             else:
                 whole = _cells(self.names[number], tuple(paths.items()))
                 cells[:] = whole[row : row + shape[0], col : col + shape[1]]

@@ -25,7 +25,15 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.enums import MaskFlags
 
-from lcfuse_core.data.cells import CELL_M, SINUSOIDAL, lonlat_to_modis, modis_to_lonlat
+from lcfuse_core.data.cells import (
+    CELL_M,
+    GRID_COLS,
+    GRID_ROWS,
+    SINUSOIDAL,
+    lonlat_to_modis,
+    modis_cells,
+    modis_to_lonlat,
+)
 from lcfuse_core.data.legends import (
     DFC2020,
     IGNORE,
@@ -38,11 +46,11 @@ from lcfuse_core.data.legends import (
 )  # fmt: skip
 from lcfuse_core.data.rasters import georeference, ground_size, open_raster, read_errors, transformer
 from lcfuse_core.errors import DataError, GridError, LegendError
-from lcfuse_core.mapping.scene import Grid, Source, coordinates, wrapped
+from lcfuse_core.mapping.scene import Grid, Source
 from lcfuse_core.models.transition import Matrix, class_prior, from_accuracy, posterior
 
-_LATTICE_PX = 64
-"""Projections are computed at every 64th pixel and interpolated: accurate to a centimetre over 640 m."""
+_STEP_PX = 64
+"""Frequencies of labels are counted at every 64th pixel of a scene: a cell has 46."""
 
 _MOST_PX = 2**28
 """The part of the map over the scene is held in memory."""
@@ -90,27 +98,26 @@ class CoarseMap:
 
     def codes_at(self, rows: slice, cols: slice) -> NDArray[np.uint8]:
         """Return the raster's own codes at these pixels, 255 outside of it: uint8 (h, w)."""
+        at = self.grid.affine @ Affine.translation(cols.start, rows.start)
+        shape = rows.stop - rows.start, cols.stop - cols.start
         if not self._modis_cells:
-            return self._pick(*_project(self.grid, rows, cols, None if _on_modis_sphere(self._crs) else self._crs))
-        x_m, y_m = _project(self.grid, rows, cols, None)
-        cell_col = np.floor(x_m / CELL_M).astype(np.int32)
-        cell_row = np.floor(y_m / CELL_M).astype(np.int32)
+            row, col = np.mgrid[: shape[0], : shape[1]] + 0.5
+            return self._pick(*transformer(self.path, self.grid.crs, self._crs).transform(*at @ (col, row)))
+        row, col = modis_cells(at, str(self.grid.crs), shape)
         # There are few cells and many pixels: each cell is looked up once.
-        first_col, first_row = cell_col.min(), cell_row.min()
-        n_cols, n_rows = cell_col.max() - first_col + 1, cell_row.max() - first_row + 1
-        centre_x = (first_col + np.arange(n_cols) + 0.5) * CELL_M
-        centre_y = (first_row + np.arange(n_rows) + 0.5) * CELL_M
-        xs, ys = (centres.ravel() for centres in np.meshgrid(centre_x, centre_y))
-        limit = _half_width(ys) - 1  # cells that reach over 180 degrees have their centre beyond
-        xs = np.clip(xs, -limit, limit)
-        to_raster = transformer(self.path, "EPSG:4326", self._crs)
-        codes = self._pick(*to_raster.transform(*modis_to_lonlat(xs, ys))).reshape(n_rows, n_cols)
-        return codes[cell_row - first_row, cell_col - first_col]
+        top, left = row.min(), col.min()
+        y_m = (GRID_ROWS / 2 - 0.5 - np.arange(top, row.max() + 1)) * CELL_M
+        x_m = (np.arange(left, col.max() + 1) + 0.5 - GRID_COLS / 2) * CELL_M
+        xs, ys = (centres.ravel() for centres in np.meshgrid(x_m, y_m))
+        limit = lonlat_to_modis(180, modis_to_lonlat(0, ys)[1])[0] - 1  # cells may have their centre beyond 180 degrees
+        at_cells = modis_to_lonlat(np.clip(xs, -limit, limit), ys)
+        codes = self._pick(*transformer(self.path, "EPSG:4326", self._crs).transform(*at_cells))
+        return codes.reshape(len(y_m), len(x_m))[row - top, col - left]
 
     def _pick(self, x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.uint8]:
         """Return the codes of the raster's pixels at x, y in its own CRS."""
         with np.errstate(invalid="ignore"):
-            col, row = coordinates(~self._transform, wrapped(x, self._crs, *self._sides), np.asarray(y))
+            col, row = ~self._transform @ (_wrapped(x, self._crs, *self._sides), np.asarray(y))
             row, col = np.floor(row) - self.corner[0], np.floor(col) - self.corner[1]
             height, width = self.codes.shape
             inside = (row >= 0) & (row < height) & (col >= 0) & (col < width)
@@ -124,7 +131,7 @@ class CoarseMap:
         Raises DataError if the scene has no label.
         """
         height, width = self.grid.shape
-        step = max(1, min(_LATTICE_PX, min(height, width) // 8))
+        step = max(1, min(_STEP_PX, min(height, width) // 8))
         lines = [self.labels(slice(row, row + 1), slice(0, width))[0, ::step] for row in range(0, height, step)]
         counts = np.bincount(np.concatenate(lines), minlength=256)[:N_COARSE].astype(np.float64)
         if not counts[:SAVANNA_INDEX].any():
@@ -176,7 +183,7 @@ def open_coarse(
             do = "Give its legend: igbp, dfc2020, or a YAML file {code: DFC2020 code or name}."
             found = f"pixels of {size:.3g} m and no legend"
             raise LegendError(path, found=found, expected="a legend, or MCD12Q1 in pixels of 463 m", do=do)
-        corners = coordinates(transform, *np.array([(0, 0), (file.width, 0), (0, file.height), file.shape[::-1]]).T)
+        corners = transform @ np.array([(0, 0), (file.width, 0), (0, file.height), file.shape[::-1]]).T
         sides = float(corners[0].min()), float(corners[0].max())
         window = _window_over(path, crs, transform, sides, file.shape, grid)
         codes = _codes(path, file, number, window)
@@ -237,12 +244,11 @@ def _window_over(
     path: Path, crs: CRS, transform: Affine, sides: tuple[float, float], shape: tuple[int, int], grid: Grid
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return first and last rows and columns of the part of a raster over the scene and two cells around."""
-    around = 2 * _LATTICE_PX
+    around = 2 * _STEP_PX
     rows, cols = grid.shape
-    lattice = np.meshgrid(np.linspace(-around, cols + around, 33), np.linspace(-around, rows + around, 33))
-    easting, northing = coordinates(grid.affine, lattice[0].ravel(), lattice[1].ravel())
-    x, y = transformer(path, grid.crs, crs).transform(easting, northing)
-    col, row = coordinates(~transform, wrapped(x, crs, *sides), np.asarray(y))
+    points = np.mgrid[-around : cols + around : 33j, -around : rows + around : 33j].reshape(2, -1)
+    x, y = transformer(path, grid.crs, crs).transform(*grid.affine @ points)
+    col, row = ~transform @ (_wrapped(x, crs, *sides), np.asarray(y))
     known = np.isfinite(row) & np.isfinite(col)
     window = []
     for values, size in zip((row[known], col[known]), shape, strict=True):
@@ -324,43 +330,10 @@ def _tables(path: Path, legend: Source, codes: NDArray[np.uint8], has_water_0: b
     return labels, classes
 
 
-def _project(grid: Grid, rows: slice, cols: slice, crs: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """
-    Return coordinates of the pixel centres, (h, w) each: in *crs*, or, with None, in metres of the MODIS sphere.
-
-    Interpolated on a lattice that is fixed to the scene, so that a pixel gets the same coordinates in every window. At
-    180 degrees longitudes go on to more than 180 for the interpolation.
-    """
-    (row_at, *row_steps), (col_at, *col_steps) = (_lattice(pixels) for pixels in (rows, cols))
-    col, row = np.meshgrid(col_at + 0.5, row_at + 0.5)
-    easting, northing = coordinates(grid.affine, col.ravel(), row.ravel())
-    to = CRS.from_epsg(4326) if crs is None else crs
-    x, y = transformer("scene", grid.crs, to).transform(easting, northing)
-    x = wrapped(x, to, x[0] - 180, x[0] + 180)
-    beyond = crs is None and np.abs(x).max() > 180
-    if crs is None:
-        x, y = lonlat_to_modis(x, y)
-    (below, down), (right, along) = row_steps, col_steps
-
-    def interpolate(values: Any) -> NDArray[np.float64]:
-        values = np.reshape(values, col.shape)
-        tall = values[below] * (1 - down)[:, None] + values[below + 1] * down[:, None]
-        return tall[:, right] * (1 - along) + tall[:, right + 1] * along
-
-    x, y = interpolate(x), interpolate(y)
-    if beyond:  # back to the other end of the sinusoidal grid
-        half = _half_width(y)
-        x = (x + half) % (2 * half) - half
-    return x, y
-
-
-def _half_width(y_m: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return x at 180 degrees east in the MODIS grid."""
-    return np.asarray(lonlat_to_modis(180, modis_to_lonlat(0, y_m)[1])[0])
-
-
-def _lattice(pixels: slice) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Return lattice positions around *pixels*, and for each pixel the position before it and the fraction beyond."""
-    first, last = pixels.start // _LATTICE_PX, (pixels.stop - 1) // _LATTICE_PX + 1
-    away = np.arange(pixels.start, pixels.stop) - first * _LATTICE_PX
-    return np.arange(first, last + 1) * _LATTICE_PX, away // _LATTICE_PX, (away % _LATTICE_PX) / _LATTICE_PX
+def _wrapped(x: Any, crs: Any, west: float, east: float) -> NDArray[np.float64]:
+    """Return x, in degrees, by full turns within *west*..*east* where possible; in other units as it is."""
+    x = np.asarray(x, np.float64)
+    if not CRS.from_user_input(crs).is_geographic:
+        return x
+    with np.errstate(invalid="ignore"):
+        return np.where(x < west, x + 360 * np.ceil((west - x) / 360), x - 360 * np.ceil(np.maximum(0, x - east) / 360))

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lcfuse_core import _runtime
-from lcfuse_core.data.channels import N_S1, channels_of, check_channels
+from lcfuse_core.data.bands import N_S1, channels_of, check_channels
 from lcfuse_core.data.legends import SCORED, index_to_dfc
 from lcfuse_core.data.source import normalise
 from lcfuse_core.errors import DataError, GridError
@@ -115,13 +115,9 @@ class Forest:
         """Return Sentinel-2 and Sentinel-1."""
         return _sensors(part)
 
-    def forward(self, prepared: Any, symmetries: int) -> Any:
-        """Return the input: the trees compute in the next step, while the network takes the next window."""
-        return prepared
-
-    def probabilities(self, logits: Any) -> NDArray[np.float32]:
+    def probabilities(self, prepared: Any) -> NDArray[np.float32]:
         """Return the probabilities of the trees, float32 (8, h, w)."""
-        return forest.predict(self.forest, logits)
+        return forest.predict(self.forest, prepared)
 
 
 @dataclass(frozen=True)
@@ -137,13 +133,9 @@ class InterpolatedLabel:
         wide, inside = _widened(where, self.coarse.grid.shape, baselines.REACH_PX)
         return self.coarse.labels(*wide), inside
 
-    def forward(self, prepared: Any, symmetries: int) -> Any:
-        """Return the input: a label has no symmetries to average."""
-        return prepared
-
-    def probabilities(self, logits: Any) -> NDArray[np.float32]:
+    def probabilities(self, prepared: Any) -> NDArray[np.float32]:
         """Return the proportions of the labels around each pixel, float32 (8, h, w)."""
-        labels, inside = logits
+        labels, inside = prepared
         return baselines.interpolated(labels)[(slice(None), *inside)]
 
 
@@ -211,21 +203,11 @@ def map_scene(
     margin: int = 0,
 ) -> NDArray[np.float32]:
     """
-    Return the probabilities of a scene in memory, float32 (8, H, W), predicted in windows and blended.
+    Return the probabilities of a scene in memory, float32 (8, H, W), predicted in windows (see there) and blended.
 
-    Parameters
-    ----------
-    predict : callable
-        Called with S2 (13, h, w) and S1 (2, h, w) of one window; returns probabilities (8, h, w).
-    s2, s1 : ndarray
-        (13, H, W), reflectance x 10000, and (2, H, W), dB.
-    window, overlap, margin : int
-        Pixels; see `windows`.
-
-    Raises
-    ------
-    GridError, ParameterError, DataError
-        If sizes differ, the windows are impossible, or probabilities are not finite.
+    *predict* is called with S2 (13, h, w), reflectance x 10000, and S1 (2, h, w), dB, of one window; it returns
+    probabilities (8, h, w). Raises GridError, ParameterError or DataError if sizes differ, the windows are impossible,
+    or probabilities are not finite.
     """
     if s2.ndim != 3 or s1.ndim != 3 or s2.shape[1:] != s1.shape[1:]:
         do = "Hand over both layers of one patch or scene."
@@ -322,10 +304,12 @@ def _joined(first: ScenePart | None, second: ScenePart, axis: int) -> ScenePart:
 
 
 def _forward(windows: Iterable[_Window], members: Sequence[Member], plan: FusionPlan) -> Iterator[_Window]:
-    """Apply the networks, and do nothing else: this thread is the slowest."""
+    """Apply the networks, and do nothing else: this thread is the slowest. Other members compute in the next one."""
     for window in windows:
         pairs = zip(members, window.inputs, strict=False)
-        yield window._replace(inputs=[member.forward(prepared, plan.symmetries) for member, prepared in pairs])
+        yield window._replace(
+            inputs=[m.forward(own, plan.symmetries) if isinstance(m, Network) else own for m, own in pairs]
+        )
 
 
 def _fused(windows: Iterable[_Window], members: Sequence[Member], plan: FusionPlan) -> Iterator[Predicted]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import rasterio
@@ -28,18 +28,20 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import aligned_target, calculate_default_transform
 
 from lcfuse_core.data.bands import (
+    N_S1,
     OFFSET_REMOVED,
     S1_RANGE_DB,
     S2_BANDS,
     S2_MAX,
     band_name,
+    channels_of,
     check_s1,
     check_s2,
     subtract_offset,
 )
-from lcfuse_core.data.channels import N_S1, channels_of
 from lcfuse_core.data.rasters import (
     Raster,
+    corners_apart,
     georeference,
     ground_size,
     open_raster,
@@ -93,21 +95,6 @@ class Grid:
     def affine(self) -> Affine:
         """The transform, or the identity where there is none."""
         return self.transform or Affine.identity()
-
-
-def coordinates(transform: Affine, col: Any, row: Any) -> tuple[Any, Any]:
-    """Return x, y of columns and rows (numbers or arrays); with the inverse transform, columns and rows of x, y."""
-    t = transform
-    return t.a * col + t.b * row + t.c, t.d * col + t.e * row + t.f
-
-
-def wrapped(x: Any, crs: Any, west: float, east: float) -> NDArray[np.float64]:
-    """Return x, in degrees, by full turns within *west*..*east* where possible; in other units as it is."""
-    x = np.asarray(x, np.float64)
-    if not CRS.from_user_input(crs).is_geographic:
-        return x
-    with np.errstate(invalid="ignore"):
-        return np.where(x < west, x + 360 * np.ceil((west - x) / 360), x - 360 * np.ceil(np.maximum(0, x - east) / 360))
 
 
 class ScenePart(NamedTuple):
@@ -252,7 +239,7 @@ def _band_files(paths: Sequence[Path]) -> list[Path]:
         inside = [file for file in inside if "IMG_DATA" in file.parts]
     found_files: dict[str | None, list[Path]] = {}
     for file in inside:
-        is_other = any(part.lower() in _OTHER_FOLDERS for root in paths for part in _below(file, root))
+        is_other = file.parent not in paths and file.parent.name.lower() in _OTHER_FOLDERS
         if file.suffix.lower() in _BAND_FILES and not file.name.startswith(".") and not is_other:
             found_files.setdefault(_file_band(file), []).append(file)
     missing = [band for band in S2_BANDS if band not in found_files]
@@ -265,11 +252,6 @@ def _band_files(paths: Sequence[Path]) -> list[Path]:
             do = "Give the folder of one product."
             raise DataError(paths[0], found=twice, expected="each band once", do=do)
     return [found_files[band][0] for band in S2_BANDS]
-
-
-def _below(file: Path, root: Path) -> tuple[str, ...]:
-    """Return the folders between *root* and a file in it."""
-    return file.relative_to(root).parts[:-1] if file.is_relative_to(root) else ()
 
 
 def _file_band(file: Path) -> str | None:
@@ -313,7 +295,7 @@ def _ten_metre_grid(raster: Raster) -> tuple[Grid, list[str]]:
     grid = Grid(crs, t, file.shape)
     if crs is not None and t is not None:
         to_lonlat = transformer(path, crs, "EPSG:4326")
-        centre = to_lonlat.transform(*coordinates(t, file.width / 2, file.height / 2))
+        centre = to_lonlat.transform(*t @ (file.width / 2, file.height / 2))
         width, height = ground_size(path, crs, t, file.shape)
         in_metres = crs.is_projected and crs.linear_units_factor[1] == 1
         # UTM changes areas by 0.1 %; Web Mercator by a factor of 4 at 60 degrees. Nothing better near the poles.
@@ -321,7 +303,7 @@ def _ten_metre_grid(raster: Raster) -> tuple[Grid, list[str]]:
         upright = t.b == t.d == 0 and t.a > 0 > t.e
         if not (in_metres and is_true and upright and np.allclose((t.a, -t.e), _PIXEL_M, rtol=1e-6)):
             target = crs if in_metres and is_true else _utm(path, *centre)
-            x, y = coordinates(t, *np.array([(0, 0), (file.width, 0), (0, file.height), (file.width, file.height)]).T)
+            x, y = t @ np.array([(0, 0), (file.width, 0), (0, file.height), file.shape[::-1]]).T
             bounds = x.min(), y.min(), x.max(), y.max()
             with read_errors(path, "Check its CRS and transform."):
                 at, cols, rows = calculate_default_transform(
@@ -358,9 +340,8 @@ def _on_grid(stack: ExitStack, raster: Raster, grid: Grid, resampling: Resamplin
             found = f"{file.shape} pixels"
             raise GridError(path, found=found, expected=f"{grid.shape} as Sentinel-2", do="Georeference both.")
         return raster
-    across = (*grid.shape[::-1], 1, *grid.shape[::-1], 1)
-    apart = np.abs(np.subtract(transform[:6], grid.affine[:6])) * across
-    if crs == grid.crs and file.shape == grid.shape and apart.max() < 0.01 * _PIXEL_M:
+    is_same = crs == grid.crs and file.shape == grid.shape
+    if is_same and corners_apart(transform, grid.affine, grid.shape) < 0.01 * _PIXEL_M:
         return raster
     _check_overlap(path, crs, transform, file.shape, grid)
     dtype = "float32" if np.isnan(nodata) and "int" in file.dtypes[0] else None
@@ -376,9 +357,9 @@ def _on_grid(stack: ExitStack, raster: Raster, grid: Grid, resampling: Resamplin
 def _check_overlap(path: Path, crs: CRS, transform: Affine, shape: tuple[int, int], grid: Grid) -> None:
     """Raise GridError if a raster does not meet the scene anywhere."""
     rows, cols = grid.shape
-    easting, northing = coordinates(grid.affine, *np.meshgrid(np.linspace(0, cols, 9), np.linspace(0, rows, 9)))
+    easting, northing = grid.affine @ np.mgrid[0:cols:9j, 0:rows:9j]
     x, y = transformer(path, grid.crs, crs).transform(easting, northing)
-    corner_x, corner_y = coordinates(transform, *np.array([(0, 0), (shape[1], 0), (0, shape[0]), shape[::-1]]).T)
+    corner_x, corner_y = transform @ np.array([(0, 0), (shape[1], 0), (0, shape[0]), shape[::-1]]).T
     left, right, bottom, top = corner_x.min(), corner_x.max(), corner_y.min(), corner_y.max()
     if not np.any((x >= left) & (x <= right) & (y >= bottom) & (y <= top)):
         found = f"{crs} within {left:.6g}..{right:.6g}, {bottom:.6g}..{top:.6g}, away from the scene"

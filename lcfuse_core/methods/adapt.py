@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lcfuse_core.data.channels import Statistics, channels_of, check_channels
+from lcfuse_core.data.bands import Statistics, channels_of, check_channels
 from lcfuse_core.data.legends import N_COARSE, SCORED
 from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.source import Crops, Images, PatchSource, Place, name_of, normalise, s2_and_s1, turn

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from lcfuse_core.data.channels import Statistics, channels_of, check_channels
+from lcfuse_core.data.bands import Statistics, channels_of, check_channels
 from lcfuse_core.data.legends import SCORED, index_to_dfc
 from lcfuse_core.data.source import Images, PatchSource, name_of, normalise, s2_and_s1
 from lcfuse_core.errors import ParameterError

@@ -34,7 +34,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from lcfuse_core import __version__, _runtime
-from lcfuse_core.data.channels import Statistics
+from lcfuse_core.data.bands import Statistics
 from lcfuse_core.data.legends import SCORED
 from lcfuse_core.errors import CheckpointError, MissingDataError, ParameterError, TrainingError, disk_error
 from lcfuse_core.training.plan import TrainPlan

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lcfuse_core.data.channels import Statistics, check_channels
+from lcfuse_core.data.bands import Statistics, check_channels
 from lcfuse_core.data.legends import N_COARSE, SCORED
 from lcfuse_core.data.source import Crops, PatchSource, normalise, turn_each
 from lcfuse_core.models import transition

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Validat
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from lcfuse_core.data.channels import CHANNELS, N_S1, N_S2, sensor_channels
+from lcfuse_core.data.bands import CHANNELS, N_S1, N_S2, sensor_channels
 from lcfuse_core.data.legends import N_COARSE, SCORED
 from lcfuse_core.data.source import LABEL_KINDS
 from lcfuse_core.errors import ParameterError

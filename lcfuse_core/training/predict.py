@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lcfuse_core.data.channels import channels_of, check_channels
+from lcfuse_core.data.bands import channels_of, check_channels
 from lcfuse_core.data.legends import IGNORE, SCORED, index_to_dfc
 from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.source import Images, PatchSource, name_of, normalise, s2_and_s1, turn

@@ -124,7 +124,7 @@ def test_what_is_not_scored_is_ignored():
         ("a.yaml", b"10: Forest\n20: 2\n40: ' croplands '\n80: none\n0: 0\n"),
         ("a.yaml", b"\xef\xbb\xbf# classes\r\n10: forest\r\n20: SHRUBLAND\r\n40: 6\r\n80: 0\r\n0: None\r\n"),
         ("a.yml", b"{10: Forest, '20': Shrubland, 40: '6', 80: none, 0: none}"),
-        ("a.json", b'{"10": "Forest", "20": 2, "40": "Croplands", "80": "none", "0": 0}'),
+        ("a.json", b'{\n\t"10": "Forest",\n\t"20": 2, "40": "Croplands", "80": "none", "0": 0\n}\n'),
     ],
 )
 def test_a_legend_is_read_as_it_is_written(tmp_path, name, content):
@@ -133,7 +133,6 @@ def test_a_legend_is_read_as_it_is_written(tmp_path, name, content):
     assert read_legend(tmp_path / name) == {10: 1, 20: 2, 40: 6, 80: 0, 0: 0}
 
 
-@pytest.mark.parametrize("suffix", ["yaml", "json"])
 @pytest.mark.parametrize(
     ("content", "found"),
     [
@@ -164,13 +163,11 @@ def test_a_legend_is_read_as_it_is_written(tmp_path, name, content):
         ("!!python/object/apply:os.system [ls]", "no mapping"),
     ],
 )
-def test_what_is_not_a_pair_of_codes_is_refused(tmp_path, suffix, content, found):
+def test_what_is_not_a_pair_of_codes_is_refused(tmp_path, content, found):
     """Nothing is converted: not `yes` to 1, not `012` to 10; a code that occurs twice does not replace the first."""
-    path = tmp_path / f"a.{suffix}"
+    path = tmp_path / "a.json"
     path.write_bytes(content.encode("latin-1"))
-    if suffix == "json" and not content.startswith(('{"', "[[", "{}")):
-        found = "neither YAML nor JSON"
-    with pytest.raises(LegendError, match=rf"a\.{suffix}: found .*{found}"):
+    with pytest.raises(LegendError, match=rf"a\.json: found .*{found}"):
         read_legend(path)
     with pytest.raises(LegendError, match="expected igbp, dfc2020 or an existing file"):
         read_legend(tmp_path / "none.yaml")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from affine import Affine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from miniatures import (
@@ -30,7 +31,6 @@ from lcfuse_core import _runtime
 from lcfuse_core.data import packed, packing, patches
 from lcfuse_core.data.cells import modis_cells
 from lcfuse_core.data.packed import PackedScene
-from lcfuse_core.data.rasters import part_transform
 from lcfuse_core.errors import DataError, DiskError, MissingDataError, ParameterError
 
 NAME = "ROIs1158_spring_7"
@@ -85,7 +85,7 @@ def test_negative_zero_and_repairs_are_kept(tmp_path):
     scene = pack_one(tmp_path / "packs", table)
     assert "1000" in patches.read_patch(table.iloc[0]).repairs[0]
     assert_all_same(tmp_path / "packs", table)
-    assert np.signbit(scene.read(0, 0, 16, 16).s1[0, 3, 4:6]).tolist() == [True, False]
+    assert np.signbit(scene.layer(scene.names[0], "s1").data[0, 3, 4:6]).tolist() == [True, False]
 
 
 @needs_semireal
@@ -99,23 +99,22 @@ def test_real_patches_are_returned_bit_for_bit(tmp_path):
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_window_is_that_part_of_the_scene(tmp_path, data):
-    """Pixels, transform and coarse cells, whatever tiles the window meets."""
+    """Pixels and coarse cells, whatever tiles the window meets."""
     arrays, path = scene_arrays(), tmp_path / "packs" / f"{NAME}.json"
     if not path.exists():
         pack_one(path.parent, write_scene(tmp_path / "data"))
     scene = PackedScene(path)
     row, col = data.draw(st.integers(0, 79)), data.draw(st.integers(0, 63))
     rows, cols = data.draw(st.integers(1, 80 - row)), data.draw(st.integers(1, 64 - col))
-    window = scene.read(row, col, rows, cols)
-    for kind in ("s1", "s2", "lc"):
-        np.testing.assert_array_equal(getattr(window, kind), arrays[kind][:, row : row + rows, col : col + cols])
-    assert window.transform == part_transform(CORNER, row, col)
+    window = {name: np.empty((tiles.shape[1], rows, cols), tiles.dtype) for name, tiles in scene.layers.items()}
+    scene.fill(window, row, col, rows, cols)
+    arrays |= {"igbp": arrays["lc"][:1], "lccs": arrays["lc"][1:]}
+    for name in ("s1", "s2", "igbp", "lccs"):
+        np.testing.assert_array_equal(window[name], arrays[name][:, row : row + rows, col : col + cols])
     first = json.loads(path.read_text())["scene"]["cells"]
-    cell_rows, cell_cols = modis_cells(window.transform, window.crs, (rows, cols))
+    cell_rows, cell_cols = modis_cells(CORNER @ Affine.translation(col, row), scene.crs, (rows, cols))
     expected = (cell_rows - first["row"]) * first["n_cols"] + cell_cols - first["col"]
-    cells = np.empty((1, rows, cols), np.int32)
-    scene.fill({"cells": cells}, row, col, rows, cols)
-    np.testing.assert_array_equal(cells[0], expected)
+    np.testing.assert_array_equal(window["cells"][0], expected)
 
 
 def test_a_scene_stores_each_pixel_once_in_a_plain_npy_file(tmp_path):
@@ -163,8 +162,8 @@ def test_a_damaged_patch_is_left_out_and_reported(tmp_path):
     assert len(scene.names) == report.n_read == 10
     for row, col in ((0, 0), (64, 48), (10, 3), (80, 0), (0, 64)):  # the last two lie outside
         with pytest.raises(ParameterError, match="that patches cover"):
-            scene.read(row, col, 16, 16)
-    scene.read(0, 16, 64, 48)
+            scene.fill({"s1": np.empty((2, 16, 16))}, row, col, 16, 16)
+    scene.fill({"s1": np.empty((2, 64, 48))}, 0, 16, 64, 48)
     with pytest.raises(ParameterError, match="no such patch"):
         scene.window_of(f"{NAME}_p30")
 
@@ -175,7 +174,7 @@ def test_a_patch_off_the_grid_is_left_out_and_reported(tmp_path):
     for number, crs, shift in ((0, "EPSG:32633", 0), (7, UTM, 0.5), (9, UTM, 3)):
         row, col = WHOLE[number]
         for kind in ("s1", "s2", "lc"):
-            corner = part_transform(CORNER, row, col + shift)
+            corner = CORNER @ Affine.translation(col + shift, row)
             write_tif(Path(table[kind].iloc[number]), arrays[kind][:, row : row + SIDE, col : col + SIDE], crs, corner)
     report = packing.pack(table, tmp_path / "packs")
     assert [name[-3:] for name, _ in report.skipped] == ["p30", "p37", "p39"]

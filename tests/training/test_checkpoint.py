@@ -23,7 +23,7 @@ from safetensors.torch import load, save
 from toys import relabelled, toy_stack
 from tqdm import tqdm
 
-from lcfuse_core.data.channels import Statistics
+from lcfuse_core.data.bands import Statistics
 from lcfuse_core.errors import CheckpointError, DiskError, MissingDataError, ParameterError, TrainingError
 from lcfuse_core.models import networks
 from lcfuse_core.models.networks import NETWORKS

@@ -249,15 +249,8 @@ def _cell_shares(
 def _igbp(code: NDArray[np.uint8], share: NDArray[np.float64], biome: Biome) -> NDArray[np.uint8]:
     """Return the IGBP code of a DFC2020 code, chosen by the content of the cell and the biome."""
     table = np.zeros(11, np.uint8)
-    table[[Cover.SHRUB, Cover.GRASS, Cover.WETLAND, Cover.CROP, Cover.URBAN, Cover.BARREN, Cover.WATER]] = (
-        7,
-        10,
-        11,
-        12,
-        13,
-        16,
-        17,
-    )
+    for cover, number in zip(Cover, (0, 7, 10, 11, 12, 13, 16, 17), strict=True):  # forest and shrubs: see below
+        table[cover] = number
     warm = abs(biome.latitude) < 23.5
     table[Cover.FOREST] = 1 if biome.conifers > 0.7 else 5 if biome.conifers > 0.3 else 2 if warm else 4
     table[Cover.SHRUB] = 7 if biome.aridity > 0.5 else 6

@@ -41,7 +41,6 @@ from lcfuse_core import _runtime
 from lcfuse_core.data.bands import B10
 from lcfuse_core.data.cells import SINUSOIDAL, modis_raster
 from lcfuse_core.data.legends import IGNORE
-from lcfuse_core.data.rasters import part_transform
 from lcfuse_core.data.sample.landscape import Biome, Landscape, make_landscape
 from lcfuse_core.data.sample.sensors import (
     LABEL_NOISE,
@@ -170,7 +169,7 @@ def make_scene(rng: np.random.Generator, region: Region, size: int) -> Scene:
         lc=np.concatenate([igbp[None], lccs_layers(igbp)]),
         truth=land.truth,
         crs=crs,
-        transform=part_transform(transform, _MARGIN, _MARGIN),
+        transform=transform @ Affine.translation(_MARGIN, _MARGIN),
     )
 
 
@@ -314,7 +313,7 @@ def _write_training(root: Path, job: _Job, scene: Scene) -> None:
             top = root / ("truth" if kind == "dfc" else "sen12ms")
             path = top / job.season / f"{kind}_{job.number + 1}" / f"{job.season}_{kind}_{job.number + 1}_p{patch}.tif"
             window = array[:, row : row + _PATCH, col : col + _PATCH]
-            _write(path, window, scene.crs, part_transform(scene.transform, row, col))
+            _write(path, window, scene.crs, scene.transform @ Affine.translation(col, row))
 
 
 def _write_evaluation(root: Path, job: _Job, scene: Scene) -> None:
