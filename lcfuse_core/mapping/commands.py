@@ -26,7 +26,7 @@ from typing import Any
 from lcfuse_core import _runtime
 from lcfuse_core.errors import DataError, MissingDataError, ParameterError
 
-COLUMNS = ("name", "s2", "s1", "coarse", "clouds", "scl")
+_COLUMNS = ("name", "s2", "s1", "coarse", "clouds", "scl")
 """Columns of a list of scenes; only `name` and `s2` are required."""
 
 _NOT_OF_A_SCENE = ("command", "list", "out", "quiet", "demo", "jobs", "cluster")
@@ -54,7 +54,7 @@ def add_parser(commands: Any) -> None:
     mapped.add_argument("--out", type=Path, required=True, help="folder of the map")
     mapped.add_argument("--quiet", action="store_true", help="do not show the progress bar")
     mapped.add_argument("--demo", action="store_true", help="map the synthetic sample scene, by synthetic networks")
-    mapped.add_argument("--list", type=Path, help=f"CSV of scenes with columns {', '.join(COLUMNS)}")
+    mapped.add_argument("--list", type=Path, help=f"CSV of scenes with columns {', '.join(_COLUMNS)}")
     mapped.add_argument("--jobs", type=int, default=1, help="scenes of a list at a time, on this machine")
     mapped.add_argument("--cluster", default="", metavar="ADDRESS", help="Dask scheduler that maps a list")
     mapped.set_defaults(command=_run)
@@ -160,9 +160,9 @@ def _read_list(path: Path) -> dict[str, dict[str, Path]]:
         rows, columns = list(reader), reader.fieldnames or []
     except csv.Error as error:
         raise DataError(path, found=f"no CSV ({error})", expected="a CSV of scenes", do="Correct the file.") from None
-    if not rows or not {"name", "s2"} <= set(columns) <= set(COLUMNS) or len(set(columns)) < len(columns):
+    if not rows or not {"name", "s2"} <= set(columns) <= set(_COLUMNS) or len(set(columns)) < len(columns):
         found = f"columns {', '.join(columns)}" if rows else "no scene"
-        expected = f"name, s2, and some of {', '.join(COLUMNS[2:])}"
+        expected = f"name, s2, and some of {', '.join(_COLUMNS[2:])}"
         do = "Correct the first line: each column once, separated by commas."
         raise ParameterError(path, found=found, expected=expected, do=do)
     scenes: dict[str, dict[str, Path]] = {}
@@ -176,7 +176,7 @@ def _read_list(path: Path) -> dict[str, dict[str, Path]]:
             found = "too many columns" if None in row else "no s2"
             do = "Give the Sentinel-2 file of the scene in column s2."
             raise ParameterError(where, found=found, expected=", ".join(columns), do=do)
-        given = {column: (row.get(column) or "").strip() for column in COLUMNS[1:]}
+        given = {column: (row.get(column) or "").strip() for column in _COLUMNS[1:]}
         scenes[name] = {column: (path.parent / value).absolute() for column, value in given.items() if value}
         for file in scenes[name].values():
             if not os.path.exists(file):  # False as well for a name that no file can have

@@ -46,7 +46,7 @@ _MOST_HELD_OUT_PX = 2**20
 """Windows that lie closer together are read as one patch for the estimate from held-out cells: 40 MB."""
 
 
-class Learned(NamedTuple):
+class _Learned(NamedTuple):
     """Trained members with their weights, and what is recorded of their training: cells, steps, third member."""
 
     members: list[Member]
@@ -62,7 +62,7 @@ def train_on_scene(
     steps: int | None = None,
     progress: bool = False,
     report: Callable[[str], None] = lambda text: None,
-) -> Learned:
+) -> _Learned:
     """
     Train networks and a random forest on windows of *scene* with their coarse labels.
 
@@ -105,7 +105,7 @@ def train_on_scene(
     if third:
         share = (1 - sum(member.weight for member in third)) / len(members)
         members = [replace(member, weight=share) for member in members] + third
-    return Learned(members, record)
+    return _Learned(members, record)
 
 
 def _third_members(

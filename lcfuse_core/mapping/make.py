@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from lcfuse_core import __version__, _runtime
+from lcfuse_core.data.archives import sha256_of
 from lcfuse_core.data.bands import check_channels
 from lcfuse_core.data.legends import DFC2020, SCORED
 from lcfuse_core.data.sample import world
@@ -82,7 +83,7 @@ class MapOptions:
 
 
 @dataclass(frozen=True)
-class Made:
+class _Made:
     """A finished map: its folder, the content of `landcover.json`, and whether it was there already."""
 
     folder: Path
@@ -102,7 +103,7 @@ def make_map(
     *,
     progress: bool = False,
     report: Callable[[str], None] = lambda text: None,
-) -> Made:
+) -> _Made:
     """
     Map the scene of *inputs* into the folder *out*.
 
@@ -165,7 +166,7 @@ def make_map(
             job = replace(job, members=learned.members, training=learned.record)
         names = [name for name in LAYERS if name != "probabilities" or options.probabilities]
         record = {"key": key} | job.describe() | {"legend": coarse and legend.name}
-        return Made(out, job.write(out, names, record, files, progress))
+        return _Made(out, job.write(out, names, record, files, progress))
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,7 @@ class _Job:
             record["inputs"] = hashes.result()
             record["pixels"] = {DFC2020.name_of(code): int(counts[code]) for code in SCORED}
             record["valid_fraction"] = round(sum(record["pixels"].values()) / int(counts.sum()), 6)
-            record["files"] = {name: sha256(parts[name]) for name in files[1:]}
+            record["files"] = {name: sha256_of(parts[name]) for name in files[1:]}
             record["sha256"] = _digest(record)
             parts["landcover.json"].write_text(json.dumps(record, indent=1) + "\n")
             # Products of an earlier map must never lie beside those of this one, also if the renaming is interrupted.
@@ -251,12 +252,6 @@ class _Job:
         return counts, crc
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _digest(record: Mapping[str, Any]) -> str:
     """Return the SHA-256 of a record, without the field that holds it."""
     text = json.dumps({name: value for name, value in record.items() if name != "sha256"})
@@ -264,16 +259,16 @@ def _digest(record: Mapping[str, Any]) -> str:
 
 
 def _hashes(files: Sequence[Path]) -> list[dict[str, str]]:
-    return [{"name": path.name, "sha256": sha256(path)} for path in files]
+    return [{"name": path.name, "sha256": sha256_of(path)} for path in files]
 
 
-def _found(out: Path, key: str, files: Sequence[Path]) -> Made | None:
+def _found(out: Path, key: str, files: Sequence[Path]) -> _Made | None:
     """Return the map in *out*, if it is of this key, and the content of its inputs and products is that recorded."""
     try:
         record = json.loads((out / "landcover.json").read_text())
         same = record["key"] == key and record["sha256"] == _digest(record) and record["inputs"] == _hashes(files)
-        whole = same and all(sha256(out / name) == recorded for name, recorded in record["files"].items())
-        return Made(out, record, found=True) if whole else None
+        whole = same and all(sha256_of(out / name) == recorded for name, recorded in record["files"].items())
+        return _Made(out, record, found=True) if whole else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # no record, or a damaged one
         return None
 

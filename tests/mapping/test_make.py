@@ -13,6 +13,7 @@ import rasterio
 from miniatures import SEMIREAL, needs_semireal
 from places import AT, UTM, member, scene_arrays, write
 
+from lcfuse_core.data.archives import sha256_of
 from lcfuse_core.data.legends import DFC2020, SCORED
 from lcfuse_core.data.sample import world
 from lcfuse_core.errors import DataError, DiskError, ParameterError
@@ -55,11 +56,11 @@ def test_record_lists_inputs_networks_plan_and_areas(place, whole):
     """Inputs, products and networks by name and SHA-256, without folders; the areas are those of the map."""
     record = json.loads((whole.folder / "landcover.json").read_text())
     assert record == whole.record
-    assert record["inputs"][0] == {"name": "s2.tif", "sha256": make.sha256(place["files"].s2[0])}
+    assert record["inputs"][0] == {"name": "s2.tif", "sha256": sha256_of(place["files"].s2[0])}
     assert record["members"][0]["sha256"] == place["both"].digest
     assert (record["crs"], record["shape"], record["fusion"]["rule"]) == ("EPSG:32632", [150, 200], "mean")
     assert {"created", "version", "commit", "repairs", "windows", "legend"} <= set(record)
-    assert record["files"] == {name: make.sha256(whole.folder / name) for name in (*NAMES, "landcover.tif.aux.xml")}
+    assert record["files"] == {name: sha256_of(whole.folder / name) for name in (*NAMES, "landcover.tif.aux.xml")}
     assert str(whole.folder.parent) not in json.dumps(record)
     assert record["valid_fraction"] == pytest.approx(1 - 1500 / 30000)
     codes = writing.read_map(whole.path()).classes
