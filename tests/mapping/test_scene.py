@@ -331,7 +331,7 @@ def test_sensors_over_180_degrees_meet(tmp_path):
         assert np.abs(part.s1 - s1)[:, part.valid].mean() < 1
 
 
-def bend(s2, s1, how):
+def spoilt(s2, s1):
     """The same arrays, spoilt in one way; the properties of both files; the message."""
     t = Affine(10, 0, 999892.697, 0, -10, 6344077.614)
     north = {"crs": "EPSG:4326", "transform": Affine(1e-4, 0, 5, 0, -1e-4, 89)}
@@ -357,21 +357,15 @@ def bend(s2, s1, how):
         "local CRS": (s2, s1, local, {}, "s2.tif: found a CRS that is local"),
         "local CRS of radar": (s2, s1, {}, local, "s1.tif: found a CRS that is local"),
         "transform": (s2, s1, {"transform": Affine(10, 0, np.nan, 0, -10, 6e6)}, {}, "s2.tif: found the transform"),
-    }[how]  # fmt: skip
-
-
-HOW = (
-    "12 bands|floats|unit|order|one band of radar|power|swapped|digital numbers|nothing|elsewhere|no georeference|"
-    "no CRS|tiny|500 m|1 km of radar|degrees of radar|pole|local CRS|local CRS of radar|transform"
-)
+    }  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-@pytest.mark.parametrize("how", HOW.split("|"))
+@pytest.mark.parametrize("how", spoilt(*scene_arrays()))
 def test_a_scene_that_cannot_be_used_is_refused_by_name(how, files):
     """One clear error that names the file, before anything is mapped."""
     s2_path, s1_path, s2, s1 = files
-    s2, s1, place2, place1, message = bend(s2, s1, how)
+    s2, s1, place2, place1, message = spoilt(s2, s1)[how]
     write(s2_path, s2, **place2)
     write(s1_path, s1, **place1)
     refused(message, s2_path, s1_path)
