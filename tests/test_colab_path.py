@@ -32,7 +32,8 @@ def test_the_profile_colab_is_fetched_over_cuts_and_refusals(tmp_path, monkeypat
         assert data("status", *options) == 0
         said = capsys.readouterr().out
         for name, n in (("sen12ms", 16), ("dfc2020", 8)):
-            assert f"{name}/ ({fetched.VERIFIED}): {n} of {n} patches complete" in said
+            # The miniature is not the published data, whatever its own manifest verifies.
+            assert f"{name}/ ({fetched.UNVERIFIED}): {n} of {n} patches complete" in said
         assert not list((root / "downloads").glob("*"))
         assert same_pixels(root, served.world) == 16 * 3 + 8 * 4
 
