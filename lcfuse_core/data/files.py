@@ -20,7 +20,15 @@ from rasterio.crs import CRS
 
 from lcfuse_core.data import legends
 from lcfuse_core.data.bands import DTYPES, OFFSET_REMOVED, check_s1, check_s2, subtract_offset
-from lcfuse_core.data.rasters import AGAIN, Raster, corners_apart, georeference, open_raster, sensor_bands
+from lcfuse_core.data.rasters import (
+    AGAIN,
+    Raster,
+    corners_apart,
+    georeference,
+    ground_size,
+    open_raster,
+    sensor_bands,
+)
 from lcfuse_core.errors import DataError, GridError
 
 KINDS = ("s1", "s2", "lc", "dfc")
@@ -35,8 +43,8 @@ LEGENDS = {
 _SIDE_PX = (32, 4096)
 """Range of the sides of a patch (published ones have 256): networks need the least, memory limits the most."""
 
-_PATCH_PIXEL_M = (5.0, 20.0)
-"""Range of the pixel size of a georeferenced patch."""
+_PATCH_PIXEL_M, _PATCH_SIDE_M = (8.0, 12.5), (5.0, 20.0)
+"""Ranges of the pixel of a georeferenced patch on the ground: the root of its area, and its sides."""
 
 GRID_TOLERANCE_PX = 0.1
 """Layers of one patch may lie this far apart."""
@@ -166,11 +174,11 @@ def _opened(path: str | os.PathLike[str], kind: str) -> Iterator[tuple[Raster, C
             do = "Cut patches of a fitting size, or take the published file."
             raise DataError(path, found=found, expected=expected, do=do)
         if transform is not None and crs is not None:
-            unit = crs.linear_units_factor[1] if crs.is_projected else 111_320
-            east = 1.0 if crs.is_projected else np.cos(np.radians(transform.f))
-            width, height = unit * np.hypot(*np.reshape(transform[:6], (2, 3)))[:2] * (east, 1.0)
-            if not _PATCH_PIXEL_M[0] <= min(width, height) <= max(width, height) <= _PATCH_PIXEL_M[1]:
-                found, do = f"pixels of {width:.4g} x {height:.4g} m", "Take patches of the published resolution."
+            width, height = ground_size(path, crs, transform, file.shape)
+            sizes = (np.sqrt(width * height), *_PATCH_PIXEL_M), *((side, *_PATCH_SIDE_M) for side in (width, height))
+            if not all(low <= size <= high for size, low, high in sizes):
+                found = f"pixels of {width:.3g} x {height:.3g} m on the ground"
+                do = "Take the published patch, or warp it to 10 m in its UTM zone (gdalwarp -tr 10 10)."
                 raise GridError(path, found=found, expected="pixels of 10 m", do=do)
         yield raster, crs, transform
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pyproj import Geod, Transformer
 from pyproj.exceptions import ProjError
 from rasterio.crs import CRS
-from rasterio.enums import MaskFlags
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
@@ -231,6 +231,10 @@ def sensor_bands(path: str | os.PathLike[str], file: Any, kind: str, *, single: 
     """
     path = Path(path)
     order = (0,) if single and file.count == 1 else band_order(path, kind, file.descriptions)
+    unused = [number for number, use in enumerate(file.colorinterp) if use == ColorInterp.alpha and number not in order]
+    if unused:
+        do = "Write it as nodata (gdalwarp -dstnodata 0) or as a mask (gdal_translate -mask), without the band."
+        raise DataError(path, found=f"an alpha band ({unused[0] + 1})", expected="the bands of the sensor", do=do)
     stated = band_name(kind, file.descriptions[0] or "") if single else None
     if stated not in (None, single):
         do = "Rename the file, or correct the description of its band."

@@ -26,7 +26,8 @@ from lcfuse_core._yaml import load_yaml
 from lcfuse_core.errors import DataError
 from lcfuse_core.scoring import intervals, ledger
 from lcfuse_core.scoring.intervals import Interval
-from lcfuse_core.scoring.scores import summarise
+from lcfuse_core.scoring.protocol import PARTS
+from lcfuse_core.scoring.scores import N_CODES, summarise
 
 _REPRODUCED, _INCONCLUSIVE, _NOT_REPRODUCED = "reproduced", "inconclusive", "not reproduced"
 _OTHER_PROTOCOL, _UNTESTABLE, _NOT_RUN = "under another protocol", "not testable here", "not run yet"
@@ -41,6 +42,12 @@ MARKS = {
 
 _NONE = "–"
 _WITH_INTERVAL = ("aa", "oa", "miou_8", "miou_9")
+
+_SCORES = (
+    *(name for name in ledger.flatten(asdict(summarise(np.eye(N_CODES, dtype=int)))) if not name.startswith("n_")),
+    *(f"{part}.{name}" for part in PARTS for name in ("aa", "oa")),
+)
+"""What a ledger line may hold as a score of all pixels or of a part of them."""
 
 _REQUIRED = {
     "more than": ("where", "against", "margin", "protocol", "command"),
@@ -98,6 +105,8 @@ class Claim(BaseModel):
             missing += [f"protocol {name}" for name in ("split", "parameters.steps") if name not in self.protocol]
         if missing:
             raise ValueError(f"`{self.relation}` needs {', '.join(missing)}")
+        if self.score not in _SCORES:
+            raise ValueError(f"score {self.score!r} is none of {', '.join(_SCORES)}")
         return self
 
 

@@ -163,19 +163,26 @@ def append(path: str | os.PathLike[str], entry: Mapping[str, Any]) -> None:
     line = json.dumps(_plain(entry, "entry"), ensure_ascii=False, allow_nan=False).encode() + b"\n"
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            _write_locked(file, line)
-        finally:
-            os.close(file)  # releases the lock, as the death of the process does
+        is_written = False
+        while not is_written:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                is_written = _write_locked(path, file, line)
+            finally:
+                os.close(file)  # releases the lock, as the death of the process does
     except OSError as error:
-        do = "Free space on the disk and record the run again; what was recorded before is safe."
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+        do = "Free space on the disk" if is_full else "Choose a file that can be written (LCFUSE_LEDGER)"
+        do += " and record the run again; what was recorded before is safe."
         expected = f"to append {len(line)} bytes"
         raise LcfuseError(path, found=str(error.strerror), expected=expected, do=do) from error
 
 
-def _write_locked(file: int, line: bytes) -> None:
+def _write_locked(path: str | os.PathLike[str], file: int, line: bytes) -> bool:
+    """Append a line to an open file; False if another file has taken its place in the meantime."""
     locked = _runtime.flock(file)
+    if not os.path.exists(path) or not os.path.samestat(os.fstat(file), os.stat(path)):
+        return False
     size = os.fstat(file).st_size
     # A line that a killed process left open must not swallow this one.
     is_torn = size > 0 and os.lseek(file, -1, os.SEEK_END) >= 0 and os.read(file, 1) != b"\n"
@@ -191,6 +198,7 @@ def _write_locked(file: int, line: bytes) -> None:
         if locked and stat.S_ISREG(os.fstat(file).st_mode):  # no other process writes
             os.ftruncate(file, size)
         raise
+    return True
 
 
 def read(path: str | os.PathLike[str]) -> pd.DataFrame:
@@ -233,7 +241,7 @@ def read_entries(path: str | os.PathLike[str]) -> dict[int, dict[str, Any]]:
         warnings.warn(f"left out, not readable: {', '.join(damaged)}", stacklevel=3)
     for number, entry in entries.items():
         schema = entry.get("schema", _SCHEMA)
-        if not isinstance(schema, int) or schema > _SCHEMA:
+        if schema > _SCHEMA:
             do = "Update lcfuse_core: a newer version wrote the line."
             raise DataError(f"{path} line {number}", found=f"schema {schema}", expected=f"at most {_SCHEMA}", do=do)
     return entries
@@ -252,11 +260,13 @@ def _parse(line: bytes) -> dict[str, Any] | str:
     """Return a line of a ledger, or else why it is none; "" if it is empty."""
     text = line.strip(b"\0 \t\r\n")  # a crash of the machine may leave zeros before a line
     try:
-        entry = json.loads(text) if text else ""
+        entry = json.loads(text, object_pairs_hook=_unique) if text else ""
         if not isinstance(entry, dict):
             return "no JSON object" if text else ""
         faults = filter(None, (_fault(name, value) for name, value in flatten(entry).items()))
         return next(faults, entry)
+    except KeyError as error:
+        return f"{error} twice"
     except UnicodeDecodeError:
         return "not UTF-8"
     except RecursionError:
@@ -265,18 +275,32 @@ def _parse(line: bytes) -> dict[str, Any] | str:
         return "no JSON object"
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise KeyError(next(name for name in names if names.count(name) > 1))
+    return found
+
+
 def _fault(name: str, value: Any) -> str:
     """Return why a value (of a name joined by dots) cannot stand in a ledger; "" if it can."""
     head, _, rest = name.partition(".")
     fits = bool(rest) or head not in _MAPPINGS or value is None
-    if rest and head == "seeds":
-        fits = isinstance(value, int)
+    if name == "schema" or (rest and head == "seeds"):
+        fits = _is_number(value, int)
     elif rest and head == "scores":
         is_matrix = (
             isinstance(value, list) and [len(row) for row in value if isinstance(row, list)] == [N_CODES] * N_CODES
         )
-        fits = value is None or isinstance(value, int | float) or ("counts." in rest and is_matrix)
+        are_counts = is_matrix and all(_is_number(count) and count >= 0 for row in value for count in row)
+        fits = value is None or _is_number(value) or ("counts." in rest and are_counts)
     return "" if fits else f"{name}: {str(value)[:20]!r}"
+
+
+def _is_number(value: Any, kinds: Any = int | float) -> bool:
+    """Return whether a value is a number, neither NaN nor infinite nor too large for one of 64 bits."""
+    return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def flatten(entry: dict[str, Any], before: str = "") -> dict[str, Any]:

@@ -50,7 +50,7 @@ PLAIN, WEIGHTED = 0.0, 0.5
 Classify = Callable[[Patch], NDArray[np.uint8]]
 """From a patch to a map, uint8 (H, W) of DFC2020 codes. The patch comes without its reference, `dfc`."""
 
-_PARTS = {"near_borders": near_borders, "small_objects": near_small_objects}
+PARTS = {"near_borders": near_borders, "small_objects": near_small_objects}
 """Parts of the pixels that are also scored on their own: functions from a reference (H, W) to bool (H, W)."""
 
 
@@ -59,7 +59,7 @@ class Result:
     """
     Confusion counts of one method, int64 (11, 11), in each region (`scene_id`), and of parts of the pixels.
 
-    `split` and `n_patches` say which patches were evaluated; `parts` has a result for each of `_PARTS`.
+    `split` and `n_patches` say which patches were evaluated; `parts` has a result for each of `PARTS`.
     """
 
     by_region: dict[str, NDArray[np.int64]] = field(default_factory=dict)
@@ -180,13 +180,13 @@ def evaluate_methods(
     skipped for all methods alike and named there. Raises DataError if no patch could be read.
     """
     split, report = " and ".join(sorted({own or "all" for own in table["split"]})), Report()
-    results = {name: Result(split=split, parts={part: Result(split=split) for part in _PARTS}) for name in methods}
+    results = {name: Result(split=split, parts={part: Result(split=split) for part in PARTS}) for name in methods}
     region_of = dict(zip(map(patch_name, table.itertuples()), table["scene_id"], strict=True))
     patches = iter_patches(table, report, NEED)
     for patch in tqdm(patches, total=len(table), unit="patch", disable=not progress):
         reference, region = patch.dfc, region_of[patch.name]
         assert reference is not None
-        parts = {name: mask_of(reference) for name, mask_of in _PARTS.items()}
+        parts = {name: mask_of(reference) for name, mask_of in PARTS.items()}
         without_reference = replace(patch, dfc=None)
         for name, classify in methods.items():
             predicted = classify(without_reference)

@@ -19,6 +19,7 @@ from affine import Affine
 from miniatures import PLACE, UTM, dfc_array, file_of, lc_array, s1_array, s2_array, write_patch, write_tif
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
 
 import lcfuse_core
 from lcfuse_core.data import files, patches, rasters
@@ -77,7 +78,7 @@ def test_wrong_content_is_refused_by_the_name_of_its_file(tmp_path, fault):
     "place",
     [
         {"crs": "EPSG:32633"},
-        {"crs": "EPSG:3857"},
+        {"crs": "EPSG:25832"},
         {"transform": Affine(10, 0, 500013.7, 0, -10, 5400007.2)},
         {"transform": Affine(12, 0, 500003.7, 0, -12, 5400007.2)},
         {"transform": Affine(10, 0, 500003.7, 0, 10, 5400007.2)},
@@ -195,6 +196,18 @@ def test_bands_are_put_in_order_by_their_names(tmp_path, kind, order, names):
     np.testing.assert_array_equal(files.read_window(path, kind, 2, 1, 3, 4, bands=2).data, array[1:2, 2:5, 1:5])
 
 
+@pytest.mark.parametrize(("kind", "array", "names"), [("s1", S1, ("VV", "VH")), ("s2", S2, S2_BANDS)])
+def test_alpha_band_beside_the_bands_is_refused_and_not_ignored(kind, array, names, tmp_path):
+    """It marks pixels without data."""
+    path = write(tmp_path / "a.tif", np.concatenate([array, array[:1]]))
+    with rasterio.open(path, "r+") as file:
+        file.colorinterp = [ColorInterp.gray] * len(array) + [ColorInterp.alpha]
+        for number, name in enumerate(names, start=1):
+            file.set_band_description(number, name)
+    with pytest.raises(DataError, match=rf"found an alpha band \({len(array) + 1}\).*gdal_translate -mask"):
+        files.read_layer(path, kind)
+
+
 @pytest.mark.parametrize(
     ("kind", "array", "properties", "found"),
     [
@@ -211,13 +224,20 @@ def test_bands_are_put_in_order_by_their_names(tmp_path, kind, order, names):
         ("s1", S1, {"transform": Affine(np.nan, 0, 5e5, 0, -10, 5e6)}, "the transform|1 ground control"),
         ("s1", S1, {"transform": Affine(10, 0, np.inf, 0, -10, 5e6)}, "the transform|1 ground control"),
         ("s1", S1, {"transform": Affine(500, 0, 5e5, 0, -500, 5e6)}, "pixels of 500 x 500 m"),
-        ("s1", S1, {"transform": Affine(100, 0, 5e5, 0, -10, 5e6)}, "pixels of 100 x 10 m"),
+        ("s1", S1, {"transform": Affine(100, 0, 5e5, 0, -10, 5e6)}, "pixels of 100 x 10 m on the ground"),
         (
             "s1",
             S1,
             {"crs": "EPSG:4326", "transform": Affine(0.005, 0, 9, 0, -0.005, 45)},
-            r"pixels of 39\d.* x 556\.6 m",
+            r"pixels of 39\d x 556 m",
         ),
+        (
+            "s1",
+            S1,
+            {"crs": "EPSG:3857", "transform": Affine(10, 0, 1e6, 0, -10, 8399737)},
+            r"pixels of 5(\.0\d)? x 5\S* m on the ground, expected pixels of 10 m",
+        ),
+        ("s2", S2, {"crs": "EPSG:3857", "transform": Affine(10, 0, 1e6, 0, -10, 5621521)}, "pixels of 7"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")

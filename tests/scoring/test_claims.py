@@ -385,6 +385,7 @@ def test_lines_of_the_first_schema_are_synthetic_or_unknown():
         ({"against": {}}, "needs against"),
         ({"relation": "equals"}, "needs reported"),
         ({"protocol": {"split": "test"}}, r"needs protocol parameters\.steps"),
+        *(({"score": name}, f"score '{name}' is none of aa, oa, ") for name in ("AA", "recall.Savanna", "near.aa", "")),
         ({"verdict": "reproduced"}, "verdict: Extra inputs are not permitted"),
     ],
 )

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcfuse_core import __main__ as shell
-from lcfuse_core import __version__
+from lcfuse_core import __version__, _runtime
 from lcfuse_core.errors import DataError, LcfuseError, MissingDataError, ParameterError
 from lcfuse_core.scoring import ledger
 from lcfuse_core.scoring.scores import confusion, summarise
@@ -176,6 +177,26 @@ def test_a_line_that_does_not_fit_leaves_nothing_behind(tmp_path, monkeypatch, s
     assert ledger.read(path)["number"].tolist() == [0, 2]
 
 
+def test_a_line_is_not_lost_when_the_file_is_replaced_while_its_writer_waits(tmp_path):
+    """As a program does that sorts or shortens a ledger under the lock: the line goes into the new file."""
+    path, new = tmp_path / "l", tmp_path / "new"
+    ledger.append(path, {"number": 0})
+    with _runtime.lock(path):
+        writer = threading.Thread(target=ledger.append, args=(path, {"number": 1}))
+        writer.start()
+        time.sleep(0.3)  # until it waits
+        new.write_bytes(path.read_bytes())
+        os.replace(new, path)
+    writer.join()
+    assert ledger.read(path)["number"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(("path", "do"), [("{}", "Choose"), ("/dev/null", "Choose"), ("/dev/full", "Free")])
+def test_what_to_do_depends_on_why_a_line_cannot_be_written(path, do, tmp_path):
+    with pytest.raises(LcfuseError, match=do):
+        ledger.append(path.format(tmp_path), {"number": 1})
+
+
 def _write_some(path, reported, writer, numbers, dies_at):
     """Append lines, reporting each when it is written; die in the middle of one, lock in hand."""
     whole_write = os.write
@@ -311,6 +332,17 @@ GOOD = b'{"schema": 2, "scores": {"aa": 0.5}}'
         (b'{"scores": {"counts": {"a": [[1, 2], [3]]}}}', r"scores\.counts\.a: "),
         (b'{"seeds": {"world": "x"}}', r"seeds\.world: 'x'"),
         (b'{"parameters": "fcn"}', "parameters: 'fcn'"),
+        *(
+            (b'{"scores": {"aa": %s}}' % value, r"scores\.aa: ")
+            for value in (b"NaN", b"-Infinity", b"1e999", b"true", b"1" + b"0" * 400)
+        ),
+        *(
+            (b'{"scores": {"counts": {"a": %s}}}' % json.dumps([[value] * 11] * 11).encode(), r"scores\.counts\.a: ")
+            for value in (-1, float("inf"), 10**400)
+        ),
+        (b'{"seeds": {"world": 1%s}}' % (b"0" * 400), r"seeds\.world: "),
+        (b'{"scores": {"aa": 0.1}, "scores": {"aa": 0.9}}', "'scores' twice"),
+        *((b'{"schema": %s}' % value, "schema: ") for value in (b"null", b"true", b"1.0", b"[2]")),
     ],
 )
 def test_a_line_of_another_form_is_named_with_the_reason_and_harms_no_other(tmp_path, line, reason):
