@@ -62,10 +62,13 @@ class Server:
             self.links[name] / rest if name in self.links else self.folder / name / rest if rest else self.folder / name
         )
 
-    def services(self, path: Path, *, signed: bool = False, sentinel1: bool = True) -> Path:
-        """Write the file of services that points here."""
+    def services(self, path: Path, *, signed: bool = False, sentinel1: bool = True, l1c: bool = False) -> Path:
+        """Write the file of services that points here; those of L1C have B10 and no scene classification."""
         known = yaml.safe_load(SERVICES.read_text(encoding="utf-8"))
         catalogue: dict[str, Any] = {"url": f"{self.url}/v1", "sentinel2": "s2", "bands": list(ASSETS), "scenes": "SCL"}
+        if l1c:
+            catalogue["bands"] = [asset or "B10" for asset in ASSETS]
+            del catalogue["scenes"]
         catalogue |= {"sentinel1": "s1"} if sentinel1 else {}
         catalogue |= {"token": f"{self.url}/token/{{collection}}"} if signed else {}
         known["catalogues"] = {"earth-search": catalogue}

@@ -35,6 +35,9 @@ _MAX_UNSEEN = 0.05  # proportion of pixels that may be under cloud on all chosen
 _MIN_CLEAR = 0.2  # proportion of a date's pixels that must show the ground for the date to be of use
 _READERS = 6  # images that are read at once
 _CANDIDATES = 12  # dates whose scene classification is read, in the order of their cloud cover
+_MAX_CLOUDS = (
+    10.0  # per cent of an item that may be under cloud, by the catalogue, where there is no scene classification
+)
 
 
 @dataclass
@@ -114,7 +117,7 @@ class PlaceReader:
         """
         days = self._days()
         dates = sorted(days, key=lambda date: (_cloud_cover(days[date]), date))[: self.n_dates]
-        assets = [*filter(None, self._bands), self.settings["scenes"]]
+        assets = [*filter(None, [*self._bands, self.settings.get("scenes")])]
         addresses = [self.catalogue.signed(item, asset) for date in dates for item in days[date] for asset in assets]
         if radar := self.settings.get("sentinel1"):
             passes = self.catalogue.search(radar, self.grid, self.period)[: 2 * self.n_dates]
@@ -139,7 +142,7 @@ class PlaceReader:
             do = "Take more --dates, other --months or another --year."
             raise MissingDataError(self.title, found=found, expected=f"at most {_MAX_UNSEEN:.0%}", do=do)
         seen |= unseen  # a few pixels that no date shows get the median of all dates; the record has their share
-        composite = np.zeros((len(S2_BANDS), self.grid.side, self.grid.side), np.uint16)  # B10 stays 0
+        composite = np.zeros((len(S2_BANDS), self.grid.side, self.grid.side), np.uint16)  # B10 of L2A stays 0
         bands = [(band, asset) for band, asset in enumerate(self._bands) if asset]
         self._fetch([partial(self._band, items, asset) for _, asset in bands for _, items, _ in days])
         for band, asset in bands:
@@ -154,10 +157,10 @@ class PlaceReader:
 
     @property
     def _bands(self) -> list[str | None]:
-        """The asset of each band of S2_BANDS, None for B10."""
+        """The asset of each band of S2_BANDS, None for B10 of L2A."""
         names: list[str | None] = self.settings["bands"]
         if len(names) != len(S2_BANDS):
-            found, expected = f"{len(names)} names", f"{len(S2_BANDS)}, null for B10"
+            found, expected = f"{len(names)} names", f"{len(S2_BANDS)}, null for B10 of L2A"
             raise DataError("services: bands", found=found, expected=expected, do="Correct the file of services.")
         return names
 
@@ -177,10 +180,7 @@ class PlaceReader:
         """Return the clearest dates of the season with their items and masks of clear pixels, in order of time."""
         days, found_days = self._days(), []
         for date in sorted(days, key=lambda date: (_cloud_cover(days[date]), date))[:_CANDIDATES]:
-            scenes = self.kept(
-                f"{date}-scenes", partial(self._mosaic, days[date], self.settings["scenes"], Resampling.nearest)
-            )
-            mask = np.isin(scenes, stac.CLEAR)
+            mask = self._clear(date, days[date])
             found_days.append((float(mask.mean()), date, mask))
             if sum(share > 0.98 for share, *_ in found_days) >= self.n_dates:
                 break  # enough dates without any cloud: the others need not be read
@@ -196,12 +196,20 @@ class PlaceReader:
         chosen = [(date, days[date], mask) for _, date, mask in best]
         self.record["sentinel2"] = {
             "catalogue": self.catalogue.url,
-            "level": "L2A",
+            "level": "L2A" if self.settings.get("scenes") else "L1C",
             "licence": self.settings.get("licence", ""),
             "dates": {date: round(share, 4) for share, date, _ in best},
             "items": [self._described(item) for _, own, _ in chosen for item in own],
         }
         return chosen
+
+    def _clear(self, date: str, items: list[Item]) -> NDArray[np.bool_]:
+        """Return which pixels show the ground: by the scene classification, for L1C by the catalogue's figure."""
+        asset = self.settings.get("scenes")
+        if asset is None:
+            return np.full((self.grid.side, self.grid.side), _cloud_cover(items) <= _MAX_CLOUDS)
+        scenes = self.kept(f"{date}-scenes", partial(self._mosaic, items, asset, Resampling.nearest))
+        return np.isin(scenes, stac.CLEAR)
 
     def _described(self, item: Item) -> dict[str, Any]:
         asset = next(name for name in self._bands if name)

@@ -7,7 +7,8 @@ writes `places/N48.300_E11.500` in the layout of the DFC2020 public bundle, whic
 `data_root`, the whole scene as four files that `map` takes, and `place.json` with the items, dates, addresses, offsets
 and attributions. Only the pixels of the place are read, some tens of megabytes.
 
-- Sentinel-2 L2A: the median of the clearest dates of a season, reflectance x 10000. L2A has no B10; its band is 0.
+- Sentinel-2 L2A: the median of the clearest dates of a season, reflectance x 10000. L2A has no B10; its band is 0. L1C
+  instead, if the file of services names a catalogue of it.
 - Sentinel-1, terrain corrected, in dB, if the catalogue has it and may be read; else the bands are constant, and every
   method learns from Sentinel-2 alone.
 - MODIS MCD12Q1 (IGBP) of the year: of each cell of the sinusoidal grid the value of the pixel that holds its centre.

@@ -11,7 +11,7 @@ import yaml
 from stac_server import ASSETS, add_item, add_radar, labelled_scene, serving
 
 from lcfuse_core.data import cells, identity, legends, patches, place_layers, places, stac
-from lcfuse_core.data.bands import B10
+from lcfuse_core.data.bands import B10, channels_of
 from lcfuse_core.data.places import (
     SERVICES,
     Request,
@@ -47,9 +47,9 @@ def server(scene, tmp_path):
 def fetch(scene, server, tmp_path):
     """Fetch the place in the middle of the scene from the server; keywords change the request or the services."""
 
-    def do(*, signed=False, sentinel1=True, **changes):
+    def do(*, signed=False, sentinel1=True, l1c=False, **changes):
         request = replace(Request(scene[0].lon, scene[0].lat, 2.56, name="Here", dates=3), **changes)
-        services = server.services(tmp_path / "services.yaml", signed=signed, sentinel1=sentinel1)
+        services = server.services(tmp_path / "services.yaml", signed=signed, sentinel1=sentinel1, l1c=l1c)
         return fetch_place(request, tmp_path / "out", services=services)
 
     return do
@@ -129,6 +129,24 @@ def test_surface_reflectance_is_read_by_the_readers_of_patches(scene, server, fe
     assert report.skipped == []
     assert np.median(patch.s2[0]) < 350
     assert (patch.s2[B10] == 0).all()
+
+
+def test_a_catalogue_of_l1c_has_b10_and_no_scene_classification(scene, server, fetch):
+    """All 13 bands; dates of few clouds by the catalogue's figure, of which no pixel is masked."""
+    add_item(server, scene[0], "a", "2021-06-05", properties=NEW, stored=1000)
+    add_item(server, scene[0], "b", "2021-06-10", properties=NEW | {"eo:cloud_cover": 30.0}, stored=1000)
+    for item in server.items:
+        item["assets"]["B10"] = item["assets"]["B09"]
+        del item["assets"]["SCL"]
+    folder = fetch(l1c=True)
+    (patch,), _ = patches.read_many(patches.index(folder))
+    assert "B10" in channels_of(patch.s2, patch.s1)
+    assert (patch.s2[B10] == patch.s2[9]).all()
+    assert record(folder)["sentinel2"]["level"] == "L1C"
+    assert list(record(folder)["sentinel2"]["dates"]) == ["2021-06-05"]
+    server.items.pop(0)
+    with pytest.raises(MissingDataError, match="the clearest with 0 % of clear pixels"):
+        fetch(l1c=True, name="Cloudy")
 
 
 def test_offsets_follow_the_item():
