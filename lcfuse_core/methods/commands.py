@@ -131,9 +131,10 @@ def _run_compare(options: argparse.Namespace) -> int:
     else:
         apart = partial(_score_apart, _command(options, list(methods)))
         for (world, seed), result in _runtime.map_parallel(apart, seeds, jobs=options.jobs, cluster=options.cluster):
-            failed |= isinstance(result, BaseException)
+            has_failed = isinstance(result, BaseException)
+            failed |= has_failed
             of_world = "" if world is None else f"world {world}, "
-            print(f"{of_world}seed {seed}: {result}", file=sys.stderr if failed else sys.stdout)
+            print(f"{of_world}seed {seed}: {result}", file=sys.stderr if has_failed else sys.stdout)
     if options.out.exists():
         for regime, own in ledger.read(options.out).groupby("label_regime", sort=False):
             print(f"\nAA in per cent, {regime}, profile {options.profile}\n{protocol.over_seeds(own).to_string()}")
@@ -234,7 +235,7 @@ def _scored(experiment: Experiment, out: Path) -> set[str]:
             lines = lines if value is None else lines[:0]
         else:
             lines = lines[column.isna() if value is None else column == value]
-    return set(lines["parameters.method"])
+    return set(lines.get("parameters.method", ()))
 
 
 def _command(options: argparse.Namespace, names: Sequence[str]) -> list[str]:

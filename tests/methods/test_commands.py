@@ -216,6 +216,13 @@ def test_a_small_world_is_made_to_try_a_method(tmp_path, monkeypatch, capsys):
     assert ledger.read(out)["hashes.evaluation"].tolist() == [small["sha256"]]
 
 
+def test_a_ledger_of_lines_without_a_method_is_continued(folder, tmp_path):
+    out = tmp_path / "lines.jsonl"
+    out.write_text('{"kind": "notes", "label_regime": "coarse only"}\n')
+    assert compare(folder, out, "--seeds", "3", "--only", "MODIS label") == 0
+    assert list(ledger.read(out)["parameters.method"].dropna()) == ["MODIS label"]
+
+
 def test_the_shipped_ledger_of_the_seeds_is_complete():
     """Every learner and bound with five seeds, on the same worlds, with the profile smoke of today."""
     methods = {protocol.method_name(kind, power) for kind in protocol.NAMES for power in (0.0, 0.5)} | {"MODIS label"}
