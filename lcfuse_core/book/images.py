@@ -268,7 +268,7 @@ def show_panels(pictures: Mapping[str, NDArray[Any]], *, columns: int = 0, cells
     present = _present(picture for picture in pictures.values() if picture.ndim == 2)
     if grid.size > n and len(present) * _LEGEND_ROW_IN <= panel_in:  # it has room in a panel that is left over
         ax = grid.flat[n]
-        add_legend(ax, present, loc="center left")
+        add_legend(ax, present, loc="lower left")
         ax.get_legend().set_in_layout(False)
     elif present:
         fig.set_figheight(fig.get_figheight() + _LEGEND_ROW_IN * -(-len(present) // _LEGEND_COLUMNS) + 0.1)

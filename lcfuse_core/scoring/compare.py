@@ -36,7 +36,7 @@ BASELINE, OFFICIAL, SINGLE = "MODIS label", "DeepLabv3+, plain", "FCN, weighted"
 """The label as a map, the recipe of the contest's baseline, and the best network with (weighted) cross-entropy."""
 
 FUSION, BOUND = "Fusion, target regions", "DeepLabv3+, supervised, source regions"
-"""The default fusion, and an upper bound for coarse labels: a network trained on fine labels of other regions."""
+"""The default fusion, and a network trained on fine labels of other regions, those of the validation patches."""
 
 INTERPOLATED, INDUCTIVE = "MODIS label, interpolated", "FCN, weighted, cell_forward"
 """The best map without images, and one of the best networks of the source regions."""
