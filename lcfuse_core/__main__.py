@@ -35,6 +35,9 @@ from lcfuse_core.methods import commands as method_commands
 from lcfuse_core.scoring import ledger
 from lcfuse_core.training import commands as train_commands
 
+_MAY_BE_EMPTY = ("--train-root", "--data-root", "--data", "--reference")
+"""Options with a meaning of the empty text: the sample, or no reference. A parameter (-p) may be empty, too."""
+
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -108,10 +111,11 @@ def _write(stream: Any, text: str = "") -> bool:
 
 
 def _refuse_empty(words: list[str]) -> None:
-    """Raise ParameterError on an empty argument, which as a path is the current folder; parameters may be empty."""
+    """Raise ParameterError on an empty argument, which as a path is the current folder, where it has no meaning."""
     for number, word in enumerate(words):
-        is_value = words[number - 2 : number - 1] == ["-p"] if number > 1 else False
-        if not is_value and not (word.partition("=")[2] if re.match("--[a-z0-9-]+=", word) else word).strip():
+        may_be_empty = words[number - 1] in _MAY_BE_EMPTY if number else False
+        may_be_empty |= words[number - 2] == "-p" if number > 1 else False
+        if not may_be_empty and not (word.partition("=")[2] if re.match("--[a-z0-9-]+=", word) else word).strip():
             where = word.strip() or (words[number - 1] if number else "arguments")
             do = "Give it, or leave the option out: perhaps a variable of the shell is not set."
             raise ParameterError(where, found="an empty text", expected="a name, number or path", do=do)

@@ -13,6 +13,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 IMPORT_NAMES = {
     "yaml": "pyyaml", "sklearn": "scikit-learn", "PIL": "pillow", "cycler": "matplotlib", "IPython": "ipykernel",
+    "mpl_toolkits": "matplotlib",
 }  # fmt: skip
 """Name that is imported -> distribution, where they differ."""
 

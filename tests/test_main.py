@@ -187,8 +187,9 @@ def test_second_signal_ends_at_once(name):
     """The first one, such as Ctrl-C, starts an end that takes a minute here; the second one does not wait for it."""
     number = signal.Signals[name]
     script = """\
-import runpy, sys, time
+import runpy, signal, sys, time
 from lcfuse_core.data.sample import world
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 def slow(seed):
     try:
         print("begun", flush=True)

@@ -12,7 +12,7 @@ from lcfuse_core.errors import DataError
 from lcfuse_core.mapping import learn, make, scene
 from lcfuse_core.mapping import write as writing
 from lcfuse_core.mapping.coarse import open_coarse
-from lcfuse_core.mapping.predict import InterpolatedLabel, strips
+from lcfuse_core.mapping.predict import InterpolatedLabel, Network, strips
 from lcfuse_core.mapping.windows import Tiling
 from lcfuse_core.methods import baselines, few_cells
 from lcfuse_core.methods.fusion import FusionPlan, combine
@@ -52,7 +52,8 @@ def small(monkeypatch):
 
 
 def probabilities(one, opened, where=ALL):
-    return one.probabilities(one.forward(one.prepare(opened.read(*where), where), 1))
+    prepared = one.prepare(opened.read(*where), where)
+    return one.probabilities(one.forward(prepared, 1) if isinstance(one, Network) else prepared)
 
 
 def test_training_windows_have_the_labels_and_cells_of_their_pixels(labelled, monkeypatch):
