@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import rasterio
@@ -26,6 +26,7 @@ from rasterio.crs import CRS
 from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import aligned_target, calculate_default_transform
+from rasterio.windows import Window
 
 from lcfuse_core.data.bands import (
     N_S1,
@@ -215,9 +216,9 @@ def open_scene(
             if given is not None:
                 path, file = Path(given), stack.enter_context(open_raster(given))
                 with read_errors(path):
-                    sample = np.unique(file.read(1, out_shape=tuple(min(256, side) for side in file.shape)))
-                if file.count != 1 or sample.dtype.kind not in "iu" or sample.size > _MOST_CODES:
-                    found = f"bands: {file.count}, {file.dtypes[0]}, {sample.size} values"
+                    codes = _sample_of_codes(file) if file.count == 1 else np.empty(0, np.uint8)
+                if file.count != 1 or codes.dtype.kind not in "iu" or codes.size > _MOST_CODES:
+                    found = f"bands: {file.count}, {file.dtypes[0]}" + f", {codes.size} values" * (file.count == 1)
                     do = "Write a mask that is 0 where the ground is visible: a probability needs a threshold."
                     raise DataError(path, found=found, expected=f"1 band, up to {_MOST_CODES} whole numbers", do=do)
                 # A nodata tag of 0 is common in masks, and 0 means clear.
@@ -227,6 +228,14 @@ def open_scene(
         _check_values(scene)
         scene.repairs += tuple(notes)
         yield scene
+
+
+def _sample_of_codes(file: Any) -> NDArray[Any]:
+    """Return the values in up to nine windows of a mask: to decompress all of it may take minutes."""
+    at = [sorted({0, max(0, side - 256) // 2, max(0, side - 256)}) for side in file.shape]
+    size = [min(256, side) for side in reversed(file.shape)]
+    windows = [Window(col, row, *size) for row in at[0] for col in at[1]]
+    return np.unique(np.concatenate([file.read(1, window=window).ravel() for window in windows]))
 
 
 def _band_files(paths: Sequence[Path]) -> list[Path]:

@@ -11,7 +11,7 @@ from rasterio.warp import Resampling, reproject
 
 from lcfuse_core.data.bands import S2_BANDS
 from lcfuse_core.errors import DataError, GridError, MissingDataError
-from lcfuse_core.mapping.scene import open_scene
+from lcfuse_core.mapping.scene import _sample_of_codes, open_scene
 
 ALL = slice(0, 150), slice(0, 200)
 FILE_NAMES = [f"B{band[1:]:>02}" if band != "B8A" else band for band in S2_BANDS]
@@ -206,6 +206,15 @@ def test_codes_that_are_not_of_the_scene_classification_hide_the_ground(files, t
     valid = whole(s2_path, scl=write(tmp_path / "m.tif", codes))[0].valid
     np.testing.assert_array_equal(valid.all(axis=1), np.arange(150) >= 60)
     refused("masks m.tif", s2_path, scl=write(tmp_path / "m.tif", np.full_like(codes, code)))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (100, 300), (256, 257), (700, 900)])
+def test_the_sample_of_a_mask_has_its_corners_and_its_middle(tmp_path, shape):
+    """At most nine windows are read, however large the mask is."""
+    codes = np.zeros((1, *shape), np.uint8)
+    codes[0, 0, 0], codes[0, 0, -1], codes[0, shape[0] // 2, shape[1] // 2], codes[0, -1, -1] = 1, 2, 3, 4
+    with rasterio.open(write(tmp_path / "m.tif", codes)) as file:
+        assert set(_sample_of_codes(file)) == set(np.unique(codes))
 
 
 @pytest.mark.parametrize("kind", ["clouds", "scl"])
