@@ -56,6 +56,26 @@ def test_a_list_goes_on_after_a_failure(service, tmp_path, capsys):
     assert not (tmp_path / "Sea").exists()
 
 
+@pytest.mark.slow
+def test_a_list_is_fetched_on_a_dask_cluster(service, tmp_path, capsys):
+    """Each place is a task; a failure on a worker is reported here."""
+    distributed = pytest.importorskip("distributed")
+    found, services = service
+    good = f"lon: {found.lon}, lat: {found.lat}, size_km: 2.56"
+    (tmp_path / "list.yaml").write_text(
+        f"- {{name: A, {good}}}\n- {{name: B, {good}}}\n- {{name: Sea, lon: -30, lat: 20}}\n"
+    )
+    given = ["place", "--places", str(tmp_path / "list.yaml"), "--services", str(services), "--out", str(tmp_path)]
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", local_directory=str(tmp_path / "dask")
+    ) as cluster:
+        assert main([*given, "--cluster", cluster.scheduler_address]) == 1
+    output = capsys.readouterr()
+    assert "3 places: 2 complete, 1 failed" in output.out
+    assert "Sea: " in output.err
+    assert (tmp_path / "A" / "s2.tif").read_bytes() == (tmp_path / "B" / "s2.tif").read_bytes()
+
+
 @pytest.mark.parametrize("given", [[], ["--lon", "1"], ["--lon", "1", "--lat", "2", "--places", "x.yaml"]])
 def test_one_place_or_a_list(given, tmp_path, capsys):
     assert main(["place", *given, "--out", str(tmp_path)]) == 2
