@@ -9,6 +9,7 @@ a sensor with the statements of the file applied: order of the bands by name, no
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,6 +73,9 @@ def open_raster(path: str | os.PathLike[str], do: str = AGAIN) -> Any:
         If it is of another format or damaged, or declares blocks that would take too much memory.
     """
     path = Path(path).absolute()  # rasterio then takes no name for an address
+    if re.search("[\ud800-\udfff]", str(path)):  # bytes that are no text, for which Python has such characters
+        do = "Rename the file or folder: records could not hold its name."
+        raise DataError(ascii(str(path)), found="a name that is not UTF-8", expected="a name in UTF-8", do=do)
     if not os.path.isfile(path):
         found = "a folder" if os.path.isdir(path) else "no such file"
         advice = "Give its raster files." if os.path.isdir(path) else "Check the path, or unpack the file again."

@@ -73,15 +73,7 @@ def open_source(
     MissingDataError, DataError, GridError, ParameterError
         If no patch has the files for these labels, all are damaged, or sizes differ; on other labels or budgets.
     """
-    check_labels(labels)
-    table = data if isinstance(data, pd.DataFrame) else index(data)
-    rows = complete(table, LABEL_KINDS[labels])
-    if rows.empty:
-        where = "patches" if isinstance(data, pd.DataFrame) else data
-        found, expected = f"{len(table)} patches, none complete", f"patches with {', '.join(LABEL_KINDS[labels])} files"
-        raise MissingDataError(where, found=found, expected=expected, do=f"Fetch the files for {labels} labels.")
-    if len(rows) < len(table):
-        print(f"{len(table) - len(rows)} of {len(table)} patches left out: they lack a file (patches.incomplete)")
+    rows = labelled(data, labels)
     rows_px, cols_px = _size(rows)
     if len(rows) * rows_px * cols_px * _BYTES_PER_PIXEL <= 1e9 * _budget(memory_gb):
         stack, report = read_stack(rows, labels)
@@ -94,6 +86,24 @@ def open_source(
     if report.skipped or report.repaired:
         print(report)
     return source
+
+
+def labelled(data: Path | str | pd.DataFrame, labels: str) -> pd.DataFrame:
+    """
+    Return the rows of a folder or an index that have the files for *labels*, and print how many lack one.
+
+    Raises MissingDataError if all do, ParameterError on labels that are not in `source.LABEL_KINDS`.
+    """
+    check_labels(labels)
+    table = data if isinstance(data, pd.DataFrame) else index(data)
+    rows = complete(table, LABEL_KINDS[labels])
+    if rows.empty:
+        where = "patches" if isinstance(data, pd.DataFrame) else data
+        found, expected = f"{len(table)} patches, none complete", f"patches with {', '.join(LABEL_KINDS[labels])} files"
+        raise MissingDataError(where, found=found, expected=expected, do=f"Fetch the files for {labels} labels.")
+    if len(rows) < len(table):
+        print(f"{len(table) - len(rows)} of {len(table)} patches left out: they lack a file (patches.incomplete)")
+    return rows
 
 
 def _budget(memory_gb: float | None) -> float:

@@ -112,7 +112,12 @@ def _map_one(options: argparse.Namespace) -> int:
 
 def _map_list(options: argparse.Namespace) -> int:
     """Map the scenes of a list; report the failures together and return 1 if there are any."""
-    scenes = [(name, _arguments(options, name, row)) for name, row in _read_list(options.list).items()]
+    rows = _read_list(options.list)
+    unused = [f"--{name}" for name in ("legend", "band") if getattr(options, name) not in (None, "")]
+    if unused and not options.coarse and not any("coarse" in row for row in rows.values()):
+        found, do = f"{' and '.join(unused)} without a coarse map", "Leave it out, or give the column coarse."
+        raise ParameterError(options.list, found=found, expected="a coarse map in some scene", do=do)
+    scenes = [(name, _arguments(options, name, row)) for name, row in rows.items()]
     map_scene = partial(_map_apart, threads="1" if options.cluster or options.jobs > 1 else "")
     failures = {}
     for (name, _), outcome in _runtime.map_parallel(map_scene, scenes, jobs=options.jobs, cluster=options.cluster):
@@ -175,6 +180,8 @@ def _read_list(path: Path) -> dict[str, dict[str, Path]]:
         if None in row or not (row["s2"] or "").strip():
             found = "too many columns" if None in row else "no s2"
             do = "Give the Sentinel-2 file of the scene in column s2."
+            if None in row:
+                do = "Give one value for each column, and put a path with a comma in quotation marks."
             raise ParameterError(where, found=found, expected=", ".join(columns), do=do)
         given = {column: (row.get(column) or "").strip() for column in _COLUMNS[1:]}
         scenes[name] = {column: (path.parent / value).absolute() for column, value in given.items() if value}

@@ -393,6 +393,11 @@ def _check_values(scene: Scene) -> None:
         parts = [next((part for part in found if part.valid.any()), parts[0])]
     parts = [part for part in parts if part.valid.any()]
     if not parts:
+        for r, c in ((r, c) for r in row_starts for c in col_starts if scene._s1):
+            at = slice(r, min(r + _PROBE_PX, rows)), slice(c, min(c + _PROBE_PX, cols))
+            radar = np.concatenate([raster.read(*at)[0] for raster in scene._s1]).reshape(N_S1, -1)
+            if (known := (np.isfinite(radar) & (radar != 0)).all(axis=0)).any():  # outside of the range it is no data
+                check_s1(scene._s1[0].path, radar[:, known].astype(np.float32))
         cause = ", ".join(mask.path.name for mask, _ in scene._masks)
         do = f"Check that its files show the same area{f', and the masks {cause}' if cause else ''}."
         raise DataError(scene.files[0], found="no pixel with data", expected="a part that all files cover", do=do)

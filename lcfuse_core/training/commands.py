@@ -83,12 +83,10 @@ def _sources(
     folder: Path, validation: Path | None, labels: str, fine: bool
 ) -> tuple[PatchSource, dict[str, PatchSource]]:
     """Return the patches to learn from, and by name those to evaluate on: held-out scenes, validation split."""
-    from lcfuse_core.data import patches
-    from lcfuse_core.data.source import LABEL_KINDS
-    from lcfuse_core.data.streamed import open_source
+    from lcfuse_core.data.streamed import labelled, open_source
     from lcfuse_core.scoring import protocol
 
-    table, sources = patches.complete(patches.index(folder), LABEL_KINDS[labels]), {}
+    table, sources = labelled(folder, labels), {}
     if table["scene_id"].nunique() > 1:
         table, held_out = protocol.split_scenes(table)
         sources["held_out"] = open_source(held_out, labels)

@@ -378,6 +378,15 @@ def test_rasters_of_envi_are_read_with_their_header(tmp_path):
         files.read_layer(tmp_path / "a.img", "s1")
 
 
+def test_a_name_that_is_not_utf8_is_refused_when_it_is_opened(tmp_path):
+    """Below a given folder there may be names in Latin-1, as old archives have them."""
+    path = tmp_path / os.fsdecode(b"ROIs1158_spring_s1_1_p\xe4.tif")
+    path.write_bytes(b"II*\0")
+    with pytest.raises(DataError, match="found a name that is not UTF-8") as refused:
+        rasters.open_raster(path)
+    str(refused.value).encode()  # can be printed
+
+
 def test_side_car_files_change_nothing(tmp_path):
     """Mask, world file and metadata beside a GeoTIFF."""
     path = write_tif(tmp_path / "a.tif", S1, crs=None, transform=None)

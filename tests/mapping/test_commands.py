@@ -170,6 +170,14 @@ def test_list_is_mapped_failures_are_reported_together_and_finished_scenes_found
     assert '"symmetries": 2' in json.dumps(json.loads((scenes / "maps/p1/landcover.json").read_text()))
 
 
+@pytest.mark.parametrize("option", ["--legend", "--band"])
+def test_an_option_of_coarse_maps_is_refused_for_a_list_without_one(scenes, capsys, option):
+    words = ["map", "--list", str(scenes / "data/list.csv"), "--out", str(scenes / "maps"), option, "1"]
+    assert shell.main([*words, "--model", str(scenes / "net.safetensors")]) == 2
+    assert f"found {option} without a coarse map" in capsys.readouterr().err
+    assert not (scenes / "maps").exists()
+
+
 @pytest.mark.slow
 def test_list_is_mapped_on_a_cluster_that_loses_a_worker(scenes, capsys):
     """Two workers; one is killed as soon as a scene has begun. All maps are those that one process makes."""

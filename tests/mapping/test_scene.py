@@ -208,6 +208,14 @@ def test_codes_that_are_not_of_the_scene_classification_hide_the_ground(files, t
     refused("masks m.tif", s2_path, scl=write(tmp_path / "m.tif", np.full_like(codes, code)))
 
 
+def test_radar_of_another_unit_everywhere_is_named(files, tmp_path):
+    """All values outside the range of dB would else be no data, and the message about the other file."""
+    s2_path, s1_path, *_ = files
+    with rasterio.open(s1_path) as file:
+        radar = file.read()
+    refused("x12.tif: found V. from .*expected dB", s2_path, write(tmp_path / "x12.tif", 12 * radar))
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (100, 300), (256, 257), (700, 900)])
 def test_the_sample_of_a_mask_has_its_corners_and_its_middle(tmp_path, shape):
     """At most nine windows are read, however large the mask is."""

@@ -72,6 +72,20 @@ def test_a_patch_with_nan_is_reported_by_name(tmp_path, call, capsys):
     assert "NaN" in shown
 
 
+def test_patches_without_a_label_are_counted_and_a_folder_of_them_is_named(folder, tmp_path, call, capsys):
+    """Not left out without a word."""
+    for scene in ("1", "2", "3"):
+        write_scene(tmp_path / "data", TOP, scene)
+    for path in sorted((tmp_path / "data").rglob("*_lc_*.tif"))[::2]:
+        path.unlink()
+    call(tmp_path / "data")
+    assert "3 of 6 patches left out: they lack a file" in capsys.readouterr().out
+    for path in (tmp_path / "data").rglob("*_lc_*.tif"):
+        path.unlink()
+    assert shell.main(["train", str(tmp_path / "data"), "--out", str(tmp_path / "run")]) == 2
+    assert f"{tmp_path / 'data'}: found 6 patches, none complete" in capsys.readouterr().err
+
+
 def test_validation_opens_the_validation_split_alone(folder, tmp_path, call, monkeypatch):
     """Also against the fine reference: no file of the test split is opened; a folder without the split is refused."""
     root, opened = tmp_path / "dfc2020", []
