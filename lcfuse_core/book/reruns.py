@@ -108,9 +108,18 @@ def grid(
     """
     Return the runs that a command line describes; a single one has *out* itself as its folder.
 
-    *given* are the names and texts after each `-p`; *out* and *book* the folders of the results and of the chapters.
-    Relative paths of the profile start at the current folder, not at *out*. Raises ParameterError, which lists the
-    known chapters, names, values or profiles, or MissingDataError, which names the notebook that the book lacks.
+    Parameters
+    ----------
+    chapter, given, profile : str, sequence of (name, text), str
+        Names of chapter and profile, and each pair after `-p`. Relative paths of the profile start at the current
+        folder, not at *out*.
+    out, book : Path
+        Folders of the results and of the chapters.
+
+    Raises
+    ------
+    ParameterError, MissingDataError
+        Lists the known chapters, names, values or profiles; names the notebook that the book lacks.
     """
     values = parse(chapter, given, profile)
     where = book / f"{chapter}.ipynb"
@@ -288,8 +297,14 @@ def execute_all(
     """
     Execute all runs of a grid, and return their outcomes in the same order; a failure does not stop the others.
 
-    *jobs* run at a time on this machine, or on a *cluster*: the address of a Dask scheduler, such as tcp://host:8786.
-    *tell* is called with a line as each run ends.
+    Parameters
+    ----------
+    runs : sequence of Run
+        As `grid` returns them.
+    jobs, cluster : int, str
+        Runs at a time on this machine, or the address of a Dask scheduler, such as tcp://host:8786.
+    tell : callable
+        Is called with a line as each run ends.
     """
     outcomes: dict[str, Outcome] = {}
     threads = 1 if cluster else max(1, (os.cpu_count() or 1) // jobs)

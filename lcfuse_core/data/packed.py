@@ -78,7 +78,12 @@ def _open_scene(path: str, _: int) -> PackedScene:
 
 class PackedScene:
     """
-    One packed scene of H x W pixels of 10 m, by the path of its `.json` file; patches may leave parts uncovered.
+    One packed scene of H x W pixels of 10 m; parts of it may be covered by no patch.
+
+    Parameters
+    ----------
+    path : path
+        Its `.json` file; the `.npy` file lies beside it.
 
     Attributes
     ----------
@@ -95,8 +100,10 @@ class PackedScene:
 
     Raises
     ------
-    MissingDataError, DataError
-        If a file is missing, the description damaged, or the pixels have another size than it states.
+    MissingDataError
+        If one of the two files is missing.
+    DataError
+        If the description is damaged, or the pixels do not have the size that it states.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

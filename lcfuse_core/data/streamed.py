@@ -64,14 +64,27 @@ def open_source(
     """
     Open patches for training: in memory if they fit, else on disk.
 
-    *data* is a folder of patches or of packed scenes, or chosen rows of `patches.index`; *labels* a kind out of
-    `source.LABEL_KINDS`; *memory_gb* the budget for patches in memory in 10^9 bytes, by default LCFUSE_MEMORY_GB or
-    `_MEMORY_GB`. Damaged patches are left out; their number and names, and those of repaired patches, are printed.
+    Damaged patches are left out. Their number and names, and those of repaired patches, are printed.
+
+    Parameters
+    ----------
+    data : path or DataFrame
+        A folder of patches or of packed scenes, or chosen rows of `patches.index`.
+    labels : str
+        Kind of the labels, out of `source.LABEL_KINDS`.
+    memory_gb : float, optional
+        Budget for patches in memory, in 10^9 bytes; by default LCFUSE_MEMORY_GB or `_MEMORY_GB`.
 
     Raises
     ------
-    MissingDataError, DataError, GridError, ParameterError
-        If no patch has the files for these labels, all are damaged, or sizes differ; on other labels or budgets.
+    MissingDataError
+        If no patch has the files that these labels need.
+    DataError
+        If all patches are damaged.
+    GridError
+        If patches differ in size.
+    ParameterError
+        If the budget is not a number, or there are no such labels.
     """
     rows = labelled(data, labels)
     rows_px, cols_px = _size(rows)
@@ -132,8 +145,22 @@ class PatchFiles(PatchSource):
     """
     Patches on disk, of which only the pixels of a crop are read: GeoTIFFs or packed scenes.
 
-    Made of rows of `patches.index` that have the files for the labels. `report` has the patches that were repaired, and
-    those that are left out because they are damaged. Raises as `open_source`.
+    Parameters
+    ----------
+    rows : DataFrame
+        Rows of `patches.index` that have the files for the labels.
+    labels : str
+        As for `PatchStack`.
+
+    Attributes
+    ----------
+    report : Report
+        The patches that were repaired, and those that are left out because they are damaged.
+
+    Raises
+    ------
+    DataError, GridError
+        As for `open_source`.
     """
 
     def __init__(self, rows: pd.DataFrame, labels: str = "modis") -> None:

@@ -70,11 +70,25 @@ def train_on_scene(
     as they were. Its weight depends on the number of cells, and on the probability that it predicts the labels of
     held-out cells better than a forest that was trained on the other cells.
 
-    Copies of the *networks* are fine-tuned; without any, one network is trained from fresh weights. Each training has a
-    folder in *folder*: a finished one is found, an interrupted one continues. *steps* are by default `STEPS`, in
-    proportion to the cells if these are few. *report* gets a message if a third member was added.
+    Parameters
+    ----------
+    scene, coarse : Scene, CoarseMap
+        Images and labels.
+    networks : sequence of Network
+        Copies are fine-tuned; without any, one network is trained from fresh weights.
+    folder : path
+        Each training has a folder in it: a finished one is found, an interrupted one continues.
+    steps : int, optional
+        Training steps; by default `STEPS`, in proportion to the cells if these are few.
+    progress : bool
+        Whether to show a bar.
+    report : callable
+        Gets a message if a third member was added.
 
-    Raises DataError if no window is clear enough and labelled with one of the eight classes.
+    Raises
+    ------
+    DataError
+        If no window is clear enough and labelled with one of the eight classes.
     """
     starts: list[checkpoint.Run | None] = [network.run for network in networks] or [None]
     fresh = TrainPlan(inputs=("s2", "s1") if scene.has_s1 else ("s2",))

@@ -107,10 +107,22 @@ def make_map(
     """
     Map the scene of *inputs* into the folder *out*.
 
-    Those of the *networks* that fit the sensors of the scene are used (`choose`). Without any, a network and a random
-    forest are trained on the coarse labels of the scene, and their probabilities averaged: the default fusion of the
-    book, which has a third member where the scene has few coarse cells (`learn.train_on_scene`). *report* gets messages
-    on training and repairs.
+    Parameters
+    ----------
+    inputs : Inputs
+        Files of the scene.
+    networks : sequence of Network
+        Those that fit the sensors of the scene are used (`choose`). Without any, a network and a random forest are
+        trained on the coarse labels of the scene, and their probabilities averaged: the default fusion of the book,
+        which has a third member where the scene has few coarse cells (`learn.train_on_scene`).
+    out : path
+        Folder of the map.
+    options : MapOptions, optional
+        See there.
+    progress : bool
+        Whether to show bars.
+    report : callable
+        Gets messages on training and repairs.
 
     Raises
     ------

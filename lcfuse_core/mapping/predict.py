@@ -203,11 +203,21 @@ def map_scene(
     margin: int = 0,
 ) -> NDArray[np.float32]:
     """
-    Return the probabilities of a scene in memory, float32 (8, H, W), predicted in windows (see there) and blended.
+    Return the probabilities of a scene in memory, float32 (8, H, W), predicted in windows and blended.
 
-    *predict* is called with S2 (13, h, w), reflectance x 10000, and S1 (2, h, w), dB, of one window; it returns
-    probabilities (8, h, w). Raises GridError, ParameterError or DataError if sizes differ, the windows are impossible,
-    or probabilities are not finite.
+    Parameters
+    ----------
+    predict : callable
+        Called with S2 (13, h, w) and S1 (2, h, w) of one window; returns probabilities (8, h, w).
+    s2, s1 : ndarray
+        (13, H, W), reflectance x 10000, and (2, H, W), dB.
+    window, overlap, margin : int
+        Pixels; see `windows`.
+
+    Raises
+    ------
+    GridError, ParameterError, DataError
+        If sizes differ, the windows are impossible, or probabilities are not finite.
     """
     if s2.ndim != 3 or s1.ndim != 3 or s2.shape[1:] != s1.shape[1:]:
         do = "Hand over both layers of one patch or scene."

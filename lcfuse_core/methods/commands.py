@@ -189,7 +189,10 @@ def score(experiment: Experiment, methods: Mapping[str, Method], out: Path) -> b
     """
     Train the methods, evaluate them in one pass over the patches, and append a line for each to a ledger.
 
-    Returns whether a method failed: its error is printed, and the others are evaluated.
+    Returns
+    -------
+    bool
+        Whether a method failed. Its error is printed, and the others are evaluated.
     """
     from lcfuse_core.scoring import protocol
 

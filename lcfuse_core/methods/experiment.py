@@ -83,8 +83,13 @@ class Experiment:
     """
     The data and networks of one set of parameters.
 
-    Parameters have the names of `settings.Settings`; `profile` and `seed` are needed. An empty or missing root means
-    the synthetic sample of `world`, by default that of `seed`. A `checkpoint` replaces the network of its kind.
+    Parameters
+    ----------
+    name : str
+        What is done, such as the name of a chapter; the `kind` of its ledger lines.
+    parameters : dict
+        Values by parameter name (`settings.Settings`); `profile` and `seed` are needed. An empty or missing root means
+        the synthetic sample of `world`, by default that of `seed`. A `checkpoint` replaces the network of its kind.
     """
 
     name: str  # what is done, such as the name of a chapter; the `kind` of its ledger lines
@@ -235,11 +240,23 @@ class Experiment:
         self, start: Run | TrainPlan, *, each_region: bool = False, **changes: Any
     ) -> tuple[Predict, float]:
         """
-        Return a network that was fine-tuned on the target regions (transductive), and the seconds of its training.
+        Return a network that was fine-tuned on the target regions: transductive learning.
 
-        *start* is the network to start from, or a plan to start from fresh weights; *changes* are those of
-        `adapt.adaptation_plan`. With *each_region* a copy is trained for each region, with its part of the steps,
-        instead of one for all.
+        Parameters
+        ----------
+        start : Run or TrainPlan
+            The network to start from; a plan starts from fresh weights.
+        each_region : bool
+            Whether to train a copy for each region, with its part of the steps, instead of one for all regions.
+        **changes
+            To the plan; see `adapt.adaptation_plan`.
+
+        Returns
+        -------
+        predict : callable
+            Probabilities of a patch.
+        seconds : float
+            Duration of the fine-tuning.
         """
         run, base = (start, start.plan) if isinstance(start, Run) else (None, start)
         own = self.plan(base.network, base.class_weight_power)  # of a given checkpoint only the kind counts
@@ -340,9 +357,16 @@ class Experiment:
         """
         Append a line to the ledger: the scores of a method with the parameters of this experiment.
 
-        *found* is a result of `protocol.evaluate_methods`, or scores over all pixels; claims need a result.
-        *label_regime* is one of `ledger.LABEL_REGIMES`, *regime* "inductive" or "transductive". *parameters*, *cost*
-        (durations) and *hashes* (SHA-256) are further ones, beside those of the experiment.
+        Parameters
+        ----------
+        method : str
+            Name of the method.
+        found : Result or Scores
+            A result of `protocol.evaluate_methods`, or scores over all pixels; claims need a result.
+        label_regime, regime : str
+            One of `ledger.LABEL_REGIMES`, "inductive" or "transductive".
+        parameters, cost, hashes : mapping, optional
+            Beside those of the experiment; durations; SHA-256 beside those of the data.
         """
         entry = ledger.new_entry(
             self.name,

@@ -47,10 +47,14 @@ def scarcity(cells: float) -> float:
 
 def third_weight(cells: float, preference: float) -> float:
     """
-    Return the weight of a third member, which has not learned from the target regions, for *cells* per region.
+    Return the weight of a third member, which has not learned from the target regions.
 
-    From half of `FEW_CELLS` on it falls, and from `FEW_CELLS` on it is exactly 0. Below, it is `LEAST_WEIGHT` for a
-    *preference* of 0, 1 for a preference of 1, and in proportion between.
+    Parameters
+    ----------
+    cells : float
+        Coarse cells per region. From half of `FEW_CELLS` on the weight falls, and from `FEW_CELLS` on it is exactly 0.
+    preference : float
+        Of `preference`: for 0 the weight is `LEAST_WEIGHT`, for 1 it is 1, and in proportion between.
     """
     return min(1.0, 2.0 * scarcity(cells)) * (LEAST_WEIGHT + (1.0 - LEAST_WEIGHT) * preference)
 
@@ -69,10 +73,21 @@ def preference(third: Predict, other: Predict, source: PatchSource, matrix: Matr
     """
     Return the probability that *third* predicts the labels of coarse cells better than *other*, 0 to 1.
 
-    Both give probabilities of a patch; neither may have learned from the cell that it predicts. *source* are the target
-    regions, with labels "modis+savanna", *matrix* is p(coarse | fine), and *pixels* are sampled per patch, see
-    `fusion.gather`. By the normal distribution, from the mean difference of log p(label) over the cells and its
-    standard error.
+    Parameters
+    ----------
+    third, other : callable
+        Probabilities of a patch. Neither may have learned from the cell that it predicts.
+    source : PatchSource
+        Of the target regions, with labels "modis+savanna".
+    matrix : ndarray, shape (8, 9)
+        p(coarse | fine).
+    pixels : int
+        Sampled per patch, see `fusion.gather`.
+
+    Returns
+    -------
+    float
+        By the normal distribution, from the mean difference of log p(label) over the cells and its standard error.
     """
     evidence = gather({"third": third, "other": other}, source, pixels=pixels)
     ratio = np.log(np.maximum([own.likelihood(matrix) for own in evidence.values()], 1e-12))

@@ -66,9 +66,16 @@ class FusionPlan:
 
     def prior_factor(self, labels: NDArray[np.uint8], posterior: Matrix) -> NDArray[np.float32]:
         """
-        Return the factor by which the coarse labels, as in `coarse_prior`, multiply probabilities, float32 (8, H, W).
+        Return the factor by which the coarse labels multiply the probabilities, float32 (8, H, W).
 
         A part of a scene gets the factor of the whole scene at all pixels that lie `prior_reach_px` or more inside.
+
+        Parameters
+        ----------
+        labels : ndarray of uint8, shape (H, W)
+            Coarse labels 0..8, 255 = unknown.
+        posterior : ndarray, shape (9, 8)
+            p(fine | coarse).
         """
         doubted = (1 - self.prior_doubt) * posterior + self.prior_doubt / _N
         prior = coarse_prior(labels, doubted, self.prior_blur_px)
@@ -80,8 +87,16 @@ class Fusion:
     """
     Ensemble members, the plan of their combination, and what was fitted.
 
-    Members are functions by name that give the probabilities (8, H, W) of a patch. *posterior* is p(fine | coarse),
-    (9, 8), as `transition.posterior` returns it; unknown labels have a uniform prior.
+    Parameters
+    ----------
+    members : mapping
+        Functions by name that give the probabilities (8, H, W) of a patch.
+    plan : FusionPlan
+        How they are combined.
+    posterior : ndarray, shape (9, 8), optional
+        p(fine | coarse), as `transition.posterior` returns it; unknown labels have a uniform prior.
+    temperatures, weights : dict
+        By name; 1 and equal until `fit`.
     """
 
     members: Mapping[str, Predict]
@@ -102,9 +117,14 @@ class Fusion:
 
     def fit(self, evidence: Mapping[str, Evidence], matrix: Matrix) -> None:
         """
-        Fit temperatures and weights, as the plan has them, on the coarse labels of cells; *matrix* is p(coarse | fine).
+        Fit temperatures and weights, as the plan has them, on the coarse labels of cells.
 
-        *evidence* comes from `gather`; not of training patches, on which overfitted members look too good.
+        Parameters
+        ----------
+        evidence : mapping
+            Of each member by `gather`; not of training patches, on which overfitted members look too good.
+        matrix : ndarray, shape (8, 9)
+            p(coarse | fine).
         """
         if self.plan.calibrated:
             self.temperatures |= {name: _best_temperature(found, matrix) for name, found in evidence.items()}
@@ -154,8 +174,14 @@ def coarse_prior(labels: NDArray[np.uint8], posterior: Matrix, blur_px: float = 
     """
     Return the prior of each pixel's class given the label of its cell, float32 (8, H, W), largest value 1.
 
-    *labels*, uint8 (H, W), are coarse labels 0..8 on the true outlines of the cells, 255 = unknown: all classes alike.
-    *posterior*, (9, 8), is p(fine | coarse). A Gaussian of standard deviation *blur_px* pixels smooths the prior.
+    Parameters
+    ----------
+    labels : ndarray of uint8, shape (H, W)
+        Coarse labels 0..8 on the true outlines of the cells, 255 = unknown: all classes alike.
+    posterior : ndarray, shape (9, 8)
+        p(fine | coarse).
+    blur_px : float
+        Standard deviation of a Gaussian that smooths the prior, in pixels.
     """
     table = np.full((256, _N), 1 / _N)
     table[: len(posterior)] = posterior
@@ -192,8 +218,21 @@ def gather(
     """
     Return the predictions of each member for a sample of pixels, with the labels of their cells.
 
-    *source* has labels "modis+savanna". The sample, of *seed*, has so many *pixels* per patch, or fewer if it would
-    exceed `adapt.MOST_PIXELS`. Raises DataError if no patch has a coarse label.
+    Parameters
+    ----------
+    members : mapping
+        Functions that give probabilities from the images of a patch.
+    source : PatchSource
+        With labels "modis+savanna".
+    pixels : int
+        Per patch; fewer if the sample would exceed `adapt.MOST_PIXELS`.
+    seed : int
+        Of the sample.
+
+    Raises
+    ------
+    DataError
+        If no patch has a coarse label.
     """
     rng, pixels = np.random.default_rng(seed), min(pixels, max(1, MOST_PIXELS // len(source)))
     parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in members}
@@ -234,9 +273,13 @@ def member_weights(likelihoods: NDArray[np.floating]) -> NDArray[np.float64]:
     """
     Return the weights of members, (A,), sum 1, under whose mean the labels of the cells are likeliest.
 
-    *likelihoods*, (A, J), are p(label of cell j) by member a alone. Maximises sum_j log sum_a w_a L_aj, which has one
-    maximum, by the EM steps of a mixture. A member that adds nothing to the others gets a weight near 0; equal members
-    keep equal weights.
+    Maximises sum_j log sum_a w_a L_aj, which has one maximum, by the EM steps of a mixture. A member that adds nothing
+    to the others gets a weight near 0; equal members keep equal weights.
+
+    Parameters
+    ----------
+    likelihoods : ndarray, shape (A, J)
+        p(label of cell j) by member a alone.
     """
     likelihood = np.asarray(likelihoods, np.float64)
     weights = np.full(len(likelihood), 1 / len(likelihood))

@@ -32,11 +32,27 @@ def adjusted(
     """
     Estimate areas from the error matrix of a sample that is stratified by the map.
 
-    *sample*, int (n, n), are the sampled pixels by (map class, reference class); *mapped*, (n,), is the area of each
-    map class in any unit. Returns the error-adjusted area of each reference class, (n,), and its standard error, in
-    that unit. Raises GridError if the shapes do not fit, DataError if a class that was mapped has fewer than two
-    samples.
+    Parameters
+    ----------
+    sample : ndarray of int, shape (n, n)
+        Sampled pixels by (map class, reference class).
+    mapped : ndarray, shape (n,)
+        Area of each map class in any unit; the sum is the area of the region.
 
+    Returns
+    -------
+    area, error : ndarray of float64, shape (n,)
+        Error-adjusted area of each reference class, and its standard error, in the same unit.
+
+    Raises
+    ------
+    GridError
+        If the shapes do not fit.
+    DataError
+        If a class that was mapped has fewer than two samples.
+
+    Examples
+    --------
     >>> adjusted(np.array([[9, 1], [2, 8]]), np.array([100, 300]))[0].round(1).tolist()
     [150.0, 250.0]
     """
@@ -67,8 +83,13 @@ def from_confusion(counts: NDArray[np.integer], mapped: dict[str, int]) -> pd.Da
     """
     Return a table of areas in hectares: of the map's pixels, error-adjusted, and half the width of the 95 % interval.
 
-    *counts* are the sampled pixels, int (11, 11), as `scores.confusion` returns them; *mapped* are the pixels of 10 m
-    of each class of the whole map, as `pixels_of` returns them.
+    Parameters
+    ----------
+    counts : ndarray of int, shape (11, 11)
+        Sampled pixels by (reference code, mapped code), as `scores.confusion` returns them.
+    mapped : dict of str to int
+        Pixels of 10 m of each class of the whole map, by name, as `pixels_of` returns them.
+
     """
     codes, names = list(SCORED), [DFC2020.name_of(code) for code in SCORED]
     sample = np.asarray(counts)[np.ix_(codes, codes)].T

@@ -65,10 +65,23 @@ def interval(
     """
     Compute a score of all groups together, with its 95 % confidence interval.
 
-    *groups*, int (n, 11, 11), are the confusion counts of each scene (or region); groups in which the score is
-    undefined are left out. *score* is a name that `scores.compute_score` takes, such as "aa" or "recall.Water", and
-    *method* "bootstrap" with so many *draws*, "jackknife" or "percentile"; see the head of this file. Raises GridError
-    if the counts have another shape, ParameterError if the method or score is unknown.
+    Parameters
+    ----------
+    groups : ndarray of int, shape (n, 11, 11)
+        Confusion counts of each scene (or region). Groups in which the score is undefined are left out.
+    score : str
+        A name that `scores.compute_score` takes, such as "aa" or "recall.Water".
+    method : str
+        "bootstrap", "jackknife" or "percentile"; see the head of this file.
+    draws : int
+        Of the bootstrap.
+
+    Raises
+    ------
+    GridError
+        If the counts have another shape.
+    ParameterError
+        If the method or score is unknown.
     """
     return _interval(_checked(groups), partial(compute_score, name=score), 0.0, method, draws)
 
@@ -80,8 +93,19 @@ def difference(
     Compute by how much one map scores higher than another, paired: both maps are resampled by the same scenes.
 
     The interval, in -1..1, is far narrower than those of the two scores suggest, because a difficult scene is difficult
-    for both maps. *groups* and *others* are the counts of the two maps in the *same* scenes in the same order. The
-    other parameters and the errors are those of `interval`; GridError also if the reference pixels of the maps differ.
+    for both maps.
+
+    Parameters
+    ----------
+    groups, others : ndarray of int, shape (n, 11, 11)
+        Counts of the two maps in the *same* scenes in the same order.
+    score, method
+        As for `interval`.
+
+    Raises
+    ------
+    GridError, ParameterError
+        As `interval`, and if the reference pixels of the two maps differ.
     """
     one, other = _checked(groups), _checked(others)
     if one.shape != other.shape or (one.sum(-1) != other.sum(-1)).any():
@@ -162,9 +186,17 @@ def hierarchical(
     draw is divided by its own standard error, which adds the variances of worlds and regions and subtracts that of
     their interaction. The interval is symmetric and not wider than Student's with the fewer degrees of freedom.
 
-    *worlds* and *others*, int (worlds, trainings, regions, 11, 11), are the counts of one map, and of the map to
-    subtract; scores of the trainings in a world are averaged. Raises GridError if the shapes do not fit, or with fewer
-    than two worlds or regions.
+    Parameters
+    ----------
+    worlds, others : ndarray of int, shape (worlds, trainings, regions, 11, 11)
+        Counts of one map, and of the map to subtract. Scores of the trainings in a world are averaged.
+    draws, seed : int
+        Of the bootstrap.
+
+    Raises
+    ------
+    GridError
+        If the shapes do not fit, or with fewer than two worlds or regions.
     """
     sides = [np.asarray(worlds, np.int64)] + ([] if others is None else [np.asarray(others, np.int64)])
     shape = sides[0].shape

@@ -175,9 +175,24 @@ def evaluate_methods(
     """
     Evaluate several methods against the reference, reading each patch once and keeping none.
 
-    *methods* are functions by name; each gets a patch without its reference. *table* has the index rows of the patches,
-    as `evaluation_patches` returns them. Returns a `Result` per method, and a report: patches that are refused are
-    skipped for all methods alike and named there. Raises DataError if no patch could be read.
+    Parameters
+    ----------
+    methods : mapping of str to callable
+        Methods by name; each gets a patch without its reference.
+    table : pandas.DataFrame
+        Index rows of the patches, as `evaluation_patches` returns them.
+    progress : bool
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    tuple of dict and Report
+        A `Result` per method. Patches that are refused are skipped for all methods alike and named in the report.
+
+    Raises
+    ------
+    DataError
+        If no patch could be read.
     """
     split, report = " and ".join(sorted({own or "all" for own in table["split"]})), Report()
     results = {name: Result(split=split, parts={part: Result(split=split) for part in PARTS}) for name in methods}

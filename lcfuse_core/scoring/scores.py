@@ -68,11 +68,23 @@ class Scores:
 
 def confusion(reference: NDArray[np.integer], predicted: NDArray[np.integer]) -> NDArray[np.int64]:
     """
-    Count pixels by (reference code, mapped code); int64 (11, 11), indexed `[reference, predicted]`.
+    Count pixels by (reference code, mapped code).
 
-    *reference* and *predicted*, of one shape, hold DFC2020 codes 0..10. The counts sum to the number of known pixels:
-    row 0 (reference unknown) stays zero, column 0 (nothing mapped) does not. Raises GridError if the shapes differ,
-    LegendError if a code is not one of DFC2020.
+    Parameters
+    ----------
+    reference, predicted : ndarray of int, of one shape
+        DFC2020 codes 0..10.
+
+    Returns
+    -------
+    ndarray of int64, shape (11, 11)
+        Indexed `[reference, predicted]`; sums to the number of known pixels. Row 0 (reference unknown) stays zero,
+        column 0 (nothing mapped) does not.
+
+    Raises
+    ------
+    GridError, LegendError
+        If the shapes differ; if a code is not one of DFC2020.
     """
     reference, predicted = np.asarray(reference), np.asarray(predicted)
     if reference.shape != predicted.shape:
@@ -107,9 +119,18 @@ def compute_score(counts: NDArray[np.number], name: str) -> NDArray[np.float64]:
     """
     Compute one score of each of many confusion matrices at once.
 
-    *counts* (..., 11, 11) are as `confusion` returns them; *name* is "aa", "oa", "miou_8" or "miou_9" (see `Scores`),
-    or "recall." and a class name, such as "recall.Water". The result (...) is NaN where the score is undefined, as that
-    of a matrix without a pixel to evaluate.
+    Parameters
+    ----------
+    counts : ndarray of number, shape (..., 11, 11)
+        As `confusion` returns them.
+    name : str
+        "aa", "oa", "miou_8" or "miou_9" (see `Scores`), or "recall." and a class name, such as "recall.Water".
+
+    Returns
+    -------
+    ndarray of float64, shape (...)
+        NaN where the score is undefined, as that of a matrix without a pixel to evaluate.
+
     """
     if name == "oa":
         return _ratio(counts[..., _CODES, _CODES].sum(-1), counts[..., _CODES, :].sum((-2, -1)))
@@ -204,8 +225,17 @@ def near_borders(reference: NDArray[np.integer]) -> NDArray[np.bool_]:
     """
     Return where another known class lies within `_BORDER_PX`: the *trimap* of Kohli et al. (2009), IJCV 82.
 
-    Maps from coarse labels are wrong first near borders. *reference*, int (H, W), holds DFC2020 codes; a pixel that is
-    0 (unknown) is never near a border and makes none. Raises GridError if it is not two-dimensional.
+    Maps from coarse labels are wrong first near borders.
+
+    Parameters
+    ----------
+    reference : ndarray of int, shape (H, W)
+        DFC2020 codes. A pixel that is 0 (unknown) is never near a border and makes none.
+
+    Raises
+    ------
+    GridError
+        If the reference is not two-dimensional.
     """
     if np.ndim(reference) != 2:
         do = "Take one patch at a time: borders depend on the neighbouring pixels."
