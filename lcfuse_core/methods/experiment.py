@@ -360,7 +360,6 @@ class Experiment:
         Parameters
         ----------
         method : str
-            Name of the method.
         found : Result or Scores
             A result of `protocol.evaluate_methods`, or scores over all pixels; claims need a result.
         label_regime, regime : str
