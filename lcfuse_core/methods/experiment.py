@@ -253,10 +253,8 @@ class Experiment:
 
         Returns
         -------
-        predict : callable
-            Probabilities of a patch.
-        seconds : float
-            Duration of the fine-tuning.
+        predict, seconds : callable, float
+            Probabilities of a patch, and the duration of the fine-tuning.
         """
         run, base = (start, start.plan) if isinstance(start, Run) else (None, start)
         own = self.plan(base.network, base.class_weight_power)  # of a given checkpoint only the kind counts
@@ -360,6 +358,7 @@ class Experiment:
         Parameters
         ----------
         method : str
+            Name of the method.
         found : Result or Scores
             A result of `protocol.evaluate_methods`, or scores over all pixels; claims need a result.
         label_regime, regime : str
