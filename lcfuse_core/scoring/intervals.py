@@ -250,6 +250,61 @@ def _crossed_error(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.sqrt(np.maximum(of_worlds + of_regions - both, np.maximum(of_worlds, of_regions)))
 
 
+def components(scores: NDArray[np.floating]) -> dict[str, float]:
+    """
+    Split the variance of a score into parts of worlds, regions, trainings and their interaction.
+
+    The model is y[w, t, r] = mean + world w + region r + (region r in world w) + training t in w + rest, all random and
+    independent. Each part is estimated from the mean squares of the balanced design (method of moments); a negative
+    estimate becomes 0.
+
+    Parameters
+    ----------
+    scores : ndarray of float, shape (worlds, trainings, regions)
+        Such as the AA of each region, at least two of each factor. The trainings of different worlds are unrelated.
+
+    Returns
+    -------
+    dict of str to float
+        Variances of "world", "region", "region in world", "training" (common to all regions) and "rest" (training in
+        one region), in squared units of *scores*.
+
+    Raises
+    ------
+    GridError
+        If a factor has fewer than two levels, or a score is missing.
+
+    References
+    ----------
+    Searle, Casella and McCulloch (1992), Variance Components, chapter 4.
+    """
+    y = np.asarray(scores, np.float64)
+    if y.ndim != 3 or min(y.shape) < 2 or not np.isfinite(y).all():
+        expected = "(worlds, trainings, regions), two of each or more, without gaps"
+        raise GridError("components", found=f"shape {y.shape}", expected=expected, do="Give complete scores.")
+    n_worlds, n_trainings, n_regions = y.shape
+    world, region = y.mean((1, 2), keepdims=True), y.mean((0, 1), keepdims=True)
+    training, cell = y.mean(2, keepdims=True), y.mean(1, keepdims=True)
+    free = n_worlds * (n_trainings - 1)
+
+    def square(away: NDArray[np.float64], copies: int, degrees: int) -> float:
+        return copies * float((away**2).sum()) / degrees
+
+    rest = square(y - training - cell + world, 1, free * (n_regions - 1))
+    of_training = square(training - world, n_regions, free)
+    both = square(cell - world - region + y.mean(), n_trainings, (n_worlds - 1) * (n_regions - 1))
+    of_region = square(region - y.mean(), n_worlds * n_trainings, n_regions - 1)
+    of_world = square(world - y.mean(), n_trainings * n_regions, n_worlds - 1)
+    found = {
+        "world": (of_world - of_training - both + rest) / (n_trainings * n_regions),
+        "region": (of_region - both) / (n_worlds * n_trainings),
+        "region in world": (both - rest) / n_trainings,
+        "training": (of_training - rest) / n_regions,
+        "rest": rest,
+    }
+    return {name: max(0.0, value) for name, value in found.items()}
+
+
 def holm(p: Sequence[float]) -> NDArray[np.float64]:
     """
     Adjust p-values for their number by the method of Holm (1979), Scand. J. Stat. 6; NaN is no test and stays NaN.

@@ -215,3 +215,30 @@ def test_holm_is_its_definition(p):
     assert sorted(adjusted[1:]) == pytest.approx(expected)
     by_p = sorted(zip(p, adjusted[1:], strict=True))
     assert [own for _, own in by_p] == sorted(adjusted[1:])
+
+
+def test_the_components_of_variance_are_those_of_the_simulation():
+    """The mean of the estimates over many simulated designs; a score without variation has none."""
+    rng, true = np.random.default_rng(0), {"world": 4, "region": 9, "region in world": 2, "training": 1, "rest": 0.5}
+    shapes = [(8, 1, 1), (1, 1, 6), (8, 1, 6), (8, 3, 1), (8, 3, 6)]
+    found = []
+    for _ in range(300):
+        effects = [v**0.5 * rng.standard_normal(s) for v, s in zip(true.values(), shapes, strict=True)]
+        found.append(intervals.components(70 + sum(effects)))
+    for name, value in true.items():
+        assert np.mean([one[name] for one in found]) == pytest.approx(value, rel=0.15), name
+    assert set(intervals.components(np.full((3, 2, 4), 70.0)).values()) == {0.0}
+
+
+def test_the_components_of_a_single_factor_are_its_variance():
+    """Worlds that differ, and nothing else: the textbook variance."""
+    worlds = np.array([50.0, 60.0, 75.0])[:, None, None] + np.zeros((3, 2, 4))
+    found = intervals.components(worlds)
+    assert found["world"] == pytest.approx(np.var([50, 60, 75], ddof=1))
+    assert sum(found.values()) == pytest.approx(found["world"])
+
+
+@pytest.mark.parametrize("scores", [np.ones((5, 1, 6)), np.ones((5, 3)), np.full((2, 2, 2), np.nan)])
+def test_components_need_two_of_each_factor_and_no_gaps(scores):
+    with pytest.raises(GridError, match="two of each"):
+        intervals.components(scores)
