@@ -220,14 +220,14 @@ def checked_way(files: Files, size: int) -> Draw:
     return draw
 
 
-def own_way(folder: Path, size: int, *, scaled: bool = False, turned: bool = True) -> Draw:
-    """`PatchFiles.crops` of files or packed scenes: eight symmetries (if *turned*), coarse cells beside the labels."""
+def own_way(folder: Path, size: int, *, scaled: bool = False, turned: bool = True, cells: bool = False) -> Draw:
+    """`PatchFiles.cut` of files or packed scenes: eight symmetries (if *turned*), and the coarse *cells* if wanted."""
     source, generator = open_source(folder, memory_gb=0), torch.Generator().manual_seed(0)
     channels = source.statistics() if scaled else None
 
     def draw(n: int) -> None:
         places = source.places(n, size, generator)
-        s2, s1, _, _ = source.cut(places if turned else [(*place[:3], 0) for place in places], size)
+        s2, s1, _, _ = source.cut(places if turned else [(*place[:3], 0) for place in places], size, cells=cells)
         if channels is not None:
             normalise(s2, s1, channels)
 

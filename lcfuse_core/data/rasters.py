@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,8 @@ def read_errors(path: str | os.PathLike[str], do: str = AGAIN) -> Iterator[None]
         raise DataError(path, found=found, expected="a whole raster", do=do) from None
 
 
+_WGS84 = Geod(ellps="WGS84")
+
 # Georeference --------------------------------------------------------------------------------------------------------
 
 
@@ -172,21 +175,31 @@ def georeference(path: str | os.PathLike[str], file: Any) -> tuple[CRS | None, A
 def transformer(path: str | os.PathLike[str], source: Any, target: Any) -> Transformer:
     """Return the transformer between two CRS, longitude or easting first; GridError if they cannot be related."""
     try:
-        return Transformer.from_crs(source, target, always_xy=True)
+        return _transformer(source, target)
     except ProjError:
         found = "a CRS that is local, of another planet or unknown"
         do = "State the right one: gdal_edit.py -a_srs EPSG:..."
         raise GridError(path, found=found, expected="a CRS on Earth", do=do) from None
 
 
+@lru_cache(maxsize=32)  # making one takes as long as opening a file
+def _transformer(source: Any, target: Any) -> Transformer:
+    return Transformer.from_crs(source, target, always_xy=True)
+
+
 def ground_size(path: str | os.PathLike[str], crs: Any, t: Affine, shape: tuple[int, int]) -> tuple[float, float]:
     """Return width and height, in metres on the ground, of the pixel in the middle of a raster; inf where undefined."""
+    transformer(path, crs, "EPSG:4326")  # GridError
+    return _ground_size(crs, t, shape)
+
+
+@lru_cache(maxsize=16)  # the files of a patch have one grid
+def _ground_size(crs: Any, t: Affine, shape: tuple[int, int]) -> tuple[float, float]:
     corners = np.array([(0, 1, 0), (0, 0, 1)]) + np.array([shape[1] // 2, shape[0] // 2])[:, None]
-    to_lonlat = transformer(path, crs, "EPSG:4326")
-    lon, lat = to_lonlat.transform(*t @ corners)
+    lon, lat = _transformer(crs, "EPSG:4326").transform(*t @ corners)
     if not np.isfinite([lon, lat]).all() or np.abs(lat).max() > 90:
         return np.inf, np.inf
-    sizes = Geod(ellps="WGS84").inv(np.repeat(lon[0], 2), np.repeat(lat[0], 2), lon[1:], lat[1:])[2]
+    sizes = _WGS84.inv(np.repeat(lon[0], 2), np.repeat(lat[0], 2), lon[1:], lat[1:])[2]
     return float(sizes[0]), float(sizes[1])
 
 

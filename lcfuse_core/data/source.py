@@ -197,7 +197,7 @@ class Crops(NamedTuple):
     Images and labels cut from a source: n squares, or one window without the first axis.
 
     s2 is uint16 (n, 13, H, W), reflectance x 10000; s1 float32 (n, 2, H, W), dB; labels uint8 (n, H, W); cells int32
-    (n, H, W), the number of the coarse cell of each pixel, valid within its crop only.
+    (n, H, W), the number of the coarse cell of each pixel, valid within its crop only, or (n, 0, 0) if left out.
     """
 
     s2: Tensor
@@ -211,7 +211,8 @@ class PatchSource(ABC):
     Patches of one size with labels and coarse cells, in memory or on disk: all that training and statistics need.
 
     The same patches give the same crops, statistics and class counts in every subclass. None of the methods needs more
-    memory than a batch or a patch.
+    memory than a batch or a patch. Cells can be left out (*cells* = False): computing those of a patch on disk takes as
+    long as reading it, and only cell-level losses use them.
 
     Attributes
     ----------
@@ -242,11 +243,11 @@ class PatchSource(ABC):
         return list(map(tuple, draws.tolist()))
 
     @abstractmethod
-    def cut(self, places: Sequence[Place], size: int) -> Crops:
+    def cut(self, places: Sequence[Place], size: int, *, cells: bool = True) -> Crops:
         """Return the squares of *size* pixels at these positions."""
 
     @abstractmethod
-    def windows(self) -> Iterator[Crops]:
+    def windows(self, *, cells: bool = True) -> Iterator[Crops]:
         """Yield whole patches, one at a time, in the order of `names`."""
 
     @abstractmethod
@@ -257,17 +258,18 @@ class PatchSource(ABC):
     def digest(self) -> str:
         """Return a SHA-256 that changes with every pixel, label and cell that training can use."""
 
-    def crops(self, n: int, size: int, generator: torch.Generator) -> Crops:
+    def crops(self, n: int, size: int, generator: torch.Generator, *, cells: bool = True) -> Crops:
         """Return *n* random squares of *size* pixels; the same state of the CPU generator gives the same squares."""
-        return self.cut(self.places(n, size, generator), size)
+        return self.cut(self.places(n, size, generator), size, cells=cells)
 
     def statistics(self) -> Statistics:
         """Compute mean and standard deviation of the channels, see `channel_statistics`."""
-        return statistics_of(channel_sums(window.s2, window.s1) for window in self.windows())
+        return statistics_of(channel_sums(window.s2, window.s1) for window in self.windows(cells=False))
 
     def class_counts(self, n_classes: int = len(SCORED)) -> Tensor:
         """Count the pixels of each class of the labels, see the function of that name."""
-        return sum((class_counts(window.labels, n_classes) for window in self.windows()), torch.zeros(n_classes).long())
+        counts = (class_counts(window.labels, n_classes) for window in self.windows(cells=False))
+        return sum(counts, torch.zeros(n_classes).long())
 
 
 class PatchStack(PatchSource):
@@ -326,14 +328,16 @@ class PatchStack(PatchSource):
         """Rows and columns of each patch."""
         return self.labels.shape[1], self.labels.shape[2]
 
-    def cut(self, places: Sequence[Place], size: int) -> Crops:
+    def cut(self, places: Sequence[Place], size: int, *, cells: bool = True) -> Crops:
         """Return the squares of *size* pixels at these positions."""
         # Slices, one crop at a time: ten times as fast as indexing with arrays.
-        return Crops(*(_cut(getattr(self, name), places, size) for name in Crops._fields))
+        s2, s1, labels = (_cut(stack, places, size) for stack in (self.s2, self.s1, self.labels))
+        numbers = _cut(self.cells, places, size) if cells else self.cells.new_empty(len(places), 0, 0)
+        return Crops(s2, s1, labels, numbers)
 
-    def windows(self) -> Iterator[Crops]:
+    def windows(self, *, cells: bool = True) -> Iterator[Crops]:
         """Yield the patches."""
-        return map(Crops, self.s2, self.s1, self.labels, self.cells)
+        return map(Crops, self.s2, self.s1, self.labels, self.cells if cells else self.cells[:, :0, :0])
 
     def digest(self) -> str:
         """Return a SHA-256 of pixels, labels, cells and names."""

@@ -181,24 +181,25 @@ class PatchFiles(PatchSource):
         for number in np.flatnonzero((self._facts["size"] != self.shape).any(axis=1))[:1]:
             raise other_size(self.names[number], self._facts["size"][number].tolist(), self)
 
-    def cut(self, places: Sequence[Place], size: int) -> Crops:
+    def cut(self, places: Sequence[Place], size: int, *, cells: bool = True) -> Crops:
         """Return the squares of *size* pixels at these positions; their cells are numbered differently in a stack."""
-        arrays = _empty(len(places), size, size)
+        arrays = _empty(len(places), size, size, cells)
         for n, (number, row, col, symmetry) in enumerate(places):
             self._fill(number, row, col, *(_turned(array[n], symmetry) for array in arrays))
         return self._crops(arrays)
 
-    def windows(self) -> Iterator[Crops]:
+    def windows(self, *, cells: bool = True) -> Iterator[Crops]:
         """Yield the patches."""
         for number in range(len(self)):
-            arrays = _empty(1, *self.shape)
+            arrays = _empty(1, *self.shape, cells)
             self._fill(number, 0, 0, *(array[0] for array in arrays))
             yield Crops(*(tensor[0] for tensor in self._crops(arrays)))
 
     def _crops(self, arrays: tuple[NDArray[Any], ...]) -> Crops:
         """Return arrays as tensors, with the classes of the label codes."""
         s2, s1, codes, cells = arrays
-        return Crops(*map(torch.from_numpy, (s2, s1, np.take(self._classes, codes), cells)))
+        classes = np.frombuffer(bytearray(codes).translate(self._classes.tobytes()), np.uint8)  # faster than indexing
+        return Crops(*map(torch.from_numpy, (s2, s1, classes.reshape(codes.shape), cells)))
 
     def part(self, numbers: Sequence[int]) -> PatchFiles:
         """Return the patches of these numbers as a source of their own."""
@@ -233,12 +234,14 @@ class PatchFiles(PatchSource):
         codes: NDArray[np.uint8],
         cells: NDArray[np.int32],
     ) -> None:
-        """Copy the window of a patch that begins at *row*, *col* into these arrays, which may be views."""
+        """Copy the window of a patch that begins at *row*, *col* into these arrays (views; *cells* may be empty)."""
         paths = dict(zip(LABEL_KINDS[self.labels], self._paths[number], strict=True))
         scene, shape = self._scenes[number], (codes.shape[0], codes.shape[1])
         if scene is not None:
             top, left, _, _ = scene.window_of(self.names[number])
-            layers: dict[str, NDArray[Any]] = {"s2": s2, "s1": s1, "cells": cells[None]}
+            layers: dict[str, NDArray[Any]] = {"s2": s2, "s1": s1}
+            if cells.size:
+                layers["cells"] = cells[None]
             if self._code_layer in scene.layers:
                 layers[self._code_layer] = codes[None]
             scene.fill(layers, top + row, left + col, *shape)
@@ -250,7 +253,9 @@ class PatchFiles(PatchSource):
                 subtract_offset(s2, offset)
             layer = read_window(paths["s1"], "s1", row, col, *shape)
             s1[:] = layer.data
-            if layer.crs is not None and layer.transform is not None:
+            if not cells.size:
+                pass
+            elif layer.crs is not None and layer.transform is not None:
                 cells[:] = cell_ids(layer.transform @ Affine.translation(col, row), layer.crs, shape)[0]
             else:
                 whole = _cells(self.names[number], tuple(paths.items()))
@@ -267,10 +272,10 @@ def _class_table(labels: str) -> NDArray[np.uint8]:
     return classes
 
 
-def _empty(n: int, rows: int, cols: int) -> tuple[NDArray[Any], ...]:
-    """Return arrays for S2, S1, labels and cells of *n* windows."""
+def _empty(n: int, rows: int, cols: int, cells: bool) -> tuple[NDArray[Any], ...]:
+    """Return arrays for S2, S1, labels and, unless they are left out, *cells* of *n* windows."""
     s2, s1 = np.empty((n, N_S2, rows, cols), np.uint16), np.empty((n, N_S1, rows, cols), np.float32)
-    return s2, s1, np.empty((n, rows, cols), np.uint8), np.empty((n, rows, cols), np.int32)
+    return s2, s1, np.empty((n, rows, cols), np.uint8), np.empty((n, rows, cols) if cells else (n, 0, 0), np.int32)
 
 
 def _turned(square: NDArray[Any], symmetry: int) -> NDArray[Any]:

@@ -107,14 +107,14 @@ class PseudoLabels(PatchSource):
     def __init__(self, source: PatchSource, labels: Sequence[Tensor]) -> None:
         self.source, self.labels, self.names, self.shape = source, labels, source.names, source.shape
 
-    def cut(self, places: Sequence[Place], size: int) -> Crops:
+    def cut(self, places: Sequence[Place], size: int, *, cells: bool = True) -> Crops:
         """Return the squares of *size* pixels at these positions."""
         labels = (turn(self.labels[n][r : r + size, c : c + size], symmetry) for n, r, c, symmetry in places)
-        return self.source.cut(places, size)._replace(labels=torch.stack(list(labels)))
+        return self.source.cut(places, size, cells=cells)._replace(labels=torch.stack(list(labels)))
 
-    def windows(self) -> Iterator[Crops]:
+    def windows(self, *, cells: bool = True) -> Iterator[Crops]:
         """Yield the patches."""
-        for window, labels in zip(self.source.windows(), self.labels, strict=True):
+        for window, labels in zip(self.source.windows(cells=cells), self.labels, strict=True):
             yield window._replace(labels=labels)
 
     def part(self, numbers: Sequence[int]) -> PseudoLabels:

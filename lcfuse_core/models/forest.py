@@ -68,7 +68,7 @@ def train_forest(
     chosen = _draw_pixels(counts, n_pixels, class_weight_power, rng)
     statistics = source.statistics()
     rows, labels, seen = [], [], np.zeros(len(SCORED), np.int64)  # pixels of each class in the windows so far
-    for window in source.windows():
+    for window in source.windows(cells=False):
         flat, inside = window.labels.numpy().reshape(-1), []
         for index, n in enumerate(np.bincount(flat, minlength=len(SCORED))[: len(SCORED)]):
             first, last = np.searchsorted(chosen[index], (seen[index], seen[index] + n))

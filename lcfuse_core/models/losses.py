@@ -396,6 +396,10 @@ TRANSITION_LOSSES = (*MIXED_LABEL_LOSSES, "bag")
 """Losses that use p(coarse | fine)."""
 
 
+CELL_LOSSES = ("cell_mean", "cell_forward", "super_resolution", "bag")
+"""Losses that use the cells of a batch."""
+
+
 def build_loss(
     name: str,
     class_weights: Tensor | None = None,

@@ -24,7 +24,7 @@ from lcfuse_core.data.bands import Statistics, check_channels
 from lcfuse_core.data.legends import N_COARSE, SCORED
 from lcfuse_core.data.source import Crops, PatchSource, normalise, turn_each
 from lcfuse_core.models import transition
-from lcfuse_core.models.losses import TRANSITION_LOSSES, Batch, Loss, build_loss, class_weights
+from lcfuse_core.models.losses import CELL_LOSSES, TRANSITION_LOSSES, Batch, Loss, build_loss, class_weights
 from lcfuse_core.training import distributed
 from lcfuse_core.training.checkpoint import Run
 from lcfuse_core.training.distributed import Distributed, choose_device
@@ -180,17 +180,19 @@ def feed(
     *state* is that of the generator before the first step (None: the plan's seed). For a GPU a thread prepares the next
     batches in pinned memory while the GPU computes; uint16 reflectance is sent, half the bytes of floats, and turned
     and normalised on the GPU. Both ways give the same numbers. Errors of reading are raised here, also the thread's.
+    Cells are left out unless the loss of the plan uses them.
     """
     generator = torch.Generator().manual_seed(plan.seed)
     if state is not None:
         generator.set_state(state)
-    on_gpu, part = processes.on_gpu, processes.part(plan.batch)
+    on_gpu, part, with_cells = processes.on_gpu, processes.part(plan.batch), plan.loss in CELL_LOSSES
 
     def cut_batches() -> Iterator[tuple[Crops, list[int], Tensor]]:
         for _ in range(first, plan.steps):
             places = source.places(plan.batch, plan.crop, generator)[part]
             symmetries = [place[3] for place in places] if on_gpu else []
-            crops = source.cut([(*place[:3], 0) for place in places] if on_gpu else places, plan.crop)
+            upright = [(*place[:3], 0) for place in places]
+            crops = source.cut(upright if on_gpu else places, plan.crop, cells=with_cells)
             crops = Crops(*(tensor.pin_memory() for tensor in crops)) if on_gpu else crops
             yield crops, symmetries, generator.get_state()
 
@@ -199,7 +201,7 @@ def feed(
         for crops, symmetries, after in prepared:
             moved = Crops(*(tensor.to(processes.device, non_blocking=on_gpu) for tensor in crops))
             s2, s1, labels, cells = turn_each(moved, symmetries) if on_gpu else moved
-            yield normalise(s2, s1, statistics, plan.inputs), Batch(labels, cells), after
+            yield normalise(s2, s1, statistics, plan.inputs), Batch(labels, cells if with_cells else None), after
 
 
 _Item = TypeVar("_Item")

@@ -59,7 +59,7 @@ def evaluate(run: Run, source: PatchSource) -> Scores:
     pairs = (
         # Savanna is ignored, as the reference lacks it.
         (index_to_dfc(np.where(labels < n_scored, labels, np.uint8(IGNORE))), classify(run, images))
-        for labels, images in ((w.labels.numpy(), (w.s2.numpy(), w.s1.numpy())) for w in source.windows())
+        for labels, images in ((w.labels.numpy(), (w.s2.numpy(), w.s1.numpy())) for w in source.windows(cells=False))
     )
     return summarise(confusion_of_many(pairs))
 

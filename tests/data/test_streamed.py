@@ -18,6 +18,7 @@ from lcfuse_core.data import packing, patches, streamed
 from lcfuse_core.data.source import PatchSource, PatchStack, read_stack
 from lcfuse_core.data.streamed import PatchFiles, open_source
 from lcfuse_core.errors import DataError, DiskError, GridError, MissingDataError, ParameterError
+from lcfuse_core.methods.adapt import PseudoLabels
 from lcfuse_core.training import loop
 from lcfuse_core.training.plan import TrainPlan
 
@@ -87,6 +88,26 @@ def test_the_same_generator_gives_the_same_crops(folders, size, seed, kind, is_f
     """Of every size, in every symmetry."""
     stack, source = memory_and(folders, kind, "fine" if is_fine else "modis")
     assert_equal(*(one.crops(5, size, torch.Generator().manual_seed(seed)) for one in (source, stack)))
+
+
+@pytest.mark.parametrize("kind", ["files", "packed", "phase", "pseudo-labels"])
+def test_cells_may_be_left_out(folders, monkeypatch, kind):
+    """The rest stays the same, and nothing computes them."""
+    stack, source = memory_and(folders, "files" if kind == "pseudo-labels" else kind, "modis")
+    if kind == "pseudo-labels":
+        stack, source = (PseudoLabels(one, [window.labels for window in stack.windows()]) for one in (stack, source))
+
+    def refuse(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(streamed, "cell_ids", refuse)
+    monkeypatch.setattr(streamed, "_cells", refuse)
+    for one in (stack, source):
+        crops = one.crops(5, 20, torch.Generator().manual_seed(0), cells=False)
+        expected = stack.crops(5, 20, torch.Generator().manual_seed(0))
+        assert all(torch.equal(*pair) for pair in zip(crops[:3], expected[:3], strict=True))
+        assert (crops.cells.shape, crops.cells.dtype) == ((5, 0, 0), torch.int32)
+        assert {tuple(window.cells.shape) for window in one.windows(cells=False)} == {(0, 0)}
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "cell_mean"])

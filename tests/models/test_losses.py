@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from lcfuse_core.data.legends import IGNORE, SAVANNA_INDEX
 from lcfuse_core.errors import DataError, GridError, ParameterError
 from lcfuse_core.models.losses import (
+    CELL_LOSSES,
     LOSSES,
     MIXED_LABEL_LOSSES,
     Batch,
@@ -295,8 +296,6 @@ def test_a_loss_is_chosen_by_a_known_name():
 
 # Cell-level losses -------------------------------------------------------------------------------
 
-CELL_LOSSES = ("cell_mean", "cell_forward", "super_resolution", "bag")
-
 
 def loop_over_cells(logits, batch, cost_of, weights=WEIGHTS):
     """Brute force: sum of size x weight x cost_of(probabilities (n, 8), label) over cells and labels, by their sum."""
@@ -362,6 +361,13 @@ def test_a_cell_of_one_prediction_costs_as_much_as_a_pixel():
     expected = cross_entropy(constant, batch.labels, WEIGHTS)
     torch.testing.assert_close(build_loss("cell_mean", WEIGHTS)(constant, batch), expected)
     torch.testing.assert_close(build_loss("cell_forward", WEIGHTS[:8])(constant, batch), expected)
+
+
+def test_pixel_level_losses_use_no_cells(name):
+    """The loop leaves them out for all but the cell-level losses."""
+    logits, batch = example()
+    without = make(name)(logits, Batch(batch.labels))
+    assert (float(without) == float(make(name)(logits, batch))) == (name not in CELL_LOSSES)
 
 
 def test_without_cell_numbers_a_crop_is_one_cell():

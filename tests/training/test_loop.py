@@ -164,7 +164,7 @@ def test_learning_rate_rises_and_falls(steps, warm_up, highest):
 
 
 def test_batches_are_normalised_crops_with_their_labels_and_cells():
-    """Drawn from the plan's seed: the same again, others for another seed; only the sensors of the plan."""
+    """Drawn from the plan's seed: the same again, others for another seed; only the sensors of the plan, and cells."""
     stack = toy_stack()
     stack.cells = stack.labels.int()
     statistics = stack.statistics()
@@ -175,7 +175,11 @@ def test_batches_are_normalised_crops_with_their_labels_and_cells():
     images, batch, _ = first(TINY)
     assert (images.shape, images.dtype) == ((4, 15, 32, 32), torch.float32)
     assert (batch.labels.shape, batch.labels.dtype) == ((4, 32, 32), torch.uint8)
-    assert torch.equal(batch.cells, batch.labels.int())
+    assert batch.cells is None  # pixel-level losses do without
+    again, with_cells, _ = first(replace(TINY, loss="cell_mean"))
+    assert torch.equal(again, images)
+    assert torch.equal(with_cells.labels, batch.labels)
+    assert torch.equal(with_cells.cells, batch.labels.int())
     assert abs(float(images.mean())) < 0.3
     assert torch.equal(images, first(TINY)[0])
     assert not torch.equal(images, first(replace(TINY, seed=1))[0])
