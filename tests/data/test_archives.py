@@ -86,7 +86,7 @@ def test_without_a_pattern_all_data_files_keep_their_paths(tmp_path):
 
 def test_a_full_disk_is_an_error_and_the_next_call_begins_anew(tmp_path, monkeypatch):
     """What was extracted is removed: it may be what fills the disk. A folder that a killed program left is, too."""
-    files = [open] * 3 + [lambda path, mode: open("/dev/full", mode, buffering=0)]
+    files = [open] * 3 + [lambda path, mode: open("/dev/full", mode, buffering=0)]  # noqa: SIM115
     monkeypatch.setattr(archives, "open", lambda path, mode: files.pop(0)(path, mode), raising=False)
     with pytest.raises(FetchError, match="No space left"):
         unpack(tar_gz(FILES), "tar.gz", tmp_path)
