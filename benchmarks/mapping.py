@@ -30,7 +30,7 @@ from lcfuse_core.data.sample import world
 from lcfuse_core.mapping import predict
 from lcfuse_core.mapping import scene as rasters
 from lcfuse_core.mapping.make import Inputs, MapOptions, make_map
-from lcfuse_core.mapping.windows import Tiling
+from lcfuse_core.mapping.windows import Predicted, Tiling, blend
 from lcfuse_core.training.predict import precision
 
 SIDE_PX = 10980
@@ -147,11 +147,16 @@ def seams(options: argparse.Namespace) -> dict[str, Any]:
 
 def shifted_map(probabilities: Any, s2: Any, s1: Any, window: int, overlap: int, margin: int, shift: int) -> Any:
     """The map of the part of a scene from *shift* on, put back to its place; 0 before it."""
-    part = predict.map_scene(
-        probabilities, s2[:, shift:, shift:], s1[:, shift:, shift:], window=window, overlap=overlap, margin=margin
-    )
     whole = np.zeros(s2.shape[1:], np.uint8)
-    whole[shift:, shift:] = predict.most_likely(part)
+    s2, s1, part = s2[:, shift:, shift:], s1[:, shift:, shift:], whole[shift:, shift:]
+    tiling = Tiling(part.shape, window, overlap, margin)
+    predictions = (
+        Predicted(i, j, np.ones((window, window), bool), probabilities(s2[:, rows, cols], s1[:, rows, cols]))
+        for i, rows in enumerate(tiling.rows)
+        for j, cols in enumerate(tiling.cols)
+    )
+    for rows, values, _ in blend(predictions, tiling, 8):
+        part[rows] = predict.most_likely(values)
     return whole
 
 

@@ -42,7 +42,7 @@ from lcfuse_core.mapping.learn import train_on_scene
 from lcfuse_core.mapping.predict import PRIOR_POWER, Member, Network, choose, strips
 from lcfuse_core.mapping.scene import Scene, Source, open_scene
 from lcfuse_core.mapping.windows import Tiling
-from lcfuse_core.mapping.write import LAYERS, create, disk_errors, write_category_names, write_cog
+from lcfuse_core.mapping.write import LAYERS, create, disk_errors, write_cog
 from lcfuse_core.methods.fusion import FusionPlan
 
 
@@ -225,7 +225,7 @@ class _Job:
             shutil.rmtree(part) if part.is_dir() else part.unlink()
         with ExitStack() as stack:
             # Renamed in the reverse order, the record last.
-            files = ["landcover.json", *(f"{name}.tif" for name in names), "landcover.tif.aux.xml"]
+            files = ["landcover.json", *(f"{name}.tif" for name in names)]
             parts = {name: stack.enter_context(_runtime.atomic_path(out / name)) for name in files}
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".part-", dir=out))
             hashes = stack.enter_context(ThreadPoolExecutor(1)).submit(_hashes, inputs)
@@ -234,7 +234,6 @@ class _Job:
             strips_written = [self.tiling.finished(i) for i in range(len(self.tiling.rows))]
             for name in names:
                 write_cog(raw[name], parts[f"{name}.tif"], LAYERS[name], strips_written, crc[name])
-            write_category_names(parts["landcover.tif.aux.xml"])
             record["inputs"] = hashes.result()
             record["pixels"] = {DFC2020.name_of(code): int(counts[code]) for code in SCORED}
             record["valid_fraction"] = round(sum(record["pixels"].values()) / int(counts.sum()), 6)
@@ -242,7 +241,7 @@ class _Job:
             record["sha256"] = _digest(record)
             parts["landcover.json"].write_text(json.dumps(record, indent=1) + "\n")
             # Products of an earlier map must never lie beside those of this one, also if the renaming is interrupted.
-            for name in ("landcover.json", "landcover.tif.aux.xml", *(f"{name}.tif" for name in LAYERS)):
+            for name in ("landcover.json", *(f"{name}.tif" for name in LAYERS)):
                 (out / name).unlink(missing_ok=True)
         return record
 

@@ -1,16 +1,16 @@
 """
-Predict a scene in overlapping windows: an array in memory, or files of any height in constant memory.
+Predict a scene in overlapping windows, from files of any height in constant memory.
 
     windows -> logits -> class probabilities -> blended strips -> coarse prior -> classes and confidence
 
-For files, each step before the blending works ahead in its own thread (`prefetch`), so that reading costs next to no
+Each step before the blending works ahead in its own thread (`prefetch`), so that reading costs next to no
 time while the network computes. The order of computation is fixed: the same inputs give the same map, bit for bit.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from lcfuse_core import _runtime
 from lcfuse_core.data.bands import N_S1, channels_of, check_channels
 from lcfuse_core.data.legends import SCORED, index_to_dfc
 from lcfuse_core.data.source import normalise
-from lcfuse_core.errors import DataError, GridError
+from lcfuse_core.errors import DataError
 from lcfuse_core.mapping.coarse import CoarseMap
 from lcfuse_core.mapping.scene import B1_TO_B4, Scene, ScenePart, Source
 from lcfuse_core.mapping.windows import Predicted, Tiling, blend
@@ -93,7 +93,7 @@ class Network:
 
     def predict(self, s2: NDArray[np.uint16], s1: NDArray[np.float32]) -> NDArray[np.float32]:
         """
-        Return the probabilities (8, h, w) of one window for `map_scene`; pixels of 0 in B1 to B4 have no data.
+        Return the probabilities (8, h, w) of one image; pixels of 0 in B1 to B4 have no data.
 
         Raises DataError if a window without gaps does not have the channels of the network.
         """
@@ -191,54 +191,6 @@ def most_likely(probabilities: NDArray[np.floating]) -> NDArray[np.uint8]:
     [[1, 2, 4, 5, 6, 7, 9, 10]]
     """
     return index_to_dfc(probabilities.argmax(0).astype(np.uint8))
-
-
-def map_scene(
-    predict: Callable[[NDArray[np.uint16], NDArray[np.float32]], NDArray[np.float32]],
-    s2: NDArray[np.uint16],
-    s1: NDArray[np.float32],
-    *,
-    window: int = 256,
-    overlap: int = 64,
-    margin: int = 0,
-) -> NDArray[np.float32]:
-    """
-    Return the probabilities of a scene in memory, float32 (8, H, W), predicted in windows and blended.
-
-    Parameters
-    ----------
-    predict : callable
-        Called with S2 (13, h, w) and S1 (2, h, w) of one window; returns probabilities (8, h, w).
-    s2, s1 : ndarray
-        (13, H, W), reflectance x 10000, and (2, H, W), dB.
-    window, overlap, margin : int
-        Pixels; see `windows`.
-
-    Raises
-    ------
-    GridError, ParameterError, DataError
-        If sizes differ, the windows are impossible, or probabilities are not finite.
-    """
-    if s2.ndim != 3 or s1.ndim != 3 or s2.shape[1:] != s1.shape[1:]:
-        do = "Hand over both layers of one patch or scene."
-        raise GridError("map_scene", found=f"S2 {s2.shape}, S1 {s1.shape}", expected="(13, H, W) and (2, H, W)", do=do)
-    tiling = Tiling((s2.shape[1], s2.shape[2]), window, overlap, margin)
-
-    def predictions() -> Iterator[Predicted]:
-        for i, rows in enumerate(tiling.rows):
-            for j, cols in enumerate(tiling.cols):
-                part = predict(s2[:, rows, cols], s1[:, rows, cols])
-                shape = (_N, rows.stop - rows.start, cols.stop - cols.start)
-                if part.shape != shape or not np.isfinite(part).all():
-                    found = f"shape {part.shape}" if part.shape != shape else "NaN or infinite probabilities"
-                    do = "Check the function, and that its network was trained to the end."
-                    raise DataError("predict", found=found, expected=f"finite probabilities {shape}", do=do)
-                yield Predicted(i, j, np.ones(shape[1:], bool), part)
-
-    result = np.empty((_N, *tiling.shape), np.float32)
-    for rows, probabilities, _ in blend(predictions(), tiling, _N):
-        result[:, rows] = probabilities
-    return result
 
 
 def strips(

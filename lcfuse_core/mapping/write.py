@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio
@@ -158,11 +157,3 @@ def disk_errors(path: Path) -> Iterator[None]:
         found = getattr(error, "strerror", None) or str(error)
         do = "Free space or choose another folder, and run it again; an earlier map is untouched."
         raise DiskError(path, found=found, expected="to write the map", do=do) from error
-
-
-def write_category_names(path: Path) -> None:
-    """Write GDAL's side-car file (PAM) with the name of each code from 0."""
-    names = [DFC2020.name_of(code) for code in range(max(DFC2020.codes) + 1)]
-    rows = "".join(f"      <Category>{escape(name)}</Category>\n" for name in names)
-    band = f'  <PAMRasterBand band="1">\n    <CategoryNames>\n{rows}    </CategoryNames>\n  </PAMRasterBand>\n'
-    path.write_text(f"<PAMDataset>\n{band}</PAMDataset>\n", encoding="utf-8")

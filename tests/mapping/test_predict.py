@@ -1,75 +1,20 @@
-"""Windowed prediction: of arrays against the scene predicted whole, of files against the fusion of the whole."""
+"""Windowed prediction of files against the fusion of the whole."""
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from places import AT, UTM, member, scene_arrays, write
 from rasterio.crs import CRS
 
 from lcfuse_core.data.legends import SCORED
 from lcfuse_core.data.patches import Patch
-from lcfuse_core.errors import DataError, GridError, ParameterError
+from lcfuse_core.errors import DataError
 from lcfuse_core.mapping import predict
 from lcfuse_core.mapping.coarse import open_coarse
-from lcfuse_core.mapping.predict import map_scene, most_likely, strips
+from lcfuse_core.mapping.predict import most_likely, strips
 from lcfuse_core.mapping.scene import Grid, open_scene
 from lcfuse_core.mapping.windows import Tiling
 from lcfuse_core.methods.fusion import Fusion, FusionPlan
 from lcfuse_core.training.predict import predict as predict_patch
-
-
-def coordinate_scene(rows, cols):
-    """S2 whose band 1 is the row and band 2 the column; S1 whose VV is their difference."""
-    row, col = np.mgrid[:rows, :cols].astype(np.uint16)
-    s2 = np.zeros((13, rows, cols), np.uint16)
-    s2[0], s2[1] = row, col
-    s1 = np.stack([row.astype(np.float32) - col, np.zeros((rows, cols), np.float32)])
-    return s2, s1
-
-
-def coordinates(s2, s1):
-    """A network with a receptive field of one pixel: row, column and S1 are its first three classes."""
-    out = np.zeros((8, *s2.shape[1:]), np.float32)
-    out[0], out[1], out[2] = s2[0], s2[1], s1[0]
-    return out
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.integers(1, 90), st.integers(1, 90), st.integers(2, 40), st.integers(0, 20))
-def test_every_pixel_keeps_its_position(rows, cols, window, overlap):
-    """For a receptive field of one pixel, windows change nothing, whatever the sizes."""
-    s2, s1 = coordinate_scene(rows, cols)
-    got = map_scene(coordinates, s2, s1, window=window, overlap=min(overlap, window // 2))
-    assert got.dtype == np.float32
-    np.testing.assert_allclose(got, coordinates(s2, s1), atol=1e-4)
-
-
-def test_predictions_that_differ_between_windows_leave_no_seam():
-    """Windows that differ by 1 are blended over the overlap: no step above 1 / overlap."""
-    s2, s1 = coordinate_scene(64, 100)
-    calls = []
-
-    def alternating(s2, s1):
-        calls.append(s2[1, 0, 0])
-        return np.full((8, *s2.shape[1:]), len(calls) % 2, np.float32)
-
-    got = map_scene(alternating, s2, s1, window=64, overlap=28)
-    assert calls == [0, 36]
-    assert (got[0, 0, 0], got[0, 0, -1]) == (1, 0)
-    assert 0 < np.abs(np.diff(got[0], axis=1)).max() <= 1 / 28
-
-
-def test_invalid_scene_or_prediction_is_refused():
-    s2, s1 = coordinate_scene(40, 50)
-    with pytest.raises(GridError, match=r"S2 \(13, 40, 50\), S1 \(2, 40, 49\)"):
-        map_scene(coordinates, s2, s1[:, :, 1:])
-    with pytest.raises(ParameterError, match="overlap=40"):
-        map_scene(coordinates, s2, s1, window=40, overlap=40)
-    with pytest.raises(DataError, match=r"predict: found shape \(8, 39, 50\)"):
-        map_scene(lambda s2, s1: coordinates(s2, s1)[:, 1:], s2, s1)
-    with pytest.raises(DataError, match="NaN"):
-        map_scene(lambda s2, s1: coordinates(s2, s1) * np.nan, s2, s1)
 
 
 def test_most_likely_class_in_dfc_codes():
