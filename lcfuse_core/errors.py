@@ -8,7 +8,14 @@ Every class is also the built-in error of its kind, so that `except ValueError` 
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
+from functools import wraps
 from os import PathLike
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+_Checked = TypeVar("_Checked")
 
 
 class LcfuseError(Exception):
@@ -85,3 +92,27 @@ def disk_error(path: str | PathLike[str], error: OSError, n_bytes: int = 0) -> D
     expected = f"room for {n_bytes:,} bytes or more" if n_bytes else "to write it"
     do = "Free some space or choose another disk, and call again: what was finished is kept."
     return DiskError(path, found=found, expected=expected, do=do)
+
+
+def parameter_errors(what: str, do: str) -> Callable[[type[_Checked]], type[_Checked]]:
+    """Return a decorator that lets a pydantic dataclass raise ParameterError for *what* instead of ValidationError."""
+
+    def decorate(kind: type[_Checked]) -> type[_Checked]:
+        validate = kind.__init__
+
+        @wraps(validate)
+        def checked(self: _Checked, *arguments: Any, **values: Any) -> None:
+            try:
+                validate(self, *arguments, **values)
+            except ValidationError as error:
+                first = error.errors()[0]
+                name, message = str(first["loc"][0]), first["msg"].removeprefix("Value error, ")
+                known = kind.__dataclass_fields__  # type: ignore[attr-defined]
+                expected = message.removeprefix("Input should be ") if name in known else f"one of {', '.join(known)}"
+                found = repr(values.get(name, first["input"]))[:200]
+                raise ParameterError(f"{what}: {name}", found=found, expected=expected, do=do) from None
+
+        kind.__init__ = checked  # type: ignore[method-assign, assignment]
+        return kind
+
+    return decorate

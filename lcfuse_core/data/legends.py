@@ -12,14 +12,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from lcfuse_core import _runtime
-from lcfuse_core.errors import LegendError
+from lcfuse_core._yaml import load_yaml
+from lcfuse_core.errors import DataError, LegendError
 
 IGNORE = 255
 """Label value that losses and scores leave out."""
@@ -218,30 +217,19 @@ def read_legend(path: Path) -> dict[int, int]:
         do = "Give igbp, dfc2020 or a file."
         raise LegendError("legend", found=f"'{path}'", expected="igbp, dfc2020 or an existing file", do=do)
     form = f"{{code: class}} with codes 0..254 and DFC2020 codes 0..10 or {', '.join(DFC2020.names)}, none"
-    try:
-        pairs = _pairs(_runtime.read_document(path, "a legend").decode("utf-8-sig"))
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
-        found = f"neither YAML nor JSON ({' '.join(str(error).split())[:200]})"
-        raise LegendError(path, found=found, expected=form, do="Correct the file.") from None
+    try:  # JSON of this form is YAML, but for its tabs
+        pairs = load_yaml(_runtime.read_document(path, "a legend").expandtabs(), str(path))
+    except DataError as error:
+        raise LegendError(error.where, found=error.found, expected=form, do="Correct the file.") from None
+    if not isinstance(pairs, dict) or not pairs:
+        raise LegendError(path, found=f"no class: {pairs!r}"[:80], expected=form, do="Correct the file.")
     classes = {name.lower(): code for name, code in zip(DFC2020.names, DFC2020.codes, strict=True)} | {"none": 0}
     classes |= {str(code): code for code in (0, *DFC2020.codes)}
     legend: dict[int, int] = {}
-    for code, target in pairs:
-        is_code = re.fullmatch(r"0|[1-9]\d{0,2}", code) and int(code) < IGNORE
-        if not is_code or target.strip().lower() not in classes or int(code) in legend:
-            found = f"{code}: {target}"[:80] + (" (a second time)" if is_code and int(code) in legend else "")
-            raise LegendError(path, found=found, expected=form, do="Correct that line.")
-        legend[int(code)] = classes[target.strip().lower()]
-    if not legend:
-        raise LegendError(path, found="no class", expected=form, do="Correct the file.")
+    for code, target in pairs.items():
+        name = "" if target is None else str(target).strip().lower()
+        is_code = re.fullmatch(r"0|[1-9]\d{0,2}", str(code)) and int(code) < IGNORE
+        if not is_code or name not in classes or int(code) in legend:
+            raise LegendError(path, found=f"{code}: {target}"[:80], expected=form, do="Correct that line.")
+        legend[int(code)] = classes[name]
     return legend
-
-
-def _pairs(text: str) -> list[tuple[str, str]]:
-    """Return keys and values of a mapping as they are written, duplicates included; ValueError on anything else."""
-    node: Any = yaml.compose(text.expandtabs(), Loader=yaml.SafeLoader)  # JSON of this form is YAML too
-    if not isinstance(node, yaml.MappingNode):
-        raise ValueError("no mapping")
-    if not all(isinstance(part, yaml.ScalarNode) for pair in node.value for part in pair):
-        raise ValueError("lists or mappings inside")
-    return [(key.value, value.value) for key, value in node.value]

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
-from pyproj import Transformer
 from rasterio.enums import Resampling
 from tqdm import tqdm
 
@@ -311,7 +310,6 @@ class PlaceReader:
             "year": self.year,
             "cells": len(keys),
             "classes": {int(code): int((codes == code).sum()) for code in np.unique(codes)},
-            "agreement_with_nearest": self._agreement(address, igbp),
             "licence": settings.get("licence", ""),
             "attribution": settings.get("attribution", ""),
         }
@@ -319,15 +317,6 @@ class PlaceReader:
         label[0] = np.where(igbp == 255, 0, igbp)  # 0: no label, in patches
         raster, transform = cells.modis_raster(self.grid.transform, self.grid.crs, igbp)
         return label, raster, transform
-
-    def _agreement(self, address: str, igbp: NDArray[np.uint8]) -> float:
-        """Return the proportion of pixels whose own place in the global file has the code of their cell."""
-        step = 8  # every eighth pixel: the proportion needs no more
-        rows, cols = np.mgrid[0 : self.grid.side : step, 0 : self.grid.side : step] + 0.5
-        x, y = self.grid.transform.c + 10 * cols, self.grid.transform.f - 10 * rows
-        lon, lat = Transformer.from_crs(self.grid.crs, "EPSG:4326", always_xy=True).transform(x.ravel(), y.ravel())
-        near = self.kept("modis-nearest", partial(stac.read_nearest, address, np.asarray(lon), np.asarray(lat)))
-        return round(float((near == igbp[::step, ::step].ravel()).mean()), 4)
 
     def reference(self) -> NDArray[np.uint8] | None:
         """Return the DFC2020 codes of the 10 m map of another model, 0 where it has none; None without a reference."""

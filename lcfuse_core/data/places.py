@@ -21,17 +21,17 @@ import hashlib
 import json
 import math
 import os
-import re
 import shutil
-from dataclasses import asdict, dataclass
-from numbers import Integral, Real
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
+from pydantic import AfterValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
 from pyproj import Transformer
 
 from lcfuse_core import _runtime
@@ -42,14 +42,24 @@ from lcfuse_core.data.place_layers import PlaceReader
 from lcfuse_core.data.rasters import open_raster
 from lcfuse_core.data.sample import world
 from lcfuse_core.data.stac import Grid
-from lcfuse_core.errors import DataError, MissingDataError, ParameterError
+from lcfuse_core.errors import DataError, MissingDataError, ParameterError, parameter_errors
 
 SERVICES = _runtime.SHIPPED / "services.yaml"
 _PATCH_PX = 256
 _LAST_DAY = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
-@dataclass(frozen=True)
+_Month = Annotated[int, Field(ge=1, le=12)]
+
+
+def _in_order(months: tuple[int, int]) -> tuple[int, int]:
+    if months[0] > months[1]:
+        raise ValueError("the first month not after the last")
+    return months
+
+
+@parameter_errors("place", "Correct the value.")
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Request:
     """
     What is asked for. Raises ParameterError on a value out of range.
@@ -73,41 +83,15 @@ class Request:
         Names in the file of services; reference "" for none.
     """
 
-    lon: float
-    lat: float
-    size_km: float = 5.12
-    year: int = 2021
-    name: str = ""
-    months: tuple[int, int] | None = None
-    dates: int = 4
+    lon: Annotated[float, Field(ge=-180, le=180)]
+    lat: Annotated[float, Field(ge=-80, le=84)]  # the range of UTM
+    size_km: Annotated[float, Field(ge=0.64, le=41)] = 5.12  # at least a training crop
+    year: Annotated[int, Field(ge=2016, le=2100)] = 2021  # since 2016 Sentinel-2 covers a summer
+    name: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_]{0,99})?$")] = ""
+    months: Annotated[tuple[_Month, _Month], AfterValidator(_in_order)] | None = None
+    dates: Annotated[int, Field(ge=1, le=12)] = 4
     catalogue: str = "earth-search"
     reference: str = "worldcover"
-
-    def __post_init__(self) -> None:
-        months = (1, 12) if self.months is None else self.months
-        for name, kind, expected in (
-            *((name, Real, "a number") for name in ("lon", "lat", "size_km")),
-            *((name, Integral, "a whole number") for name in ("year", "dates")),
-            *((name, str, "text") for name in ("name", "catalogue", "reference")),
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, kind):
-                found, do = repr(value)[:80], "Correct the value."
-                raise ParameterError(f"place: {name}", found=found, expected=expected, do=do)
-        has_two = isinstance(months, tuple) and [isinstance(month, Integral) for month in months] == [True, True]
-        checks: dict[str, tuple[bool, str]] = {
-            "lon": (-180 <= self.lon <= 180, "-180 to 180 degrees"),
-            "lat": (-80 <= self.lat <= 84, "-80 to 84 degrees: the range of UTM"),
-            "size_km": (0.64 <= self.size_km <= 41, "0.64 (a training crop) to 41 km"),
-            "year": (2016 <= self.year <= 2100, "2016 or later, when Sentinel-2 covers a summer"),
-            "name": (not self.name or bool(re.fullmatch(r"[A-Za-z0-9]\w{0,99}", self.name)), "letters, digits and _"),
-            "months": (has_two and 1 <= months[0] <= months[1] <= 12, "two months, the first not after the last"),
-            "dates": (1 <= self.dates <= 12, "1 to 12"),
-        }
-        for name, (is_good, expected) in checks.items():
-            if not is_good:
-                found = repr(getattr(self, name))[:80]
-                raise ParameterError(f"place: {name}", found=found, expected=expected, do="Correct the value.")
 
     @property
     def title(self) -> str:
@@ -139,17 +123,12 @@ class Request:
 
 def read_services(path: str | os.PathLike[str] = SERVICES) -> dict[str, Any]:
     """Read a file of services; DataError if it is not of the form of the shipped one."""
-    try:
-        found = load_yaml(_runtime.read_document(path, "a file of services"), str(path))
-        for name, wanted in {"catalogues": dict, "modis": dict, "references": dict}.items():
-            if not isinstance(found[name], wanted):
-                raise ValueError(f"{name} is no mapping")
-    except (DataError, MissingDataError):
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        found, do = f"{type(error).__name__}: {error}"[:200], f"Compare it with {SERVICES.name}."
-        raise DataError(path, found=found, expected="catalogues, modis and references", do=do) from None
-    return dict(found)
+    found: Any = load_yaml(_runtime.read_document(path, "a file of services"), str(path))
+    parts = ("catalogues", "modis", "references")
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), dict) for name in parts):
+        do = f"Compare it with {SERVICES.name}."
+        raise DataError(path, found="another form", expected=f"mappings {', '.join(parts)}", do=do)
+    return found
 
 
 def fetch_place(
@@ -339,22 +318,21 @@ def _write(path: Path, array: NDArray[Any], crs: str, transform: Affine, **optio
 
 def read_places(path: str | os.PathLike[str]) -> list[Request]:
     """Read a list of places: a YAML sequence of mappings with the fields of `Request` and, ignored here, a `reason`."""
-    try:
-        rows = load_yaml(_runtime.read_document(path, "a list of places"), str(path))
-        requests: list[Request] = []
-        for row in rows:
-            values = {key: value for key, value in row.items() if key != "reason"}
-            if isinstance(values.get("months"), list):
-                values["months"] = tuple(values["months"])
+    rows = load_yaml(_runtime.read_document(path, "a list of places"), str(path))
+    requests: list[Request] = []
+    for number, row in enumerate(rows if isinstance(rows, list) else [None], start=1):
+        if not isinstance(row, dict):
+            do = "Give a list of mappings with lon and lat."
+            raise DataError(path, found=f"{row or rows!r}"[:80], expected="a list of places", do=do)
+        values: dict[str, Any] = {
+            str(key): tuple(value) if isinstance(value, list) else value for key, value in row.items()
+        }
+        values.pop("reason", None)
+        try:
             requests.append(Request(**values))
-    except (DataError, MissingDataError):
-        raise
-    except ParameterError as error:
-        where = f"{path}, number {len(requests) + 1}: {error.where}"
-        raise ParameterError(where, found=error.found, expected=error.expected, do=error.do) from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        found, do = f"{type(error).__name__}: {error}"[:200], "Give a list of mappings with lon and lat."
-        raise DataError(path, found=found, expected="a list of places", do=do) from None
+        except ParameterError as error:
+            where = f"{path}, number {number}: {error.where}"
+            raise ParameterError(where, found=error.found, expected=error.expected, do=error.do) from None
     titles = [request.title.casefold() for request in requests]  # one folder to some file systems
     twice = sorted({title for title in titles if titles.count(title) > 1})
     if twice or not requests:

@@ -31,16 +31,16 @@ from scipy.special import softmax
 from lcfuse_core.data.legends import N_COARSE, SCORED, index_to_dfc
 from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.source import PatchSource, label_index
-from lcfuse_core.errors import DataError, ParameterError
+from lcfuse_core.errors import DataError, ParameterError, parameter_errors
 from lcfuse_core.methods.adapt import MOST_PIXELS, Predict, images_of
 from lcfuse_core.models.transition import Matrix
-from lcfuse_core.training.plan import one_of, parameter_errors
+from lcfuse_core.training.plan import one_of
 from lcfuse_core.training.predict import tta_mean
 
 _N = len(SCORED)
 
 
-@parameter_errors("fusion")
+@parameter_errors("fusion", "Correct the plan.")
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(strict=True, extra="forbid"))
 class FusionPlan:
     """How members are combined. Raises ParameterError on an unknown name or value."""

@@ -3,53 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import wraps
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Collection, Iterable, Mapping
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationInfo
 from pydantic.dataclasses import dataclass
 from torch import nn
 
 from lcfuse_core.data.bands import CHANNELS, N_S1, N_S2, sensor_channels
 from lcfuse_core.data.legends import N_COARSE, SCORED
 from lcfuse_core.data.source import LABEL_KINDS
-from lcfuse_core.errors import ParameterError
+from lcfuse_core.errors import parameter_errors
 from lcfuse_core.models.losses import LOSSES
 from lcfuse_core.models.networks import NETWORKS, build
 
 _RETIRED = {"ema": 0.0, "sampling": "area"}
 """Fields in the headers of earlier checkpoints, with their default values; other values cannot be reproduced."""
 
-_Plan = TypeVar("_Plan")
 _Rows = tuple[tuple[float, ...], ...]
-
-
-def parameter_errors(what: str) -> Callable[[type[_Plan]], type[_Plan]]:
-    """Return a decorator that lets a pydantic dataclass raise ParameterError for *what* instead of ValidationError."""
-
-    def decorate(plan: type[_Plan]) -> type[_Plan]:
-        validate = plan.__init__
-
-        @wraps(validate)
-        def checked(self: _Plan, **values: Any) -> None:
-            try:
-                validate(self, **values)
-            except ValidationError as error:
-                first = error.errors()[0]
-                name, message = str(first["loc"][0]), first["msg"].removeprefix("Value error, ")
-                known = plan.__dataclass_fields__  # type: ignore[attr-defined]
-                expected = message.removeprefix("Input should be ") if name in known else f"one of {', '.join(known)}"
-                found = repr(values.get(name))
-                raise ParameterError(
-                    f"{what}: {name}", found=found, expected=expected, do="Correct the plan."
-                ) from None
-
-        plan.__init__ = checked  # type: ignore[method-assign, assignment]
-        return plan
-
-    return decorate
 
 
 def _tuples(value: Any) -> Any:
@@ -96,7 +68,7 @@ _Count = Annotated[int, Field(ge=1, le=10**9)]
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-@parameter_errors("plan")
+@parameter_errors("plan", "Correct the plan.")
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class TrainPlan:
     """
