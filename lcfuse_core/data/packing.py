@@ -12,7 +12,6 @@ import json
 import math
 import os
 import zlib
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -54,8 +53,8 @@ def pack(table: pd.DataFrame, out: str | os.PathLike[str], *, progress: bool = F
     Pack every scene of an index of complete patches into the folder *out*.
 
     A scene that was packed from the same files is kept: an interrupted call continues where it was. A damaged patch
-    is left out, a scene whose patches differ where they overlap is refused, and the report names both. The patches
-    are only read.
+    is left out; a scene whose patches differ where they overlap, or lie on different grids, is refused, and the report
+    names both. The patches are only read.
 
     Raises
     ------
@@ -125,53 +124,38 @@ class _Grid:
 
 
 def _common_grid(rows: pd.DataFrame, report: Report) -> _Grid:
-    """Find the grid that most patches share, from the S1 files; patches that are off it are skipped and reported."""
-
-    def skip(row: pd.DataFrame, error: LcfuseError) -> None:
-        report.skipped.append((patch_name(next(row.itertuples())), str(error)))
-
-    placed: list[tuple[pd.DataFrame, CRS, Affine, tuple[int, int]]] = []
+    """Return the grid that all patches share, from the S1 files; GridError names a patch that is off it."""
+    placed: list[tuple[NDArray[Any], pd.DataFrame]] = []
+    known: tuple[CRS, Affine, tuple[int, int]] | None = None
     for number, path in enumerate(rows["s1"]):
+        row = rows.iloc[[number]]
         try:
-            crs, transform, size = read_georeference(path, "s1")
-            if crs is None or transform is None or transform.b or transform.d:
-                found = "a grid that is turned" if transform else "no georeference"
-                raise _off_grid(path, found, "a georeference with north up")
-            placed.append((rows.iloc[[number]], crs, transform, size))
-        except LcfuseError as error:
-            skip(rows.iloc[[number]], error)
-    if not placed:
-        report.check()
-    grids = [(c.to_wkt(), t.a, t.e, round(t.c % t.a), round(t.f % t.e), size) for _, c, t, size in placed]
-    _, crs, first, size = placed[grids.index(Counter(grids).most_common(1)[0][0])]
-    kept = []
-    for row, other_crs, t, other_size in placed:
+            crs, t, size = read_georeference(path, "s1")
+        except DataError as error:
+            report.skipped.append((patch_name(next(row.itertuples())), str(error)))
+            continue
+        if crs is None or t is None or t.b or t.d:
+            raise _off_grid(path, "a grid that is turned" if t else "no georeference", "a georeference with north up")
+        known = known or (crs, t, size)
+        first = known[1]
         corner = np.array([(t.f - first.f) / first.e, (t.c - first.c) / first.a])
-        is_same = (other_crs, t.a, t.e, other_size) == (crs, first.a, first.e, size)
-        if is_same and np.abs(corner - corner.round()).max() <= GRID_TOLERANCE_PX:
-            kept.append((corner.round().astype(int), row, t))
-        else:
-            expected = f"the grid of its scene, {crs}, {tuple(first)[:6]}, {size} pixels"
-            skip(row, _off_grid(row["s1"].iloc[0], f"{other_crs}, {tuple(t)[:6]}, {other_size} pixels", expected))
-
-    # The largest step that most corners share: an origin that is wrong lies between the corners of the others.
-    widest = math.gcd(*size)
-    steps = [n for n in range(widest, _TILE_PX[0] - 1, -1) if widest % n == 0]
-    shared = {n: Counter(tuple(corner % n) for corner, _, _ in kept).most_common(1)[0] for n in steps}
-    step = max(steps, key=lambda n: shared[n][1], default=0)
-    if not step or shared[step][1] <= len(kept) / 2:
+        is_same = (crs, t.a, t.e, size) == (known[0], first.a, first.e, known[2])
+        if not is_same or np.abs(corner - corner.round()).max() > GRID_TOLERANCE_PX:
+            expected = f"the grid of its scene, {known[0]}, {tuple(first)[:6]}, {known[2]} pixels"
+            raise _off_grid(path, f"{crs}, {tuple(t)[:6]}, {size} pixels", expected)
+        placed.append((corner.round().astype(int), row))
+    if known is None:
+        report.check()
+    assert known is not None
+    crs, first, size = known
+    top, left = np.min([corner for corner, _ in placed], axis=0).tolist()
+    patches = sorted(((int(c[0]) - top, int(c[1]) - left, row) for c, row in placed), key=lambda place: place[:2])
+    step = math.gcd(*size, *(pixels for place in patches for pixels in place[:2]))
+    if step < _TILE_PX[0]:
         found = f"a scene of patches whose corners and sizes share a step of less than {_TILE_PX[0]} pixels"
         raise _off_grid(rows["s1"].iloc[0], found, "a step of 16 pixels or more (SEN12MS: 128)")
-    for corner, row, t in kept:
-        if tuple(corner % step) != shared[step][0]:
-            found, expected = f"origin {t.c}, {t.f}", f"steps of {step} pixels as in its scene"
-            skip(row, _off_grid(row["s1"].iloc[0], found, expected))
-    chosen = [(corner, row) for corner, row, _ in kept if tuple(corner % step) == shared[step][0]]
-    top, left = np.min([corner for corner, _ in chosen], axis=0).tolist()
-    transform = first @ Affine.translation(left, top)
-    patches = sorted(((int(c[0]) - top, int(c[1]) - left, row) for c, row in chosen), key=lambda place: place[:2])
     tile = next(step >> n for n in range(9) if step >> n <= _TILE_PX[1] or step >> n & 1)
-    return _Grid(crs, transform, size, tile, patches)
+    return _Grid(crs, first @ Affine.translation(left, top), size, tile, patches)
 
 
 def _off_grid(path: str, found: str, expected: str) -> GridError:

@@ -39,7 +39,7 @@ from lcfuse_core._yaml import load_yaml
 from lcfuse_core.data import cells
 from lcfuse_core.data.identity import PLACE_RECORD, SHIPPED_SERVICES, data_digest
 from lcfuse_core.data.place_layers import PlaceReader
-from lcfuse_core.data.rasters import open_raster
+from lcfuse_core.data.rasters import open_raster, utm
 from lcfuse_core.data.sample import world
 from lcfuse_core.data.stac import Grid
 from lcfuse_core.errors import DataError, MissingDataError, ParameterError, parameter_errors
@@ -52,9 +52,9 @@ _LAST_DAY = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _Month = Annotated[int, Field(ge=1, le=12)]
 
 
-def _in_order(months: tuple[int, int]) -> tuple[int, int]:
-    if months[0] > months[1]:
-        raise ValueError("the first month not after the last")
+def _in_order(months: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    if months is not None and (len(months) != 2 or months[0] > months[1]):
+        raise ValueError("two months, the first not after the last")
     return months
 
 
@@ -88,7 +88,7 @@ class Request:
     size_km: Annotated[float, Field(ge=0.64, le=41)] = 5.12  # at least a training crop
     year: Annotated[int, Field(ge=2016, le=2100)] = 2021  # since 2016 Sentinel-2 covers a summer
     name: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_]{0,99})?$")] = ""
-    months: Annotated[tuple[_Month, _Month], AfterValidator(_in_order)] | None = None
+    months: Annotated[tuple[_Month, ...] | None, AfterValidator(_in_order)] = None
     dates: Annotated[int, Field(ge=1, le=12)] = 4
     catalogue: str = "earth-search"
     reference: str = "worldcover"
@@ -104,8 +104,7 @@ class Request:
     @property
     def grid(self) -> Grid:
         """The pixels: 10 m in the UTM zone of the centre, corners at multiples of 10 m."""
-        zone = min(60, int((self.lon + 180) // 6) + 1)
-        crs = f"EPSG:{(32600 if self.lat >= 0 else 32700) + zone}"
+        crs = utm(self.lon, self.lat)
         step = _PATCH_PX if self.size_km * 100 > _PATCH_PX else 16
         side = step * math.ceil(round(self.size_km * 100 / step, 6))
         x, y = Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(self.lon, self.lat)

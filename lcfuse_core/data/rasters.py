@@ -172,6 +172,11 @@ def georeference(path: str | os.PathLike[str], file: Any) -> tuple[CRS | None, A
     return file.crs, t
 
 
+def utm(longitude: float, latitude: float) -> str:
+    """Return the UTM zone of a place."""
+    return f"EPSG:{(32600 if latitude >= 0 else 32700) + int((longitude + 180) // 6) % 60 + 1}"
+
+
 def transformer(path: str | os.PathLike[str], source: Any, target: Any) -> Transformer:
     """Return the transformer between two CRS, longitude or easting first; GridError if they cannot be related."""
     try:

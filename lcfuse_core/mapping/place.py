@@ -31,11 +31,11 @@ from lcfuse_core.errors import LcfuseError, ParameterError
 from lcfuse_core.mapping import commands
 from lcfuse_core.scoring import ledger
 
-MEGABYTES_PER_MINUTE = 150.0
+_MEGABYTES_PER_MINUTE = 150.0
 """A connection of 20 Mbit per second: an assumption, as no public server was measured."""
 
-MAP_MINUTES = 5.5
-SCORE_MINUTES = {"smoke": 2.5, "colab": 5.5, "full": 5.5}
+_MAP_MINUTES = 5.5
+_SCORE_MINUTES = {"smoke": 2.5, "colab": 5.5, "full": 5.5}
 """
 Processor time of `map`, and of a run of the chapter your_place by profile, on 5.12 km with 122 coarse cells.
 
@@ -70,7 +70,7 @@ def add_parser(parsers: Any) -> None:
     place.add_argument("--map", action="store_true", help="map the place from its MODIS label, too")
     place.add_argument("--estimate", action="store_true", help="print megabytes and minutes, fetch nothing")
     place.add_argument("--score", action="store_true", help="run the chapter your_place on each place, too")
-    place.add_argument("--profile", default="smoke", choices=list(SCORE_MINUTES), help="of these runs (default: smoke)")
+    place.add_argument("--profile", default="smoke", choices=_runtime.PROFILES, help="of these runs (default: smoke)")
     place.add_argument("--json", action="store_true", help="print the record of each place as one line of JSON")
     place.add_argument("--quiet", action="store_true", help="do not show the progress bar")
     place.add_argument("--jobs", type=int, default=1, help="places at a time, on this machine")
@@ -125,10 +125,10 @@ def _estimate(requests: list[places.Request], options: argparse.Namespace) -> in
             continue
         total += megabytes
         print(f"{request.title}: {megabytes:.1f} MB")
-    n, minutes = len(requests) - failed, total / MEGABYTES_PER_MINUTE
-    compute = n * (MAP_MINUTES * options.map + SCORE_MINUTES[options.profile] * options.score)
+    n, minutes = len(requests) - failed, total / _MEGABYTES_PER_MINUTE
+    compute = n * (_MAP_MINUTES * options.map + _SCORE_MINUTES[options.profile] * options.score)
     print(
-        f"{n} places: {total:.1f} MB, {minutes:.1f} minutes at {MEGABYTES_PER_MINUTE:.0f} MB per minute"
+        f"{n} places: {total:.1f} MB, {minutes:.1f} minutes at {_MEGABYTES_PER_MINUTE:.0f} MB per minute"
         + (f"; maps and runs of your_place: about {compute:.0f} minutes of one processor core" if compute else "")
     )
     return int(failed > 0)
@@ -187,10 +187,10 @@ def _finish(folder: Path, options: argparse.Namespace) -> None:
         for line in record["attribution"]:
             print(f"  {line}")
     if options.map:
-        map_place(folder, quiet=options.quiet)
+        _map_place(folder, quiet=options.quiet)
 
 
-def map_place(folder: Path, *, quiet: bool = False) -> Path:
+def _map_place(folder: Path, *, quiet: bool = False) -> Path:
     """Map a place from its own MODIS label, and return the folder of the map."""
     parser = argparse.ArgumentParser()
     commands.add_parser(parser.add_subparsers())

@@ -49,6 +49,7 @@ from lcfuse_core.data.rasters import (
     read_errors,
     sensor_bands,
     transformer,
+    utm,
 )
 from lcfuse_core.data.stac import CLEAR
 from lcfuse_core.errors import DataError, GridError
@@ -332,8 +333,7 @@ def _utm(path: Path, longitude: float, latitude: float) -> CRS:
         found = f"a centre at {longitude:.4g}, {latitude:.4g} degrees"
         do = "Check its CRS and transform; near the poles, warp it to a polar grid of 10 m first."
         raise GridError(path, found=found, expected="a centre between 84 S and 84 N", do=do)
-    zone = int((longitude + 180) // 6) % 60 + 1
-    return CRS.from_epsg((32600 if latitude >= 0 else 32700) + zone)
+    return CRS.from_string(utm(longitude, latitude))
 
 
 def _on_grid(stack: ExitStack, raster: Raster, grid: Grid, resampling: Resampling, *, nodata: float) -> Raster:
