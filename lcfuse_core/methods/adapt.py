@@ -35,7 +35,7 @@ from lcfuse_core.training.checkpoint import Run
 from lcfuse_core.training.loop import train
 from lcfuse_core.training.plan import TrainPlan
 
-ADAPTATION_LOSS, ADAPTATION_RATE, ADAPTATION_STEPS_FRACTION = "cell_mean", 4e-3, 2.25
+_ADAPTATION_LOSS, _ADAPTATION_RATE, ADAPTATION_STEPS_FRACTION = "cell_mean", 4e-3, 2.25
 """Fine-tuning on a target region: loss, highest learning rate, and steps as a multiple of those of the training."""
 
 MOST_PIXELS = 2**22
@@ -76,7 +76,7 @@ def adapted(run: Run | None, source: PatchSource, plan: TrainPlan, folder: str |
 def adaptation_plan(plan: TrainPlan, **changes: Any) -> TrainPlan:
     """Return the plan by which a network of *plan* is fine-tuned on target regions, with *changes*."""
     steps = max(1, round(ADAPTATION_STEPS_FRACTION * plan.steps))
-    short = replace(plan, steps=steps, report_every=steps, loss=ADAPTATION_LOSS, learning_rate=ADAPTATION_RATE)
+    short = replace(plan, steps=steps, report_every=steps, loss=_ADAPTATION_LOSS, learning_rate=_ADAPTATION_RATE)
     return replace(short, **changes)
 
 

@@ -72,18 +72,18 @@ def _interpolated_label(experiment: Experiment) -> tuple[Predict, float]:
     return lambda patch: baselines.interpolated(few_cells.labels_of(patch, source)), 0.0
 
 
-FCN, _FOREST, SOURCE_FCN = "FCN", "Random forest", "source FCN, cell_forward"
-BRIEF_FCN, INTERPOLATED = "FCN, few cells", "interpolated label"
+FCN, _FOREST, _SOURCE_FCN = "FCN", "Random forest", "source FCN, cell_forward"
+_BRIEF_FCN, INTERPOLATED = "FCN, few cells", "interpolated label"
 
 MEMBERS: dict[str, _Member] = {
     FCN: _adapted_member("fcn"),
     _FOREST: _target_forest,
     "FCN per region": _adapted_member("fcn", each_region=True),
     "source FCN": _source_member(),
-    SOURCE_FCN: _source_member(loss="cell_forward"),
+    _SOURCE_FCN: _source_member(loss="cell_forward"),
     "Full resolution": _adapted_member("full_resolution"),
     INTERPOLATED: _interpolated_label,
-    BRIEF_FCN: _briefly_adapted,
+    _BRIEF_FCN: _briefly_adapted,
 }
 """
 Possible ensemble members: functions that return probabilities and the seconds of their training. All learn from the
@@ -97,7 +97,7 @@ Members of the default fusion. A member was added if its mean gain on sample wor
 shows, was larger than the spread of the gain. The registry has a row for what each adds on the tabled worlds.
 """
 
-FURTHER = tuple(name for name in MEMBERS if name not in (*FUSED, BRIEF_FCN))
+FURTHER = tuple(name for name in MEMBERS if name not in (*FUSED, _BRIEF_FCN))
 """Members that could be added to the default fusion."""
 
 
@@ -116,17 +116,17 @@ def _weights_of(experiment: Experiment, members: tuple[str, ...] = FUSED) -> dic
     interpolated label instead, where the source regions are synthetic and the target regions are not.
     """
     cells = cells_per_region(experiment)
-    third = SOURCE_FCN if _is_transferable(experiment) else INTERPOLATED
+    third = _SOURCE_FCN if _is_transferable(experiment) else INTERPOLATED
     if not few_cells.scarcity(cells) or third in members:
         return dict.fromkeys(members, 1 / len(members))
     source, seed = experiment.target_source, experiment.seeds["training"]
 
     def preference() -> float:
-        unseen = MEMBERS[third](experiment)[0] if third == SOURCE_FCN else few_cells.held_out_label(source, seed)
+        unseen = MEMBERS[third](experiment)[0] if third == _SOURCE_FCN else few_cells.held_out_label(source, seed)
         return few_cells.preference(unseen, few_cells.held_out_forest(source, seed), source, experiment.matrix)
 
     weight = few_cells.third_weight(cells, experiment.once(("preference", third), preference))
-    members = tuple(BRIEF_FCN if name == FCN else name for name in members)
+    members = tuple(_BRIEF_FCN if name == FCN else name for name in members)
     return {**dict.fromkeys(members, (1 - weight) / len(members)), third: weight}
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -48,7 +48,7 @@ from lcfuse_core.training.plan import TrainPlan
 BOTH = "modis+savanna"
 """Label kind with nine coarse classes: the eight scored ones, and Savanna as a mixture."""
 
-ALL_REGIONS = "all regions"
+_ALL_REGIONS = "all regions"
 
 _KIND = ("network", "width", "inputs", "fusion", "labels", "loss", "transition", "class_weight_power")
 """The fields of a plan that decide which method a network is; the others decide how long and how it is trained."""
@@ -60,22 +60,6 @@ holds a network that was fine-tuned on the target regions of that sample; it is 
 """
 
 _Made = TypeVar("_Made")
-
-
-class _Regions(Mapping[str, PatchSource]):
-    """The patches of each region with "modis+savanna" labels, opened when they are used."""
-
-    def __init__(self, rows: pd.DataFrame) -> None:
-        self._rows = {str(region): own for region, own in rows.groupby("scene_id", sort=False)}
-
-    def __getitem__(self, region: str) -> PatchSource:
-        return open_source(self._rows[region], BOTH)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
 
 
 @dataclass
@@ -191,9 +175,9 @@ class Experiment:
         return open_source(self.rows, BOTH)
 
     @cached_property
-    def target_regions(self) -> _Regions:
-        """The patches of `target_source` by region."""
-        return _Regions(self.rows)
+    def target_regions(self) -> dict[str, pd.DataFrame]:
+        """Index rows of the patches of `target_source` by region."""
+        return {str(region): own for region, own in self.rows.groupby("scene_id", sort=False)}
 
     # Networks
 
@@ -260,12 +244,12 @@ class Experiment:
         own = self.plan(base.network, base.class_weight_power)  # of a given checkpoint only the kind counts
         sizes = {name: getattr(own, name) for name in ("steps", "crop", "batch", "seed")}
         plan = adapt.adaptation_plan(replace(base, **sizes), **changes)
-        names = list(self.target_regions) if each_region else [ALL_REGIONS]
+        names = list(self.target_regions) if each_region else [_ALL_REGIONS]
         steps = max(1, plan.steps // len(names))
         plan = replace(plan, steps=steps, report_every=steps) if each_region else plan
 
         def train(region: str, folder: Path) -> Run:
-            opened = self.target_regions[region] if each_region else self.target_source
+            opened = open_source(self.target_regions[region], BOTH) if each_region else self.target_source
             return adapt.adapted(run, opened, plan, folder)
 
         def load() -> dict[str, Run]:
@@ -276,9 +260,9 @@ class Experiment:
         return self.by_region(runs, loop.predict), sum(map(seconds, runs.values()))
 
     def by_region(self, models: Mapping[str, Any], predict: Callable[[Any, Patch], NDArray[np.float32]]) -> Predict:
-        """Return a function that predicts each patch by the model of its region, or by that of `ALL_REGIONS`."""
-        if ALL_REGIONS in models:
-            return partial(predict, models[ALL_REGIONS])
+        """Return a function that predicts each patch by the model of its region, or by that of `_ALL_REGIONS`."""
+        if _ALL_REGIONS in models:
+            return partial(predict, models[_ALL_REGIONS])
         return lambda patch: predict(models[self.region_of[patch.name]], patch)
 
     def shared(self, key: Any, predict: Predict) -> Predict:
@@ -309,7 +293,7 @@ class Experiment:
         depends_on = "\n".join([decided, self.data_digest(self.train_root), code, *further])
         return f"{plan.network}-{hashlib.sha256(depends_on.encode()).hexdigest()[:16]}.safetensors"
 
-    def adapted_name(self, start: Run | TrainPlan | None, plan: TrainPlan, region: str = ALL_REGIONS) -> str:
+    def adapted_name(self, start: Run | TrainPlan | None, plan: TrainPlan, region: str = _ALL_REGIONS) -> str:
         """Return the file name of the network of *start* (None: fresh weights) after training by *plan* on a region."""
         begun = start.plan if isinstance(start, Run) else start
         further = [region, repr(begun), self.data_digest(self.data_root)]

@@ -43,21 +43,32 @@ _N = len(SCORED)
 @parameter_errors("fusion", "Correct the plan.")
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(strict=True, extra="forbid"))
 class FusionPlan:
-    """How members are combined. Raises ParameterError on an unknown name or value."""
+    """
+    How members are combined. Raises ParameterError on an unknown name or value.
 
-    # of probabilities: in the mean an uncertain member leaves the decision to the others; in the product, the
-    # normalised geometric mean, any member can rule out a class
+    Attributes
+    ----------
+    rule : str
+        Of probabilities: in the "mean" an uncertain member leaves the decision to the others; in the "product", the
+        normalised geometric mean, any member can rule out a class.
+    symmetries : int
+        Flips and rotations whose predictions are averaged, 1, 2, 4 or 8: test-time augmentation.
+    prior_power : float
+        Exponent of p(fine | coarse label of the cell): 0 leaves it out, 1 treats it as independent evidence; members
+        that were trained on the labels of the target region contain it already.
+    prior_blur_px, prior_doubt : float
+        Standard deviation of a Gaussian that smooths it; fraction of the uniform distribution mixed into it.
+    calibrated, weighted : bool
+        Whether `Fusion.fit` finds a temperature, and a weight, for each member.
+    """
+
     rule: Literal["mean", "product"] = "mean"
-    symmetries: Annotated[int, one_of((1, 2, 4, 8))] = (
-        1  # flips and rotations whose predictions are averaged: test-time augmentation
-    )
-    # exponent of p(fine | coarse label of the cell): 0 leaves it out, 1 treats it as independent evidence; members that
-    # were trained on the labels of the target region contain it already
+    symmetries: Annotated[int, one_of((1, 2, 4, 8))] = 1
     prior_power: Annotated[float, Field(ge=0, le=4)] = 0.0
-    prior_blur_px: Annotated[float, Field(ge=0, le=500)] = 12.0  # standard deviation of a Gaussian that smooths it
-    prior_doubt: Annotated[float, Field(ge=0, le=1)] = 0.2  # fraction of the uniform distribution mixed into it
-    calibrated: bool = False  # whether `fit` finds a temperature for each member
-    weighted: bool = False  # and a weight
+    prior_blur_px: Annotated[float, Field(ge=0, le=500)] = 12.0
+    prior_doubt: Annotated[float, Field(ge=0, le=1)] = 0.2
+    calibrated: bool = False
+    weighted: bool = False
 
     @property
     def prior_reach_px(self) -> int:

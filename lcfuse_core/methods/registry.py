@@ -47,22 +47,46 @@ _Regime = Literal["inductive", "transductive"]
 
 @dataclass(frozen=True)
 class Learned:
-    """A trained method."""
+    """
+    A trained method.
 
-    classify: Classify  # draws the map of a patch
-    train_s: float = 0.0  # duration of the training
-    rows: pd.DataFrame | None = None  # index rows to evaluate on; None: those of the test split
-    hashes: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of the checkpoint, for the ledger
-    parameters: Mapping[str, Any] = field(default_factory=dict)  # where they differ from those of the experiment
+    Attributes
+    ----------
+    classify : callable
+        Draws the map of a patch.
+    train_s : float
+        Duration of the training, seconds.
+    rows : DataFrame, optional
+        Index rows to evaluate on; None: those of the test split.
+    hashes, parameters : mapping
+        For the ledger: SHA-256 of the checkpoint; parameters that differ from those of the experiment.
+    """
+
+    classify: Classify
+    train_s: float = 0.0
+    rows: pd.DataFrame | None = None
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the registry: *learn* trains the method on the data of an experiment."""
+    """
+    A row of the registry.
+
+    Attributes
+    ----------
+    learn : callable
+        Trains the method on the data of an experiment.
+    regime : str
+        "inductive", or "transductive": it learns from images and coarse labels of the evaluated regions.
+    label_regime : str
+        One of `ledger.LABEL_REGIMES`.
+    """
 
     learn: Callable[[Experiment], Learned]
-    regime: _Regime = "inductive"  # "transductive": learns from images and coarse labels of the evaluated regions
-    label_regime: str = "coarse only"  # one of `ledger.LABEL_REGIMES`
+    regime: _Regime = "inductive"
+    label_regime: str = "coarse only"
 
 
 def _rows(regime: _Regime) -> Callable[[Callable[..., Learned]], Callable[..., Method]]:
@@ -172,11 +196,9 @@ def _with_prior(experiment: Experiment, /, **values: float) -> Learned:
 
 
 @_transductive
-def _adapted(
-    experiment: Experiment, /, kind: str, power: float, *, start: Mapping[str, Any] | None = None, **changes: Any
-) -> Learned:
-    """Fine-tune a network on the target regions; *start*: changes to the plan by which it was trained before."""
-    run = experiment.network(kind, power, **(start or {}))
+def _adapted(experiment: Experiment, /, kind: str, power: float, **changes: Any) -> Learned:
+    """Fine-tune a network on the target regions."""
+    run = experiment.network(kind, power)
     predict, spent = experiment.adapted_network(run, **changes)
     return Learned(mapped(predict), seconds(run) + spent)
 
@@ -199,7 +221,7 @@ def _clusters(experiment: Experiment, /, *, guess_by_network: bool) -> Learned:
     run, began = experiment.network() if guess_by_network else None, time.perf_counter()
     guess, seed = None if run is None else partial(loop.predict, run), experiment.seeds["training"]
     fit = partial(adapt.fit_clusters, matrix=experiment.matrix, seed=seed, guess=guess)
-    models = {region: fit(opened) for region, opened in experiment.target_regions.items()}
+    models = {region: fit(open_source(rows, BOTH)) for region, rows in experiment.target_regions.items()}
     spent = time.perf_counter() - began + (0 if run is None else seconds(run))
     return Learned(mapped(experiment.by_region(models, adapt.predict_clusters)), spent)
 
@@ -336,7 +358,6 @@ METHODS: dict[str, Method] = {
     "Clusters and FCN, target regions": _clusters(guess_by_network=True),
     "FCN, cross_entropy, target regions": _adapted("fcn", WEIGHTED, loss="cross_entropy"),
     "FCN, cell_mean, target regions": _member("FCN"),
-    "FCN, cell_mean, target regions, after cell_forward": _adapted("fcn", WEIGHTED, start={"loss": "cell_forward"}),
     "FCN, cell_mean, each target region": _member("FCN per region"),
     "FCN, cell_mean, target regions only": _target_only("fcn", WEIGHTED),
     "DeepLabv3+, plain, target regions only": _target_only("deeplabv3plus", PLAIN, loss="cross_entropy"),

@@ -98,7 +98,7 @@ def _double(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(_conv_bn_relu(inputs, outputs), _conv_bn_relu(outputs, outputs))
 
 
-class Residual(nn.Module):
+class _Residual(nn.Module):
     """
     Two 3x3 convolutions whose result is added to their input (He et al. 2016, arXiv 1512.03385).
 
@@ -149,11 +149,11 @@ class DeepLabV3Plus(nn.Module):
     def __init__(self, in_channels: int, n_classes: int, width: int) -> None:
         super().__init__()
         detail = max(1, 3 * width // 4)
-        self.near = nn.Sequential(_conv_bn_relu(in_channels, width, stride=2), Residual(width, width))
+        self.near = nn.Sequential(_conv_bn_relu(in_channels, width, stride=2), _Residual(width, width))
         self.far = nn.Sequential(
-            Residual(width, 2 * width, stride=2),
-            Residual(2 * width, 4 * width, stride=2),
-            Residual(4 * width, 8 * width, rate=2),  # atrous instead of a further stride
+            _Residual(width, 2 * width, stride=2),
+            _Residual(2 * width, 4 * width, stride=2),
+            _Residual(4 * width, 8 * width, rate=2),  # atrous instead of a further stride
             ASPP(8 * width, 4 * width),
         )
         self.detail = _conv_bn_relu(width, detail, 1)

@@ -25,7 +25,6 @@ import errno
 import json
 import math
 import os
-import stat
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, is_dataclass
@@ -160,45 +159,30 @@ def append(path: str | os.PathLike[str], entry: Mapping[str, Any]) -> None:
     Processes of several machines may append where the file system keeps locks (NFS does, on Linux). Raises LcfuseError
     if the disk is full; the lines before stay as they are.
     """
-    line = json.dumps(_plain(entry, "entry"), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    path, line = Path(path), json.dumps(_plain(entry, "entry"), ensure_ascii=False, allow_nan=False).encode() + b"\n"
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        is_written = False
-        while not is_written:
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        with _runtime.lock(path) as locked, path.open("ab+", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            # A line that a killed process left open must not swallow this one.
+            is_torn = size > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
+            rest = b"\n" * is_torn + line
             try:
-                is_written = _write_locked(path, file, line)
-            finally:
-                os.close(file)  # releases the lock, as the death of the process does
+                while rest:  # a system may take less than it is given
+                    written = os.write(file.fileno(), rest)
+                    if not written:
+                        raise OSError(errno.EIO, f"{len(rest)} bytes that were not taken")
+                    rest = rest[written:]
+                os.fsync(file.fileno())
+            except OSError:
+                if locked and path.is_file():  # no other process writes
+                    file.truncate(size)
+                raise
     except OSError as error:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
         do = "Free space on the disk" if is_full else "Choose a file that can be written (LCFUSE_LEDGER)"
         do += " and record the run again; what was recorded before is safe."
         expected = f"to append {len(line)} bytes"
         raise LcfuseError(path, found=str(error.strerror), expected=expected, do=do) from error
-
-
-def _write_locked(path: str | os.PathLike[str], file: int, line: bytes) -> bool:
-    """Append a line to an open file; False if another file has taken its place in the meantime."""
-    locked = _runtime.flock(file)
-    if not os.path.exists(path) or not os.path.samestat(os.fstat(file), os.stat(path)):
-        return False
-    size = os.fstat(file).st_size
-    # A line that a killed process left open must not swallow this one.
-    is_torn = size > 0 and os.lseek(file, -1, os.SEEK_END) >= 0 and os.read(file, 1) != b"\n"
-    rest = b"\n" * is_torn + line
-    try:
-        while rest:  # a system may take less than it is given
-            written = os.write(file, rest)
-            if not written:
-                raise OSError(errno.EIO, f"{len(rest)} bytes that were not taken")
-            rest = rest[written:]
-        os.fsync(file)
-    except OSError:
-        if locked and stat.S_ISREG(os.fstat(file).st_mode):  # no other process writes
-            os.ftruncate(file, size)
-        raise
-    return True
 
 
 def read(path: str | os.PathLike[str]) -> pd.DataFrame:

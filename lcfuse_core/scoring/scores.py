@@ -46,20 +46,34 @@ class Scores:
     """
     The scores of one map, all 0..1 but kappa (-1..1); none of the overall scores is ever NaN.
 
-    By class name (`recall` or producer's accuracy, `precision` or user's accuracy, `f1`, `iou`), NaN is an undefined
-    score: precision of a class that is not mapped, the others of a class that is absent from the reference.
+    Attributes
+    ----------
+    aa, oa : float
+        Average accuracy, the mean recall over the scored classes in the reference; overall accuracy.
+    miou_8 : float
+        Mean intersection over union, over those of the eight scored classes that the reference holds.
+    miou_9 : float
+        By the convention of the contest: of the eight and Snow/Ice, divided by 9 whatever there is.
+    kappa : float
+        Cohen 1960, Educ. Psychol. Meas. 20, equation 1; 0 where chance alone would agree everywhere.
+    quantity : float
+        Quantity disagreement: half the sum of the absolute differences between area shares of map and reference
+        (Pontius and Millones 2011, Int. J. Remote Sens. 32(15), equations 2 and 3).
+    n_pixels, n_present : int
+        Evaluated pixels, and scored classes in the reference.
+    recall, precision, f1, iou : dict
+        By class name (producer's and user's accuracy are recall and precision). NaN is an undefined score: precision
+        of a class that is not mapped, the others of a class that is absent from the reference.
     """
 
-    aa: float  # average accuracy: the mean recall over the scored classes in the reference
-    oa: float  # overall accuracy
-    miou_8: float  # mean intersection over union, over those of the eight scored classes that the reference holds
-    miou_9: float  # by the convention of the contest: of the eight and Snow/Ice, divided by 9 whatever there is
-    kappa: float  # Cohen 1960, Educ. Psychol. Meas. 20, equation 1; 0 where chance alone would agree everywhere
-    # Quantity disagreement: half the sum of the absolute differences between area shares of map and reference (Pontius
-    # and Millones 2011, Int. J. Remote Sens. 32(15), equations 2 and 3).
+    aa: float
+    oa: float
+    miou_8: float
+    miou_9: float
+    kappa: float
     quantity: float
-    n_pixels: int  # evaluated
-    n_present: int  # scored classes in the reference
+    n_pixels: int
+    n_present: int
     recall: dict[str, float]
     precision: dict[str, float]
     f1: dict[str, float]

@@ -42,7 +42,7 @@ from lcfuse_core.training.plan import TrainPlan
 _HEADER_KEY, _DIGEST_KEY = "lcfuse", "sha256"
 """Keys of the safetensors metadata that hold our header and its digest."""
 
-LAST, PREVIOUS, DAMAGED = "last.safetensors", "previous.safetensors", "damaged.safetensors"
+LAST, PREVIOUS, _DAMAGED = "last.safetensors", "previous.safetensors", "damaged.safetensors"
 """The newest checkpoint of a run, the one before it, and one that was found damaged."""
 
 _METRICS = "metrics.jsonl"
@@ -281,7 +281,7 @@ class Checkpointer:
             assert progress is not None
             state = TrainState(progress["step"], progress["losses"], progress["seconds"], tensors)
             if damaged and self.writes:
-                os.replace(path.with_name(LAST), path.with_name(DAMAGED))
+                os.replace(path.with_name(LAST), path.with_name(_DAMAGED))
                 warnings.warn(f"{damaged[0]} The one before it is used, of step {state.step}.", stacklevel=2)
             self.saved_step = state.step
             return replace(run, plan=self.plan), state

@@ -2,7 +2,6 @@
 
 import math
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,17 +11,7 @@ from lcfuse_core.data.legends import SCORED
 from lcfuse_core.errors import DataError
 from lcfuse_core.scoring.scores import class_table, confusion, score_table, summarise
 
-pytestmark = pytest.mark.filterwarnings("error")
-
-
-@pytest.fixture(autouse=True)
-def _book_style():
-    """Every test draws as the book does and leaves nothing open."""
-    with plt.rc_context():
-        plt.switch_backend("agg")
-        images.use_book_style()
-        yield
-        plt.close("all")
+pytestmark = [pytest.mark.usefixtures("book_style"), pytest.mark.filterwarnings("error")]
 
 
 REFERENCE = np.array([1] * 8 + [6] * 4 + [10] * 4 + [0] * 3)

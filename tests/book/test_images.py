@@ -1,6 +1,5 @@
 """Images, label maps and their figures: what is drawn is what the arrays hold."""
 
-import io
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -18,17 +17,10 @@ from lcfuse_core.data.legends import DFC2020, IGBP
 from lcfuse_core.data.patches import Patch
 from lcfuse_core.errors import GridError, LegendError, ParameterError
 
-pytestmark = pytest.mark.filterwarnings("error", "ignore::PendingDeprecationWarning")
-
-
-@pytest.fixture(autouse=True)
-def _book_style():
-    """Every test draws as the book does and leaves nothing open."""
-    with plt.rc_context():
-        plt.switch_backend("agg")
-        images.use_book_style()
-        yield
-        plt.close("all")
+pytestmark = [
+    pytest.mark.usefixtures("book_style"),
+    pytest.mark.filterwarnings("error", "ignore::PendingDeprecationWarning"),
+]
 
 
 def make_patch(height=60, width=80):
@@ -136,24 +128,6 @@ def test_numbers_stand_on_their_class(codes):
     plt.close(fig)
 
 
-def test_the_number_stands_away_from_the_edge():
-    """The widest place counts the border of the map as the end of the class."""
-    _, ax = plt.subplots()
-    images.show_labels(ax, np.full((9, 21), 4, np.uint8))
-    col, row = ax.texts[0].get_position()
-    assert row == 4
-    assert 4 <= col <= 16
-
-
-def test_small_specks_have_no_number():
-    """A class of one pixel in a large map is in the legend, but carries no number."""
-    codes = np.full((200, 200), 1, np.uint8)
-    codes[50, 50] = 7
-    _, ax = plt.subplots()
-    images.show_labels(ax, codes)
-    assert [text.get_text() for text in ax.texts] == ["1"]
-
-
 @given(arrays(np.int32, (6, 8), elements=st.integers(0, 3)))
 def test_cell_borders_lie_between_different_cells(ids):
     """One unit line between each pair of neighbours of different cells, and no other."""
@@ -220,23 +194,13 @@ def test_a_patch_without_labels_shows_the_images():
     assert titles(images.show_patch(replace(make_patch(), lc=None)))[3:] == ["Reference, 10 m"]
 
 
-def test_the_same_patch_gives_the_same_file():
-    """SVG bytes do not change from run to run, so that committed outputs can be compared."""
-    files = []
-    for _ in range(2):
-        buffer = io.BytesIO()
-        images.show_patch(make_patch()).savefig(buffer, format="svg", metadata={"Date": None})
-        files.append(buffer.getvalue())
-    assert files[0] == files[1]
-
-
 def all_inside(fig):
     """Whether nothing reaches beyond the figure."""
     box, (width, height) = fig.get_tightbbox(), fig.get_size_inches()
     return min(box.x0, box.y0) > -0.05 and box.x1 < width + 0.05 and box.y1 < height + 0.05
 
 
-@pytest.mark.parametrize(("n_maps", "columns"), [(0, 3), (1, 3), (2, 4), (3, 3), (5, 4)])
+@pytest.mark.parametrize(("n_maps", "columns"), [(0, 3), (2, 4), (5, 4)])
 def test_maps_stand_between_label_and_reference(n_maps, columns):
     """In their order, with one legend of all classes, everything inside the figure and nothing changed."""
     patch, before, codes = make_patch(), make_patch(), (2, 4, 5, 6, 7)[:n_maps]

@@ -98,13 +98,6 @@ def test_the_cell_explorer_counts_each_whole_cell_from_mixed_to_pure(patch):
         assert re.match(r"MODIS label Savanna: 0\.0 % of the 21\d\d pixels", cell["text"])
 
 
-def test_an_outline_goes_round_its_cell():
-    """Of one pixel at row 1, column 2: its four sides, each once."""
-    inside = np.zeros((4, 5), np.int32)
-    inside[1, 2] = 1
-    assert sorted(re.findall(r"M\d \d[HV]\d", interactive._borders(inside))) == ["M2 1H3", "M2 1V2", "M2 2H3", "M3 1V2"]
-
-
 def test_the_prior_decides_the_more_the_heavier_it_is():
     """Posterior says class 0 with 0.6, prior says class 1 with 0.8: they change places between 0 and 1."""
     posterior, prior = np.full((8, 40, 50), 1e-6), np.full((8, 40, 50), 1e-6)
@@ -119,13 +112,6 @@ def test_the_prior_decides_the_more_the_heavier_it_is():
         "Exponent 0: 0.0 % of the pixels are right.",
         "Exponent 1: 100.0 % of the pixels are right.",
     ]
-
-
-def test_a_map_keeps_its_codes_and_the_colours_of_its_legend():
-    codes = np.array([[1, 10], [9, 4]], np.uint8)
-    picture = opened(interactive._png(codes))
-    assert np.array_equal(np.asarray(picture), codes)
-    assert picture.convert("RGB").getpixel((1, 0)) == legends.DFC2020.rgba(10)[:3]
 
 
 def test_what_cannot_be_shown_is_refused(patch):

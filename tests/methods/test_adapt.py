@@ -87,13 +87,6 @@ def test_planted_classes_of_clusters_are_found_from_mixed_cells():
     np.testing.assert_allclose(found.sum(axis=1), 1)
 
 
-def test_clusters_without_evidence_keep_their_prior():
-    shares, prior = np.array([[1.0, 0.0]] * 5), np.random.default_rng(2).dirichlet(np.ones(8), 2)
-    found = _classes_of_clusters(shares, np.zeros(5, int), np.ones(5), MATRIX, prior)
-    np.testing.assert_allclose(found[1], prior[1])
-    assert found[0].argmax() == 0
-
-
 def test_clusters_map_a_region_with_domain_shift(monkeypatch):
     """Of a patch that was not clustered; the same seed gives the same clusters; a smaller sample is drawn of many."""
     source = PatchStack([shifted_patch(seed) for seed in range(4)], "modis+savanna")

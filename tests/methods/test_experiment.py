@@ -16,7 +16,7 @@ from lcfuse_core.data.source import PatchStack
 from lcfuse_core.data.streamed import PatchFiles
 from lcfuse_core.errors import MissingDataError
 from lcfuse_core.methods import experiment
-from lcfuse_core.methods.experiment import ALL_REGIONS, Experiment
+from lcfuse_core.methods.experiment import _ALL_REGIONS, Experiment
 from lcfuse_core.methods.registry import learner
 from lcfuse_core.scoring import ledger, protocol
 from lcfuse_core.training import checkpoint, loop
@@ -110,7 +110,7 @@ def test_the_same_network_is_trained_in_memory_from_files_and_from_packed_scenes
         here = Experiment("compare", own.parameters | {"train_root": str(root)})
         run = here.trained(plan)
         here.adapted_network(run, steps=2)
-        (tuned,) = (value[ALL_REGIONS] for value in here.memory.values() if isinstance(value, dict))
+        (tuned,) = (value[_ALL_REGIONS] for value in here.memory.values() if isinstance(value, dict))
         digests.append([checkpoint.network_digest(one.network) for one in (run, tuned)])
         kinds.append({type(one) for one in (here.training_source(), here.target_source)})
     assert kinds == [{PatchStack}, {PatchFiles}, {PatchFiles}]
@@ -185,7 +185,7 @@ def test_a_given_checkpoint_takes_the_place_of_the_network_of_its_kind(own, tmp_
     assert names[0] != names[1]
     _, seconds = here.adapted_network(here.network())
     assert seconds > 0
-    (tuned,) = (value[ALL_REGIONS] for value in here.memory.values() if isinstance(value, dict))
+    (tuned,) = (value[_ALL_REGIONS] for value in here.memory.values() if isinstance(value, dict))
     assert tuned.plan.steps == round(2.25 * 2)
     learned = learner("fcn", 0.5).learn(here)
     assert learned.hashes == {"checkpoint": hashlib.sha256(file.read_bytes()).hexdigest()}
@@ -222,14 +222,3 @@ def test_a_record_has_parameters_data_and_scores(own):
     assert (row["synthetic"], row["data_kind"], row["cost"]["train_s"]) == (False, "unverified", 1.5)
     own.record("agreement", perfect(own).scores)
     assert ledger.read(own.ledger_path)["split"].tolist() == ["test", ""]
-
-
-def test_relabelled_data_have_another_identity_in_the_ledger(own, folder, tmp_path):
-    own.record("perfect", perfect(own))
-    other = shutil.copytree(folder / "dfc2020", tmp_path / "dfc2020")
-    change_last_byte(miniatures.file_of(other, "test", "dfc"))
-    own.parameters["data_root"] = str(other)
-    own.record("perfect", perfect(own))
-    lines = ledger.read(own.ledger_path)
-    assert lines["hashes.train"].nunique() == 1
-    assert lines["hashes.evaluation"].nunique() == 2

@@ -43,13 +43,6 @@ def test_one_accuracy_makes_a_matrix_that_keeps_its_assumptions():
     assert (matrix[3:, SAVANNA_INDEX] == 0).all()
 
 
-def test_one_class_alone_is_always_right():
-    """Where there is no other label to err to."""
-    matrix = transition.from_accuracy(np.array([1, 0, 0, 0, 0, 0, 0, 0, 0.0]))
-    assert matrix[0, 0] == 1
-    assert matrix[1, 0] == pytest.approx(0.33)
-
-
 @pytest.mark.parametrize("accuracy", [0, -1, 1.1, np.nan])
 def test_an_accuracy_that_is_none_is_refused(accuracy):
     with pytest.raises(ParameterError, match="accuracy"):

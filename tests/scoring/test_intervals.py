@@ -1,7 +1,6 @@
 """Intervals over groups: by hand, against theory, and by their coverage in a simulation."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-import hierarchical as simulation
 from lcfuse_core.errors import GridError, ParameterError
 from lcfuse_core.scoring import intervals
 from lcfuse_core.scoring.intervals import difference, interval, over_pixels
@@ -196,13 +194,6 @@ def test_equal_worlds_and_regions_have_an_interval_of_no_width():
 def test_one_world_or_one_region_has_no_hierarchical_interval(shape):
     with pytest.raises(GridError, match="two worlds and two regions or more"):
         intervals.hierarchical(np.ones(shape, int))
-
-
-@pytest.mark.parametrize("effects", [(0.5, 0.0, 0.1), (0.1, 0.5, 0.1), (0.1, 0.1, 0.5)])
-def test_the_hierarchical_interval_has_about_its_nominal_coverage(effects):
-    """Whichever effect is the largest; `benchmarks/hierarchical.py` measures it with more data sets."""
-    options = SimpleNamespace(sets=40, worlds=5, regions=6, draws=99, seed=1)
-    assert simulation.coverage(effects, options)["hierarchical"] >= 85
 
 
 @given(st.lists(st.floats(0, 1), max_size=8))

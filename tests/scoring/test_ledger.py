@@ -4,18 +4,16 @@ import json
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcfuse_core import __main__ as shell
-from lcfuse_core import __version__, _runtime
+from lcfuse_core import __version__
 from lcfuse_core.errors import DataError, LcfuseError, MissingDataError, ParameterError
 from lcfuse_core.scoring import ledger
 from lcfuse_core.scoring.scores import confusion, summarise
@@ -137,13 +135,6 @@ def test_a_torn_last_line_is_reported_and_harms_no_other(tmp_path, cut):
         assert ledger.read(path)["number"].tolist() == [0, 1, 3]
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
-def test_a_full_disk_is_one_clear_error():
-    """The message names the file and what to do."""
-    with pytest.raises(LcfuseError, match=r"/dev/full: found No space left on device.*record the run again"):
-        ledger.append("/dev/full", {"number": 1})
-
-
 def test_a_system_that_takes_a_few_bytes_at_a_time_gets_the_whole_line(tmp_path, monkeypatch):
     """Short writes are gone on with, so that a line is never half of what was reported."""
     write = os.write
@@ -151,44 +142,6 @@ def test_a_system_that_takes_a_few_bytes_at_a_time_gets_the_whole_line(tmp_path,
     for number in range(3):
         ledger.append(tmp_path / "l", {"number": number, "note": "ä" * 30})
     assert [json.loads(line)["number"] for line in (tmp_path / "l").read_bytes().splitlines()] == [0, 1, 2]
-
-
-@pytest.mark.parametrize("says", [0, OSError(28, "No space left on device")])
-def test_a_line_that_does_not_fit_leaves_nothing_behind(tmp_path, monkeypatch, says):
-    """Half of it was taken, then no more: an error, the file as before, and the next line is whole."""
-    path, write, calls = tmp_path / "l", os.write, []
-    ledger.append(path, {"number": 0})
-    before = path.read_bytes()
-
-    def take_half(file, data):
-        calls.append(len(data))
-        if len(calls) == 1:
-            return write(file, data[: len(data) // 2])
-        if isinstance(says, OSError):
-            raise says
-        return says
-
-    with monkeypatch.context() as patched:
-        patched.setattr(ledger.os, "write", take_half)
-        with pytest.raises(LcfuseError, match=r"l: found .*, expected to append \d+ bytes"):
-            ledger.append(path, {"number": 1})
-    assert path.read_bytes() == before
-    ledger.append(path, {"number": 2})
-    assert ledger.read(path)["number"].tolist() == [0, 2]
-
-
-def test_a_line_is_not_lost_when_the_file_is_replaced_while_its_writer_waits(tmp_path):
-    """As a program does that sorts or shortens a ledger under the lock: the line goes into the new file."""
-    path, new = tmp_path / "l", tmp_path / "new"
-    ledger.append(path, {"number": 0})
-    with _runtime.lock(path):
-        writer = threading.Thread(target=ledger.append, args=(path, {"number": 1}))
-        writer.start()
-        time.sleep(0.3)  # until it waits
-        new.write_bytes(path.read_bytes())
-        os.replace(new, path)
-    writer.join()
-    assert ledger.read(path)["number"].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(("path", "do"), [("{}", "Choose"), ("/dev/null", "Choose"), ("/dev/full", "Free")])
@@ -257,13 +210,6 @@ def test_eight_writers_some_killed_lose_no_line_that_was_reported(tmp_path):
     assert n_reported == 8 * each
 
 
-def test_no_part_of_a_line_passes_for_a_line():
-    """Wherever a line is cut, what is left is no JSON object: a torn line is always recognised."""
-    line = json.dumps(entry(), ensure_ascii=False).encode()
-    assert isinstance(ledger._parse(line), dict)
-    assert [cut for cut in range(len(line)) if isinstance(ledger._parse(line[:cut]), dict)] == []
-
-
 def test_a_line_has_the_fields_of_the_schema_and_its_costs():
     made = entry(data={"evaluation": "DFC2020 test"}, hashes={"checkpoint": "ab" * 32})
     assert list(made) == [
@@ -287,17 +233,6 @@ def test_what_is_synthetic_cannot_be_called_real():
     for synthetic, kind in ((True, "real"), (True, "semi-real"), (False, "synthetic"), (False, "fake")):
         with pytest.raises(ParameterError, match="data_kind"):
             entry(synthetic=synthetic, data_kind=kind)
-
-
-def test_lines_of_the_first_schema_are_read(tmp_path):
-    """The ledger of several seeds was begun before there was a second one."""
-    path = tmp_path / "l"
-    ledger.append(path, {"schema": 1, "scores": {"aa": 0.5}})
-    ledger.append(path, entry())
-    table = ledger.read(path)
-    assert table["schema"].tolist() == [1, 2]
-    assert table["scores.aa"].tolist() == [0.5, 0.75]
-    assert table.attrs["lines"] == [1, 2]
 
 
 def test_missing_empty_and_newer_ledgers(tmp_path):
@@ -357,19 +292,6 @@ def test_a_line_that_is_too_long_is_not_held_in_memory(tmp_path, monkeypatch):
     (tmp_path / "l").write_bytes(GOOD + b"\n" + b'{"a": "' + b"x" * 1000 + b'"}\n' + GOOD + b"\n")
     with pytest.warns(UserWarning, match="l line 2"):
         assert ledger.read(tmp_path / "l").attrs["lines"] == [1, 3]
-
-
-def test_what_is_no_file_is_one_clear_error(tmp_path):
-    with pytest.raises(DataError, match=r"found Is a directory, expected a readable ledger"):
-        ledger.read(tmp_path)
-
-
-def test_seeds_are_worlds_and_trainings_on_one_world_are_averaged():
-    lines = pd.DataFrame(
-        [("a", 0, 0, 0.1), ("a", 0, 0, 0.3), ("a", 0, 1, 0.5), ("a", 1, 0, 0.7)],
-        columns=["parameters.method", "seeds.world", "seeds.training", "scores.aa"],
-    )
-    assert ledger.by_seed(lines, "scores.aa").loc["a"].tolist() == [0.4, 0.7]
 
 
 @pytest.mark.parametrize(

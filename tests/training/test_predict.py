@@ -71,15 +71,6 @@ def test_bfloat16_changes_little(learnt):
     assert (full.argmax(axis=0) == half.argmax(axis=0)).mean() > 0.98
 
 
-def test_a_prediction_does_not_depend_on_the_place_in_the_patch(learnt):
-    """Rows stay rows: the class of a block does not depend on where it lies in the patch."""
-    patch = toy_patch(70)
-    shifted = (patch.s2[:, 8:, 16:], patch.s1[:, 8:, 16:])
-    whole, part = predict(learnt, patch), predict(learnt, shifted)
-    # Six pixels from the new edge, the FCN (five pixels to each side) sees the same.
-    np.testing.assert_allclose(part[:, 6:, 6:], whole[:, 14:, 22:], atol=0.02)
-
-
 def test_evaluation_counts_pixels(learnt):
     """Agreement with the labels of a stack is that of its maps; ignored pixels do not count."""
     stack = toy_stack(2)
