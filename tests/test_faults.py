@@ -37,7 +37,7 @@ def mapping_job(folder):
             return path.read_bytes()
         return {name: value for name, value in json.loads(path.read_text()).items() if name not in dated}
 
-    options = MapOptions(window=64, overlap=16, margin=4, probabilities=True)
+    options = MapOptions(window=64, probabilities=True)
     return Job(lambda out: make_map(inputs, [network], out, options), read)
 
 

@@ -96,17 +96,8 @@ def _map_one(options: argparse.Namespace) -> int:
         files = options.coarse, options.legend, options.clouds, options.scl, options.band
         inputs = make.Inputs(tuple(options.s2), tuple(options.s1), *files)
         networks = [predict.load_member(path) for path in options.model]
-    chosen = {
-        name: getattr(options, name)
-        for name in ("adapt", "steps", "prior_power", "symmetries", "window", "probabilities")
-    }
-    chosen |= {"overlap": options.window // 8, "margin": options.window // 32}
-    plan = make.MapOptions(**chosen)
-    made = make.make_map(inputs, networks, options.out, plan, progress=not options.quiet, report=print)
-    valid, found = made.record["valid_fraction"], " (found)" if made.found else ""
-    print(f"{made.path()}{found}: {100 * valid:.1f} % of the scene has a class")
-    for name, pixels in made.record["pixels"].items():
-        print(f"  {name:<15} {pixels / 100:12,.1f} ha")
+    plan = make.MapOptions(**{name: getattr(options, name) for name in make.MapOptions.__dataclass_fields__})
+    print(make.make_map(inputs, networks, options.out, plan, progress=not options.quiet, report=print).summary())
     return 0
 
 

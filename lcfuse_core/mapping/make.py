@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class MapOptions:
     steps : training steps on the scene; None: `learn.STEPS`, or fewer with few coarse cells
     prior_power : exponent of the coarse prior; None: `PRIOR_POWER`, or 0 without a coarse map or after training on it
     symmetries : 1, 2, 4 or 8 flips and rotations whose predictions are averaged (TTA)
-    window, overlap, margin : pixels; see `windows.Tiling`
+    window : side of a window, px; overlap and margin are an eighth and a 32nd of it (see `windows.Tiling`)
     probabilities : whether to keep the probabilities of all classes
     """
 
@@ -77,8 +77,6 @@ class MapOptions:
     prior_power: float | None = None
     symmetries: int = 1
     window: int = 512
-    overlap: int = 64
-    margin: int = 16
     probabilities: bool = False
 
 
@@ -93,6 +91,12 @@ class _Made:
     def path(self, name: str = "landcover") -> Path:
         """Return the file of a layer: landcover, confidence or, if it was kept, probabilities."""
         return self.folder / f"{name}.tif"
+
+    def summary(self) -> str:
+        """Return where the map is and the areas of its classes, in lines to print."""
+        valid, found = self.record["valid_fraction"], " (found)" if self.found else ""
+        areas = (f"\n  {name:<15} {pixels / 100:12,.1f} ha" for name, pixels in self.record["pixels"].items())
+        return f"{self.path()}{found}: {100 * valid:.1f} % of the scene has a class" + "".join(areas)
 
 
 def make_map(
@@ -149,19 +153,17 @@ def make_map(
         if inputs.coarse is not None:
             coarse = stack.enter_context(open_coarse(inputs.coarse, scene.grid, inputs.legend, band=inputs.band))
         chosen = choose(networks, scene.has_s1)
-        members: Sequence[Member] = chosen
         for member in chosen:
             check_channels(scene.files[0], scene.channels, member.run.statistics, member.run.plan.inputs)
-        tiling = Tiling(scene.grid.shape, options.window, options.overlap, options.margin)
+        tiling = Tiling(scene.grid.shape, options.window, options.window // 8, options.window // 32)
         legend = Path(inputs.legend or "igbp")
         rules = (legend.read_bytes() if legend.is_file() else legend.name), inputs.band
         roles = [len(scene.files), *(bool(given) for given in (inputs.s1, inputs.clouds, inputs.scl, coarse))]
-        digests = [member.digest for member in members if isinstance(member, Network)]
+        digests = [member.digest for member in chosen]
         decided = (digests, learns, options.steps, rules, roles, plan, tiling, options.probabilities)
         key = hashlib.sha256(repr((decided, _runtime.code_digest("mapping.make"))).encode()).hexdigest()
         stack.enter_context(disk_errors(out))
         stack.enter_context(_runtime.lock(out / ".lock"))
-        job = _Job(scene, coarse, members, plan, tiling)
         files = [*scene.files, *([coarse.path] if coarse else [])]
         products = {(out / f"{name}.tif").resolve() for name in LAYERS}
         if lost := [path for path in files if path.resolve() in products]:
@@ -172,10 +174,14 @@ def make_map(
             return made
         for repair in (*scene.repairs, *(coarse.repairs if coarse else ())):
             report(repair)
+        members: Sequence[Member] = chosen
+        training = None
         if learns and coarse is not None:
             report("training a network and a random forest on the coarse map of this scene")
-            learned = train_on_scene(scene, coarse, chosen, out, steps=options.steps, progress=progress, report=report)
-            job = replace(job, members=learned.members, training=learned.record)
+            members, training = train_on_scene(
+                scene, coarse, chosen, out, steps=options.steps, progress=progress, report=report
+            )
+        job = _Job(scene, coarse, members, plan, tiling, training)
         names = [name for name in LAYERS if name != "probabilities" or options.probabilities]
         record = {"key": key} | job.describe() | {"legend": coarse and legend.name}
         return _Made(out, job.write(out, names, record, files, progress))
@@ -190,7 +196,7 @@ class _Job:
     members: Sequence[Member]
     plan: FusionPlan
     tiling: Tiling
-    training: dict[str, Any] | None = None
+    training: dict[str, Any] | None
 
     def describe(self) -> dict[str, Any]:
         """Return the part of the record that is known beforehand; names of files are without their folders."""

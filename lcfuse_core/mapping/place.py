@@ -28,7 +28,6 @@ from typing import Any
 from lcfuse_core import _runtime
 from lcfuse_core.data import places
 from lcfuse_core.errors import LcfuseError, ParameterError
-from lcfuse_core.mapping import commands
 from lcfuse_core.scoring import ledger
 
 _MEGABYTES_PER_MINUTE = 150.0
@@ -187,16 +186,13 @@ def _finish(folder: Path, options: argparse.Namespace) -> None:
         for line in record["attribution"]:
             print(f"  {line}")
     if options.map:
-        _map_place(folder, quiet=options.quiet)
+        _map_place(folder, options.quiet)
 
 
-def _map_place(folder: Path, *, quiet: bool = False) -> Path:
-    """Map a place from its own MODIS label, and return the folder of the map."""
-    parser = argparse.ArgumentParser()
-    commands.add_parser(parser.add_subparsers())
-    out = folder.with_name(f"{folder.name}_map")  # beside the place, whose files have one digest
-    words = ["map", "--s2", str(folder / "s2.tif"), "--coarse", str(folder / "coarse.tif"), "--out", str(out)]
-    words += ["--s1", str(folder / "s1.tif")] if (folder / "s1.tif").exists() else []
-    options = parser.parse_args([*words, *(["--quiet"] if quiet else [])])
-    options.command(options)
-    return out
+def _map_place(folder: Path, quiet: bool) -> None:
+    """Map a place from its own MODIS label, beside the place, whose files have one digest."""
+    from lcfuse_core.mapping import make  # with torch
+
+    s1 = (folder / "s1.tif",) if (folder / "s1.tif").exists() else ()
+    inputs, out = make.Inputs((folder / "s2.tif",), s1, folder / "coarse.tif"), folder.with_name(f"{folder.name}_map")
+    print(make.make_map(inputs, [], out, progress=not quiet, report=print).summary())

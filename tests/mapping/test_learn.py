@@ -139,7 +139,7 @@ def test_with_few_cells_a_third_member_is_weighted_by_held_out_cells(labelled, t
 def test_the_map_and_its_record_have_the_third_member(inputs, labelled, tmp_path, small):
     """The probabilities of the map are the weighted mean, and its JSON holds cells, steps and weight."""
     opened, coarse = labelled
-    options = make.MapOptions(window=96, overlap=32, margin=8, probabilities=True)
+    options = make.MapOptions(window=256, probabilities=True)
     reports = []
     made = make.make_map(inputs, [], tmp_path / "map", options, report=reports.append)
     record = json.loads((made.folder / "landcover.json").read_text())

@@ -21,7 +21,7 @@ from lcfuse_core.mapping import make, scene
 from lcfuse_core.mapping import write as writing
 from lcfuse_core.mapping.make import Inputs, MapOptions, make_map
 
-SMALL = MapOptions(window=64, overlap=24, margin=6, probabilities=True)
+SMALL = MapOptions(window=64, probabilities=True)
 NAMES = ("landcover.tif", "confidence.tif", "probabilities.tif")
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-from argparse import Namespace
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +11,7 @@ from stac_server import add_item, labelled_scene, serving
 from lcfuse_core import __main__ as shell
 from lcfuse_core.__main__ import main
 from lcfuse_core.data.places import Request, read_places
-from lcfuse_core.mapping import commands, place
+from lcfuse_core.mapping import make, place
 from lcfuse_core.scoring import claims, ledger
 
 
@@ -84,16 +83,14 @@ def test_one_place_or_a_list(given, tmp_path, capsys):
 
 def test_the_map_is_learned_from_the_label_of_the_place(service, tmp_path, monkeypatch):
     """`place --map` hands its files to `map`, which trains on the coarse label of the scene."""
-    seen: list[Namespace] = []
-    monkeypatch.setattr(commands, "_run", lambda options: seen.append(options) or 0)
+    seen = []
+    made = SimpleNamespace(summary=str)
+    monkeypatch.setattr(make, "make_map", lambda *given, **_: seen.append(given) or made)
     assert main(words(service, tmp_path, "--name", "Here", "--map")) == 0
-    (options,) = seen
     folder = tmp_path / "Here"
-    assert options.s2 == [folder / "s2.tif"]
-    assert options.coarse == folder / "coarse.tif"
-    assert options.s1 == []  # the catalogue has none
-    assert options.out == tmp_path / "Here_map"  # the files of the place keep their digest
-    assert all(path.exists() for path in (*options.s2, options.coarse))
+    inputs = make.Inputs((folder / "s2.tif",), (), folder / "coarse.tif")  # the catalogue has no Sentinel-1
+    assert seen == [(inputs, [], tmp_path / "Here_map")]  # the files of the place keep their digest
+    assert all(path.exists() for path in (*inputs.s2, inputs.coarse))
 
 
 def test_megabytes_and_minutes_are_printed_before_anything_is_read(service, tmp_path, capsys):
