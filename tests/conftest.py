@@ -18,7 +18,10 @@ settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True
 settings.register_profile("explore", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
-LONGEST = ("test_book", "test_real_places", "test_commands", "test_contributing", "test_reruns")
+LONGEST = (
+    "test_book", "test_real_places", "test_walk", "test_printed_commands", "test_commands", "test_reruns",
+    "test_registry", "test_contributing", "test_chapters", "test_distributed", "test_world", "test_chapter",
+)  # fmt: skip
 """Begun first, so that no process is left alone with one of them; a file is a process's from end to end."""
 
 

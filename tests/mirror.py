@@ -42,9 +42,14 @@ class Mirror:
 
 @contextmanager
 def serve(folder: Path, *, seed: int = 0, faults: bool = True) -> Iterator[Mirror]:
-    """Serve a world of four training scenes (one per season), one validation and one test region under *folder*."""
+    """
+    Serve a world of four training scenes (one per season), one validation and one test region; *folder* is for the rest.
+
+    The world is made once, in the data folder, and is only read.
+    """
     plan = world.WorldPlan(seed, n_train=4, n_validation=1, n_test=1)
-    top = world.make_world(folder / "world", plan, workers=1)
+    top = world.make_world(_runtime.data_folder() / "mirror" / f"world-{seed}", plan, workers=1)
+    folder.mkdir(parents=True, exist_ok=True)
     with FTPServer() as ftp, HTTPServer() as http:
         path = folder / "manifest.yaml"
         text = yaml.safe_dump(_manifest(top, ftp, http, faults), sort_keys=False, allow_unicode=True)

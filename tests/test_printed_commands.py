@@ -2,23 +2,31 @@
 Each command that README, the book and the claims print is executed, on a miniature in the layout of the real data.
 
 Commands are collected from the texts, so a new one is covered. They run as printed, in a folder with data that were
-fetched from a local server; only what makes them long or needs other machines is replaced, see `runnable`.
+fetched from a local server; only what makes them long or needs other machines is replaced, see `runnable`. Chapters,
+runs of a grid and scenes of a list are executed in this process: `tests/book/test_reruns.py` and
+`tests/mapping/test_commands.py` start the kernels and processes.
 """
 
 import re
 import shlex
+from contextlib import chdir
 
+import matplotlib as mpl
 import mirror
 import nbformat
 import numpy as np
+import papermill
 import places
 import pytest
 import yaml
+from IPython.core.inputtransformer2 import TransformerManager
 
 import chapters
 from lcfuse_core import __main__ as shell
+from lcfuse_core.book import reruns
 from lcfuse_core.data import cells
 from lcfuse_core.data.sample import world
+from lcfuse_core.mapping import commands as mapping
 
 ELSEWHERE = {
     "focal": "the example of CONTRIBUTING.md: tests/test_contributing.py",
@@ -114,9 +122,27 @@ def folder(tmp_path_factory):
         yield top
 
 
+def execute_here(source, target, parameters, *, cwd, **options):
+    """What papermill does with a cut chapter, without a kernel: its cells, with the given parameters."""
+    notebook, names = nbformat.read(source, as_version=4), {}
+    with chdir(cwd), mpl.rc_context():
+        for cell in chapters.code_cells(notebook):
+            exec(TransformerManager().transform_cell(cell.source), names)
+            names |= parameters if "parameters" in chapters.tags(cell) else {}
+    nbformat.write(notebook, target)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Neither kernels nor processes are started."""
+    monkeypatch.setattr(papermill, "execute_notebook", execute_here)
+    monkeypatch.setattr(reruns, "_execute_apart", lambda run, data, threads: reruns.execute(run))
+    monkeypatch.setattr(mapping, "_map_apart", lambda scene, threads: (shell.main(["map", *scene[1]]), scene[0]))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", printed())
-def test_a_printed_command_works(command, folder, monkeypatch, capsys):
+def test_a_printed_command_works(command, folder, in_this_process, monkeypatch, capsys):
     """Its exit code is 0; that of `data status` is 1 where data are missing."""
     data = folder / "_data"
     data.mkdir(exist_ok=True)

@@ -1,10 +1,12 @@
 """
 Chapters on files that no generator of ours wrote: three real places, in the layout of the public bundle.
 
-They lie outside the repository (`../shared/data/semireal`); where they are not, these tests are skipped.
+They lie outside the repository (`../shared/data/semireal`); where they are not, these tests are skipped. The chapters
+run on one of them; LCFUSE_PLACES=all runs them on all three, and `evaluation` too (ten minutes of processor time).
 """
 
 import json
+import os
 import resource
 
 import nbformat
@@ -22,6 +24,7 @@ from lcfuse_core.data.bands import B10, CHANNELS, channels_of
 from lcfuse_core.scoring import claims, ledger
 
 pytestmark = needs_semireal
+ON_ALL = os.environ.get("LCFUSE_PLACES", "") == "all"
 
 
 def test_the_offset_of_one_place_is_found_removed_and_reported():
@@ -35,7 +38,9 @@ def test_the_offset_of_one_place_is_found_removed_and_reported():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "given"), [("metrics", []), ("evaluation", ["-p", "steps", "4"])])
+@pytest.mark.parametrize(
+    ("name", "given"), [("metrics", []), *([("evaluation", ["-p", "steps", "4"])] if ON_ALL else [])]
+)
 def test_a_chapter_runs_on_them_without_a_change(name, given, tmp_path, monkeypatch):
     """Another size, float64 radar, int16 reflectance, another layout; the repair is told, the scores are right."""
     monkeypatch.setenv("LCFUSE_LEDGER", str(tmp_path / "ledger.jsonl"))
@@ -117,7 +122,9 @@ def test_a_real_place_is_fetched_as_it_is(fetched, name):
 def test_the_chapter_runs_on_real_places(fetched, tmp_path, monkeypatch):
     """Within five minutes of processor time and 3 GB each; the lines have a kind of their own, and are pooled."""
     monkeypatch.setenv("LCFUSE_LEDGER", str(tmp_path / "ledger.jsonl"))
-    for name, (folder, *_) in fetched.items():
+    names = NAMES if ON_ALL else NAMES[:1]
+    for name in names:
+        folder = fetched[name][0]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert shell.main(["run", "your_place", "-p", "data_root", str(folder), "--out", str(tmp_path / name)]) == 0
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -127,10 +134,10 @@ def test_the_chapter_runs_on_real_places(fetched, tmp_path, monkeypatch):
     assert set(lines["data_kind"]) == {"place"}
     table = lines.assign(place=lines["data.evaluation"]).pivot_table("scores.miou_8", "place", "parameters.method")
     print((100 * table).round(1).to_string())
-    assert len(table) == 3
+    assert len(table) == len(names)
     [fusion] = [
         line
         for line in claims.evidence(tmp_path / "ledger.jsonl")
         if line["data_kind"] == "place" and line["parameters.method"] == "Fusion, target regions"
     ]
-    assert fusion["scores.n_places"] == 3
+    assert fusion["scores.n_places"] == len(names)
