@@ -43,7 +43,7 @@ class Mirror:
 @contextmanager
 def serve(folder: Path, *, seed: int = 0, faults: bool = True) -> Iterator[Mirror]:
     """
-    Serve a world of four training scenes (one per season), one validation and one test region; *folder* is for the rest.
+    Serve a world of four training scenes (one per season), one validation and one test region; the rest is in *folder*.
 
     The world is made once, in the data folder, and is only read.
     """

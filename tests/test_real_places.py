@@ -2,7 +2,7 @@
 Chapters on files that no generator of ours wrote: three real places, in the layout of the public bundle.
 
 They lie outside the repository (`../shared/data/semireal`); where they are not, these tests are skipped. The chapters
-run on one of them; LCFUSE_PLACES=all runs them on all three, and `evaluation` too (ten minutes of processor time).
+run on one of them; LCFUSE_REAL=all runs them on all three, and `evaluation` too (ten minutes of processor time).
 """
 
 import json
@@ -24,7 +24,7 @@ from lcfuse_core.data.bands import B10, CHANNELS, channels_of
 from lcfuse_core.scoring import claims, ledger
 
 pytestmark = needs_semireal
-ON_ALL = os.environ.get("LCFUSE_PLACES", "") == "all"
+ON_ALL = os.environ.get("LCFUSE_REAL", "") == "all"
 
 
 def test_the_offset_of_one_place_is_found_removed_and_reported():

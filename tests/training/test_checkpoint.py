@@ -44,7 +44,7 @@ from lcfuse_core.training.plan import TrainPlan
 STATISTICS = Statistics(tuple(0.1 * i for i in range(15)), tuple(1.0 + i for i in range(15)))
 SMALL = TrainPlan(width=1, inputs=("s1",), steps=3)
 PLAN = TrainPlan(width=4, crop=32, batch=4, steps=12, report_every=5, device="cpu", precision="float32")
-EVERY_BIT = int(os.environ.get("LCFUSE_BITS", "11"))
+EVERY_BIT = int(os.environ.get("LCFUSE_BITS", "37"))
 """LCFUSE_BITS=1, nightly, flips each bit of a checkpoint in turn."""
 KILLS = int(os.environ.get("LCFUSE_KILLS", "4"))
 STEPS_LOST = 5
