@@ -14,7 +14,7 @@ os.environ.setdefault("LCFUSE_DATA", str(ROOT / "_data"))
 from hypothesis import settings  # noqa: E402
 
 # The same examples at each run, and no limit on time: the machine may be busy with something else.
-settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True, max_examples=50)
 settings.register_profile("explore", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
