@@ -6,7 +6,7 @@ which class dominates a region, and little more; with noisy labels, not even tha
 other regions may then be better, or worse if the regions differ. Which one holds is estimated from cells that are held
 out: how likely their labels are, given the prediction of the network, and given that of a forest which was trained on
 the other cells. The reference plays no part in it. Constants were chosen on development worlds
-(`benchmarks/few_cells.py`).
+(`benchmarks/sensitivity.py`).
 """
 
 from __future__ import annotations

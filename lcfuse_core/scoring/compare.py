@@ -35,6 +35,9 @@ from lcfuse_core.scoring.scores import CELL_PX, N_CODES
 BASELINE, _OFFICIAL, SINGLE = "MODIS label", "DeepLabv3+, plain", "FCN, weighted"
 """The label as a map, the recipe of the contest's baseline, and the best network with (weighted) cross-entropy."""
 
+OFFICIAL_TARGET = "DeepLabv3+, plain, target regions only"
+"""The recipe of the contest's baseline, trained on the target regions instead."""
+
 FUSION, BOUND = "Fusion, target regions", "DeepLabv3+, supervised, source regions"
 """The default fusion, and a network trained on fine labels of other regions, those of the validation patches."""
 
@@ -189,28 +192,70 @@ def gains(lines: pd.DataFrame, steps: Iterable[Step] = ABLATION) -> pd.DataFrame
     return table.assign(**{"p, Holm": intervals.holm(p).round(4)})
 
 
-def few_cell_gains() -> pd.DataFrame:
-    """
-    Return by how many points of AA the default fusion exceeds others when regions have few coarse cells.
+RIVALS = {
+    "interpolated label": INTERPOLATED,
+    "inductive network": INDUCTIVE,
+    "official, inductive": OFFICIAL,
+    "official, transductive": OFFICIAL_TARGET,
+}
+"""With what `sensitivity` compares the default fusion, by the names of its columns, beside the best of its members."""
 
-    One row per world, number of cells and score ("pooled" or "regional"), from the records of
-    `benchmarks/few_cells.py`. Columns: seed, domain shift, label noise, cells (per region), score, interpolated label,
-    inductive network, best member (the best of the fusion's own members by the reference).
+_FACTORS = ("domain shift", "label noise", "label confusion", "area factor", "cells")
+
+
+def sensitivity() -> pd.DataFrame:
+    """
+    Return by how many points of AA the default fusion exceeds others on worlds of other properties.
+
+    One row per record of `benchmarks/sensitivity.py` and score ("pooled" or "regional"). Columns: seed, steps, domain
+    shift, label noise, label confusion, area factor, cells (per region), purity (of the cells), score, those of
+    `RIVALS`, and best member (the best of the fusion's own members by the reference). NaN where a record has no value.
     """
     rows = []
-    for one in json.loads((SHIPPED / "few_cells.json").read_text(encoding="utf-8")):
+    for one in json.loads((SHIPPED / "sensitivity.json").read_text(encoding="utf-8")):
         aa = pd.DataFrame(one["aa"]).T
         gain = aa.loc[FUSION] - aa
-        world = {name.replace("_", " "): one[name] for name in ("seed", "domain_shift", "label_noise", "cells")}
+        usual = {"label_confusion": "reported", "area_factor": 1.0, "purity": np.nan}  # older records lack them
+        world = {name.replace("_", " "): value for name, value in (usual | one).items() if np.isscalar(value)}
         for score in ("pooled", "regional"):
-            own = gain[score]
-            others = {
-                "interpolated label": own[INTERPOLATED],
-                "inductive network": own[INDUCTIVE],
-                "best member": own[own.index.str.startswith("member")].min(),
-            }
-            rows.append({**world, "score": score, **others})
-    return pd.DataFrame(rows).round(1)
+            others = {rival: gain[score].get(method, np.nan) for rival, method in RIVALS.items()}
+            best = gain[score][gain.index.str.startswith("member")].min()
+            rows.append({**world, "score": score, **others, "best member": best})
+    return pd.DataFrame(rows).drop(columns="patches", errors="ignore").round(dict.fromkeys([*RIVALS, "best member"], 1))
+
+
+def series(table: pd.DataFrame, factor: str) -> list[pd.DataFrame]:
+    """
+    Return the parts of a table of `sensitivity` in which only *factor* differs, sorted by it.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Of `sensitivity`.
+    factor : str
+        "domain shift", "label noise", "label confusion", "area factor" (with which the purity differs) or "cells".
+
+    Returns
+    -------
+    list of DataFrame
+        One per world, steps and score, each with two values of the factor or more.
+    """
+    same = [name for name in ("seed", "steps", "score", *_FACTORS) if name != factor]
+    parts = [own.sort_values(factor) for _, own in table.groupby(same)]
+    return [own for own in parts if own[factor].nunique() > 1]
+
+
+def zeros(x: Iterable[float], gain: Iterable[float]) -> list[float]:
+    """
+    Return where a gain vanishes, by linear interpolation between its values at ascending *x*; empty if it never does.
+
+    >>> zeros([1.0, 2.0, 4.0], [3.0, 1.0, -1.0])
+    [3.0]
+    """
+    at, value = np.array([[*x], [*gain]], float)
+    turns = np.flatnonzero(value[:-1] * value[1:] < 0)
+    left, right = value[turns], value[turns + 1]
+    return sorted([*at[value == 0], *(at[turns] + (at[turns + 1] - at[turns]) * left / (left - right))])
 
 
 def _rounded(table: pd.DataFrame) -> pd.DataFrame:

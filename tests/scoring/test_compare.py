@@ -232,8 +232,8 @@ def test_every_tolerance_has_a_reason_and_a_committed_line():
     assert all(len(one["why"].split()) >= 8 for one in DECLARED)
 
 
-def test_gains_with_few_cells_are_those_of_the_records(tmp_path, monkeypatch):
-    """The best member is the one with the highest score, so that the gain over it is the smallest."""
+def record_of(**changes):
+    """A record of a world as `benchmarks/sensitivity.py` writes it."""
     aa = {
         compare.FUSION: (70.0, 60.0),
         compare.INTERPOLATED: (50.0, 40.0),
@@ -242,14 +242,45 @@ def test_gains_with_few_cells_are_those_of_the_records(tmp_path, monkeypatch):
         "member: Random forest": (66.0, 57.0),
     }
     scores = {name: dict(zip(("pooled", "regional"), values, strict=True)) for name, values in aa.items()}
-    record = {"seed": 1, "domain_shift": 0.3, "label_noise": 0.9, "patches": 1, "cells": 30.5, "aa": scores}
-    (tmp_path / "few_cells.json").write_text(json.dumps([record]))
-    shipped = compare.few_cell_gains()
-    monkeypatch.setattr(compare, "SHIPPED", tmp_path)
-    table = compare.few_cell_gains().set_index("score")
+    world = {"seed": 1, "domain_shift": 0.3, "label_noise": 0.9, "patches": 1, "cells": 30.5, "steps": 200}
+    return world | {"aa": scores, "margin": {"pooled": 2.0, "regional": -1.0}} | changes
+
+
+def recorded(monkeypatch, folder, *records):
+    (folder / "sensitivity.json").write_text(json.dumps(records))
+    monkeypatch.setattr(compare, "SHIPPED", folder)
+    return compare.sensitivity()
+
+
+def test_gains_on_other_worlds_are_those_of_the_records(tmp_path, monkeypatch):
+    """The best member is the one with the highest score; a method that a record lacks has no gain."""
+    table = recorded(monkeypatch, tmp_path, record_of()).set_index("score")
     assert table[["interpolated label", "inductive network", "best member"]].to_numpy().tolist() == [
         [20.0, 5.0, 2.0],
         [20.0, -1.0, 3.0],
     ]
-    assert set(shipped["score"]) == {"pooled", "regional"}
-    assert (shipped["cells"] < 200).all()
+    assert table[["official, inductive", "official, transductive", "purity"]].isna().all().all()
+    assert table.loc["pooled", ["label confusion", "area factor"]].tolist() == ["reported", 1.0]
+
+
+def test_in_a_series_one_factor_differs(tmp_path, monkeypatch):
+    """Worlds of another seed, of other steps, or alone with their values, are in no series."""
+    records = [record_of(domain_shift=1.6), record_of(), record_of(seed=2), record_of(steps=400, label_noise=0.3)]
+    table = recorded(monkeypatch, tmp_path, *records, record_of(cells=244.0))
+    shifts, cells = compare.series(table, "domain shift"), compare.series(table, "cells")
+    assert [own["score"].unique().tolist() for own in shifts] == [["pooled"], ["regional"]]
+    assert [own["domain shift"].tolist() for own in shifts] == [[0.3, 1.6]] * 2
+    assert [own["cells"].tolist() for own in cells] == [[30.5, 244.0]] * 2
+    assert compare.series(table, "label noise") == []
+
+
+def test_a_gain_vanishes_between_a_gain_and_a_loss():
+    assert compare.zeros([0.3, 1.0, 2.0], [4.0, 2.0, 1.0]) == []
+    assert compare.zeros([0.0, 1.0, 2.0], [-1.0, 3.0, 0.0]) == [0.25, 2.0]
+    assert compare.zeros([30.0, 122.0], [float("nan"), 1.0]) == []
+
+
+def test_the_shipped_worlds_of_other_properties_have_all_scores():
+    table = compare.sensitivity()
+    assert set(table["score"]) == {"pooled", "regional"}
+    assert table[["interpolated label", "inductive network", "best member"]].notna().all().all()

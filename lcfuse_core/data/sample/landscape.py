@@ -40,6 +40,7 @@ class Biome:
     towns, town_radius_m : expected number in a 5 km square, and their typical radius
     conifers : share of forest that is needle-leaved, 0-1
     aridity : 0 humid .. 1 arid; dries vegetation and bares soil
+    size : factor for the size of homogeneous areas (fields, woods, lakes, rivers, towns), whose shares stay about equal
     """
 
     name: str
@@ -57,6 +58,7 @@ class Biome:
     town_radius_m: float = 300.0
     conifers: float = 0.3
     aridity: float = 0.3
+    size: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,11 @@ def _nature(
     """Draw natural classes: at each pixel the largest of four weighted fields of a coarse and a fine scale."""
     codes = np.array((Cover.FOREST, Cover.SHRUB, Cover.GRASS, Cover.BARREN), np.uint8)
     weights = (biome.forest, biome.shrub, biome.grass, biome.barren)
-    coarse_px = rng.uniform(110, 240)
+    coarse_px = biome.size * rng.uniform(110, 240)
     strength = [
-        weight + 0.8 * random_field(rng, shape, coarse_px) + 0.15 * random_field(rng, shape, rng.uniform(9, 18))
+        weight
+        + 0.8 * random_field(rng, shape, coarse_px)
+        + 0.15 * random_field(rng, shape, biome.size * rng.uniform(9, 18))
         for weight in weights
     ]
     truth = codes[np.argmax(strength, axis=0)]
@@ -125,14 +129,14 @@ def _nature(
 def _farm(rng: np.random.Generator, biome: Biome, truth: NDArray[np.uint8], objects: NDArray[np.int32]) -> None:
     """Turn the most suitable land into fields: strips of 8-40 px in a rotated and slightly warped grid."""
     shape = truth.shape
-    suitability = random_field(rng, shape, 130) + 0.12 * random_field(rng, shape, 15)
+    suitability = random_field(rng, shape, 130 * biome.size) + 0.12 * random_field(rng, shape, 15 * biome.size)
     farmland = suitability > np.quantile(suitability, 1 - biome.crops)
     angle, warp = rng.uniform(0, np.pi), 6 * random_field(rng, shape, 120)
     rows, cols = np.mgrid[: shape[0], : shape[1]]
     along = cols * np.cos(angle) + rows * np.sin(angle) + warp
     across = rows * np.cos(angle) - cols * np.sin(angle) + warp
-    strip = np.searchsorted(_cuts(rng, across, 14.0), across)
-    block = np.searchsorted(_cuts(rng, along, 26.0), along)
+    strip = np.searchsorted(_cuts(rng, across, biome.size, 14.0), across)
+    block = np.searchsorted(_cuts(rng, along, biome.size, 26.0), along)
     field = (1 + strip * 1000 + block).astype(np.int32)
     # Whole fields are cropped, left as pasture or kept as copses.
     use = rng.choice(
@@ -142,21 +146,22 @@ def _farm(rng: np.random.Generator, biome: Biome, truth: NDArray[np.uint8], obje
     objects[farmland] = field[farmland]
 
 
-def _cuts(rng: np.random.Generator, values: NDArray[np.float64], typical_px: float) -> NDArray[np.float64]:
-    """Draw boundaries of strips of log-normal width over the range of *values*."""
-    widths = np.clip(rng.lognormal(np.log(typical_px), 0.4, 400), 8, 40)
+def _cuts(rng: np.random.Generator, values: NDArray[np.float64], size: float, typical_px: float) -> NDArray[np.float64]:
+    """Draw boundaries of strips of log-normal width, times *size*, over the range of *values*."""
+    n = int(400 / min(size, 1.0))  # enough of them, also if they are narrow
+    widths = size * np.clip(rng.lognormal(np.log(typical_px), 0.4, n), 8, 40)
     return values.min() + np.cumsum(widths)
 
 
 def _water(rng: np.random.Generator, biome: Biome, shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Draw lakes in the lows of a field, a meandering river of 1-7 px, a coast as a noisy half-plane."""
-    low = random_field(rng, shape, 80) + 0.12 * random_field(rng, shape, 10)
+    low = random_field(rng, shape, 80 * biome.size) + 0.12 * random_field(rng, shape, 10 * biome.size)
     water = low < np.quantile(low, biome.lakes)
     if "river" in biome.water:
-        course = random_field(rng, shape, 90)
+        course = random_field(rng, shape, 90 * biome.size)
         down, right = np.gradient(course)
         slope = np.hypot(down, right) + 1e-3
-        water |= np.abs(course) / slope < rng.uniform(1, 7) / 2
+        water |= np.abs(course) / slope < biome.size * rng.uniform(1, 7) / 2
     if "coast" in biome.water:
         rows, cols = np.mgrid[: shape[0], : shape[1]]
         angle = rng.uniform(0, 2 * np.pi)
@@ -169,19 +174,19 @@ def _water(rng: np.random.Generator, biome: Biome, shape: tuple[int, int]) -> ND
 def _fringe(rng: np.random.Generator, biome: Biome, water: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Draw wetland: within a few hundred metres of water, or in damp hollows, where a field is high."""
     near_px = ndimage.distance_transform_edt(~water) if water.any() else np.full(water.shape, 1e3)
-    damp = random_field(rng, water.shape, 80) + 0.12 * random_field(rng, water.shape, 9)
-    damp += 1.5 * np.exp(-near_px / 15)
+    damp = random_field(rng, water.shape, 80 * biome.size) + 0.12 * random_field(rng, water.shape, 9 * biome.size)
+    damp += 1.5 * np.exp(-near_px / (15 * biome.size))
     return damp > np.quantile(damp, 1 - biome.wetlands)
 
 
 def _build(rng: np.random.Generator, biome: Biome, truth: NDArray[np.uint8], objects: NDArray[np.int32]) -> None:
     """Draw towns as noisy discs with parks, and roads of one pixel between them; not on water."""
     rows, cols = np.mgrid[: truth.shape[0], : truth.shape[1]]
-    n_towns = rng.poisson(biome.towns * truth.size / 500**2)
+    n_towns = rng.poisson(biome.towns / biome.size**2 * truth.size / 500**2)
     centres = rng.uniform(0, 1, (n_towns, 2)) * truth.shape
-    edge, parks = random_field(rng, truth.shape, 12), random_field(rng, truth.shape, 7)
+    edge, parks = (random_field(rng, truth.shape, scale * biome.size) for scale in (12, 7))
     for number, (row, col) in enumerate(centres):
-        radius_px = biome.town_radius_m / 10 * rng.lognormal(0, 0.4)
+        radius_px = biome.size * biome.town_radius_m / 10 * rng.lognormal(0, 0.4)
         inside = np.hypot(rows - row, cols - col) < radius_px * (1 + 0.35 * edge)
         town = inside & (parks < 1.3) & (truth != Cover.WATER)
         truth[town], objects[town] = Cover.URBAN, 10_000_000 + number

@@ -22,6 +22,7 @@ from scipy import ndimage, special
 
 from lcfuse_core.data.cells import cell_ids
 from lcfuse_core.data.legends import SAVANNA, SCORED, dfc_to_index
+from lcfuse_core.data.sample.confusion import MEAN_CONFUSION, MOSAIC_WEIGHT, REPORTED
 from lcfuse_core.data.sample.landscape import ROAD_OBJECT, Biome, Cover, Landscape, random_field
 
 # Surface reflectance x 10000 of seven materials in B1..B8, B8A, B9, B10, B11, B12: round figures in the shape of
@@ -89,10 +90,17 @@ class Region:
     haze: float
     confusion: NDArray[np.float64]  # (8, 9) p(MODIS class | dominant class): the scored classes, then Savanna
     label_noise: float = LABEL_NOISE  # scale of the Gumbel noise in the logits of a cell's label
+    mosaic: float = MOSAIC_WEIGHT[REPORTED]  # weight of Savanna where woody and open land share a cell
 
 
 def draw_region(
-    rng: np.random.Generator, biome: Biome, *, season: float, domain_shift: float, label_noise: float = LABEL_NOISE
+    rng: np.random.Generator,
+    biome: Biome,
+    *,
+    season: float,
+    domain_shift: float,
+    label_noise: float = LABEL_NOISE,
+    label_confusion: str = REPORTED,
 ) -> Region:
     """
     Draw the signatures of a region.
@@ -100,6 +108,7 @@ def draw_region(
     season : -1 (leafless, dry) .. 1 (high season); scales the green share of all but needle-leaved plants
     domain_shift : standard deviation, in logits, of the region's own departure in each class and material
     label_noise : scale of the Gumbel noise in the logits of a cell's label
+    label_confusion : key of `confusion.MEAN_CONFUSION`, around which the confusions of the region's label are drawn
     """
     vigour = 1.2 * season - 1.1 * biome.aridity
     leaves, needles, dry, soil = 0, 1, 2, 3
@@ -120,8 +129,9 @@ def draw_region(
         mixture=mixture,
         backscatter_db=_BACKSCATTER_DB + wet_db,
         haze=rng.lognormal(0, 0.15),
-        confusion=_draw_confusion(rng),
+        confusion=_draw_confusion(rng, MEAN_CONFUSION[label_confusion]),
         label_noise=label_noise,
+        mosaic=MOSAIC_WEIGHT[label_confusion],
     )
 
 
@@ -183,28 +193,12 @@ def _resolve(band: NDArray[np.float64], resolution_m: int) -> NDArray[np.float64
     return mean.repeat(factor, 0).repeat(factor, 1)[: band.shape[0], : band.shape[1]]
 
 
-# p(MODIS class | class that dominates the cell), rows and columns in the order of SCORED, then Savanna: round
-# figures after the confusions reported for MCD12Q1 Collection 6 (Sulla-Menashe et al. 2019): cropland, grassland,
-# shrubland and savanna are taken for one another, wetlands are mostly missed, water and towns mostly found.
-_MEAN_CONFUSION = np.array(
-    [
-        # forest shrub grass wetl  crop  urban barren water savanna
-        [0.51, 0.01, 0.03, 0.02, 0.03, 0.01, 0.00, 0.00, 0.39],
-        [0.04, 0.29, 0.18, 0.01, 0.05, 0.01, 0.05, 0.00, 0.37],
-        [0.02, 0.05, 0.45, 0.01, 0.14, 0.01, 0.03, 0.00, 0.29],
-        [0.10, 0.04, 0.19, 0.22, 0.10, 0.01, 0.01, 0.06, 0.27],
-        [0.02, 0.02, 0.15, 0.01, 0.60, 0.02, 0.00, 0.00, 0.18],
-        [0.02, 0.01, 0.06, 0.01, 0.09, 0.70, 0.03, 0.01, 0.07],
-        [0.00, 0.23, 0.25, 0.00, 0.04, 0.02, 0.40, 0.02, 0.04],
-        [0.01, 0.00, 0.01, 0.04, 0.01, 0.01, 0.02, 0.90, 0.00],
-    ]
-)
 _CONFUSION_CONCENTRATION = 20.0
 
 
-def _draw_confusion(rng: np.random.Generator) -> NDArray[np.float64]:
-    """Draw the confusion matrix of a region: each row from a Dirichlet distribution around _MEAN_CONFUSION."""
-    return np.stack([rng.dirichlet(_CONFUSION_CONCENTRATION * row + 0.02) for row in _MEAN_CONFUSION])
+def _draw_confusion(rng: np.random.Generator, mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Draw the confusion matrix of a region: each row from a Dirichlet distribution around that of *mean*."""
+    return np.stack([rng.dirichlet(_CONFUSION_CONCENTRATION * row + 0.02) for row in mean])
 
 
 def see_modis(
@@ -217,22 +211,33 @@ def see_modis(
         are classified by the part inside
     """
     ids, keys = cell_ids(transform, crs, truth.shape)
-    share = _cell_shares(rng, truth, ids, len(keys))
-    belief = np.power(share, 1.6) * _DETECTION
-    belief /= belief.sum(axis=1, keepdims=True)
+    share = cell_shares(rng, truth, ids, len(keys))
+    belief, mixed = as_classified(share)
     odds = belief @ region.confusion
-    woody, open_ = share[:, :2].sum(axis=1), share[:, [2, 4]].sum(axis=1)
-    odds[:, -1] += 1.6 * np.minimum(woody, open_)  # woody and open land in one cell reads as savanna
+    odds[:, -1] += region.mosaic * mixed
     label = np.argmax(np.log(odds + 1e-6) + region.label_noise * rng.gumbel(size=odds.shape), axis=1)
     code = np.array((*SCORED, SAVANNA), np.uint8)[label]
     return _igbp(code, share, region.biome)[ids]
+
+
+def as_classified(share: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """
+    Return how a 500 m classifier weighs the classes of cells with class shares *share*, (n_cells, 8).
+
+    The weights (n_cells, 8) sum to 1. The second array (n_cells,) is the area that reads as Savanna: as much woody land
+    as there is open land beside it.
+    """
+    belief = np.power(share, 1.6) * _DETECTION
+    belief /= belief.sum(axis=1, keepdims=True)
+    woody, open_ = share[:, :2].sum(axis=1), share[:, [2, 4]].sum(axis=1)
+    return belief, np.minimum(woody, open_)
 
 
 # A 500 m classifier overlooks small towns and narrow wetlands.
 _DETECTION = np.array([1.0, 0.9, 1.0, 0.6, 1.0, 0.7, 1.0, 1.0])
 
 
-def _cell_shares(
+def cell_shares(
     rng: np.random.Generator, truth: NDArray[np.uint8], ids: NDArray[np.int32], n_cells: int
 ) -> NDArray[np.float64]:
     """Return class shares of the cells, (n_cells, 8), after the wide point spread of MODIS and a geolocation error."""

@@ -25,7 +25,7 @@ import tempfile
 import threading
 import warnings
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from lcfuse_core import _runtime
 from lcfuse_core.data.bands import B10
 from lcfuse_core.data.cells import SINUSOIDAL, modis_raster
 from lcfuse_core.data.legends import IGNORE
+from lcfuse_core.data.sample.confusion import MEAN_CONFUSION, REPORTED
 from lcfuse_core.data.sample.landscape import Biome, Landscape, make_landscape
 from lcfuse_core.data.sample.sensors import (
     LABEL_NOISE,
@@ -128,6 +129,10 @@ class WorldPlan:
         Chosen so that networks trained on other regions lose as much accuracy as on real data.
     label_noise : float
         Scale of the noise in the logits of the MODIS label of a cell.
+    label_confusion : str
+        How the label confuses classes (`confusion`): as "reported" for MCD12Q1, or as in "dfc2020".
+    area_factor : float
+        Factor for the size of homogeneous areas; the larger, the purer the coarse cells.
     """
 
     seed: int = 0
@@ -136,8 +141,16 @@ class WorldPlan:
     n_test: int = 12
     domain_shift: float = 1.15
     label_noise: float = LABEL_NOISE
+    label_confusion: str = REPORTED
+    area_factor: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.label_confusion not in MEAN_CONFUSION:
+            expected = f"one of {', '.join(MEAN_CONFUSION)}"
+            raise ParameterError("label_confusion", found=self.label_confusion, expected=expected, do="Choose one.")
+        if not 0.1 <= self.area_factor <= 10:
+            found, do = str(self.area_factor), "1 is the size of the sample."
+            raise ParameterError("area_factor", found=found, expected="0.1 to 10", do=do)
         for name in ("n_train", "n_validation", "n_test"):
             if getattr(self, name) < 1:
                 raise ParameterError(name, found=str(getattr(self, name)), expected="1 or more", do="Add a scene.")
@@ -285,8 +298,15 @@ def _write_scene(root: Path, plan: WorldPlan, job: _Job) -> str:
     # The scenes of one evaluation region share its signatures; each training scene is a region of its own.
     signature = job.number if job.split == "train" else _region_number(job.biome)
     rng = np.random.default_rng((plan.seed, stream, signature, 1))
-    shift, noise = plan.domain_shift, plan.label_noise
-    region = draw_region(rng, job.biome, season=job.greenness, domain_shift=shift, label_noise=noise)
+    biome = replace(job.biome, size=plan.area_factor)
+    region = draw_region(
+        rng,
+        biome,
+        season=job.greenness,
+        domain_shift=plan.domain_shift,
+        label_noise=plan.label_noise,
+        label_confusion=plan.label_confusion,
+    )
     rng = np.random.default_rng((plan.seed, stream, job.number, 2))
     training = job.split == "train"
     scene = make_scene(rng, region, _TRAIN_SIZE if training else _EVALUATION_SIZE)

@@ -1,5 +1,6 @@
 """The sample world: real layouts, real geometry, the planted truth comes back, the same on any machine."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,11 +11,13 @@ import time
 import numpy as np
 import pytest
 import rasterio
+import torch
 from affine import Affine
 
+import label_confusion
 from lcfuse_core import _runtime
 from lcfuse_core.data import cells, legends, patches
-from lcfuse_core.data.sample import landscape, sensors, world
+from lcfuse_core.data.sample import confusion, landscape, sensors, world
 from lcfuse_core.errors import ParameterError
 
 SMALL = world.WorldPlan(seed=7, n_train=2, n_validation=1, n_test=2)
@@ -97,6 +100,12 @@ def test_every_file_passes_the_checks_of_the_reader(training, evaluation):
         assert not report.repaired
     expected = {world.VALIDATION_REGIONS[0].name, *(region.name for region in world.TEST_REGIONS[:2])}
     assert set(evaluation.scene_id) == expected
+
+
+def test_the_pixels_are_those_of_the_recorded_results(small_world):
+    """New options of a world leave its default as it is: all results of the book rest on these pixels."""
+    digest = "d19ae084d0df93a958f5f6c16534a40aa0d0bb0dbe331f5f2af3902b342013cb"
+    assert world.read_world(small_world)["sha256"] == digest
 
 
 @pytest.mark.slow
@@ -188,9 +197,17 @@ def test_a_world_that_another_process_finished_first_is_left_alone(tmp_path, emp
     assert [path.name for path in tmp_path.iterdir()] == ["world"]
 
 
-def test_a_world_without_scenes_is_refused():
-    with pytest.raises(ParameterError, match=r"n_test: found 0, expected 1 or more"):
-        world.WorldPlan(n_test=0)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_test": 0}, r"n_test: found 0, expected 1 or more"),
+        ({"label_confusion": "real"}, r"label_confusion: found real, expected one of reported, dfc2020"),
+        ({"area_factor": 0.0}, r"area_factor: found 0\.0, expected 0\.1 to 10"),
+    ],
+)
+def test_a_plan_that_cannot_be_made_is_refused(changes, message):
+    with pytest.raises(ParameterError, match=message):
+        world.WorldPlan(**changes)
 
 
 # The ground -------------------------------------------------------------------------------------------------------
@@ -223,6 +240,21 @@ def test_the_biome_decides_what_grows():
     assert share(landscape.Cover.WATER, lakes=0.3) > 2 * share(landscape.Cover.WATER, lakes=0.05)
     assert share(landscape.Cover.URBAN, town_radius_m=700.0) > 2 * share(landscape.Cover.URBAN, town_radius_m=200.0)
     assert share(landscape.Cover.FOREST, forest=1.0) > share(landscape.Cover.FOREST, forest=-1.0)
+
+
+def test_cells_are_purer_with_larger_areas():
+    """The factor changes the size of the areas; the shares of the classes stay about equal."""
+    purity, shares = [], []
+    for size in (0.5, 1.0, 2.0):
+        biomes = [dataclasses.replace(biome, size=size) for biome in world.TEST_REGIONS]
+        maps = [
+            landscape.make_landscape(np.random.default_rng(k), one, (368, 368)).truth for k, one in enumerate(biomes)
+        ]
+        ids = np.kron(np.arange(64).reshape(8, 8), np.ones((46, 46), int))
+        purity.append(np.mean([cells.majority_share(truth, ids).mean() for truth in maps]))
+        shares.append(np.bincount(np.ravel(maps), minlength=11) / np.size(maps))
+    assert purity[0] + 0.03 < purity[1] < purity[2] - 0.03
+    assert np.abs(np.diff(shares, axis=0)).max() < 0.15
 
 
 def test_roads_are_drawn_and_never_on_water():
@@ -309,11 +341,30 @@ def test_label_noise_changes_the_label_and_nothing_else():
     assert world.WorldPlan().label_noise == sensors.LABEL_NOISE == 0.45
 
 
-def test_confusion_rows_are_probabilities_around_the_mean():
-    np.testing.assert_allclose(sensors._MEAN_CONFUSION.sum(axis=1), 1)
-    draws = np.mean([sensors._draw_confusion(np.random.default_rng(k)) for k in range(400)], axis=0)
+@pytest.mark.parametrize("name", confusion.MEAN_CONFUSION)
+def test_confusion_rows_are_probabilities_around_the_mean(name):
+    mean = confusion.MEAN_CONFUSION[name]
+    np.testing.assert_allclose(mean.sum(axis=1), 1)
+    draws = np.mean([sensors._draw_confusion(np.random.default_rng(k), mean) for k in range(400)], axis=0)
     np.testing.assert_allclose(draws.sum(axis=1), 1)
-    np.testing.assert_allclose(draws, sensors._MEAN_CONFUSION, atol=0.03)
+    np.testing.assert_allclose(draws, mean, atol=0.03)
+
+
+def test_the_calibrated_label_is_right_as_often_as_the_real_one():
+    """Over the test scenes of two worlds: p(class | label) within 0.1 of the real one, and its largest entry there."""
+    scenes = [label_confusion.cells_of(seed, number) for seed in (0, 1) for number in range(12)]
+    seen = label_confusion.Cells(*map(torch.cat, zip(*scenes, strict=True)))
+    real = label_confusion.targets()
+    given = ~real.isnan()
+    p = {
+        name: label_confusion.frequencies(seen, torch.from_numpy(mean), confusion.MOSAIC_WEIGHT[name])
+        for name, mean in confusion.MEAN_CONFUSION.items()
+    }
+    distance = {name: (own - real)[given].abs().max() for name, own in p.items()}
+    assert distance["dfc2020"] < 0.1 < 0.5 < distance["reported"]
+    largest = real.nan_to_num(0).argmax(dim=1)
+    assert (p["dfc2020"].argmax(dim=1) == largest).sum() >= 7  # real wetland labels: .27 water, .25 forest, .24 wetland
+    assert (p["reported"].argmax(dim=1) == largest).sum() == 5
 
 
 def test_lccs_layers_hold_codes_of_their_legends():
