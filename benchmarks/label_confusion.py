@@ -6,9 +6,9 @@ Calibrate the confusions of the sample's MODIS label on p(DFC2020 class | MODIS 
 The label step of the sample (`data.sample.sensors.see_modis`) depends on the land cover alone, so no image is made.
 The expected frequencies of class and label follow from the classes of the cells and the confusion matrix of each
 region, which is drawn around a mean matrix Q. Many Q give about the same p(class | label). Q minimises the squared
-distance to the published values (`published.yaml`; the diagonal counts four times) and to their order (the most frequent
-class of a label), plus `CLOSENESS` times two relative entropies: of its rows to the confusions that are reported for
-the product, and of the frequencies of the labels to those before. The result, rounded, is
+distance to the published values (`published.yaml`; the diagonal counts four times) and to their order (the most
+frequent class of a label), plus `CLOSENESS` times two relative entropies: of its rows to the confusions that are
+reported for the product, and of the frequencies of the labels to those before. The result, rounded, is
 `confusion.MEAN_CONFUSION["dfc2020"]`.
 """
 
@@ -28,7 +28,8 @@ from torch import Tensor
 from lcfuse_core import _runtime
 from lcfuse_core.data.cells import cell_ids
 from lcfuse_core.data.legends import DFC2020, SCORED, dfc_to_index
-from lcfuse_core.data.sample import confusion, sensors, world
+from lcfuse_core.data.sample import sensors, world
+from lcfuse_core.data.sample.confusion import CALIBRATED, MEAN_CONFUSION, MOSAIC_WEIGHT, REPORTED
 from lcfuse_core.data.sample.landscape import make_landscape
 from lcfuse_core.scoring import protocol
 
@@ -92,17 +93,17 @@ def targets() -> Tensor:
 def calibrate(scenes: list[Cells]) -> Tensor:
     """Return the mean confusion matrix (8, 9) with which these scenes have about the published frequencies."""
     torch.manual_seed(0)
-    target, reported = targets(), torch.from_numpy(confusion.MEAN_CONFUSION[confusion.REPORTED])
+    target, reported = targets(), torch.from_numpy(MEAN_CONFUSION[REPORTED])
     given, largest = ~target.isnan(), target.nan_to_num(0).argmax(dim=1, keepdim=True)
     weight = (given.double() + 3 * torch.eye(len(SCORED)))[given]
-    before = joint(scenes, drawn(reported, len(scenes)), confusion.MOSAIC_WEIGHT[confusion.REPORTED]).sum(dim=0)
+    before = joint(scenes, drawn(reported, len(scenes)), MOSAIC_WEIGHT[REPORTED]).sum(dim=0)
     reported = (reported + 0.01) / (reported + 0.01).sum(dim=1, keepdim=True)
     logits = torch.log(reported).requires_grad_()
     optimiser = torch.optim.Adam([logits])
     for step in range(_STEPS):
         optimiser.param_groups[0]["lr"] = _RATE * (1 - step / _STEPS)
         matrix = torch.softmax(logits, dim=1)
-        found = joint(scenes, drawn(matrix, len(scenes)), confusion.MOSAIC_WEIGHT[confusion.CALIBRATED])
+        found = joint(scenes, drawn(matrix, len(scenes)), MOSAIC_WEIGHT[CALIBRATED])
         p = given_label(found)
         misfit = (weight * (p - target)[given] ** 2).sum()
         disorder = (torch.relu(p - p.gather(1, largest)) ** 2).sum()
@@ -124,12 +125,12 @@ def rounded(matrix: Tensor) -> Tensor:
 def tables(scenes: list[Cells]) -> dict[str, pd.DataFrame]:
     """Return the calibrated matrix, and p(class | label): published, of both tables of `confusion`, and now."""
     matrix = rounded(calibrate(scenes))
-    means = {name: torch.from_numpy(mean) for name, mean in confusion.MEAN_CONFUSION.items()} | {"now": matrix}
+    means = {name: torch.from_numpy(mean) for name, mean in MEAN_CONFUSION.items()} | {"now": matrix}
     names = [DFC2020.name_of(code) for code in SCORED]
     found = {"matrix": pd.DataFrame(matrix.numpy(), names, [*names, "Savanna"])}
     found["published"] = pd.DataFrame(targets().numpy(), names, names)
     for name, mean in means.items():
-        mosaic = confusion.MOSAIC_WEIGHT.get(name, confusion.MOSAIC_WEIGHT[confusion.CALIBRATED])
+        mosaic = MOSAIC_WEIGHT.get(name, MOSAIC_WEIGHT[CALIBRATED])
         total = sum(joint(scenes, drawn(mean, len(scenes)), mosaic) for _ in range(10)) / 10
         found[name] = pd.DataFrame(given_label(total).numpy(), names, names)
         found[name]["label"] = total.sum(dim=0).numpy()
@@ -140,15 +141,14 @@ def main() -> None:
     """Calibrate, and print the matrix, the frequencies and, in the last column, how frequent each label is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="sample worlds")
-    parser.add_argument("--out", type=Path, help="JSON to write")
+    parser.add_argument("--out", type=Path, help="JSON to write, lcfuse_core/shipped/label_frequencies.json")
     options = parser.parse_args()
     found = tables([cells_of(seed, number) for seed in options.seeds for number in range(world.WorldPlan().n_test)])
     for name, table in found.items():
         print(f"\n{name}\n{table.round(2).to_string()}")
     if options.out:
-        _runtime.write_atomic(
-            options.out, json.dumps({name: table.round(3).values.tolist() for name, table in found.items()})
-        )
+        values = {name: found[name].iloc[:, : len(SCORED)].round(3).to_numpy().tolist() for name in MEAN_CONFUSION}
+        _runtime.write_atomic(options.out, json.dumps(values) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,7 @@ from scipy import special
 
 from lcfuse_core._runtime import SHIPPED
 from lcfuse_core._yaml import load_yaml
+from lcfuse_core.data.legends import DFC2020, SCORED
 from lcfuse_core.errors import LcfuseError, MissingDataError
 from lcfuse_core.scoring import intervals, ledger, protocol
 from lcfuse_core.scoring.intervals import Interval
@@ -200,7 +201,7 @@ RIVALS = {
 }
 """With what `sensitivity` compares the default fusion, by the names of its columns, beside the best of its members."""
 
-_FACTORS = ("domain shift", "label noise", "label confusion", "area factor", "cells")
+_FACTORS = ("domain shift", "label noise", "recalibrated", "area factor", "cells")
 
 
 def sensitivity() -> pd.DataFrame:
@@ -208,20 +209,23 @@ def sensitivity() -> pd.DataFrame:
     Return by how many points of AA the default fusion exceeds others on worlds of other properties.
 
     One row per record of `benchmarks/sensitivity.py` and score ("pooled" or "regional"). Columns: seed, steps, domain
-    shift, label noise, label confusion, area factor, cells (per region), purity (of the cells), score, those of
-    `RIVALS`, and best member (the best of the fusion's own members by the reference). NaN where a record has no value.
+    shift, label noise, recalibrated (whether the label confuses classes as in DFC2020), area factor, cells (per
+    region), purity (of the cells), score, those of `RIVALS`, and best member (the best of the fusion's own members by
+    the reference). NaN where a record has no value.
     """
     rows = []
     for one in json.loads((SHIPPED / "sensitivity.json").read_text(encoding="utf-8")):
         aa = pd.DataFrame(one["aa"]).T
         gain = aa.loc[FUSION] - aa
-        usual = {"label_confusion": "reported", "area_factor": 1.0, "purity": np.nan}  # older records lack them
-        world = {name.replace("_", " "): value for name, value in (usual | one).items() if np.isscalar(value)}
+        names = ("seed", "steps", "domain_shift", "label_noise", "cells")
+        world: dict[str, Any] = {name.replace("_", " "): one[name] for name in names}
+        world["recalibrated"] = one.get("label_confusion", "reported") != "reported"  # the first records lack them
+        world |= {"area factor": one.get("area_factor", 1.0), "purity": one.get("purity", np.nan)}
         for score in ("pooled", "regional"):
             others = {rival: gain[score].get(method, np.nan) for rival, method in RIVALS.items()}
             best = gain[score][gain.index.str.startswith("member")].min()
             rows.append({**world, "score": score, **others, "best member": best})
-    return pd.DataFrame(rows).drop(columns="patches", errors="ignore").round(dict.fromkeys([*RIVALS, "best member"], 1))
+    return pd.DataFrame(rows).round(dict.fromkeys([*RIVALS, "best member"], 1))
 
 
 def series(table: pd.DataFrame, factor: str) -> list[pd.DataFrame]:
@@ -233,7 +237,7 @@ def series(table: pd.DataFrame, factor: str) -> list[pd.DataFrame]:
     table : DataFrame
         Of `sensitivity`.
     factor : str
-        "domain shift", "label noise", "label confusion", "area factor" (with which the purity differs) or "cells".
+        "domain shift", "label noise", "recalibrated", "area factor" (with which the purity differs) or "cells".
 
     Returns
     -------
@@ -243,6 +247,18 @@ def series(table: pd.DataFrame, factor: str) -> list[pd.DataFrame]:
     same = [name for name in ("seed", "steps", "score", *_FACTORS) if name != factor]
     parts = [own.sort_values(factor) for _, own in table.groupby(same)]
     return [own for own in parts if own[factor].nunique() > 1]
+
+
+def label_frequencies(which: str) -> pd.DataFrame:
+    """
+    Return p(class | MODIS label) of the sample, a row per label, with Savanna as Forest.
+
+    *which* are the confusions of the label, "reported" (the sample of the book) or "dfc2020" (`WorldPlan`). The values
+    are expected ones for the landscapes of seeds 0 to 4, from `benchmarks/label_confusion.py`.
+    """
+    tables = json.loads((SHIPPED / "label_frequencies.json").read_text(encoding="utf-8"))
+    names = [DFC2020.name_of(code) for code in SCORED]
+    return pd.DataFrame(tables[which], names, names)
 
 
 def zeros(x: Iterable[float], gain: Iterable[float]) -> list[float]:

@@ -3,15 +3,17 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from ledgers import made, table_of, write
 from scipy import stats
 
 from lcfuse_core import _runtime
+from lcfuse_core.data.legends import SCORED
 from lcfuse_core.errors import DataError, MissingDataError
 from lcfuse_core.methods.registry import BOUNDS, METHODS
-from lcfuse_core.scoring import compare, intervals, ledger, scores
+from lcfuse_core.scoring import compare, intervals, ledger, protocol, scores
 from lcfuse_core.scoring.compare import Step
 
 
@@ -260,7 +262,7 @@ def test_gains_on_other_worlds_are_those_of_the_records(tmp_path, monkeypatch):
         [20.0, -1.0, 3.0],
     ]
     assert table[["official, inductive", "official, transductive", "purity"]].isna().all().all()
-    assert table.loc["pooled", ["label confusion", "area factor"]].tolist() == ["reported", 1.0]
+    assert table.loc["pooled", ["recalibrated", "area factor"]].tolist() == [False, 1.0]
 
 
 def test_in_a_series_one_factor_differs(tmp_path, monkeypatch):
@@ -284,3 +286,14 @@ def test_the_shipped_worlds_of_other_properties_have_all_scores():
     table = compare.sensitivity()
     assert set(table["score"]) == {"pooled", "regional"}
     assert table[["interpolated label", "inductive network", "best member"]].notna().all().all()
+
+
+def test_the_most_frequent_classes_of_the_recalibrated_label_are_the_real_ones():
+    """Each row sums to one; where values are published, the largest is that of the same class."""
+    real = pd.DataFrame(protocol.published()["class_given_label"]).T.reindex(index=SCORED, columns=SCORED)
+    for which, n_same in (("reported", 5), ("dfc2020", 8)):
+        table = compare.label_frequencies(which)
+        assert np.allclose(table.sum(axis=1), 1, atol=0.01)
+        same = table.to_numpy().argmax(axis=1) == real.fillna(0).to_numpy().argmax(axis=1)
+        assert same.sum() == n_same
+    assert np.abs(np.diag(table) - np.diag(real)).max() < 0.15

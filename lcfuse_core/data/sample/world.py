@@ -299,14 +299,8 @@ def _write_scene(root: Path, plan: WorldPlan, job: _Job) -> str:
     signature = job.number if job.split == "train" else _region_number(job.biome)
     rng = np.random.default_rng((plan.seed, stream, signature, 1))
     biome = replace(job.biome, size=plan.area_factor)
-    region = draw_region(
-        rng,
-        biome,
-        season=job.greenness,
-        domain_shift=plan.domain_shift,
-        label_noise=plan.label_noise,
-        label_confusion=plan.label_confusion,
-    )
+    chosen = {name: getattr(plan, name) for name in ("domain_shift", "label_noise", "label_confusion")}
+    region = draw_region(rng, biome, season=job.greenness, **chosen)
     rng = np.random.default_rng((plan.seed, stream, job.number, 2))
     training = job.split == "train"
     scene = make_scene(rng, region, _TRAIN_SIZE if training else _EVALUATION_SIZE)

@@ -350,21 +350,18 @@ def test_confusion_rows_are_probabilities_around_the_mean(name):
     np.testing.assert_allclose(draws, mean, atol=0.03)
 
 
-def test_the_calibrated_label_is_right_as_often_as_the_real_one():
-    """Over the test scenes of two worlds: p(class | label) within 0.1 of the real one, and its largest entry there."""
-    scenes = [label_confusion.cells_of(seed, number) for seed in (0, 1) for number in range(12)]
-    seen = label_confusion.Cells(*map(torch.cat, zip(*scenes, strict=True)))
-    real = label_confusion.targets()
-    given = ~real.isnan()
-    p = {
-        name: label_confusion.frequencies(seen, torch.from_numpy(mean), confusion.MOSAIC_WEIGHT[name])
-        for name, mean in confusion.MEAN_CONFUSION.items()
-    }
-    distance = {name: (own - real)[given].abs().max() for name, own in p.items()}
-    assert distance["dfc2020"] < 0.1 < 0.5 < distance["reported"]
-    largest = real.nan_to_num(0).argmax(dim=1)
-    assert (p["dfc2020"].argmax(dim=1) == largest).sum() >= 7  # real wetland labels: .27 water, .25 forest, .24 wetland
-    assert (p["reported"].argmax(dim=1) == largest).sum() == 5
+def test_the_calibrated_label_is_right_about_as_often_as_the_real_one():
+    """In the test scenes of a world: p(class | label) within 0.15 of the real one, wherever that is published."""
+    seen = [label_confusion.cells_of(0, number) for number in range(12)]
+    torch.manual_seed(0)
+    real, distance = label_confusion.targets(), {}
+    for name, mean in confusion.MEAN_CONFUSION.items():
+        matrices = label_confusion.drawn(torch.from_numpy(mean), len(seen))
+        p = label_confusion.given_label(label_confusion.joint(seen, matrices, confusion.MOSAIC_WEIGHT[name]))
+        assert torch.allclose(p.sum(dim=1), torch.ones(8, dtype=torch.float64))
+        distance[name] = (p - real).abs().nan_to_num(0)
+    assert distance["dfc2020"].diagonal().max() < 0.15 < 0.5 < distance["reported"].diagonal().max()
+    assert distance["dfc2020"].square().sum() < 0.2 * distance["reported"].square().sum()
 
 
 def test_lccs_layers_hold_codes_of_their_legends():
