@@ -350,6 +350,7 @@ def test_confusion_rows_are_probabilities_around_the_mean(name):
     np.testing.assert_allclose(draws, mean, atol=0.03)
 
 
+@pytest.mark.slow
 def test_the_calibrated_label_is_right_about_as_often_as_the_real_one():
     """In the test scenes of a world: p(class | label) within 0.15 of the real one, wherever that is published."""
     seen = [label_confusion.cells_of(0, number) for number in range(12)]
