@@ -33,7 +33,7 @@ from lcfuse_core.scoring import intervals, ledger, protocol
 from lcfuse_core.scoring.intervals import Interval
 from lcfuse_core.scoring.scores import CELL_PX, N_CODES
 
-BASELINE, _OFFICIAL, SINGLE = "MODIS label", "DeepLabv3+, plain", "FCN, weighted"
+BASELINE, OFFICIAL, SINGLE = "MODIS label", "DeepLabv3+, plain", "FCN, weighted"
 """The label as a map, the recipe of the contest's baseline, and the best network with (weighted) cross-entropy."""
 
 OFFICIAL_TARGET = "DeepLabv3+, plain, target regions only"
@@ -59,8 +59,8 @@ class Step(NamedTuple):
 
 
 ABLATION = (
-    Step("training on images (plain DeepLabv3+)", _OFFICIAL, BASELINE),
-    Step("receptive field smaller than a cell", "FCN, plain", _OFFICIAL),
+    Step("training on images (plain DeepLabv3+)", OFFICIAL, BASELINE),
+    Step("receptive field smaller than a cell", "FCN, plain", OFFICIAL),
     Step("class weights", SINGLE, "FCN, plain"),
     Step("Sentinel-1 in addition to Sentinel-2", SINGLE, "FCN, weighted, S2 alone"),
     Step("coarse prior on one network", "FCN, weighted, with coarse prior", SINGLE),
