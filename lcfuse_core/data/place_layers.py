@@ -34,9 +34,7 @@ _MAX_UNSEEN = 0.05  # proportion of pixels that may be under cloud on all chosen
 _MIN_CLEAR = 0.2  # proportion of a date's pixels that must show the ground for the date to be of use
 _READERS = 6  # images that are read at once
 _CANDIDATES = 12  # dates whose scene classification is read, in the order of their cloud cover
-_MAX_CLOUDS = (
-    10.0  # per cent of an item that may be under cloud, by the catalogue, where there is no scene classification
-)
+_MAX_CLOUDS = 10.0  # per cent of an item under cloud, by the catalogue, where there is no scene classification
 
 
 @dataclass
@@ -214,13 +212,8 @@ class PlaceReader:
         asset = next(name for name in self._bands if name)
         baseline = item.properties.get("s2:processing_baseline", item.properties.get("processing:version"))
         address = stac.without_token(item.address(asset))
-        return {
-            "id": item.id,
-            "date": item.date,
-            "address": address,
-            "baseline": baseline,
-            "offset": item.offset(asset),
-        }
+        known = {"id": item.id, "date": item.date, "address": address}
+        return known | {"baseline": baseline, "offset": item.offset(asset)}
 
     def _band(self, items: list[Item], asset: str) -> NDArray[Any]:
         """Return the reflectance x 10000 of one band and date."""

@@ -167,7 +167,7 @@ def list_name(path: Path, requests: list[places.Request]) -> str:
 
 
 def _request(options: argparse.Namespace) -> places.Request:
-    months = None if options.months is None else (options.months[0], options.months[1])
+    months = options.months and tuple(options.months)
     return places.Request(
         options.lon, options.lat, options.size, options.year, options.name, months, options.dates,
         reference=options.reference,
