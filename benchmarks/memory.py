@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ def measure(words: list[str], data: Path) -> dict[str, float]:
         environment = os.environ | {"LCFUSE_DATA": str(data)}
         with subprocess.Popen(command, env=environment, stdout=said, stderr=subprocess.STDOUT) as process:
             while process.poll() is None:
-                peak = max(peak, sum(map(rss_anon, tree(process.pid))))
+                peak = max(peak, rss_anon(tree(process.pid)))
                 time.sleep(0.05)
         if process.returncode:
             said.seek(0)
@@ -178,13 +179,22 @@ def tree(process: int) -> list[int]:
     return [process, *(found for child in children for found in tree(child))]
 
 
-def rss_anon(process: int) -> float:
-    """Return the RssAnon of a process in MB, 0 if it has ended."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+def rss_anon(processes: list[int]) -> float:
+    """
+    Return the RssAnon of some processes in MB; those that have ended have none.
+
+    Until a new process has its own program, it shares the memory of the one that started it, which is counted once:
+    both state the same sizes then.
+    """
+    found: dict[tuple[str, ...], float] = {}
+    for process in processes:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            status = dict(
+                line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines() if ":" in line
+            )
+            sizes = tuple(status.get(name, "") for name in ("VmPeak", "VmSize", "VmData", "VmStk"))
+            found[sizes] = max(found.get(sizes, 0.0), int(status.get("RssAnon", "0").split()[0]) / 1024)
+    return sum(found.values())
 
 
 if __name__ == "__main__":
