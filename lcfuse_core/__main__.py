@@ -203,7 +203,21 @@ def _stop(number: int, _: Any) -> None:
     raise KeyboardInterrupt(number)
 
 
+def _open_streams() -> None:
+    """Open what the shell has closed (`>&-`): else the next file that is opened gets what is printed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    sys.stdin, sys.stdout, sys.stderr = (
+        stream or os.fdopen(os.open(os.devnull, os.O_RDWR), mode)
+        for stream, mode in ((sys.stdin, "r"), (sys.stdout, "w"), (sys.stderr, "w"))
+    )
+
+
 if __name__ == "__main__":
+    _open_streams()
     for each in _SIGNALS:
         if signal.getsignal(each) != signal.SIG_IGN:  # as `nohup` does
             signal.signal(each, _stop)

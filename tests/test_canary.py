@@ -1,11 +1,16 @@
 """The weekly question to the sources of the data: silent when all is as the manifest says, clear when it is not."""
 
 import hashlib
+import re
+import shlex
 
 import pytest
+import yaml
+from project import ROOT
 from servers import FTPServer, HTTPServer
 
 import canary
+from lcfuse_core import __main__ as shell
 from lcfuse_core.data import manifest
 from lcfuse_core.data.manifest import Ftp, Https, Item
 
@@ -41,3 +46,16 @@ def test_a_changed_source_is_reported_and_an_unchanged_one_is_not(servers, kind)
 
 def test_every_archive_of_the_manifest_that_a_program_can_fetch_is_checked():
     assert len(list(canary.sources(manifest.read()))) >= 12
+
+
+def test_a_tiny_place_is_fetched_every_night_and_a_failure_opens_an_issue():
+    """The actions are pinned by commit; the job that may write issues checks out no code."""
+    text = (ROOT / ".github" / "workflows" / "nightly.yml").read_text()
+    jobs = yaml.safe_load(text)["jobs"]
+    (run,) = (step["run"] for step in jobs["place"]["steps"] if step.get("id") == "place")
+    words = shlex.split(run.partition(" > ")[0])[3:]
+    options = shell._parser().parse_args(words)
+    assert options.size == 0.64
+    assert "gh issue create" in jobs["report"]["steps"][0]["run"]
+    assert [list(step) for step in jobs["report"]["steps"]] == [["run"]]
+    assert all(re.search(r"@[0-9a-f]{40}\b", line) for line in text.splitlines() if "uses:" in line)

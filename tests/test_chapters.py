@@ -6,8 +6,13 @@ are cells that give a reason (their own *Checks* hold what matters), and what `n
 """
 
 import ast
+import copy
+import os
 import re
 import statistics
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -154,6 +159,11 @@ def test_pages_are_readable_without_myst():
     assert {name: number for name, number in found.items() if number} == MYST_ALLOWED
 
 
+@pytest.mark.parametrize("text", ["see {doc}`x`", "```{note}\nx\n```", ":::{tip}", "(here)=\n# x", ":label: x"])
+def test_markup_of_myst_is_found(text):
+    assert MYST.search(text)
+
+
 def test_links_to_other_pages_lead_to_a_file_and_heading():
     """Anchors as MyST and GitHub make them; found here in a second instead of in the build of the book."""
     texts = {f"{name}.ipynb": markdown(name) for name in NAMES}
@@ -298,6 +308,43 @@ def test_no_rule_reaches_over_a_line_or_tag_and_together_they_hide_little():
     shown, kept = (sum(len(NUMBER.findall(change(text))) for text in texts) for change in (str, sanitized))
     assert shown > 500
     assert shown - kept < 0.1 * shown
+
+
+BENT = os.environ.get("LCFUSE_BENT", "coarse_labels").split()
+"""Chapters that are run with a wrong digit; LCFUSE_BENT=all, nightly, runs every one (four minutes)."""
+
+
+def bent_notebook(name: str) -> NotebookNode:
+    """A copy that ends with the first cell that shows a compared number, and stores a wrong one there."""
+    for cell, output, kind, text in compared_texts(name):
+        number = next(compared_numbers(text), None)
+        if number is not None and "image/png" not in output.get("data", {}):
+            notebook = copy.deepcopy(read(name))
+            del notebook.cells[read(name).cells.index(cell) + 1 :]
+            notebook.cells[-1].outputs[cell.outputs.index(output)] = with_text(output, kind, with_a_wrong_digit(number))
+            return notebook
+    raise AssertionError(f"{name} shows no compared number")
+
+
+@pytest.mark.slow
+def test_a_chapter_with_one_wrong_digit_fails_at_the_cell_that_shows_it(tmp_path):
+    """Run and compared as `make test` does: the cells before it pass."""
+    expected = {}
+    for name in NAMES if BENT == ["all"] else BENT:
+        notebook = bent_notebook(name)
+        nbformat.write(notebook, tmp_path / f"{name}.ipynb")
+        expected[name] = [True] * (len(chapters.code_cells(notebook)) - 1) + [False]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", "--nbval"]
+    command += ["--nbval-current-env", "--nbval-cell-timeout=600", "--nbval-sanitize-with", str(SANITIZER)]
+    command += [f"--junitxml={tmp_path / 'report.xml'}", str(tmp_path)]
+    environment = {**os.environ, "LCFUSE_LEDGER": str(tmp_path / "ledger.jsonl")}
+    environment.pop("MPLBACKEND", None)  # set for tests alone; under it a chapter's figures would not show
+    subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    passed: dict[str, list[bool]] = {}
+    for case in ElementTree.parse(tmp_path / "report.xml").getroot().iter("testcase"):
+        name = case.get("classname", "").removesuffix(".ipynb").split(".")[-1]
+        passed.setdefault(name, []).append(case.find("failure") is None and case.find("error") is None)
+    assert passed == expected
 
 
 # The tools themselves ----------------------------------------------------------------------------

@@ -117,7 +117,8 @@ def test_folder_that_cannot_be_written_is_an_error_in_one_line(command, kind, in
     assert (tmp_path / "file").read_text() == "not a folder"
 
 
-@pytest.mark.parametrize(("command", "out"), [("map", "s3://bucket/a"), ("train", "/vsimem/a"), ("run", "/vsizip/a")])
+@pytest.mark.parametrize("out", ["s3://bucket/run", "https://host/map", "/vsimem/map", "/vsizip/a.zip"])
+@pytest.mark.parametrize("command", ["map", "train", "run"])
 def test_output_to_an_address_is_refused(command, out, inputs, tmp_path, monkeypatch, capsys):
     """It would be a folder of that name, or a file that GDAL alone can see."""
     monkeypatch.chdir(tmp_path)
@@ -126,9 +127,10 @@ def test_output_to_an_address_is_refused(command, out, inputs, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_any_terminal_can_show_what_is_printed(inputs, tmp_path, monkeypatch):
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_terminal_can_show_what_is_printed(encoding, inputs, tmp_path, monkeypatch):
     words = [word.format_map(inputs) for word in COMMANDS["map"]]
-    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr(sys, "stdout", terminal)
     assert shell.main([*words, str(tmp_path / "Łódź")]) == 0
     terminal.flush()
@@ -223,11 +225,11 @@ def test_pipe_that_closes_early_is_no_traceback(tmp_path):
 @pytest.mark.parametrize(
     ("words", "redirections", "code", "errors"),
     [("ledger list --file l", "> /dev/full", 2, "output: found 'No space left"), ("--help", "> /dev/full", 2, ""),
-     ("ledger list --file none", "2> /dev/full", 2, ""),
+     ("ledger list --file none", "2> /dev/full", 2, ""), ("ledger list --file l", "<&- >&- 2>&-", 0, ""),
      ("ledger list --file l", "| true; exit ${PIPESTATUS[0]}", 1, "")],
 )  # fmt: skip
 def test_output_that_cannot_be_written_is_one_line_at_most(words, redirections, code, errors, tmp_path):
-    """Also where Python would print a traceback when it ends."""
+    """Also where Python would print a traceback when it ends, or a file would get the number of a closed output."""
     ledger.append(tmp_path / "l", {"parameters": {"method": "m"}, "scores": {"aa": 0.5}})
     command = [shutil.which("bash"), "-c", f"{sys.executable} -m lcfuse_core {words} {redirections}"]
     path = {"PYTHONPATH": str(Path(shell.__file__).parents[1])}  # of this checkout, from another folder

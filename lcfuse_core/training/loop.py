@@ -72,7 +72,7 @@ def train(
     start : Run, optional
         Fine-tune a copy of this network, with its channel statistics, instead of fresh weights.
     progress : bool
-        Whether to show a bar.
+        Whether to show a bar, and an estimate of the minutes of a long training.
     interval_s : float
         Checkpoints are written at each report, and when so many seconds have passed since the last.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, closing
@@ -24,7 +25,7 @@ from lcfuse_core import _runtime
 from lcfuse_core.data.source import PatchSource
 from lcfuse_core.models.losses import Batch
 from lcfuse_core.training.checkpoint import Checkpointer, Run, TrainState, capture, network_digest, restore
-from lcfuse_core.training.distributed import Distributed
+from lcfuse_core.training.distributed import Distributed, describe_device
 from lcfuse_core.training.plan import TrainPlan
 from lcfuse_core.training.predict import evaluate
 
@@ -33,6 +34,9 @@ Validation = PatchSource | Mapping[str, PatchSource]
 
 _MOST_VALIDATION = 64
 """Patches that are evaluated at each report: of a larger source so many, evenly spread."""
+
+_WARM_UP, _TIMED = 3, 10
+"""Steps before the duration of a step is measured, and steps of that measurement."""
 
 _SMALLEST_SCALE = 2.0**-10  # of the loss in float16: below it the gradient overflows for another reason
 
@@ -66,6 +70,7 @@ class Monitor:
         self.validation = {name: _spread(own) for name, own in named.items() if own is not None and processes.is_first}
         self.state = TrainState()
         self._unread: list[Tensor] = []  # losses and gradient norms
+        self._times: list[float] = []  # at the begin and the end of the measured steps
         self._closing = ExitStack()
 
     def __enter__(self) -> Monitor:
@@ -111,6 +116,21 @@ class Monitor:
             for step, (images, batch, crops) in enumerate(self._bar, first):
                 self._crops = crops
                 yield step, images, batch
+                if self.progress and step - first in (_WARM_UP, _WARM_UP + _TIMED):
+                    self._estimate()
+
+    def _estimate(self) -> None:
+        """Measure the duration of some steps, and print the minutes of a training that takes more than one."""
+        if self.processes.on_gpu:
+            torch.cuda.synchronize()
+        self._times.append(time.perf_counter())
+        if len(self._times) == 1:
+            return
+        each, left = (self._times[1] - self._times[0]) / _TIMED, self.plan.steps - self.state.step
+        if left * each >= 60:
+            text = f"about {left * each / 60:.0f} min for {left:,} steps of {each:.3f} s, validation not included"
+            where = describe_device(self.plan.device, self.plan.precision)
+            self._bar.write(f"{text}; {where}", file=sys.stderr)
 
     def check(self, loss: Tensor, norm: Tensor) -> None:
         """Note the loss of a step and the norm of its gradient; TrainingError if one is NaN or infinite."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import ModuleType
 
 import pytest
+import torch
 from toys import toy_stack
 
 from lcfuse_core.training import monitor
@@ -66,6 +67,13 @@ def test_tensorboard_gets_the_numbers_of_each_report(tmp_path, monkeypatch):
     assert "aa" not in {call[0] for call in calls}
 
 
+def test_without_tensorboard_there_are_only_metrics(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    train(toy_stack(1), PLAN, tmp_path, progress=False)
+    assert [line["step"] for line in metrics(tmp_path)] == [2, 4]
+    assert not list(tmp_path.glob("events.*"))
+
+
 def test_tensorboard_itself_reads_the_files(tmp_path):
     """If it is installed."""
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -82,3 +90,23 @@ def test_the_bar_shows_rate_loss_and_time_left(capsys, progress):
     train(toy_stack(1), PLAN, progress=progress)
     shown = capsys.readouterr().err
     assert all((text in shown) == progress for text in ("16/16", "crop/s", "loss="))
+
+
+@pytest.mark.parametrize(("seconds", "minutes"), [(6.0, "about 6 min for 63 steps of 6.000 s"), (0.9, "")])
+def test_the_minutes_of_a_long_training_are_estimated(capsys, monkeypatch, seconds, minutes):
+    """From the duration of ten steps; one that takes less than a minute needs no estimate."""
+    plan = TrainPlan(width=4, crop=32, batch=2, steps=77, report_every=20, device="cpu", precision="float32")
+    clock = [0.0]
+
+    def tick(loss, norm):
+        clock[0] += seconds
+        if clock[0] > 20 * seconds:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(monitor.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(monitor.Monitor, "check", lambda self, *loss: (tick(*loss), self._unread.append(torch.ones(2))))
+    with pytest.raises(KeyboardInterrupt):
+        train(toy_stack(1, size=32), plan)
+    shown = capsys.readouterr().err
+    assert minutes in shown
+    assert ("computed on the processor in float32" in shown) == bool(minutes)
