@@ -108,6 +108,18 @@ def recorded_methods() -> pd.DataFrame:
     return both.assign(regime=both["regime"].fillna(by_name) if "regime" in both else by_name)  # old lines have none
 
 
+def recorded_trainings() -> pd.DataFrame:
+    """Read the lines of the methods that were trained several times on each sample world."""
+    further, lines = ledger.read(SHIPPED / "trainings.jsonl"), recorded_methods()
+    own = lines[lines["parameters.method"].isin(further["parameters.method"].unique())]
+    return pd.concat([own, further], ignore_index=True).drop_duplicates(_RUN, keep="first")
+
+
+def recorded_crossed() -> pd.DataFrame:
+    """Read the lines in which loss and training regions are crossed, with equal steps and learning rate."""
+    return ledger.read(SHIPPED / "crossed.jsonl")
+
+
 def line(lines: pd.DataFrame, method: str, seed: int) -> pd.Series:
     """Return the line of a method and world without the fields that it lacks; empty if there is none."""
     own = lines[(lines["parameters.method"] == method) & (lines["seeds.world"] == seed)]

@@ -148,6 +148,28 @@ def test_the_shipped_lines_are_synthetic_and_of_known_methods():
     assert len(compare.gains(lines))
 
 
+def test_the_shipped_trainings_are_a_complete_design():
+    """As many trainings of each method in each world, on the same patches, with the scores of the same regions."""
+    lines = compare.recorded_trainings()
+    n = lines.groupby(["parameters.method", "seeds.world"])["seeds.training"].nunique()
+    assert (n == n.max()).all()
+    assert n.max() >= 3
+    assert len(n) == 5 * lines["parameters.method"].nunique()
+    assert (lines.groupby("seeds.world")["hashes.evaluation"].nunique() == 1).all()
+    regional = lines.filter(regex=r"^scores\.regions\..*\.aa$")
+    assert regional.notna().all(axis=None)
+    assert {compare.FUSION, compare.INDUCTIVE, compare.INTERPOLATED} <= set(lines["parameters.method"])
+
+
+def test_the_crossed_lines_are_complete_and_of_registered_methods():
+    """Each method once in each world, on the patches of the other lines of this world."""
+    lines = compare.recorded_crossed()
+    assert set(lines["parameters.method"]) <= set(METHODS)
+    assert (lines.groupby("parameters.method")["seeds.world"].nunique() == lines["seeds.world"].nunique()).all()
+    known = compare.recorded_methods().groupby("seeds.world")["hashes.evaluation"].first()
+    assert (lines["hashes.evaluation"] == lines["seeds.world"].map(known)).all()
+
+
 def test_a_line_is_found_by_method_and_seed(lines):
     """Without what it does not say; empty where there is none."""
     found = compare.line(lines, "b", 1)
