@@ -109,10 +109,17 @@ def recorded_methods() -> pd.DataFrame:
 
 
 def recorded_trainings() -> pd.DataFrame:
-    """Read the lines of the methods that were trained several times on each sample world."""
+    """
+    Read the lines of the methods that were trained several times on each sample world.
+
+    The design is complete: as many trainings of each method in each world as there are in the world with the fewest.
+    """
     further, lines = ledger.read(SHIPPED / "trainings.jsonl"), recorded_methods()
     own = lines[lines["parameters.method"].isin(further["parameters.method"].unique())]
-    return pd.concat([own, further], ignore_index=True).drop_duplicates(_RUN, keep="first")
+    both = pd.concat([own, further], ignore_index=True).drop_duplicates(_RUN, keep="first")
+    number = both.groupby(["parameters.method", "seeds.world"]).cumcount()
+    least = both.groupby(["parameters.method", "seeds.world"]).size().min()
+    return both[number < least].reset_index(drop=True)
 
 
 def recorded_crossed() -> pd.DataFrame:
