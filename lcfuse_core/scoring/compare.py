@@ -284,8 +284,8 @@ def zeros(x: Iterable[float], gain: Iterable[float]) -> list[float]:
     """
     Return where a gain vanishes, by linear interpolation between its values at ascending *x*; empty if it never does.
 
-    >>> zeros([1.0, 2.0, 4.0], [3.0, 1.0, -1.0])
-    [3.0]
+    >>> print(*zeros([1.0, 2.0, 4.0], [3.0, 1.0, -1.0]))
+    3.0
     """
     at, value = np.array([[*x], [*gain]], float)
     turns = np.flatnonzero(value[:-1] * value[1:] < 0)
