@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import lzma
 import os
 import re
@@ -20,6 +21,7 @@ import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -37,6 +39,7 @@ _RESERVED = re.compile(r'.*[:<>"|?*]|.*[ .]$|(con|prn|aux|nul|com\d|lpt\d)(\.|$)
 """Names of devices, streams and wildcards of Windows."""
 
 _EXTENDED = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE)
+_JOURNAL = ".members.jsonl"
 _BROKEN = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, struct.error, ValueError, LookupError,
     NotImplementedError, RuntimeError, OverflowError, MemoryError, OSError,
@@ -74,7 +77,8 @@ def extract(
     where : str
         Name of the archive in errors.
     folder : Path
-        Is made anew, and removed after an error.
+        Is made, or holds what an interrupted call has extracted: these files are compared with the archive. It is
+        removed if the archive is refused.
     place : callable
         Returns where the member of a name goes, None if it is not wanted.
     limits : Limits
@@ -85,10 +89,9 @@ def extract(
     DataError
         If the archive is damaged or hostile, or holds none of the wanted files.
     FetchError
-        If the disk is full or cannot be written.
+        If the disk is full or cannot be written. *folder* then keeps the members extracted so far.
     """
-    shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted call
-    members, files, folders = [], set[str](), {""}
+    kept, members, files, folders = extracted(folder), [], set[str](), {""}
     try:
         for name, chunks in _contents(file, form, where, limits):
             path = place(name)
@@ -102,13 +105,28 @@ def extract(
                 raise _hostile(where, f"two members for {path}", "each file once, and none as a folder")
             files.add(folded)
             folders |= parents
-            members.append(_write(folder, path, chunks))
+            members.append(_write(folder, path, chunks, kept.get(path), where))
         if not members:
             raise DataError(where, found="none of the files wanted", expected="at least one", do="Check what it is.")
-    except BaseException:
+    except DataError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return sorted(members)
+
+
+def extracted(folder: Path) -> dict[str, Member]:
+    """Return the members, by path, that an interrupted `extract` has left whole in a folder."""
+    try:
+        lines = (folder / _JOURNAL).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return {}
+    found = {}
+    for line in lines:
+        with suppress(OSError, ValueError, TypeError, RecursionError):  # the last line may be cut
+            member = Member(*json.loads(line))
+            if sha256_of(folder / member.path) == member.sha256:
+                found[member.path] = member
+    return found
 
 
 def sha256_of(path: Path) -> str:
@@ -117,8 +135,15 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write(folder: Path, path: str, chunks: Iterator[bytes]) -> Member:
+def _write(folder: Path, path: str, chunks: Iterator[bytes], kept: Member | None, where: str) -> Member:
+    """Write a member and note it in the journal, or compare it with the file that is *kept*."""
     target, digest = folder / path, hashlib.sha256()
+    if kept is not None:
+        for chunk in chunks:
+            digest.update(chunk)
+        if digest.hexdigest() != kept.sha256:
+            raise _hostile(where, f"another {path} than before", "the archive of which a part was extracted")
+        return kept
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(target, "wb") as out:
@@ -127,11 +152,14 @@ def _write(folder: Path, path: str, chunks: Iterator[bytes]) -> Member:
                 out.write(chunk)
             out.flush()
             facts = os.fstat(out.fileno())
+        member = Member(path, facts.st_size, digest.hexdigest(), facts.st_mtime_ns)
+        with open(folder / _JOURNAL, "a", encoding="utf-8") as journal:
+            journal.write(json.dumps(member) + "\n")
     except FetchError:
         raise  # a stop of the transfer
     except OSError as error:
         raise no_room(target, error) from None
-    return Member(path, facts.st_size, digest.hexdigest(), facts.st_mtime_ns)
+    return member
 
 
 def no_room(path: Path, error: OSError | str, expected: str = "to write it") -> FetchError:

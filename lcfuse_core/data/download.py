@@ -27,7 +27,7 @@ from tqdm import tqdm
 from lcfuse_core._runtime import lock
 from lcfuse_core.data import archives
 from lcfuse_core.data.archives import Member, no_room
-from lcfuse_core.data.fetched import VERIFIED, Record, Store, Sums, now
+from lcfuse_core.data.fetched import ADOPTED, VERIFIED, Record, Store, Sums, now
 from lcfuse_core.data.manifest import (
     AnySource,
     ByHand,
@@ -157,6 +157,8 @@ class Fetcher:
     def _from_sources(self, choice: Choice, item: Item, sources: list[AnySource], why: list[str]) -> _Outcome:
         """Use the first source that has the item, or report why none has, and what a person can do."""
         take = self._stream if item.id in self._streamed else self._download
+        if take == self._stream and (outcome := self._finish_scenes(choice, item)):
+            return outcome
         for source in sources:
             if isinstance(source, Remote):
                 with self._lock:  # no more connections to a host than its page allows
@@ -261,7 +263,18 @@ class Fetcher:
 
     def _stream(self, choice: Choice, item: Item, source: Remote) -> _Outcome:
         """Unpack while the archive is received; no file gets its name before the last byte is verified."""
-        sums = Sums()
+        was_begun = self.store.staging(item).exists()
+        sums, members, wrong = self._receive(choice, item, source)
+        if wrong and was_begun:  # perhaps by a source that has another version: without what it left
+            sums, members, wrong = self._receive(choice, item, source)
+        if wrong:
+            raise Refused(wrong)
+        record = Record(VERIFIED, _how(item, members), source.url, now(), sums.size, checksums=sums.checksums)
+        return self._settle(choice, item, members, record)
+
+    def _receive(self, choice: Choice, item: Item, source: Remote) -> tuple[Sums, list[Member], str]:
+        """Extract from a stream; return also what is wrong, if anything: then nothing that was extracted is left."""
+        sums, members = Sums(), list[Member]()
 
         def on_open(total: int | None, tag: str) -> None:
             bar.total = total
@@ -281,9 +294,19 @@ class Fetcher:
                 wrong = error.found
         if wrong:
             shutil.rmtree(self.store.staging(item), ignore_errors=True)
-            raise Refused(wrong)
-        record = Record(VERIFIED, _how(item, members), source.url, now(), sums.size, checksums=sums.checksums)
-        return self._settle(choice, item, members, record)
+        return sums, members, wrong
+
+    def _finish_scenes(self, choice: Choice, item: Item) -> _Outcome | None:
+        """Use the files of a stream that was ended after the last wanted scene but before the end of the archive."""
+        assert item.unpack is not None
+        members = list(archives.extracted(self.store.staging(item)).values())
+        for scene, n in choice.scenes.items():
+            if sum(item.unpack.destination(m.path, frozenset({scene})) is not None for m in members) != n:
+                return None
+        if not choice.scenes:
+            return None
+        how = "number of files per scene; the stream was ended before the checksum of the archive"
+        return self._settle(choice, item, members, Record(ADOPTED, how, "an interrupted stream", now()))
 
     def _settle(self, choice: Choice, item: Item, members: list[Member] | None, record: Record) -> _Outcome:
         """Move extracted files to their places, each whole or not at all, and record them."""
@@ -299,6 +322,8 @@ class Fetcher:
                 except OSError as error:
                     raise no_room(target, error, "to put it there") from None
             old = self.store.record(item) or Record("", "", "", "")
+            if {old.mark, record.mark} == {VERIFIED, ADOPTED}:
+                record.mark = ADOPTED
             is_whole = not choice.scenes or (old.members is not None and not old.scenes)
             record.into, record.scenes = into.name, [] if is_whole else sorted({*old.scenes, *choice.scenes})
             together = {member.path: member for member in [*(old.members or []), *members]}

@@ -211,7 +211,7 @@ def _is_published(name: str, record: Record) -> bool:
     if item is None or item.unpack is None:
         return False
     known = {} if item.checksums == "unknown" else item.checksums
-    is_same = known.items() <= record.checksums.items()
+    is_same = all(record.checksums.get(kind, value) == value for kind, value in known.items())
     return is_same and (bool(record.scenes) or item.unpack.files in ("unknown", len(record.members or [])))
 
 

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import os
 import random
 import stat
 import struct
@@ -84,18 +85,26 @@ def test_without_a_pattern_all_data_files_keep_their_paths(tmp_path):
     assert found == {"a/x.tif": b"1", "b/list.csv": b"2"}
 
 
-def test_a_full_disk_is_an_error_and_the_next_call_begins_anew(tmp_path, monkeypatch):
-    """What was extracted is removed: it may be what fills the disk. A folder that a killed program left is, too."""
-    files = [open] * 3 + [lambda path, mode: open("/dev/full", mode, buffering=0)]  # noqa: SIM115
-    monkeypatch.setattr(archives, "open", lambda path, mode: files.pop(0)(path, mode), raising=False)
-    with pytest.raises(FetchError, match="No space left"):
-        unpack(tar_gz(FILES), "tar.gz", tmp_path)
-    assert everything(tmp_path) == set()
+def test_a_full_disk_is_an_error_and_the_next_call_continues(tmp_path, monkeypatch):
+    """Finished members are compared with the archive, not written again; a changed one is written again."""
+    replies = [os.fstat] * 3
+    monkeypatch.setattr(archives.os, "fstat", lambda number: replies.pop()(number) if replies else os.stat("/none"))
+    with pytest.raises(FetchError, match="No such file"):
+        archives.extract(io.BytesIO(tar_gz(FILES)), "tar.gz", "x", tmp_path / "staging", place, LIMITS)
     monkeypatch.undo()
-    (tmp_path / "staging").mkdir()
-    (tmp_path / "staging" / "half").touch()
+    first, second, third = archives.extracted(tmp_path / "staging")
+    (tmp_path / "staging" / second).write_bytes(b"cut")
+    times = [(tmp_path / "staging" / path).stat().st_mtime_ns for path in (first, second, third)]
     assert unpack(tar_gz(FILES), "tar.gz", tmp_path) == FILES
-    assert not (tmp_path / "staging" / "half").exists()
+    after = [(tmp_path / "staging" / path).stat().st_mtime_ns for path in (first, second, third)]
+    assert [before == now for before, now in zip(times, after, strict=True)] == [True, False, True]
+
+
+def test_a_member_that_differs_from_the_one_extracted_before_refuses_the_archive(tmp_path):
+    unpack(tar_gz(FILES), "tar.gz", tmp_path)
+    with pytest.raises(DataError, match="than before"):
+        unpack(tar_gz(toy_files(seed=1)), "tar.gz", tmp_path)
+    assert everything(tmp_path) == set()
 
 
 @pytest.mark.parametrize("size", [190_000, 2 * 10**9])
