@@ -2,11 +2,14 @@
 
 import hashlib
 import os
+import shutil
 import sys
 
 import pytest
+from miniatures import s2_array, write_patch
 
 from lcfuse_core import __main__ as shell
+from lcfuse_core.data.bands import B10
 from lcfuse_core.data.sample import world
 from lcfuse_core.errors import DataError
 from lcfuse_core.methods import commands
@@ -212,3 +215,25 @@ def test_the_shipped_ledger_of_the_seeds_is_complete():
     assert all(set(lines[f"parameters.{name}"]) == {smoke[name]} for name in ("steps", "crop", "batch"))
     assert lines.groupby("seeds.world")["hashes.evaluation"].nunique().tolist() == 5 * [1]
     assert set(bounds["hashes.evaluation"]) == set(lines["hashes.evaluation"])
+
+
+def test_a_network_of_another_level_is_refused(folder, tmp_path, capsys):
+    """A network that was trained on L1C is not applied to surface reflectance, whose B10 is 0."""
+    run, images = tmp_path / "run", shutil.copytree(folder / "dfc2020", tmp_path / "l2a")
+    words = [word for name, value in {"steps": 2, "crop": 32, "batch": 2}.items() for word in ("-p", name, str(value))]
+    assert shell.main(["train", str(folder / "sen12ms"), "--out", str(run), *words]) == 0
+    for number in (1, 2):
+        s2 = s2_array()
+        s2[B10] = 0
+        write_patch(images, "test", number, s2=s2)
+    roots = ["--train-root", str(folder / "sen12ms"), "--data", str(images)]
+    given = ["evaluate", *roots, "--ledger", str(tmp_path / "lines.jsonl"), "--checkpoint", str(run)]
+    assert shell.main(given) == 2
+    assert "found Sentinel-2 L2A" in capsys.readouterr().err
+
+
+def test_a_ledger_of_lines_without_a_method_is_continued(folder, tmp_path):
+    out = tmp_path / "lines.jsonl"
+    out.write_text('{"kind": "notes", "label_regime": "coarse only"}\n')
+    assert compare(folder, out, "--seeds", "3", "--only", "MODIS label") == 0
+    assert list(ledger.read(out)["parameters.method"].dropna()) == ["MODIS label"]

@@ -1,6 +1,7 @@
 """Intervals over groups: by hand, against theory, and by their coverage in a simulation."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+import hierarchical as simulation
 from lcfuse_core.errors import GridError, ParameterError
 from lcfuse_core.scoring import intervals
 from lcfuse_core.scoring.intervals import difference, interval, over_pixels
@@ -233,3 +235,10 @@ def test_the_components_of_a_single_factor_are_its_variance():
 def test_components_need_two_of_each_factor_and_no_gaps(scores):
     with pytest.raises(GridError, match="two of each"):
         intervals.components(scores)
+
+
+@pytest.mark.parametrize("effects", [(0.5, 0.0, 0.1), (0.1, 0.5, 0.1), (0.1, 0.1, 0.5)])
+def test_the_hierarchical_interval_has_about_its_nominal_coverage(effects):
+    """Whichever effect is the largest; `benchmarks/hierarchical.py` measures it with more data sets."""
+    options = SimpleNamespace(sets=40, worlds=5, regions=6, draws=99, seed=1)
+    assert simulation.coverage(effects, options)["hierarchical"] >= 85

@@ -358,3 +358,57 @@ def test_a_missing_line_is_named_with_those_that_exist(file, capsys, number):
     """Line 2 is torn: it is no line."""
     assert run("show", number, "--file", file) == 2
     assert f"found no line {number}, expected one of 1, 3" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+def test_a_full_disk_is_one_clear_error():
+    """The message names the file and what to do."""
+    with pytest.raises(LcfuseError, match=r"/dev/full: found No space left on device.*record the run again"):
+        ledger.append("/dev/full", {"number": 1})
+
+
+@pytest.mark.parametrize("says", [0, OSError(28, "No space left on device")])
+def test_a_line_that_does_not_fit_leaves_nothing_behind(tmp_path, monkeypatch, says):
+    """Half of it was taken, then no more: an error, the file as before, and the next line is whole."""
+    path, write, calls = tmp_path / "l", os.write, []
+    ledger.append(path, {"number": 0})
+    before = path.read_bytes()
+
+    def take_half(file, data):
+        calls.append(len(data))
+        if len(calls) == 1:
+            return write(file, data[: len(data) // 2])
+        if isinstance(says, OSError):
+            raise says
+        return says
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ledger.os, "write", take_half)
+        with pytest.raises(LcfuseError, match=r"l: found .*, expected to append \d+ bytes"):
+            ledger.append(path, {"number": 1})
+    assert path.read_bytes() == before
+    ledger.append(path, {"number": 2})
+    assert ledger.read(path)["number"].tolist() == [0, 2]
+
+
+def test_no_part_of_a_line_passes_for_a_line():
+    """Wherever a line is cut, what is left is no JSON object: a torn line is always recognised."""
+    line = json.dumps(entry(), ensure_ascii=False).encode()
+    assert isinstance(ledger._parse(line), dict)
+    assert [cut for cut in range(len(line)) if isinstance(ledger._parse(line[:cut]), dict)] == []
+
+
+def test_lines_of_the_first_schema_are_read(tmp_path):
+    """The ledger of several seeds was begun before there was a second one."""
+    path = tmp_path / "l"
+    ledger.append(path, {"schema": 1, "scores": {"aa": 0.5}})
+    ledger.append(path, entry())
+    table = ledger.read(path)
+    assert table["schema"].tolist() == [1, 2]
+    assert table["scores.aa"].tolist() == [0.5, 0.75]
+    assert table.attrs["lines"] == [1, 2]
+
+
+def test_what_is_no_file_is_one_clear_error(tmp_path):
+    with pytest.raises(DataError, match=r"found Is a directory, expected a readable ledger"):
+        ledger.read(tmp_path)

@@ -6,6 +6,7 @@ Runs outlive kills, signals, full disks and damaged files, and end with the weig
 `LCFUSE_KILLS=50 pytest tests/training/test_checkpoint.py -k killed` kills fifty runs instead of a few.
 """
 
+import errno
 import json
 import multiprocessing
 import os
@@ -23,7 +24,8 @@ from toys import relabelled, toy_stack
 from tqdm import tqdm
 
 from lcfuse_core.data.bands import Statistics
-from lcfuse_core.errors import CheckpointError, MissingDataError, ParameterError, TrainingError
+from lcfuse_core.errors import CheckpointError, DiskError, MissingDataError, ParameterError, TrainingError
+from lcfuse_core.models import networks
 from lcfuse_core.models.networks import NETWORKS
 from lcfuse_core.training import checkpoint as checkpoints
 from lcfuse_core.training import loop
@@ -455,3 +457,48 @@ def test_two_starts_in_one_folder_take_turns(stack, tmp_path, whole):
     for thread in threads:
         thread.join()
     assert [is_same(run, whole) for run in made] == [True, True]
+
+
+def test_random_numbers_of_torch_go_on_too(stack, tmp_path, monkeypatch):
+    """A network with dropout, whose numbers come from torch's own generator."""
+
+    class Forgetful(networks.FCN):
+        def forward(self, image):
+            return super().forward(torch.nn.functional.dropout(image, 0.2, self.training))
+
+    monkeypatch.setitem(networks.NETWORKS, "fcn", Forgetful)
+    torch.manual_seed(1)
+    interrupt(stack, PLAN, tmp_path, 7)
+    torch.manual_seed(2)
+    resumed = train(stack, PLAN, tmp_path, progress=False)
+    assert is_same(resumed, train(stack, PLAN, progress=False))
+
+
+@pytest.mark.parametrize("at", ["fsync", "replace"])
+def test_a_full_disk_ends_the_run_and_costs_no_checkpoint(stack, tmp_path, whole, monkeypatch, at):
+    """The error names the disk; once there is room, the run goes on from the last whole checkpoint."""
+    with monkeypatch.context() as patched:
+        calls, function = [], getattr(os, at)
+
+        def full(*arguments):
+            calls.append(0)
+            if len(calls) > 4:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return function(*arguments)
+
+        patched.setattr(os, at, full)
+        with pytest.raises(DiskError, match=r"last\.safetensors: found No space left on device.*call again"):
+            train(stack, PLAN, tmp_path, progress=False, interval_s=0)
+    assert is_same(train(stack, PLAN, tmp_path, progress=False), whole)
+    assert [path.name for path in tmp_path.glob("*.part")] == []
+
+
+def test_without_a_folder_ctrl_c_is_pythons_own(stack, monkeypatch):
+    stop_after(monkeypatch, 2, signal.SIGINT)
+    # What was started in the background by a shell ignores Ctrl-C; this test does not.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(stack, PLAN, progress=False)
+    finally:
+        signal.signal(signal.SIGINT, before)

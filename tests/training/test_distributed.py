@@ -12,10 +12,13 @@ from pathlib import Path
 import cloudpickle
 import pytest
 import torch
-from miniatures import pack_one, write_scene
+from miniatures import pack_one, write_patch, write_scene
 from toys import toy_stack
 
+from lcfuse_core import __main__ as shell
 from lcfuse_core.errors import ParameterError, TrainingError
+from lcfuse_core.methods.registry import name_of
+from lcfuse_core.scoring import ledger
 from lcfuse_core.training import loop
 from lcfuse_core.training.checkpoint import load_checkpoint, read_checkpoint
 from lcfuse_core.training.distributed import Distributed, _SharedBatchNorm, choose_device, describe_device, joined
@@ -241,3 +244,27 @@ def test_the_device_is_described_with_advice_on_colab(monkeypatch, on_colab):
     found = describe_device("cpu", "bfloat16")
     assert found.startswith("computed on the processor in bfloat16")
     assert ("Change runtime type" in found) == on_colab
+
+
+@pytest.mark.slow
+def test_torchrun_trains_what_evaluate_scores(tmp_path, monkeypatch):
+    """On a packed scene of two small patches; the first process writes, both say where; one process evaluates."""
+    pack_one(tmp_path / "packs", write_scene(tmp_path / "data"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command += ["lcfuse_core", "train", str(tmp_path / "packs"), "--out", str(tmp_path / "run")]
+    for name, value in {"steps": 2, "batch": 4, "crop": 32, "width": 4, "report_every": 1}.items():
+        command += ["-p", name, str(value)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"2 steps, loss \d+\.\d+: ", done.stdout)) == 2  # on one line or two: both write at once
+    run = load_checkpoint(tmp_path / "run" / "last.safetensors")
+    assert [row["step"] for row in run.history] == [1, 2]
+    for patch in (1, 2):
+        write_patch(tmp_path / "dfc2020", "test", patch)
+    monkeypatch.setenv("LCFUSE_DATA", str(tmp_path / "_data"))
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    words = ["--train-root", tmp_path / "packs", "--data", tmp_path / "dfc2020", "--ledger", tmp_path / "lines.jsonl"]
+    assert shell.main(["evaluate", "--checkpoint", *map(str, [tmp_path / "run", *words])]) == 0
+    lines = ledger.read(tmp_path / "lines.jsonl")
+    assert set(lines["parameters.method"]) == {"MODIS label", name_of(run.plan)}
+    assert lines["scores.n_patches"].tolist() == [2, 2]

@@ -15,7 +15,7 @@ from toys import toy_patch, toy_stack
 
 from lcfuse_core.data.legends import igbp_to_dfc
 from lcfuse_core.data.source import PatchStack
-from lcfuse_core.errors import TrainingError
+from lcfuse_core.errors import DataError, TrainingError
 from lcfuse_core.models import transition
 from lcfuse_core.models.losses import LOSSES, MIXED_LABEL_LOSSES
 from lcfuse_core.models.networks import NETWORKS
@@ -320,3 +320,10 @@ def test_no_thread_outlives_its_use():
         use()
     assert caught.traceback  # alive
     assert not threads()
+
+
+def test_labels_of_ignored_pixels_are_refused(stack):
+    empty = toy_stack(1)
+    empty.labels[:] = 255
+    with pytest.raises(DataError, match="no labelled pixel"):
+        train(empty, TINY, progress=False)
