@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -232,3 +233,34 @@ def test_a_missing_manifest_an_unknown_item_and_profile_are_named(tmp_path):
 
 def test_a_byte_order_mark_is_no_fault():
     assert manifest.parse(b"\xef\xbb\xbf" + SMALL.encode()) == manifest.parse(SMALL)
+
+
+STRANGE = (
+    "", "just words", "- a\n- list", "\x00", "a: \ud800", "schema: 1", "{" * 200, "[" * 5000, "- " * 5000,
+    "{[1]: 2}", b"a: \xe9", b"\xff\xfea\x00", "? {a: 1}\n: b", "a: 2026-13-40", "!!python/name:os.system a",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", STRANGE, ids=range(len(STRANGE)))
+def test_what_is_no_manifest_is_refused(text):
+    with pytest.raises(DataError, match=r"m\.yaml(: | line 1: )"):
+        manifest.parse(text, "m.yaml")
+
+
+def outcome(text):
+    """What became of a manifest."""
+    try:
+        manifest.parse(text, "m.yaml")
+    except DataError as error:
+        return "refused" if re.match(r"m\.yaml(: | line \d+: )", str(error)) else str(error)
+    return "read"
+
+
+def test_a_line_that_is_lost_doubled_moved_or_garbled_is_never_a_crash():
+    """Each line of the small manifest, in six ways: read, or refused by name."""
+    lines, outcomes = SMALL.splitlines(), Counter()
+    for n, line in enumerate(lines):
+        for changed in ([], [line, line], [f" {line}"], [line[:-1]], [f"{line}: {{"], [line.replace(":", "")]):
+            outcomes[outcome("\n".join([*lines[:n], *changed, *lines[n + 1 :]]))] += 1
+    assert set(outcomes) == {"read", "refused"}
+    assert outcomes["refused"] > 150

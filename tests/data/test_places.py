@@ -605,3 +605,32 @@ def test_the_synthetic_place_has_the_form_of_a_fetched_one(tmp_path):
         assert all(len(np.unique(patch.lc[0][ids == cell])) == 1 for cell in range(ids.max() + 1))
     made = (folder / "s2.tif").stat().st_mtime_ns
     assert (sample_place(tmp_path, seed=3) / "s2.tif").stat().st_mtime_ns == made
+
+
+@pytest.mark.parametrize("cut", [1, 1000])
+def test_a_connection_that_breaks_is_made_again(scene, server, fetch, cut):
+    add_item(server, scene[0], "a", "2021-06-05", properties=OLD)
+    add_item(server, scene[0], "b", "2021-06-06", properties=OLD)
+    whole = reflectance(fetch(name="Whole", sentinel1=False))
+    server.fault = lambda path, times: cut if path == "/files/b/B03.tif" and times in (3, 4) else None
+    assert (reflectance(fetch(sentinel1=False)) == whole).all()
+
+
+def test_a_signature_that_expires_in_the_middle_is_renewed(scene, server, fetch):
+    """After some images the address is refused with 403; a new token continues, and the map is the same."""
+    add_item(server, scene[0], "a", "2021-06-05", properties=OLD)
+    whole = reflectance(fetch(name="Whole", sentinel1=False))
+    given = []
+    server.tokens = lambda: given.append(1) or f"sig={min(2, len(given))}"
+    read, original = [], server.services
+
+    def expire(path, times):
+        if path.startswith("/files/a/"):
+            read.append(path)
+            server.token = "sig=1" if len(read) < 8 else "sig=2"
+        elif path.startswith("/files/"):
+            server.token = None  # MODIS and reference are public
+
+    server.fault, server.services = expire, original
+    assert (reflectance(fetch(signed=True, sentinel1=False)) == whole).all()
+    assert len(given) >= 2

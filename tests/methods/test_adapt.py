@@ -111,3 +111,10 @@ def test_a_guess_decides_where_labels_are_missing():
     guess = {"guess": lambda patch: (truth[patch.name] == CODES).astype(np.float32)}
     p = predict_clusters(fit_clusters(source, MATRIX, seed=0, **guess), blank[1])
     assert (CODES[p.argmax(axis=0), 0, 0] == truth["toy 1"]).mean() > 0.95
+
+
+def test_clusters_without_evidence_keep_their_prior():
+    shares, prior = np.array([[1.0, 0.0]] * 5), np.random.default_rng(2).dirichlet(np.ones(8), 2)
+    found = _classes_of_clusters(shares, np.zeros(5, int), np.ones(5), MATRIX, prior)
+    np.testing.assert_allclose(found[1], prior[1])
+    assert found[0].argmax() == 0

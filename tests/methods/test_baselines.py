@@ -116,3 +116,18 @@ def test_a_mixed_cell_between_two_pure_ones_is_sorted():
     assert (after[:, :20] == 0).all()
     assert (after[:, 40:] == 7).all()
     assert (after[:, 20:30] == 0).mean() > 0.95
+
+
+def test_the_sum_of_attraction_rises():
+    """By a brute-force sum over the pixels up to five away, with the weights of the paper."""
+    rng = np.random.default_rng(3)
+    cells = np.zeros((20, 20), np.int32)
+    classes = _laid_out(np.array([[0.3, 0, 0.3, 0, 0, 0.4, 0, 0]]), cells, rng)
+    offsets = [(row, col) for row in range(-5, 6) for col in range(-5, 6) if 0 < np.hypot(row, col) <= 5]
+
+    def attraction(classes):
+        padded = np.pad(classes, 5, mode="edge")
+        shifted = [(np.hypot(row, col), padded[5 + row : 25 + row, 5 + col : 25 + col]) for row, col in offsets]
+        return sum(np.exp(-distance / 2.5) * (other == classes).sum() for distance, other in shifted)
+
+    assert attraction(swap(classes, cells)) > 1.2 * attraction(classes)

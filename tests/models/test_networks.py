@@ -92,3 +92,17 @@ def test_a_network_is_chosen_by_a_known_name():
         build("u-net")
     with pytest.raises(ParameterError, match="found 0"):
         build("fcn", width=0)
+
+
+def test_branches_of_a_late_fusion_do_not_mix_their_images():
+    """The features of one sensor stay as they are, whatever the other one measures."""
+    torch.manual_seed(0)
+    network = build("fcn", in_channels=(2, 1), width=4).eval()
+    image = torch.randn(1, 3, 32, 32)
+    other = image.clone()
+    other[:, 2] = 0
+    first, second = network.branches
+    torch.testing.assert_close(first(image[:, :2]), first(other[:, :2]))
+    assert (network(image) != network(other)).any()
+    assert (second(image[:, 2:]) != second(other[:, 2:])).any()
+    assert parameter_count(network) > parameter_count(build("fcn", in_channels=3, width=4))

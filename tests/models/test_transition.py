@@ -126,3 +126,10 @@ def test_a_row_of_nothing_names_its_class():
     matrix[3] = 0
     with pytest.raises(DataError, match="Wetlands"):
         transition.without_savanna(matrix)
+
+
+def test_one_class_alone_is_always_right():
+    """Where there is no other label to err to."""
+    matrix = transition.from_accuracy(np.array([1, 0, 0, 0, 0, 0, 0, 0, 0.0]))
+    assert matrix[0, 0] == 1
+    assert matrix[1, 0] == pytest.approx(0.33)

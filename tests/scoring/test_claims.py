@@ -401,3 +401,14 @@ def test_a_report_has_every_field_and_short_hashes():
     assert other.loc["verdict"].tolist() == ["no verdict: other data", "not run yet"]
     assert other.loc["ours", "● real"] == "–"
     assert set(other.index) == set(shown.index)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[1, 2]", "3", "a: [", "a: *b", "version: 1\nclaims: []\nfixed: 2026-99-99", "? [a]\n: 1", "[" * 2000, "\0"],
+)
+def test_a_file_of_another_form_is_one_clear_error(text):
+    with pytest.raises(
+        DataError, match=r"claims\.yaml( line \d+)?: found .*, expected (version, fixed and claims|YAML)"
+    ):
+        claims.read_claims(text)

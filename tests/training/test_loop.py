@@ -4,6 +4,7 @@ import inspect
 import os
 import shutil
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -327,3 +328,22 @@ def test_labels_of_ignored_pixels_are_refused(stack):
     empty.labels[:] = 255
     with pytest.raises(DataError, match="no labelled pixel"):
         train(empty, TINY, progress=False)
+
+
+def test_the_thread_is_at_most_so_far_ahead():
+    """One item is taken, two wait."""
+    made, third = [], threading.Event()
+
+    def numbers():
+        for n in range(100):
+            made.append(n)
+            if n == 2:
+                third.set()
+            yield n
+
+    with prefetch(numbers(), 2) as items:
+        assert next(items) == 0
+        assert third.wait(60)
+        time.sleep(0.05)
+        assert made == [0, 1, 2]
+    assert made == [0, 1, 2]
