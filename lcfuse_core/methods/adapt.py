@@ -168,17 +168,18 @@ def fit_clusters(source: PatchSource, matrix: Matrix, *, seed: int, guess: Predi
         If no pixel has a label.
     """
     statistics = source.statistics()
-    rng = np.random.default_rng(seed)
-    sample = []
-    for window in source.windows():  # every eighth pixel is enough for k-means
+    rng, n_pixels = np.random.default_rng(seed), source.shape[0] * source.shape[1]
+    size = max(1, min(n_pixels // 8, MOST_PIXELS // len(source)))  # every eighth pixel is enough for k-means
+    # Not a list of parts: see `forest.train_forest`.
+    sample = np.empty((len(source), size, len(statistics.channels)), np.float32)
+    for n, window in enumerate(source.windows(cells=False)):
         pixels = _pixels(window.s2, window.s1, statistics)
-        size = max(1, min(len(pixels) // 8, MOST_PIXELS // len(source)))
-        sample.append(pixels[rng.choice(len(pixels), size, replace=False)])
+        sample[n] = pixels[rng.choice(len(pixels), size, replace=False)]
     # Only here: see `forest.train_forest`.
     from sklearn.cluster import MiniBatchKMeans
 
     means = MiniBatchKMeans(_N_CLUSTERS, random_state=int(rng.integers(2**31)), n_init=1, batch_size=4096)
-    centres = means.fit(np.concatenate(sample)).cluster_centers_.astype(np.float32)
+    centres = means.fit(sample.reshape(-1, sample.shape[-1])).cluster_centers_.astype(np.float32)
     cells, guesses = [], np.zeros((_N_CLUSTERS, _N))
     for patch, window in images_of(source):
         group = _nearest(_pixels(window.s2, window.s1, statistics), centres)

@@ -246,8 +246,10 @@ def gather(
         If no patch has a coarse label.
     """
     rng, pixels = np.random.default_rng(seed), min(pixels, max(1, MOST_PIXELS // len(source)))
-    parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in members}
-    cells, labels, n_cells = [], [], 0
+    # Not lists of parts: see `forest.train_forest`.
+    logs = {name: np.empty((len(source) * pixels, _N), np.float32) for name in members}
+    cells, filled = np.empty(len(source) * pixels, np.int64), 0
+    labels: list[int] = []
     for patch, window in images_of(source):
         label = window.labels.numpy().reshape(-1)
         known = np.flatnonzero(label < N_COARSE)
@@ -256,17 +258,17 @@ def gather(
         chosen = np.sort(rng.choice(known, min(pixels, len(known)), replace=False))
         key = window.cells.numpy().reshape(-1)[chosen].astype(np.int64) * N_COARSE + label[chosen]
         found, number = np.unique(key, return_inverse=True)
-        cells.append(number + n_cells)
-        labels.append(found % N_COARSE)
-        n_cells += len(found)
+        here = slice(filled, filled + len(chosen))
+        cells[here], filled = number + len(labels), here.stop
+        labels += (found % N_COARSE).tolist()
         for name, member in members.items():
             probabilities = member(patch).reshape(_N, -1)[:, chosen].T
-            parts[name].append(np.log(np.maximum(probabilities, np.float32(1e-7))))
-    if not cells:
+            logs[name][here] = np.log(np.maximum(probabilities, np.float32(1e-7)))
+    if not labels:
         do = "Check the label layer."
         raise DataError("calibration", found="no coarse label", expected="labelled patches", do=do)
-    cell, label_of = (np.concatenate(numbers).astype(np.int64) for numbers in (cells, labels))
-    return {name: Evidence(np.concatenate(logs), cell, label_of) for name, logs in parts.items()}
+    label_of = np.array(labels)
+    return {name: Evidence(own[:filled], cells[:filled], label_of) for name, own in logs.items()}
 
 
 def _best_temperature(evidence: Evidence, matrix: Matrix) -> float:

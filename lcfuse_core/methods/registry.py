@@ -168,13 +168,14 @@ def _corrected(experiment: Experiment, /, loss: str, matrix_of: Callable[[Experi
 def estimated(experiment: Experiment) -> Matrix:
     """Return the transition matrix by EM, from the posteriors of the weighted FCN on the held-out scenes."""
     run, rng, held_out = experiment.network(), np.random.default_rng(0), experiment.held_out_source(BOTH)
-    size, posteriors, labels = min(4096, max(1, adapt.MOST_PIXELS // len(held_out))), [], []
-    for patch, window in images_of(held_out):
+    size = min(4096, max(1, adapt.MOST_PIXELS // len(held_out)), held_out.shape[0] * held_out.shape[1])
+    # Not a list of parts: see `forest.train_forest`.
+    posteriors, labels = np.empty((len(held_out), size, len(SCORED)), np.float32), np.empty((len(held_out), size), np.uint8)
+    for n, (patch, window) in enumerate(images_of(held_out)):
         label = window.labels.numpy().reshape(-1)
-        chosen = rng.choice(label.size, min(size, label.size), replace=False)
-        posteriors.append(loop.predict(run, patch).reshape(len(SCORED), -1).T[chosen])
-        labels.append(label[chosen])
-    return transition.estimate(np.concatenate(posteriors), np.concatenate(labels), experiment.matrix)
+        chosen = rng.choice(label.size, size, replace=False)
+        posteriors[n], labels[n] = loop.predict(run, patch).reshape(len(SCORED), -1).T[chosen], label[chosen]
+    return transition.estimate(posteriors.reshape(-1, len(SCORED)), labels.reshape(-1), experiment.matrix)
 
 
 def counted(experiment: Experiment) -> Matrix:

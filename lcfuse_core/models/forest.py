@@ -7,6 +7,7 @@ baseline; it is hard to beat under label noise, because a single pixel does not 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -38,9 +39,11 @@ class Forest:
     label_share: tuple[float, ...] = (1 / len(SCORED),) * len(SCORED)  # proportion of each class among the labels
 
     @cached_property
-    def leaves(self) -> list[NDArray[np.float64]]:
-        """For each tree the class proportions of its nodes, (nodes, classes that occur)."""
-        return [np.ascontiguousarray(tree.tree_.value[:, 0]) for tree in self.trees.estimators_]
+    def votes_of(self) -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:
+        """The function that gives the sum of the trees' class proportions, (n, classes that occur), of n pixels."""
+        from lcfuse_core.models import trees  # only here, as scikit-learn in `train_forest`: numba compiles it
+
+        return partial(trees.votes, trees.pack([tree.tree_ for tree in self.trees.estimators_]))
 
 
 def train_forest(
@@ -67,7 +70,10 @@ def train_forest(
     rng, counts = np.random.default_rng(seed), source.class_counts()
     chosen = _draw_pixels(counts, n_pixels, class_weight_power, rng)
     statistics = source.statistics()
-    rows, labels, seen = [], [], np.zeros(len(SCORED), np.int64)  # pixels of each class in the windows so far
+    n_chosen, n_features = sum(map(len, chosen)), len(statistics.channels) * (3 if neighbourhood else 1)
+    # Not a list of parts: small arrays between the large ones of each window would keep the memory of these in use.
+    rows, labels, filled = np.empty((n_chosen, n_features), np.float32), np.empty(n_chosen, np.uint8), 0
+    seen = np.zeros(len(SCORED), np.int64)  # pixels of each class in the windows so far
     for window in source.windows(cells=False):
         flat, inside = window.labels.numpy().reshape(-1), []
         for index, n in enumerate(np.bincount(flat, minlength=len(SCORED))[: len(SCORED)]):
@@ -76,15 +82,15 @@ def train_forest(
             seen[index] += n
         pixels = np.sort(np.concatenate(inside))
         if len(pixels):
-            channels = features(normalise(window.s2, window.s1, statistics), neighbourhood)
-            rows.append(channels.flatten(1).numpy()[:, pixels].T)
-            labels.append(flat[pixels])
+            channels, to = features(normalise(window.s2, window.s1, statistics), neighbourhood), filled + len(pixels)
+            rows[filled:to], labels[filled:to] = channels.flatten(1).numpy()[:, pixels].T, flat[pixels]
+            filled = to
     # Only here: scikit-learn takes half as long to import as all else that a chapter uses.
     from sklearn.ensemble import RandomForestClassifier
 
     # Leaves of five pixels outvote occasional wrong labels.
     trees = RandomForestClassifier(n_trees, min_samples_leaf=5, random_state=int(rng.integers(2**31)))
-    trees.fit(np.concatenate(rows), np.concatenate(labels))
+    trees.fit(rows, labels)
     return Forest(trees, statistics, neighbourhood, tuple((counts.double() / counts.sum()).tolist()))
 
 
@@ -124,24 +130,14 @@ def predict(forest: Forest, images: Images, prior_power: float = 0.0) -> NDArray
     check_channels(name_of(images), channels_of(s2, s1), forest.statistics, ("s2", "s1"))
     channels = features(normalise(torch.as_tensor(s2), torch.as_tensor(s1), forest.statistics), forest.neighbourhood)
     pixels = np.ascontiguousarray(channels.flatten(1).T.numpy())
-    present = forest.trees.classes_
-    votes, n_threads = np.zeros((len(pixels), len(present))), torch.get_num_threads()
-    parts = np.array_split(pixels, n_threads), np.array_split(votes, n_threads)  # views
-    with ThreadPoolExecutor(n_threads) as pool:  # a tree is applied without Python's lock
-        list(pool.map(partial(_add_votes, forest), *parts))
-    votes /= len(forest.leaves)
-    votes /= np.array(forest.label_share)[present] ** prior_power
+    present, n_threads = forest.trees.classes_, torch.get_num_threads()
+    votes_of = forest.votes_of  # before the threads
+    with ThreadPoolExecutor(n_threads) as pool:  # without Python's lock
+        votes = np.concatenate(list(pool.map(votes_of, np.array_split(pixels, n_threads))))
+    votes /= len(forest.trees.estimators_) * np.array(forest.label_share)[present] ** prior_power
     probabilities = np.zeros((len(SCORED), len(votes)), np.float32)
     probabilities[present] = (votes / votes.sum(axis=1, keepdims=True)).T
     return probabilities.reshape(len(SCORED), *channels.shape[1:])
-
-
-def _add_votes(forest: Forest, pixels: NDArray[np.float32], votes: NDArray[np.float64]) -> None:
-    """Add the class proportions of each tree: what `predict_proba` does, without its checks and copies."""
-    own = np.empty_like(votes)
-    for tree, leaves in zip(forest.trees.estimators_, forest.leaves, strict=True):
-        np.take(leaves, tree.tree_.apply(pixels), axis=0, out=own, mode="clip")
-        votes += own
 
 
 def classify(forest: Forest, images: Images, prior_power: float = 0.0) -> NDArray[np.uint8]:
