@@ -170,7 +170,10 @@ def estimated(experiment: Experiment) -> Matrix:
     run, rng, held_out = experiment.network(), np.random.default_rng(0), experiment.held_out_source(BOTH)
     size = min(4096, max(1, adapt.MOST_PIXELS // len(held_out)), held_out.shape[0] * held_out.shape[1])
     # Not a list of parts: see `forest.train_forest`.
-    posteriors, labels = np.empty((len(held_out), size, len(SCORED)), np.float32), np.empty((len(held_out), size), np.uint8)
+    posteriors, labels = (
+        np.empty((len(held_out), size, len(SCORED)), np.float32),
+        np.empty((len(held_out), size), np.uint8),
+    )
     for n, (patch, window) in enumerate(images_of(held_out)):
         label = window.labels.numpy().reshape(-1)
         chosen = rng.choice(label.size, size, replace=False)
