@@ -5,12 +5,13 @@ Measure how the gain of the default fusion depends on the sample world: one fact
 
 Factors are domain shift, label noise, the size of homogeneous areas (and so the purity of the coarse cells), the
 confusions of the label, and the number of cells per region: 1, 4, 8 or 16 patches (30, 122, 244 or 488 cells) in each
-of six regions. The worlds of *factors* have one seed each, so a line of their table is one world and no mean. The rule for few
-cells of `methods.ensemble` was chosen on the *development* worlds; the *fresh* ones were evaluated once.
+of six regions. The worlds of *factors* have one seed each, so a line of their table is one world and no mean. The rule
+for few cells of `methods.ensemble` was chosen on the *development* worlds; the *fresh* ones were evaluated once.
 
 Methods are the fusion, its members, the interpolated label, an inductive network and, on the worlds of *factors*, the
-official recipe in both regimes. The table has the AA over all pixels and the mean of the regions' AA; *margin* is the default fusion minus the
-best of the others. Worlds and networks are kept in the data folder, so an interrupted run continues.
+official recipe in both regimes. The table has the AA over all pixels and the mean of the regions' AA; *margin* is the
+default fusion minus the best of the others. Worlds and networks are kept in the data folder, so an interrupted run
+continues.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def predict(forest: Forest, images: Images, prior_power: float = 0.0) -> NDArray
     s2, s1 = s2_and_s1(images)
     check_channels(name_of(images), channels_of(s2, s1), forest.statistics, ("s2", "s1"))
     channels = features(normalise(torch.as_tensor(s2), torch.as_tensor(s1), forest.statistics), forest.neighbourhood)
-    pixels = np.ascontiguousarray(channels.flatten(1).T.numpy())
+    pixels = channels.flatten(1).numpy().T
     present, n_threads = forest.trees.classes_, torch.get_num_threads()
     votes_of = forest.votes_of  # before the threads
     with ThreadPoolExecutor(n_threads) as pool:  # without Python's lock

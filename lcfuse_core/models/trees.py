@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _GROUP = 8
-"""Pixels that go down a tree at once: the variables of `_add_votes`."""
+"""Pixels that go down a tree at once: the lanes of `_add_votes`."""
 
 
 class Trees(NamedTuple):
@@ -24,8 +24,8 @@ class Trees(NamedTuple):
     The nodes of all trees.
 
     nodes : int64 (n,)
-        From the highest bit: 32 bits of threshold (`_keys`), 24 of the left child, counted from the root, 8 of the
-        feature. The right child follows the left one.
+        From the highest bit: 32 bits of threshold (`_keys`), 21 of the left child, counted from the root, 11 of the
+        feature times 8. The right child follows the left one.
     values : float64 (n, K)
         Class proportions of each node.
     roots : int64 (trees + 1,)
@@ -45,7 +45,7 @@ def pack(trees: Sequence[Any]) -> Trees:
 
 def _packed(tree: Any) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the nodes of a tree, and their class proportions."""
-    if tree.n_features > 2**8 or tree.node_count > 2**24:
+    if tree.n_features > 2**8 or tree.node_count > 2**21:
         raise ValueError(f"a tree of {tree.node_count} nodes with {tree.n_features} features: too many for 64 bits")
     inner = np.flatnonzero(tree.children_left >= 0)
     left = 1 + 2 * np.arange(len(inner))
@@ -59,7 +59,7 @@ def _packed(tree: Any) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     threshold = np.where(threshold > tree.threshold, np.nextafter(threshold, np.float32(-np.inf)), threshold)
     is_leaf = tree.children_left < 0
     key = np.where(is_leaf, 2**31 - 1, _keys(threshold).astype(np.int64))
-    nodes = (key << 32) | (child << 8) | np.where(is_leaf, 0, tree.feature)
+    nodes = (key << 32) | (child << 11) | (np.where(is_leaf, 0, tree.feature) * _GROUP)
     return nodes[order], tree.value[order, 0]
 
 
@@ -70,19 +70,22 @@ def _keys(values: NDArray[np.float32]) -> NDArray[np.int32]:
 
 
 def votes(trees: Trees, pixels: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the sum of the class proportions over the trees, float64 (n, classes), for pixels (n, features)."""
-    rows, columns = (-(-size // own) * own for size, own in zip(pixels.shape, (_GROUP, 16), strict=True))
-    # Columns up to whole cache lines: a pixel of 15 channels is read as one.
-    keys, out = np.zeros((rows, columns), np.int32), np.zeros((rows, trees.values.shape[1]))
-    keys[: len(pixels), : pixels.shape[1]] = _keys(pixels)
+    """Return the sum of the class proportions over the trees, float64 (n, K), for pixels (n, features)."""
+    (n, n_features), n_groups = pixels.shape, -(-len(pixels) // _GROUP)
+    keys = np.zeros((n_features, n_groups * _GROUP), np.int32)
+    keys[:, :n] = _keys(pixels.T)
+    # For each group the values of the first feature, then those of the second: all lanes have one address.
+    lanes = keys.reshape(n_features, n_groups, _GROUP).swapaxes(0, 1)
+    keys = lanes.reshape(n_groups, n_features * _GROUP)
+    out = np.zeros((n_groups * _GROUP, trees.values.shape[1]))
     _add_votes(*trees, keys, out)
-    return out[: len(pixels)]
+    return out[:n]
 
 
 @numba.njit(nogil=True, cache=True)
-def _next(nodes: NDArray[np.int64], keys: NDArray[np.int32], at: int, n: int) -> int:
+def _next(nodes: NDArray[np.int64], keys: NDArray[np.int32], at: int, lane: int) -> int:
     node = nodes[at]
-    return ((node >> 8) & 0xFFFFFF) + np.int64(keys[n, node & 0xFF] > (node >> 32))
+    return ((node >> 11) & 0x1FFFFF) + np.int64(keys[(node & 0x7FF) + lane] > np.int32(node >> 32))
 
 
 @numba.njit(nogil=True, cache=True)
@@ -96,16 +99,25 @@ def _add_votes(
     # Single variables: the compiler keeps them in registers, unlike an array.
     for tree in range(len(roots) - 1):
         own, proportions = nodes[roots[tree] : roots[tree + 1]], values[roots[tree] : roots[tree + 1]]
-        for n in range(0, len(keys), _GROUP):
+        for group in range(len(keys)):
+            row = keys[group]
             a = b = c = d = e = f = g = h = 0
             while True:
-                a2, b2 = _next(own, keys, a, n), _next(own, keys, b, n + 1)
-                c2, d2 = _next(own, keys, c, n + 2), _next(own, keys, d, n + 3)
-                e2, f2 = _next(own, keys, e, n + 4), _next(own, keys, f, n + 5)
-                g2, h2 = _next(own, keys, g, n + 6), _next(own, keys, h, n + 7)
+                a2, b2, c2, d2 = (
+                    _next(own, row, a, 0),
+                    _next(own, row, b, 1),
+                    _next(own, row, c, 2),
+                    _next(own, row, d, 3),
+                )
+                e2, f2, g2, h2 = (
+                    _next(own, row, e, 4),
+                    _next(own, row, f, 5),
+                    _next(own, row, g, 6),
+                    _next(own, row, h, 7),
+                )
                 if (a ^ a2) | (b ^ b2) | (c ^ c2) | (d ^ d2) | (e ^ e2) | (f ^ f2) | (g ^ g2) | (h ^ h2) == 0:
-                    break
+                    break  # eight leaves
                 a, b, c, d, e, f, g, h = a2, b2, c2, d2, e2, f2, g2, h2
-            for pixel, leaf in enumerate((a, b, c, d, e, f, g, h)):
+            for lane, leaf in enumerate((a, b, c, d, e, f, g, h)):
                 for k in range(out.shape[1]):
-                    out[n + pixel, k] += proportions[leaf, k]
+                    out[group * _GROUP + lane, k] += proportions[leaf, k]
