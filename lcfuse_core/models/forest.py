@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from lcfuse_core.data.bands import Statistics, channels_of, check_channels
 from lcfuse_core.data.legends import SCORED, index_to_dfc
-from lcfuse_core.data.source import Images, PatchSource, name_of, normalise, s2_and_s1
+from lcfuse_core.data.source import Crops, Images, PatchSource, name_of, normalise, s2_and_s1
 from lcfuse_core.errors import ParameterError
 from lcfuse_core.models.losses import class_weights
 
@@ -81,10 +81,9 @@ def train_forest(
             inside.append(np.flatnonzero(flat == index)[chosen[index][first:last] - seen[index]])
             seen[index] += n
         pixels = np.sort(np.concatenate(inside))
-        if len(pixels):
-            channels, to = features(normalise(window.s2, window.s1, statistics), neighbourhood), filled + len(pixels)
-            rows[filled:to], labels[filled:to] = channels.flatten(1).numpy()[:, pixels].T, flat[pixels]
-            filled = to
+        here = slice(filled, filled + len(pixels))
+        rows[here], labels[here] = _features_of(pixels, window, statistics, neighbourhood), flat[pixels]
+        filled = here.stop
     # Only here: scikit-learn takes half as long to import as all else that a chapter uses.
     from sklearn.ensemble import RandomForestClassifier
 
@@ -102,6 +101,23 @@ def _draw_pixels(counts: Tensor, n_pixels: int, power: float, rng: np.random.Gen
         np.sort(rng.choice(int(count), min(int(want), int(count)), replace=False)) if count else np.empty(0, np.int64)
         for want, count in zip(wanted, counts, strict=True)
     ]
+
+
+def _features_of(
+    pixels: NDArray[np.int64], window: Crops, statistics: Statistics, neighbourhood: int
+) -> NDArray[np.float32]:
+    """Return the features of some pixels of a window, (n, features): a sample has few in each of many windows."""
+    layers = [layer.numpy() for layer in (window.s2, window.s1)]
+    if neighbourhood == 0:
+        s2, s1 = (layer.reshape(len(layer), 1, -1)[:, :, pixels] for layer in layers)
+        return normalise(torch.from_numpy(s2), torch.from_numpy(s1), statistics).flatten(1).numpy().T
+    found = np.empty((len(pixels), 3 * len(statistics.channels)), np.float32)
+    for own, (row, col) in zip(found, zip(*np.unravel_index(pixels, window.labels.shape), strict=True), strict=True):
+        top, left = max(0, row - neighbourhood), max(0, col - neighbourhood)
+        s2, s1 = (layer[:, top : row + neighbourhood + 1, left : col + neighbourhood + 1] for layer in layers)
+        around = features(normalise(torch.from_numpy(s2), torch.from_numpy(s1), statistics), neighbourhood)
+        own[:] = around[:, row - top, col - left]
+    return found
 
 
 def features(channels: Tensor, neighbourhood: int) -> Tensor:

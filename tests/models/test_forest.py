@@ -51,8 +51,9 @@ def test_the_same_seed_gives_the_same_forest(stack):
     assert (first != other).any()
 
 
-def test_the_sample_is_that_of_the_flattened_labels(stack, monkeypatch):
-    """Window by window the same pixels, features and order as by indexing all labels at once, as was done before."""
+@pytest.mark.parametrize("neighbourhood", [0, 3])
+def test_the_sample_is_that_of_the_flattened_labels(stack, neighbourhood, monkeypatch):
+    """The same pixels and order as by indexing all labels at once, and the features of whole windows."""
     labels, rng = stack.labels.numpy().reshape(-1), np.random.default_rng(5)
     counts = class_counts(stack.labels)
     shares = (counts * class_weights(counts, 0.5)).double()
@@ -68,9 +69,10 @@ def test_the_sample_is_that_of_the_flattened_labels(stack, monkeypatch):
             return super().fit(rows, classes)
 
     monkeypatch.setattr("sklearn.ensemble.RandomForestClassifier", Recorder)
-    train_forest(stack, n_pixels=700, seed=5, n_trees=1)
-    channels = normalise(stack.s2, stack.s1, stack.statistics()).movedim(1, -1).reshape(-1, 15)
-    np.testing.assert_array_equal(given["rows"], channels[chosen].numpy())
+    train_forest(stack, n_pixels=700, seed=5, n_trees=1, neighbourhood=neighbourhood)
+    whole = [features(own, neighbourhood) for own in normalise(stack.s2, stack.s1, stack.statistics())]
+    rows = torch.stack(whole).movedim(1, -1).flatten(0, 2)
+    np.testing.assert_array_equal(given["rows"], rows[chosen].numpy())
     np.testing.assert_array_equal(given["classes"], labels[chosen])
     assert given["seed"] == rng.integers(2**31)
 
