@@ -153,7 +153,7 @@ def test_the_shipped_trainings_are_a_complete_design():
     lines = compare.recorded_trainings()
     n = lines.groupby(["parameters.method", "seeds.world"])["seeds.training"].nunique()
     assert (n == n.max()).all()
-    assert n.max() >= 2
+    assert n.max() == 3
     assert len(n) == 5 * lines["parameters.method"].nunique()
     assert (lines.groupby("seeds.world")["hashes.evaluation"].nunique() == 1).all()
     regional = lines.filter(regex=r"^scores\.regions\..*\.aa$").dropna(axis=1, how="all")
