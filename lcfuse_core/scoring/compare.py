@@ -244,7 +244,7 @@ def sensitivity() -> pd.DataFrame:
             others = {rival: gain[score].get(method, np.nan) for rival, method in RIVALS.items()}
             best = gain[score][gain.index.str.startswith("member")].min()
             rows.append({**world, "score": score, **others, "best member": best})
-    return pd.DataFrame(rows).round(dict.fromkeys([*RIVALS, "best member"], 1))
+    return pd.DataFrame(rows)
 
 
 def series(table: pd.DataFrame, factor: str) -> list[pd.DataFrame]:
