@@ -162,7 +162,7 @@ def test_the_shipped_trainings_are_a_complete_design():
 
 
 def test_loss_and_training_regions_are_crossed_in_each_world():
-    """With equal steps and learning rate: official recipe and FCN, source and target regions."""
+    """Official recipe, FCN and FCN with `cell_mean`, on source and on target regions, on the same patches."""
     lines = compare.recorded_methods()
     crossed = lines[lines["parameters.method"].str.contains("times the steps")]
     assert crossed["parameters.method"].nunique() == 6
