@@ -118,27 +118,35 @@ def read_layer(path: str | os.PathLike[str], kind: str) -> Layer:
 
 
 def read_window(
-    path: str | os.PathLike[str], kind: str, row: int, col: int, rows: int, cols: int, bands: int | None = None
-) -> Layer:
+    path: str | os.PathLike[str], kind: str, row: int, col: int, out: NDArray[Any], *, georeferenced: bool = False
+) -> tuple[CRS | None, Affine | None]:
     """
-    Read a window of a file that `read_layer` accepted, without its checks; *bands* is a single band, or None for all.
+    Read the window at *row*, *col* of a file that `read_layer` accepted, without its checks.
 
-    Values are those of the file in the dtype of `read_layer`, with any S2 offset; data are (bands, rows, cols).
+    *out*, a view or an array (bands, rows, cols) in the dtype of `read_layer`, takes the first bands of the file in the
+    order of the kind. Values are those of the file, with any S2 offset. Returns CRS and transform of the file if it is
+    *georeferenced*, else None and None.
     """
-    with _opened(path, kind) as (raster, crs, transform):
-        if bands:
-            raster = replace(raster, bands=(raster.bands[bands - 1],))
-        data, _ = _pixels(raster, kind, slice(row, row + rows), slice(col, col + cols))
-        return Layer(data.astype(DTYPES[kind][0], copy=False), crs, transform)
+    with open_raster(path, is_mapped=True) as file:
+        raster = sensor_bands(path, file, kind)
+        raster = replace(raster, bands=raster.bands[: len(out)])
+        data, _ = _pixels(raster, kind, slice(row, row + out.shape[1]), slice(col, col + out.shape[2]), out)
+        if data is not out:
+            out[:] = data
+        return georeference(path, file) if georeferenced else (None, None)
 
 
 def _pixels(
-    raster: Raster, kind: str, rows: slice | None = None, cols: slice | None = None
+    raster: Raster,
+    kind: str,
+    rows: slice | None = None,
+    cols: slice | None = None,
+    out: NDArray[Any] | None = None,
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Read pixels of a file of a patch, and where it has data; labels are 0 where it has none."""
+    """Read pixels of a file of a patch, and where it has data; labels are 0 where it has none. As `Raster.read`."""
     if kind not in LEGENDS:
-        return raster.read(rows, cols)
-    data, valid = replace(raster, nodata=None).read(rows, cols)
+        return raster.read(rows, cols, out)
+    data, valid = replace(raster, nodata=None).read(rows, cols, out)
     if raster.nodata or not valid.all():
         data[(data == raster.nodata) | ~valid] = 0
     return data, valid

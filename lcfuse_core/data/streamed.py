@@ -248,19 +248,18 @@ class PatchFiles(PatchSource):
             if self._code_layer in scene.layers:
                 return
         else:
-            s2[:] = read_window(paths["s2"], "s2", row, col, *shape).data
+            read_window(paths["s2"], "s2", row, col, s2)
             if offset := int(self._facts["offset"][number]):
                 subtract_offset(s2, offset)
-            layer = read_window(paths["s1"], "s1", row, col, *shape)
-            s1[:] = layer.data
+            crs, transform = read_window(paths["s1"], "s1", row, col, s1, georeferenced=cells.size > 0)
             if not cells.size:
                 pass
-            elif layer.crs is not None and layer.transform is not None:
-                cells[:] = cell_ids(layer.transform @ Affine.translation(col, row), layer.crs, shape)[0]
+            elif crs is not None and transform is not None:
+                cells[:] = cell_ids(transform @ Affine.translation(col, row), crs, shape)[0]
             else:
                 whole = _cells(self.names[number], tuple(paths.items()))
                 cells[:] = whole[row : row + shape[0], col : col + shape[1]]
-        codes[:] = read_window(paths[self._kind], self._kind, row, col, *shape, 1).data[0]
+        read_window(paths[self._kind], self._kind, row, col, codes[None])
 
 
 @cache

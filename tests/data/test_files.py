@@ -168,9 +168,9 @@ def test_pixels_that_the_file_declares_unknown_are_not_data(tmp_path, kind, arra
         hidden = array == value if how == "nodata" else np.zeros_like(array, bool)
         hidden[:, 3] = True
         np.testing.assert_array_equal(files.read_layer(path, kind).data, np.where(hidden, 0, array))
-        np.testing.assert_array_equal(
-            files.read_window(path, kind, 2, 1, 3, 4).data, np.where(hidden, 0, array)[:, 2:5, 1:5]
-        )
+        out = np.full((len(array), 3, 4), 77, np.uint8)
+        files.read_window(path, kind, 2, 1, out)
+        np.testing.assert_array_equal(out, np.where(hidden, 0, array)[:, 2:5, 1:5])
 
 
 SORTED = sorted(range(13), key=lambda i: f"B{S2_BANDS[i][1:]:>02}" if S2_BANDS[i] != "B8A" else "B8A")
@@ -193,7 +193,47 @@ def test_bands_are_put_in_order_by_their_names(tmp_path, kind, order, names):
     array = {"s1": S1, "s2": S2, "lc": LC}[kind]
     path = write(tmp_path / "a.tif", array[list(order)], edit=named(*names))
     np.testing.assert_array_equal(files.read_layer(path, kind).data, array)
-    np.testing.assert_array_equal(files.read_window(path, kind, 2, 1, 3, 4, bands=2).data, array[1:2, 2:5, 1:5])
+    out = np.empty((2, 3, 4), array.dtype)
+    files.read_window(path, kind, 2, 1, out)
+    np.testing.assert_array_equal(out, array[:2, 2:5, 1:5])
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"interleave": "pixel"},
+        {"interleave": "band"},
+        {"interleave": "pixel", "compress": "deflate"},
+        {"interleave": "pixel", "tiled": True, "blockxsize": 16, "blockysize": 16},
+    ],
+    ids=["pixel", "band", "deflate", "tiled"],
+)
+@pytest.mark.parametrize(
+    ("kind", "array"),
+    [("s1", S1), ("s1", S1.astype("float64")), ("s2", S2), ("s2", S2.astype("int16")), ("lc", LC), ("dfc", DFC)],
+    ids=["s1", "s1 float64", "s2", "s2 int16", "lc", "dfc"],
+)
+def test_a_window_is_that_part_of_the_layer_in_every_layout(tmp_path, kind, array, layout):
+    """Written into a part of an array that is flipped and transposed, and only there; with and without georeference."""
+    path = write(tmp_path / "a.tif", array, **layout)
+    layer = files.read_layer(path, kind)
+    whole = np.full((len(array), 9, 12), 77, layer.data.dtype)
+    view = whole[:, 2:7, 3:10].swapaxes(1, 2)[:, ::-1, ::-1]
+    assert files.read_window(path, kind, 11, 5, view) == (None, None)
+    np.testing.assert_array_equal(view, layer.data[:, 11:18, 5:10])
+    view[:] = 77
+    assert (whole == 77).all()
+    assert files.read_window(path, kind, 11, 5, view, georeferenced=True) == (layer.crs, layer.transform)
+
+
+@pytest.mark.parametrize("kind", ["s1", "s2", "lc", "dfc"])
+def test_a_file_cut_short_after_it_was_checked_gives_an_error_that_names_it(tmp_path, kind):
+    """It is read through a memory map, where a page that is missing would end the process."""
+    path = write(tmp_path / "a.tif", {"s1": S1, "s2": S2, "lc": LC, "dfc": DFC}[kind], interleave="pixel")
+    layer = files.read_layer(path, kind).data
+    os.truncate(path, path.stat().st_size - layer.nbytes // 2)
+    with pytest.raises(DataError, match=r"a\.tif: found a damaged file of [\d,]+ bytes.*again"):
+        files.read_window(path, kind, 0, 0, np.empty_like(layer))
 
 
 @pytest.mark.parametrize(("kind", "array", "names"), [("s1", S1, ("VV", "VH")), ("s2", S2, S2_BANDS)])
