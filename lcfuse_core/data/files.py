@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from lcfuse_core.data import legends
-from lcfuse_core.data.bands import DTYPES, OFFSET_REMOVED, check_s1, check_s2, subtract_offset
+from lcfuse_core.data.bands import OFFSET_REMOVED, check_s1, check_s2, subtract_offset
 from lcfuse_core.data.rasters import (
     AGAIN,
     Raster,

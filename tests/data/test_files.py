@@ -213,8 +213,10 @@ def test_bands_are_put_in_order_by_their_names(tmp_path, kind, order, names):
     [("s1", S1), ("s1", S1.astype("float64")), ("s2", S2), ("s2", S2.astype("int16")), ("lc", LC), ("dfc", DFC)],
     ids=["s1", "s1 float64", "s2", "s2 int16", "lc", "dfc"],
 )
-def test_a_window_is_that_part_of_the_layer_in_every_layout(tmp_path, kind, array, layout):
+@pytest.mark.parametrize("is_local", [True, False], ids=["mapped", "not mapped"])
+def test_a_window_is_that_part_of_the_layer_in_every_layout(tmp_path, monkeypatch, kind, array, layout, is_local):
     """Written into a part of an array that is flipped and transposed, and only there; with and without georeference."""
+    monkeypatch.setattr(rasters, "_is_local", lambda _: is_local)
     path = write(tmp_path / "a.tif", array, **layout)
     layer = files.read_layer(path, kind)
     whole = np.full((len(array), 9, 12), 77, layer.data.dtype)
@@ -224,6 +226,26 @@ def test_a_window_is_that_part_of_the_layer_in_every_layout(tmp_path, kind, arra
     view[:] = 77
     assert (whole == 77).all()
     assert files.read_window(path, kind, 11, 5, view, georeferenced=True) == (layer.crs, layer.transform)
+
+
+def test_files_of_network_drives_are_not_mapped(monkeypatch):
+    """Nor those of a device that is not known, or of another system than Linux."""
+    mounts = (
+        "27 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n30 27 0:51 / /content/drive rw - fuse.drive drive rw\n"
+        "31 27 0:52 / /scratch rw shared:3 - lustre 10.0.0.1:/x rw\n32 27 0:53 / /tmp rw shared:4 - tmpfs tmpfs rw\n"
+    )
+    monkeypatch.setattr(Path, "read_text", lambda path: mounts)
+    local = {
+        number: rasters._is_local.__wrapped__(os.makedev(*number))
+        for number in [(254, 0), *((0, n) for n in range(51, 55))]
+    }
+    assert [number for number, is_local in local.items() if is_local] == [(254, 0), (0, 53)]
+
+    def missing(_):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert not rasters._is_local.__wrapped__(os.makedev(254, 0))
 
 
 @pytest.mark.parametrize("kind", ["s1", "s2", "lc", "dfc"])
