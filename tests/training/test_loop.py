@@ -201,14 +201,16 @@ def test_every_loss_trains(loss):
 def test_a_plan_without_a_matrix_takes_the_stated_accuracy(stack):
     """And one with a matrix takes that; without Savanna, the part of it that has none."""
     plan = replace(TINY, loss="forward")
-    stated = loop.loss_of(stack, plan).keywords["transition"]
+    stated = loop.loss_of(stack, plan).keywords["known"].transition
     assert stated.shape == (8, 8)
     np.testing.assert_allclose(stated.sum(axis=1), 1)
     own = (np.eye(8, 9) + 0.1) / 1.9
     given_one = replace(plan, transition=tuple(map(tuple, own.tolist())))
-    np.testing.assert_allclose(loop.loss_of(stack, given_one).keywords["transition"], transition.without_savanna(own))
+    np.testing.assert_allclose(
+        loop.loss_of(stack, given_one).keywords["known"].transition, transition.without_savanna(own)
+    )
     kept = replace(given_one, labels="modis+savanna")
-    np.testing.assert_allclose(loop.loss_of(stack, kept).keywords["transition"], own)
+    np.testing.assert_allclose(loop.loss_of(stack, kept).keywords["known"].transition, own)
 
 
 def test_a_run_can_be_fine_tuned(stack):
