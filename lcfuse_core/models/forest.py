@@ -115,12 +115,12 @@ def _features_of(
     for own, (row, col) in zip(found, zip(*np.unravel_index(pixels, window.labels.shape), strict=True), strict=True):
         top, left = max(0, row - neighbourhood), max(0, col - neighbourhood)
         s2, s1 = (layer[:, top : row + neighbourhood + 1, left : col + neighbourhood + 1] for layer in layers)
-        around = features(normalise(torch.from_numpy(s2), torch.from_numpy(s1), statistics), neighbourhood)
+        around = _features(normalise(torch.from_numpy(s2), torch.from_numpy(s1), statistics), neighbourhood)
         own[:] = around[:, row - top, col - left]
     return found
 
 
-def features(channels: Tensor, neighbourhood: int) -> Tensor:
+def _features(channels: Tensor, neighbourhood: int) -> Tensor:
     """
     Return the channels (C, H, W) and, for a radius > 0, mean and standard deviation of the window: (3 C, H, W).
 
@@ -144,7 +144,7 @@ def predict(forest: Forest, images: Images, prior_power: float = 0.0) -> NDArray
     """
     s2, s1 = s2_and_s1(images)
     check_channels(name_of(images), channels_of(s2, s1), forest.statistics, ("s2", "s1"))
-    channels = features(normalise(torch.as_tensor(s2), torch.as_tensor(s1), forest.statistics), forest.neighbourhood)
+    channels = _features(normalise(torch.as_tensor(s2), torch.as_tensor(s1), forest.statistics), forest.neighbourhood)
     pixels = channels.flatten(1).numpy().T
     present, n_threads = forest.trees.classes_, torch.get_num_threads()
     votes_of = forest.votes_of  # before the threads

@@ -51,14 +51,9 @@ Loss = Callable[[Tensor, Batch], Tensor]
 class LabelModel:
     """Properties of the labels that are known before training."""
 
-    class_weights: Tensor | None = None  # float (M,), weight of each coarse label; None: all 1
-    transition: Tensor | None = None  # float (K, M), p(coarse | fine); None: the identity, labels are taken as true
+    class_weights: Tensor | None  # float (M,), weight of each coarse label; None: all 1
+    matrix: Tensor  # float (K, M), the transition matrix p(coarse | fine)
     label_share: Tensor | None = None  # (M,), pixels or proportion of each coarse label; None: equal
-
-    @property
-    def matrix(self) -> Tensor:
-        """Return the transition matrix, or the identity."""
-        return torch.eye(len(SCORED), dtype=torch.float64) if self.transition is None else self.transition
 
     @cached_property
     def posterior(self) -> Tensor:
@@ -365,8 +360,13 @@ CELL_LOSSES = ("cell_mean", "cell_forward", "super_resolution", "bag")
 def build_loss(
     name: str, class_weights: Tensor | None = None, transition: Tensor | None = None, label_share: Tensor | None = None
 ) -> Loss:
-    """Return the loss of that name in `LOSSES`; see `LabelModel`. Raises ParameterError on an unknown name."""
+    """
+    Return the loss of that name in `LOSSES`; ParameterError on an unknown name.
+
+    See `LabelModel`; without a *transition* matrix labels are taken as true (the identity).
+    """
     if name not in LOSSES:
         known = f"one of {', '.join(LOSSES)}"
         raise ParameterError("loss", found=repr(name), expected=known, do="Choose one of these.")
-    return partial(LOSSES[name], known=LabelModel(class_weights, transition, label_share))
+    matrix = torch.eye(len(SCORED), dtype=torch.float64) if transition is None else transition
+    return partial(LOSSES[name], known=LabelModel(class_weights, matrix, label_share))
