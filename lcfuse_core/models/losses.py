@@ -360,11 +360,7 @@ CELL_LOSSES = ("cell_mean", "cell_forward", "super_resolution", "bag")
 def build_loss(
     name: str, class_weights: Tensor | None = None, transition: Tensor | None = None, label_share: Tensor | None = None
 ) -> Loss:
-    """
-    Return the loss of that name in `LOSSES`; ParameterError on an unknown name.
-
-    See `LabelModel`; without a *transition* matrix labels are taken as true (the identity).
-    """
+    """Return the loss of that name in `LOSSES` (*transition* None: the identity). ParameterError on another name."""
     if name not in LOSSES:
         known = f"one of {', '.join(LOSSES)}"
         raise ParameterError("loss", found=repr(name), expected=known, do="Choose one of these.")

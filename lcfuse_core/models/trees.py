@@ -20,21 +20,13 @@ _GROUP = 8
 
 
 class _Trees(NamedTuple):
-    """
-    The nodes of all trees.
+    """The nodes of all trees."""
 
-    nodes : int64 (n,)
-        From the highest bit: 32 bits of threshold (`_keys`), 21 of the left child, counted from the root, 11 of the
-        feature times 8. The right child follows the left one.
-    values : float64 (n, K)
-        Class proportions of each node.
-    roots : int64 (trees + 1,)
-        First node of each tree, and n.
-    """
-
+    # int64 (n,), from the highest bit: 32 bits of threshold (`_keys`), 21 of the left child, counted from the root, 11
+    # of the feature times 8. The right child follows the left one.
     nodes: NDArray[np.int64]
-    values: NDArray[np.float64]
-    roots: NDArray[np.int64]
+    values: NDArray[np.float64]  # (n, K), class proportions of each node
+    roots: NDArray[np.int64]  # (trees + 1,), first node of each tree, and n
 
 
 def pack(trees: Sequence[Any]) -> _Trees:
@@ -89,13 +81,7 @@ def _next(nodes: NDArray[np.int64], keys: NDArray[np.int32], at: int, lane: int)
 
 
 @numba.njit(nogil=True, cache=True)
-def _add_votes(
-    nodes: NDArray[np.int64],
-    values: NDArray[np.float64],
-    roots: NDArray[np.int64],
-    keys: NDArray[np.int32],
-    out: NDArray[np.float64],
-) -> None:
+def _add_votes(nodes: NDArray, values: NDArray, roots: NDArray, keys: NDArray, out: NDArray) -> None:
     # Single variables: the compiler keeps them in registers, unlike an array.
     for tree in range(len(roots) - 1):
         own, proportions = nodes[roots[tree] : roots[tree + 1]], values[roots[tree] : roots[tree + 1]]
