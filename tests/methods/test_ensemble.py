@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lcfuse_core.data import patches
 from lcfuse_core.methods import baselines, ensemble
 from lcfuse_core.methods.adapt import pseudo_labelled
 from lcfuse_core.methods.ensemble import _BRIEF_FCN, _INTERPOLATED, _MEMBERS, _SOURCE_FCN, FUSED, _weights_of, fusion_of
@@ -24,12 +23,6 @@ def with_cells(tiny, monkeypatch):
         return replace(tiny, memory={"cells per region": cells, **known})
 
     return experiment
-
-
-@pytest.fixture(scope="module")
-def patch(tiny):
-    [first, _] = patches.iter_patches(tiny.rows, patches.Report(), ("s1", "s2", "lc"))
-    return first
 
 
 def test_with_enough_cells_the_fusion_is_the_mean_of_its_two_members(with_cells, patch):

@@ -7,7 +7,6 @@ import pytest
 import torch
 from miniatures import lc_array
 
-from lcfuse_core.data import patches
 from lcfuse_core.data.sample.world import TEST_REGIONS, WorldPlan
 from lcfuse_core.data.source import PatchStack
 from lcfuse_core.methods import baselines, few_cells
@@ -17,12 +16,6 @@ from lcfuse_core.models import transition
 from lcfuse_core.scoring.scores import CELL_PX
 
 MATRIX = transition.from_accuracy(np.ones(9))
-
-
-@pytest.fixture(scope="module")
-def patch(tiny):
-    [first, _] = patches.iter_patches(tiny.rows, patches.Report(), ("s1", "s2", "lc"))
-    return first
 
 
 @pytest.mark.parametrize("preference", [0.0, 0.3, 1.0])
