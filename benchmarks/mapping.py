@@ -75,7 +75,8 @@ def chosen(paths: list[Path]) -> list[predict.Network]:
 def bare_seconds(member: predict.Network, tiling: Tiling, n: int) -> tuple[float, float]:
     """Wall and processor seconds of *n* forward passes on a window of this tiling, and nothing else."""
     size = min(tiling.window, *tiling.shape)
-    image = torch.randn(1, member.run.plan.in_channels, size, size).contiguous(memory_format=torch.channels_last)
+    n_channels = next(member.run.network.parameters()).shape[1]
+    image = torch.randn(1, n_channels, size, size).contiguous(memory_format=torch.channels_last)
     wall, cpu = time.perf_counter(), time.process_time()
     with torch.inference_mode(), precision(member.run.plan.precision, torch.device("cpu")):
         for _ in range(n):
@@ -98,9 +99,10 @@ def scale(options: argparse.Namespace) -> dict[str, Any]:
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     after = bare_seconds(member, tiling, n_windows - n_windows // 2)
+    n_channels = next(member.run.network.parameters()).shape[1]
     return {
         "rows": options.rows, "cols": options.cols, "windows": n_windows, "window": options.window,
-        "network": f"{member.run.plan.network}, {member.run.plan.in_channels} channels, {member.name}",
+        "network": f"{member.run.plan.network}, {n_channels} channels, {member.name}",
         "map_s": round(wall, 1), "map_cpu_s": round(cpu, 1), "bare_cpu_s": round(before[1] + after[1], 1),
         "bare_s": round(before[0] + after[0], 1), "bare_halves_s": [round(before[0], 1), round(after[0], 1)],
         "ratio": round(wall / (before[0] + after[0]), 3), "peak_memory_mb": round(peak_mb),

@@ -5,10 +5,6 @@ Signatures differ between regions: soils, crops, season, haze. A network that wa
 shift to overcome in a target region, but MODIS labels exist there as well. Learning from them is transductive: it uses
 the images that are evaluated. The reference is never read; the label regime stays *coarse only*.
 
-    adapted          fine-tune a network on the region's coarse labels
-    pseudo_labelled  map the region, as labels for a student network (self-training)
-    fit_clusters     without a network: cluster the region's pixels, and estimate the class of each cluster from cells
-
 Everything reads its `PatchSource` patch by patch and keeps a bounded sample of pixels.
 """
 
@@ -49,24 +45,11 @@ _N, _N_CLUSTERS = len(SCORED), 128
 
 def adapted(run: Run | None, source: PatchSource, plan: TrainPlan, folder: str | os.PathLike[str] | None = None) -> Run:
     """
-    Return a copy of a network that was fine-tuned on the coarse labels of a target region.
+    Return a copy of a network (None: of fresh weights) that was fine-tuned on the coarse labels of a target region.
 
-    Parameters
-    ----------
-    run : Run or None
-        The network to start from; None starts from fresh weights.
-    source : PatchSource
-        Of the region. Without a label of the eight classes the network stays as it is.
-    plan : TrainPlan
-        Of the fine-tuning. Class weights and shares are the region's own, and so are the statistics of batch
-        normalisation (adaptive batch normalisation, Li et al. 2016, arXiv 1603.04779).
-    folder : path, optional
-        From which an interrupted training continues.
-
-    Raises
-    ------
-    DataError
-        If the region has no label and *run* is None.
+    Class weights and shares are the region's own, and so are the statistics of batch normalisation (adaptive batch
+    normalisation, Li et al. 2016, arXiv 1603.04779). Without a label of the eight classes the network stays as it is,
+    and for fresh weights DataError is raised. An interrupted training continues from *folder*.
     """
     if run is not None and not source.class_counts().any():
         return run
@@ -90,12 +73,7 @@ def pseudo_labelled(predict: Predict, source: PatchSource) -> PseudoLabels:
     """
     Return a source of the same images with the most probable class of each pixel as labels for a student network.
 
-    Parameters
-    ----------
-    predict : callable
-        The teacher's probabilities.
-    source : PatchSource
-        What to label. The labels, a byte per pixel, are held in memory.
+    *predict* gives the teacher's probabilities. The labels, a byte per pixel, are held in memory.
     """
     classes = (predict(patch).argmax(axis=0).astype(np.uint8) for patch, _ in images_of(source))
     return PseudoLabels(source, [torch.from_numpy(one) for one in classes])
@@ -131,15 +109,10 @@ class PseudoLabels(PatchSource):
 
 @dataclass(frozen=True)
 class _Clusters:
-    """
-    Clusters of similar pixels in one region, and the probable class of each.
+    """Clusters of similar pixels in one region, and the probable class of each."""
 
-    centres : (G, C), in channels normalised by *statistics*
-    classes : (G, 8), p(class | cluster)
-    """
-
-    centres: NDArray[np.float32]
-    classes: Matrix
+    centres: NDArray[np.float32]  # (G, C), in channels normalised by *statistics*
+    classes: Matrix  # (G, 8), p(class | cluster)
     statistics: Statistics
 
 
@@ -153,7 +126,7 @@ def fit_clusters(source: PatchSource, matrix: Matrix, *, seed: int, guess: Predi
     Parameters
     ----------
     source : PatchSource
-        Of the region, with labels "modis+savanna".
+        Of the region, with labels "modis+savanna"; DataError if no pixel has one.
     matrix : ndarray, shape (8, 9)
         p(coarse | fine).
     seed : int
@@ -161,11 +134,6 @@ def fit_clusters(source: PatchSource, matrix: Matrix, *, seed: int, guess: Predi
     guess : callable, optional
         Probabilities of a network, whose mean over each cluster is the prior of its classes, with the weight of half a
         cell; by default all classes alike.
-
-    Raises
-    ------
-    DataError
-        If no pixel has a label.
     """
     statistics = source.statistics()
     rng, n_pixels = np.random.default_rng(seed), source.shape[0] * source.shape[1]
@@ -183,7 +151,7 @@ def fit_clusters(source: PatchSource, matrix: Matrix, *, seed: int, guess: Predi
     cells, guesses = [], np.zeros((_N_CLUSTERS, _N))
     for patch, window in images_of(source):
         group = _nearest(_pixels(window.s2, window.s1, statistics), centres)
-        cells.append(_cells(group, window.labels.numpy(), window.cells.numpy()))
+        cells.append(_cells(group, window))
         if guess is not None:
             np.add.at(guesses, group, guess(patch).reshape(_N, -1).T)
     prior = np.full((_N_CLUSTERS, _N), 1 / _N) if guess is None else (guesses + 1) / (guesses + 1).sum(1, keepdims=True)
@@ -194,13 +162,7 @@ def fit_clusters(source: PatchSource, matrix: Matrix, *, seed: int, guess: Predi
     return _Clusters(centres, classes, statistics)
 
 
-def _classes_of_clusters(
-    shares: NDArray[np.floating],
-    labels: NDArray[np.integer],
-    weights: NDArray[np.floating],
-    matrix: Matrix,
-    prior: Matrix,
-) -> Matrix:
+def _classes_of_clusters(shares: NDArray, labels: NDArray, weights: NDArray, matrix: Matrix, prior: Matrix) -> Matrix:
     """
     Return p(class | cluster), (G, 8), the most likely given the labels of the cells, by EM.
 
@@ -238,14 +200,13 @@ def _nearest(pixels: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArr
     return ((centres**2).sum(axis=1) / 2 - pixels @ centres.T).argmin(axis=1)
 
 
-def _cells(
-    group: NDArray[np.int64], labels: NDArray[np.uint8], cells: NDArray[np.int32]
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
+def _cells(group: NDArray[np.int64], window: Crops) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
     """Return shares of clusters (J, G), label (J,) and size in pixels (J,) of each labelled cell."""
-    known = labels.reshape(-1) < N_COARSE
-    key = cells.reshape(-1)[known].astype(np.int64) * N_COARSE + labels.reshape(-1)[known]
+    labels, cells = window.labels.numpy().reshape(-1), window.cells.numpy().reshape(-1)
+    known = labels < N_COARSE
+    key = cells[known].astype(np.int64) * N_COARSE + labels[known]
     found, number = np.unique(key, return_inverse=True)
     counts = np.bincount(number * _N_CLUSTERS + group[known], minlength=len(found) * _N_CLUSTERS)
-    counts = counts.reshape(len(found), _N_CLUSTERS).astype(np.float64)
+    counts = counts.reshape(len(found), _N_CLUSTERS)
     size = counts.sum(axis=1)
-    return counts / np.maximum(size[:, None], 1), found % N_COARSE, size
+    return counts / size[:, None], found % N_COARSE, size

@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 
 _PATHS, _SIZES = ("train_root", "data_root", "checkpoint"), ("steps", "crop", "batch")
 
-_Seeds = tuple[int | None, int]
-"""Of the sample world (None: that of the training) and of the training."""
-
 
 def add_parser(commands: Any) -> None:
     """Add `evaluate` and `compare` to the commands of `__main__`."""
@@ -85,7 +82,7 @@ def _run_evaluate(options: argparse.Namespace) -> int:
     _absolute(options)
     changes = {name: getattr(options, name) for name in (*_PATHS, *_SIZES)}
     if options.method is not None:
-        methods = chosen([options.method])
+        methods = _chosen([options.method])
         experiment = Experiment.from_profile("evaluation", options.profile, options.seed, **changes)
     else:
         if options.train_root is None:
@@ -97,7 +94,7 @@ def _run_evaluate(options: argparse.Namespace) -> int:
         experiment = Experiment.from_profile("evaluation", options.profile, plan.seed, **changes)
         methods = {name_of(plan): replace(given_network(), label_regime=label_regime)}
     out = options.out or ledger.default_path()
-    failed = score(experiment, {"MODIS label": METHODS["MODIS label"]} | methods, out)
+    failed = _score(experiment, {"MODIS label": METHODS["MODIS label"]} | methods, out)
     concerned = [claim for claim in claims.read_claims() if claim.where.get("parameters.method") in methods]
     if concerned and not failed:
         print(claims.table(concerned, claims.evidence(out)).to_string(index=False))
@@ -121,13 +118,13 @@ def _run_compare(options: argparse.Namespace) -> int:
     if options.worlds and (options.small or options.train_root or options.data_root):
         do = "Drop --worlds: the other data are the same for all seeds."
         raise ParameterError("--worlds", found="other data", expected="the synthetic sample", do=do)
-    methods, worlds = chosen(options.only), sorted(set(options.worlds or [])) or [None]
-    seeds: list[_Seeds] = [(world, seed) for world in worlds for seed in sorted(set(options.seeds))]
+    methods, worlds = _chosen(options.only), sorted(set(options.worlds or [])) or [None]
+    seeds: list[tuple[int | None, int]] = [(world, seed) for world in worlds for seed in sorted(set(options.seeds))]
     failed = False
     if len(seeds) == 1:
         experiment = _experiment_of(options, *seeds[0])
         done = _scored(experiment, options.out)
-        failed = score(experiment, {name: methods[name] for name in methods if name not in done}, options.out)
+        failed = _score(experiment, {name: methods[name] for name in methods if name not in done}, options.out)
     else:
         apart = partial(_score_apart, _command(options, list(methods)))
         for (world, seed), result in _runtime.map_parallel(apart, seeds, jobs=options.jobs, cluster=options.cluster):
@@ -160,7 +157,7 @@ def _absolute(options: argparse.Namespace) -> None:
         options.checkpoint = str(Path(options.checkpoint) / "last.safetensors")
 
 
-def chosen(only: Sequence[str] | None) -> dict[str, Method]:
+def _chosen(only: Sequence[str] | None) -> dict[str, Method]:
     """Return the methods and bounds whose names fit, in the order of the registry; by default all methods."""
     from lcfuse_core.methods.registry import BOUNDS, METHODS
 
@@ -185,15 +182,8 @@ def _experiment_of(options: argparse.Namespace, world_seed: int | None, seed: in
     return Experiment.from_profile("compare", options.profile, seed, **changes)
 
 
-def score(experiment: Experiment, methods: Mapping[str, Method], out: Path) -> bool:
-    """
-    Train the methods, evaluate them in one pass over the patches, and append a line for each to a ledger.
-
-    Returns
-    -------
-    bool
-        Whether a method failed. Its error is printed, and the others are evaluated.
-    """
+def _score(experiment: Experiment, methods: Mapping[str, Method], out: Path) -> bool:
+    """Train methods, evaluate them in one pass, and append a line for each to a ledger; return whether one failed."""
     from lcfuse_core.scoring import protocol
 
     experiment.ledger_path, learned = out.absolute(), {}
@@ -232,13 +222,10 @@ def _scored(experiment: Experiment, out: Path) -> set[str]:
     wanted = {f"parameters.{name}": experiment.parameters.get(name) for name in ("profile", *_SIZES, "checkpoint")}
     wanted |= {f"seeds.{name}": seed for name, seed in experiment.seeds.items()}
     wanted |= {f"hashes.{role}": experiment.data_digest(root) for role, root in experiment.roots.items()}
+    columns = lines.reindex(columns=["parameters.method", *wanted])
     for name, value in wanted.items():
-        column = lines.get(name)
-        if column is None:
-            lines = lines if value is None else lines[:0]
-        else:
-            lines = lines[column.isna() if value is None else column == value]
-    return set(lines.get("parameters.method", ()))
+        columns = columns[columns[name].isna() if value is None else columns[name] == value]
+    return set(columns["parameters.method"])
 
 
 def _command(options: argparse.Namespace, names: Sequence[str]) -> list[str]:
@@ -251,8 +238,8 @@ def _command(options: argparse.Namespace, names: Sequence[str]) -> list[str]:
     return words
 
 
-def _score_apart(command: Sequence[str], seeds: _Seeds) -> str:
-    """Score one world and seed in a process of its own, as a thread or on a worker; return "done"."""
+def _score_apart(command: Sequence[str], seeds: tuple[int | None, int]) -> str:
+    """Score one world (None: that of the seed) and seed in a process of its own; return "done"."""
     world, seed = seeds
     words = [*command, "--seeds", str(seed), *([] if world is None else ["--worlds", str(world)])]
     environment = {"OMP_NUM_THREADS": "1", **os.environ}

@@ -26,16 +26,12 @@ from lcfuse_core.training import loop
 
 _DEFAULT = FusionPlan()
 
-_Member = Callable[[Experiment], tuple[Predict, float]]
 
-
-def _adapted_member(kind: str, **changes: Any) -> _Member:
-    def member(experiment: Experiment) -> tuple[Predict, float]:
-        run = experiment.network(kind)
-        predict, spent = experiment.adapted_network(run, **changes)
-        return predict, seconds(run) + spent
-
-    return member
+def adapted_member(experiment: Experiment, kind: str, **changes: Any) -> tuple[Predict, float]:
+    """Fine-tune a weighted network on the target regions, with *changes* to the plan."""
+    run = experiment.network(kind)
+    predict, spent = experiment.adapted_network(run, **changes)
+    return predict, seconds(run) + spent
 
 
 def _briefly_adapted(experiment: Experiment) -> tuple[Predict, float]:
@@ -46,12 +42,9 @@ def _briefly_adapted(experiment: Experiment) -> tuple[Predict, float]:
     return predict, seconds(run) + spent
 
 
-def _source_member(**changes: Any) -> _Member:
-    def member(experiment: Experiment) -> tuple[Predict, float]:
-        run = experiment.network(**changes)
-        return partial(loop.predict, run), seconds(run)
-
-    return member
+def _source_member(experiment: Experiment, **changes: Any) -> tuple[Predict, float]:
+    run = experiment.network(**changes)
+    return partial(loop.predict, run), seconds(run)
 
 
 def _target_forest(experiment: Experiment) -> tuple[Predict, float]:
@@ -72,17 +65,17 @@ def _interpolated_label(experiment: Experiment) -> tuple[Predict, float]:
     return lambda patch: baselines.interpolated(few_cells.labels_of(patch, source)), 0.0
 
 
-FCN, _FOREST, _SOURCE_FCN = "FCN", "Random forest", "source FCN, cell_forward"
-_BRIEF_FCN, INTERPOLATED = "FCN, few cells", "interpolated label"
+_FCN, _FOREST, _SOURCE_FCN = "FCN", "Random forest", "source FCN, cell_forward"
+_BRIEF_FCN, _INTERPOLATED = "FCN, few cells", "interpolated label"
 
-MEMBERS: dict[str, _Member] = {
-    FCN: _adapted_member("fcn"),
+_MEMBERS: dict[str, Callable[[Experiment], tuple[Predict, float]]] = {
+    _FCN: partial(adapted_member, kind="fcn"),
     _FOREST: _target_forest,
-    "FCN per region": _adapted_member("fcn", each_region=True),
-    "source FCN": _source_member(),
-    _SOURCE_FCN: _source_member(loss="cell_forward"),
-    "Full resolution": _adapted_member("full_resolution"),
-    INTERPOLATED: _interpolated_label,
+    "FCN per region": partial(adapted_member, kind="fcn", each_region=True),
+    "source FCN": _source_member,
+    _SOURCE_FCN: partial(_source_member, loss="cell_forward"),
+    "Full resolution": partial(adapted_member, kind="full_resolution"),
+    _INTERPOLATED: _interpolated_label,
     _BRIEF_FCN: _briefly_adapted,
 }
 """
@@ -91,19 +84,19 @@ target regions except the source FCNs, which may know classes that the labels of
 interpolated label, which is not trained.
 """
 
-FUSED = (FCN, _FOREST)
+FUSED = (_FCN, _FOREST)
 """
 Members of the default fusion. A member was added if its mean gain on sample worlds of seeds 100 and 101, which no table
 shows, was larger than the spread of the gain. The registry has a row for what each adds on the tabled worlds.
 """
 
-FURTHER = tuple(name for name in MEMBERS if name not in (*FUSED, _BRIEF_FCN))
+FURTHER = tuple(name for name in _MEMBERS if name not in (*FUSED, _BRIEF_FCN))
 """Members that could be added to the default fusion."""
 
 
 def shared_member(experiment: Experiment, name: str) -> tuple[Predict, float]:
     """Return a member whose predictions are computed once per patch, for all methods that use it."""
-    predict, spent = MEMBERS[name](experiment)
+    predict, spent = _MEMBERS[name](experiment)
     return experiment.shared(name, predict), spent
 
 
@@ -116,17 +109,17 @@ def _weights_of(experiment: Experiment, members: tuple[str, ...] = FUSED) -> dic
     interpolated label instead, where the source regions are synthetic and the target regions are not.
     """
     cells = cells_per_region(experiment)
-    third = _SOURCE_FCN if _is_transferable(experiment) else INTERPOLATED
+    third = _SOURCE_FCN if _is_transferable(experiment) else _INTERPOLATED
     if not few_cells.scarcity(cells) or third in members:
         return dict.fromkeys(members, 1 / len(members))
     source, seed = experiment.target_source, experiment.seeds["training"]
 
     def preference() -> float:
-        unseen = MEMBERS[third](experiment)[0] if third == _SOURCE_FCN else few_cells.held_out_label(source, seed)
+        unseen = _MEMBERS[third](experiment)[0] if third == _SOURCE_FCN else few_cells.held_out_label(source, seed)
         return few_cells.preference(unseen, few_cells.held_out_forest(source, seed), source, experiment.matrix)
 
     weight = few_cells.third_weight(cells, experiment.once(("preference", third), preference))
-    members = tuple(_BRIEF_FCN if name == FCN else name for name in members)
+    members = tuple(_BRIEF_FCN if name == _FCN else name for name in members)
     return {**dict.fromkeys(members, (1 - weight) / len(members)), third: weight}
 
 
@@ -151,7 +144,7 @@ def fusion_of(
     """
     weights = _weights_of(experiment, members) if for_few_cells else dict.fromkeys(members, 1 / len(members))
     # Each augmented patch is predicted once only, so nothing is shared.
-    learn = shared_member if plan.symmetries == 1 else lambda experiment, name: MEMBERS[name](experiment)
+    learn = shared_member if plan.symmetries == 1 else lambda experiment, name: _MEMBERS[name](experiment)
     learned = {name: learn(experiment, name) for name in weights}
     predicts, began = {name: predict for name, (predict, _) in learned.items()}, time.perf_counter()
     fused = Fusion(predicts, plan, experiment.posterior if plan.prior_power else None, weights=weights)

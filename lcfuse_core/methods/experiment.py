@@ -64,19 +64,11 @@ _Made = TypeVar("_Made")
 
 @dataclass
 class Experiment:
-    """
-    The data and networks of one set of parameters.
-
-    Parameters
-    ----------
-    name : str
-        What is done, such as the name of a chapter; the `kind` of its ledger lines.
-    parameters : dict
-        Values by parameter name (`settings.Settings`); `profile` and `seed` are needed. An empty or missing root means
-        the synthetic sample of `world`, by default that of `seed`. A `checkpoint` replaces the network of its kind.
-    """
+    """The data and networks of one set of parameters."""
 
     name: str  # what is done, such as the name of a chapter; the `kind` of its ledger lines
+    # By name (`settings.Settings`); `profile` and `seed` are needed. An empty or missing root means the sample
+    # of `world`, by default that of `seed`. A `checkpoint` replaces the network of its kind.
     parameters: dict[str, Any]
     progress: bool = False  # whether to show progress bars
     memory: dict[Any, Any] = field(default_factory=dict, repr=False)
@@ -95,8 +87,7 @@ class Experiment:
         """Return what *make* returned when it was first called for this key."""
         if key not in self.memory:
             self.memory[key] = make()
-        made: _Made = self.memory[key]
-        return made
+        return self.memory[key]
 
     # Data
 
@@ -164,7 +155,7 @@ class Experiment:
         return protocol.evaluation_patches(self.data_root)
 
     @cached_property
-    def region_of(self) -> dict[str, str]:
+    def _region_of(self) -> dict[str, str]:
         """The target region of each evaluated patch, by patch name."""
         names = map(patches.patch_name, self.rows.itertuples())
         return dict(zip(names, self.rows["scene_id"], strict=True))
@@ -199,20 +190,17 @@ class Experiment:
         path = self.parameters.get("checkpoint")
         return _on_device(checkpoint.load_checkpoint(path)) if path else None
 
-    def is_given(self, plan: TrainPlan) -> bool:
-        """Whether the parameter `checkpoint` names a network of the same kind as *plan* (`_KIND`)."""
-        return self.given is not None and all(getattr(self.given.plan, name) == getattr(plan, name) for name in _KIND)
-
     def trained(self, plan: TrainPlan) -> Run:
         """
         Return the network of a plan, trained on `train_root`: from its checkpoint if there is one, else trained now.
 
         A checkpoint counts only for the same plan, data and training code, whether it was trained here or comes with
-        the package. Its history has the agreement with the labels of the held-out scenes. The network of
-        the parameter `checkpoint` takes the place of all of its kind.
+        the package. Its history has the agreement with the labels of the held-out scenes. The network of the parameter
+        `checkpoint` takes the place of all of its kind (`_KIND`).
         """
-        if self.given is not None and self.is_given(plan):
-            return self.given
+        given = self.given
+        if given is not None and all(getattr(given.plan, name) == getattr(plan, name) for name in _KIND):
+            return given
 
         def train(folder: Path) -> Run:
             sources = self.training_source(plan.labels), self.held_out_source(plan.labels)
@@ -224,7 +212,7 @@ class Experiment:
         self, start: Run | TrainPlan, *, each_region: bool = False, **changes: Any
     ) -> tuple[Predict, float]:
         """
-        Return a network that was fine-tuned on the target regions: transductive learning.
+        Return the probabilities of a network fine-tuned on the target regions (transductive learning), and the seconds.
 
         Parameters
         ----------
@@ -234,11 +222,6 @@ class Experiment:
             Whether to train a copy for each region, with its part of the steps, instead of one for all regions.
         **changes
             To the plan; see `adapt.adaptation_plan`.
-
-        Returns
-        -------
-        predict, seconds : callable, float
-            Probabilities of a patch, and the duration of the fine-tuning.
         """
         run, base = (start, start.plan) if isinstance(start, Run) else (None, start)
         own = self.plan(base.network, base.class_weight_power)  # of a given checkpoint only the kind counts
@@ -263,7 +246,7 @@ class Experiment:
         """Return a function that predicts each patch by the model of its region, or by that of `_ALL_REGIONS`."""
         if _ALL_REGIONS in models:
             return partial(predict, models[_ALL_REGIONS])
-        return lambda patch: predict(models[self.region_of[patch.name]], patch)
+        return lambda patch: predict(models[self._region_of[patch.name]], patch)
 
     def shared(self, key: Any, predict: Predict) -> Predict:
         """Return *predict* with its result kept until the next patch, for members of several fusions."""
@@ -275,8 +258,7 @@ class Experiment:
                 self.memory["predictions"] = patch, found
             if key not in found:
                 found[key] = predict(patch)
-            probabilities: NDArray[np.float32] = found[key]
-            return probabilities
+            return found[key]
 
         return predict_once
 
@@ -300,12 +282,6 @@ class Experiment:
         if isinstance(start, Run) and start is self.given:
             further.append(checkpoint.network_digest(start.network))
         return self.checkpoint_name(plan, *further)
-
-    def file_of(self, plan: TrainPlan) -> Path:
-        """Return the file of the network of a plan: the given checkpoint, or where `trained` keeps it."""
-        if self.is_given(plan):
-            return Path(self.parameters["checkpoint"])
-        return path_of(self.checkpoint_name(plan))
 
     # The transition matrix
 

@@ -29,7 +29,7 @@ from lcfuse_core.scoring.scores import CELL_PX
 FEW_CELLS = 200.0
 """Labelled coarse cells per region from which the default fusion learns from the target regions alone."""
 
-LEAST_WEIGHT = 0.25
+_LEAST_WEIGHT = 0.25
 """Weight of the third member of the default fusion with the fewest cells, even if the held-out cells are against it."""
 
 _FOLDS, _N_PIXELS, _N_TREES = 4, 10_000, 40
@@ -49,14 +49,10 @@ def third_weight(cells: float, preference: float) -> float:
     """
     Return the weight of a third member, which has not learned from the target regions.
 
-    Parameters
-    ----------
-    cells : float
-        Coarse cells per region. From half of `FEW_CELLS` on the weight falls, and from `FEW_CELLS` on it is exactly 0.
-    preference : float
-        Of `preference`: for 0 the weight is `LEAST_WEIGHT`, for 1 it is 1, and in proportion between.
+    From half of `FEW_CELLS` *cells* per region on the weight falls, and from `FEW_CELLS` on it is exactly 0. For a
+    *preference* (see the function of that name) of 0 it is `_LEAST_WEIGHT`, for 1 it is 1, and in proportion between.
     """
-    return min(1.0, 2.0 * scarcity(cells)) * (LEAST_WEIGHT + (1.0 - LEAST_WEIGHT) * preference)
+    return min(1.0, 2.0 * scarcity(cells)) * (_LEAST_WEIGHT + (1.0 - _LEAST_WEIGHT) * preference)
 
 
 def steps_for(cells: float, steps: int) -> int:
@@ -73,6 +69,8 @@ def preference(third: Predict, other: Predict, source: PatchSource, matrix: Matr
     """
     Return the probability that *third* predicts the labels of coarse cells better than *other*, 0 to 1.
 
+    It is that of a normal distribution with the mean difference of log p(label) over the cells and its standard error.
+
     Parameters
     ----------
     third, other : callable
@@ -83,11 +81,6 @@ def preference(third: Predict, other: Predict, source: PatchSource, matrix: Matr
         p(coarse | fine).
     pixels : int
         Sampled per patch, see `fusion.gather`.
-
-    Returns
-    -------
-    float
-        By the normal distribution, from the mean difference of log p(label) over the cells and its standard error.
     """
     evidence = gather({"third": third, "other": other}, source, pixels=pixels)
     ratio = np.log(np.maximum([own.likelihood(matrix) for own in evidence.values()], 1e-12))
@@ -102,8 +95,7 @@ def held_out_forest(source: PatchSource, seed: int) -> Predict:
 
     The cells are split into `_FOLDS` parts at random. A class that occurs in one part only cannot be predicted there.
     """
-    folds = dict(zip(source.names, _folds(source, seed), strict=True))
-    forests = {}
+    folds, forests = _folds(source, seed), {}
     for fold in range(_FOLDS):
         labels = [
             torch.where(torch.from_numpy(folds[name] == fold), IGNORE, window.labels).to(torch.uint8)
@@ -127,15 +119,15 @@ def held_out_forest(source: PatchSource, seed: int) -> Predict:
 
 def held_out_label(source: PatchSource, seed: int) -> Predict:
     """Return a function that interpolates the label of each coarse cell of *source* from the labels of the others."""
-    folds = dict(zip(source.names, _folds(source, seed), strict=True))
+    folds = _folds(source, seed)
 
     def predict(patch: Patch) -> NDArray[np.float32]:
         labels, held_out = labels_of(patch, source), folds[patch.name]
-        parts = [
-            np.where(held_out == fold, baselines.interpolated(np.where(held_out == fold, IGNORE, labels)), 0)
-            for fold in range(_FOLDS)
-        ]
-        return sum(parts, np.zeros_like(parts[0]))
+        probabilities = np.empty((N_COARSE - 1, *labels.shape), np.float32)
+        for fold in range(_FOLDS):
+            inside = held_out == fold
+            probabilities[:, inside] = baselines.interpolated(np.where(inside, IGNORE, labels))[:, inside]
+        return probabilities
 
     return predict
 
@@ -148,10 +140,9 @@ def labels_of(patch: Patch, source: PatchSource) -> NDArray[np.uint8]:
     return window.labels.numpy()
 
 
-def _folds(source: PatchSource, seed: int) -> list[NDArray[np.int64]]:
-    """Return the part, 0 to `_FOLDS` - 1, to which the cell of each pixel belongs, (H, W), for each patch."""
-    rng, parts = np.random.default_rng(seed), []
-    for window in source.windows():
-        cells = window.cells.numpy()
-        parts.append(rng.integers(0, _FOLDS, int(cells.max()) + 1)[cells])
-    return parts
+def _folds(source: PatchSource, seed: int) -> dict[str, NDArray[np.int64]]:
+    """Return the part, 0 to `_FOLDS` - 1, to which the cell of each pixel belongs, (H, W), by name of the patch."""
+    rng, cells = np.random.default_rng(seed), (window.cells.numpy() for window in source.windows())
+    return {
+        name: rng.integers(0, _FOLDS, int(own.max()) + 1)[own] for name, own in zip(source.names, cells, strict=True)
+    }

@@ -43,32 +43,19 @@ _N = len(SCORED)
 @parameter_errors("fusion", "Correct the plan.")
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(strict=True, extra="forbid"))
 class FusionPlan:
-    """
-    How members are combined. Raises ParameterError on an unknown name or value.
+    """How members are combined. Raises ParameterError on an unknown name or value."""
 
-    Attributes
-    ----------
-    rule : str
-        Of probabilities: in the "mean" an uncertain member leaves the decision to the others; in the "product", the
-        normalised geometric mean, any member can rule out a class.
-    symmetries : int
-        Flips and rotations whose predictions are averaged, 1, 2, 4 or 8: test-time augmentation.
-    prior_power : float
-        Exponent of p(fine | coarse label of the cell): 0 leaves it out, 1 treats it as independent evidence; members
-        that were trained on the labels of the target region contain it already.
-    prior_blur_px, prior_doubt : float
-        Standard deviation of a Gaussian that smooths it; fraction of the uniform distribution mixed into it.
-    calibrated, weighted : bool
-        Whether `Fusion.fit` finds a temperature, and a weight, for each member.
-    """
-
+    # Of probabilities: in the "mean" an uncertain member leaves the decision to the others; in the "product", the
+    # normalised geometric mean, any member can rule out a class.
     rule: Literal["mean", "product"] = "mean"
-    symmetries: Annotated[int, one_of((1, 2, 4, 8))] = 1
+    symmetries: Annotated[int, one_of((1, 2, 4, 8))] = 1  # flips and rotations to average: test-time augmentation
+    # Exponent of p(fine | coarse label of the cell): 0 leaves it out, 1 treats it as independent evidence; members that
+    # were trained on the labels of the target region contain it already.
     prior_power: Annotated[float, Field(ge=0, le=4)] = 0.0
-    prior_blur_px: Annotated[float, Field(ge=0, le=500)] = 12.0
-    prior_doubt: Annotated[float, Field(ge=0, le=1)] = 0.2
-    calibrated: bool = False
-    weighted: bool = False
+    prior_blur_px: Annotated[float, Field(ge=0, le=500)] = 12.0  # standard deviation of a Gaussian that smooths it
+    prior_doubt: Annotated[float, Field(ge=0, le=1)] = 0.2  # fraction of the uniform distribution mixed into it
+    calibrated: bool = False  # whether `Fusion.fit` finds a temperature for each member
+    weighted: bool = False  # whether it finds a weight for each member
 
     @property
     def prior_reach_px(self) -> int:
@@ -79,14 +66,8 @@ class FusionPlan:
         """
         Return the factor by which the coarse labels multiply the probabilities, float32 (8, H, W).
 
-        A part of a scene gets the factor of the whole scene at all pixels that lie `prior_reach_px` or more inside.
-
-        Parameters
-        ----------
-        labels : ndarray of uint8, shape (H, W)
-            Coarse labels 0..8, 255 = unknown.
-        posterior : ndarray, shape (9, 8)
-            p(fine | coarse).
+        *labels* (H, W) are 0..8, 255 = unknown; *posterior* (9, 8) is p(fine | coarse). A part of a scene gets the
+        factor of the whole scene at all pixels that lie `prior_reach_px` or more inside.
         """
         doubted = (1 - self.prior_doubt) * posterior + self.prior_doubt / _N
         prior = coarse_prior(labels, doubted, self.prior_blur_px)
@@ -95,24 +76,11 @@ class FusionPlan:
 
 @dataclass
 class Fusion:
-    """
-    Ensemble members, the plan of their combination, and what was fitted.
+    """Ensemble members, the plan of their combination, and what was fitted."""
 
-    Parameters
-    ----------
-    members : mapping
-        Functions by name that give the probabilities (8, H, W) of a patch.
-    plan : FusionPlan
-        How they are combined.
-    posterior : ndarray, shape (9, 8), optional
-        p(fine | coarse), as `transition.posterior` returns it; unknown labels have a uniform prior.
-    temperatures, weights : dict
-        By name; 1 and equal until `fit`.
-    """
-
-    members: Mapping[str, Predict]
+    members: Mapping[str, Predict]  # functions by name that give the probabilities (8, H, W) of a patch
     plan: FusionPlan = field(default_factory=FusionPlan)
-    posterior: Matrix | None = None
+    posterior: Matrix | None = None  # (9, 8), p(fine | coarse), see `transition.posterior`; unknown labels: all alike
     temperatures: dict[str, float] = field(default_factory=dict)  # by name; 1 until `fit`
     weights: dict[str, float] = field(default_factory=dict)  # by name; equal until `fit`
 
@@ -130,12 +98,8 @@ class Fusion:
         """
         Fit temperatures and weights, as the plan has them, on the coarse labels of cells.
 
-        Parameters
-        ----------
-        evidence : mapping
-            Of each member by `gather`; not of training patches, on which overfitted members look too good.
-        matrix : ndarray, shape (8, 9)
-            p(coarse | fine).
+        *evidence* is that of `gather`; not of training patches, on which overfitted members look too good. *matrix*
+        (8, 9) is p(coarse | fine).
         """
         if self.plan.calibrated:
             self.temperatures |= {name: _best_temperature(found, matrix) for name, found in evidence.items()}
@@ -203,17 +167,11 @@ def coarse_prior(labels: NDArray[np.uint8], posterior: Matrix, blur_px: float = 
 
 
 class Evidence(NamedTuple):
-    """
-    The predictions of one member for a sample of pixels, with the coarse labels of their cells.
+    """The predictions of one member for a sample of pixels, with the coarse labels of their cells."""
 
-    log_p : float32 (n, 8), log-probabilities
-    cell : int64 (n,), the cell of each pixel, 0..J-1
-    label : int64 (J,), coarse label 0..8 of each cell
-    """
-
-    log_p: NDArray[np.float32]
-    cell: NDArray[np.int64]
-    label: NDArray[np.int64]
+    log_p: NDArray[np.float32]  # (n, 8), log-probabilities
+    cell: NDArray[np.int64]  # (n,), the cell of each pixel, 0..J-1
+    label: NDArray[np.int64]  # (J,), coarse label 0..8 of each cell
 
     def likelihood(self, matrix: Matrix, temperature: float = 1.0) -> NDArray[np.float64]:
         """Return p(label) of each cell, (J,): its pixels' mean of sum_k p(k)^(1/temperature) / Z x T[k, label]."""
@@ -234,16 +192,11 @@ def gather(
     members : mapping
         Functions that give probabilities from the images of a patch.
     source : PatchSource
-        With labels "modis+savanna".
+        With labels "modis+savanna"; DataError if no patch has one.
     pixels : int
         Per patch; fewer if the sample would exceed `adapt.MOST_PIXELS`.
     seed : int
         Of the sample.
-
-    Raises
-    ------
-    DataError
-        If no patch has a coarse label.
     """
     rng, pixels = np.random.default_rng(seed), min(pixels, max(1, MOST_PIXELS // len(source)))
     # Not lists of parts: see `forest.train_forest`.
@@ -286,13 +239,9 @@ def member_weights(likelihoods: NDArray[np.floating]) -> NDArray[np.float64]:
     """
     Return the weights of members, (A,), sum 1, under whose mean the labels of the cells are likeliest.
 
-    Maximises sum_j log sum_a w_a L_aj, which has one maximum, by the EM steps of a mixture. A member that adds nothing
-    to the others gets a weight near 0; equal members keep equal weights.
-
-    Parameters
-    ----------
-    likelihoods : ndarray, shape (A, J)
-        p(label of cell j) by member a alone.
+    *likelihoods* (A, J) are p(label of cell j) by member a alone. Maximises sum_j log sum_a w_a L_aj, which has one
+    maximum, by the EM steps of a mixture. A member that adds nothing to the others gets a weight near 0; equal members
+    keep equal weights.
     """
     likelihood = np.asarray(likelihoods, np.float64)
     weights = np.full(len(likelihood), 1 / len(likelihood))

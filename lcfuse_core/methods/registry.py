@@ -29,8 +29,8 @@ from lcfuse_core.data.legends import SCORED, index_to_dfc
 from lcfuse_core.data.streamed import open_source
 from lcfuse_core.methods import adapt, baselines
 from lcfuse_core.methods.adapt import Predict, images_of
-from lcfuse_core.methods.ensemble import FURTHER, FUSED, fusion_of, shared_member
-from lcfuse_core.methods.experiment import BOTH, Experiment, kept, seconds
+from lcfuse_core.methods.ensemble import FURTHER, FUSED, adapted_member, fusion_of, shared_member
+from lcfuse_core.methods.experiment import BOTH, Experiment, kept, path_of, seconds
 from lcfuse_core.methods.fusion import Fusion, FusionPlan
 from lcfuse_core.models import forest, transition
 from lcfuse_core.models.losses import LOSSES, MIXED_LABEL_LOSSES
@@ -47,62 +47,35 @@ _Regime = Literal["inductive", "transductive"]
 
 @dataclass(frozen=True)
 class Learned:
-    """
-    A trained method.
+    """A trained method; `hashes` and `parameters` are for the ledger."""
 
-    Attributes
-    ----------
-    classify : callable
-        Draws the map of a patch.
-    train_s : float
-        Duration of the training, seconds.
-    rows : DataFrame, optional
-        Index rows to evaluate on; None: those of the test split.
-    hashes, parameters : mapping
-        For the ledger: SHA-256 of the checkpoint; parameters that differ from those of the experiment.
-    """
-
-    classify: Classify
-    train_s: float = 0.0
-    rows: pd.DataFrame | None = None
-    hashes: Mapping[str, str] = field(default_factory=dict)
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    classify: Classify  # draws the map of a patch
+    train_s: float = 0.0  # duration of the training, seconds
+    rows: pd.DataFrame | None = None  # index rows to evaluate on; None: those of the test split
+    hashes: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of the checkpoint
+    parameters: Mapping[str, Any] = field(default_factory=dict)  # where they differ from those of the experiment
 
 
 @dataclass(frozen=True)
 class Method:
-    """
-    A row of the registry.
+    """A row of the registry."""
 
-    Attributes
-    ----------
-    learn : callable
-        Trains the method on the data of an experiment.
-    regime : str
-        "inductive", or "transductive": it learns from images and coarse labels of the evaluated regions.
-    label_regime : str
-        One of `ledger.LABEL_REGIMES`.
-    """
-
-    learn: Callable[[Experiment], Learned]
-    regime: _Regime = "inductive"
-    label_regime: str = "coarse only"
+    learn: Callable[[Experiment], Learned]  # trains the method on the data of an experiment
+    regime: _Regime = "inductive"  # transductive: it learns from images and coarse labels of the evaluated regions
+    label_regime: str = "coarse only"  # one of `ledger.LABEL_REGIMES`
 
 
-def _rows(regime: _Regime) -> Callable[[Callable[..., Learned]], Callable[..., Method]]:
-    """Return a decorator: a function that learns on an experiment, with arguments, becomes one from these to a row."""
+def _row(regime: _Regime, learn: Callable[..., Learned]) -> Callable[..., Method]:
+    """Turn a function that learns on an experiment, with arguments, into one from these arguments to a row."""
 
-    def decorate(learn: Callable[..., Learned]) -> Callable[..., Method]:
-        @wraps(learn)
-        def row(*args: Any, **kwargs: Any) -> Method:
-            return Method(lambda experiment: learn(experiment, *args, **kwargs), regime)
+    @wraps(learn)
+    def row(*args: Any, **kwargs: Any) -> Method:
+        return Method(lambda experiment: learn(experiment, *args, **kwargs), regime)
 
-        return row
-
-    return decorate
+    return row
 
 
-_inductive, _transductive = _rows("inductive"), _rows("transductive")
+_inductive, _transductive = partial(_row, "inductive"), partial(_row, "transductive")
 
 
 def mapped(predict: Predict) -> Classify:
@@ -132,8 +105,7 @@ def _network(experiment: Experiment, /, kind: str, power: float, *, longer: bool
     """Train a network with *changes* to its plan; *longer*: for `_STEPS_RATIO` times the steps."""
     plan = replace(experiment.plan(kind, power), **changes)
     plan = replace(plan, steps=round(_STEPS_RATIO * plan.steps)) if longer else plan
-    run = experiment.trained(plan)
-    return _of_run(run, experiment.file_of(plan), is_given=run is experiment.given)
+    return _of_run(experiment, experiment.trained(plan))
 
 
 _fcn = partial(_network, "fcn", WEIGHTED)
@@ -144,8 +116,10 @@ def learner(kind: str, power: float) -> Method:
     return _forest(power) if kind == "forest" else _network(kind, power)
 
 
-def _of_run(run: Run, file: Path, *, is_given: bool = False) -> Learned:
-    """Return the method of a trained network that is stored in *file*; of one that *is_given* the plan is recorded."""
+def _of_run(experiment: Experiment, run: Run) -> Learned:
+    """Return the method of a trained network; of that of the parameter `checkpoint` the plan is recorded."""
+    is_given = run is experiment.given
+    file = Path(experiment.parameters["checkpoint"]) if is_given else path_of(experiment.checkpoint_name(run.plan))
     parameters = {name: getattr(run.plan, name) for name in ("loss", "steps", "crop", "batch")} if is_given else {}
     hashes = {"checkpoint": hashlib.sha256(file.read_bytes()).hexdigest()}
     return Learned(partial(loop.classify, run), seconds(run), hashes=hashes, parameters=parameters)
@@ -155,7 +129,7 @@ def _of_run(run: Run, file: Path, *, is_given: bool = False) -> Learned:
 def given_network(experiment: Experiment, /) -> Learned:
     """Take the network of the parameter `checkpoint` as it is."""
     assert experiment.given is not None
-    return _of_run(experiment.given, Path(experiment.parameters["checkpoint"]), is_given=True)
+    return _of_run(experiment, experiment.given)
 
 
 @_inductive
@@ -165,15 +139,13 @@ def _corrected(experiment: Experiment, /, loss: str, matrix_of: Callable[[Experi
     return _fcn(loss=loss, transition=matrix).learn(experiment)
 
 
-def estimated(experiment: Experiment) -> Matrix:
+def _estimated(experiment: Experiment) -> Matrix:
     """Return the transition matrix by EM, from the posteriors of the weighted FCN on the held-out scenes."""
     run, rng, held_out = experiment.network(), np.random.default_rng(0), experiment.held_out_source(BOTH)
     size = min(4096, max(1, adapt.MOST_PIXELS // len(held_out)), held_out.shape[0] * held_out.shape[1])
     # Not a list of parts: see `forest.train_forest`.
-    posteriors, labels = (
-        np.empty((len(held_out), size, len(SCORED)), np.float32),
-        np.empty((len(held_out), size), np.uint8),
-    )
+    posteriors = np.empty((len(held_out), size, len(SCORED)), np.float32)
+    labels = np.empty((len(held_out), size), np.uint8)
     for n, (patch, window) in enumerate(images_of(held_out)):
         label = window.labels.numpy().reshape(-1)
         chosen = rng.choice(label.size, size, replace=False)
@@ -181,7 +153,7 @@ def estimated(experiment: Experiment) -> Matrix:
     return transition.estimate(posteriors.reshape(-1, len(SCORED)), labels.reshape(-1), experiment.matrix)
 
 
-def counted(experiment: Experiment) -> Matrix:
+def _counted(experiment: Experiment) -> Matrix:
     """Return the transition matrix counted on the validation patches, whose reference track 2 may use."""
     table = patches.complete(patches.index(experiment.data_root), protocol.NEED)
     found = patches.iter_patches(table[table["split"] == "validation"], patches.Report(), protocol.NEED)
@@ -197,14 +169,6 @@ def _with_prior(experiment: Experiment, /, **values: float) -> Learned:
 
 
 # Transductive methods
-
-
-@_transductive
-def _adapted(experiment: Experiment, /, kind: str, power: float, **changes: Any) -> Learned:
-    """Fine-tune a network on the target regions."""
-    run = experiment.network(kind, power)
-    predict, spent = experiment.adapted_network(run, **changes)
-    return Learned(mapped(predict), seconds(run) + spent)
 
 
 @_transductive
@@ -248,8 +212,9 @@ def _on_all_regions(experiment: Experiment, /) -> Learned:
 
 
 @_transductive
-def _member(experiment: Experiment, /, name: str) -> Learned:
-    predict, spent = shared_member(experiment, name)
+def _member(experiment: Experiment, /, learn: Callable[..., tuple[Predict, float]], **arguments: Any) -> Learned:
+    """Take one member of an ensemble, as *learn* returns it."""
+    predict, spent = learn(experiment, **arguments)
     return Learned(mapped(predict), spent)
 
 
@@ -287,12 +252,11 @@ def _supervised(experiment: Experiment, /, trained_on: str, evaluated_on: str) -
     plan = replace(experiment.plan("deeplabv3plus", PLAIN), labels="fine")
     rows = protocol.evaluation_patches(experiment.data_root, "validation")
     fourth = rows.index % 4 == 3
-
-    def train(folder: Path) -> Run:
-        return loop.train(open_source(rows[~fourth], "fine"), plan, folder, progress=False)
-
-    name = experiment.checkpoint_name(plan, "validation", experiment.data_digest(experiment.data_root))
-    run = experiment.trained(plan) if trained_on == "source" else kept(name, train)
+    if trained_on == "source":
+        run = experiment.trained(plan)
+    else:
+        name = experiment.checkpoint_name(plan, "validation", experiment.data_digest(experiment.data_root))
+        run = kept(name, lambda path: loop.train(open_source(rows[~fourth], "fine"), plan, path, progress=False))
     return Learned(partial(loop.classify, run), seconds(run), rows[fourth] if evaluated_on == "fourth" else None)
 
 
@@ -344,8 +308,8 @@ METHODS: dict[str, Method] = {
     "FCN, weighted, late fusion": _fcn(fusion="late"),
     **{f"FCN, weighted, {loss}": _fcn(loss=loss) for loss in LOSSES if loss != "cross_entropy"},
     **{f"FCN, weighted, {loss}, Savanna a mixture": _fcn(loss=loss, labels=BOTH) for loss in MIXED_LABEL_LOSSES},
-    **{f"FCN, weighted, {loss}, matrix by EM": _corrected(loss, estimated) for loss in _MATRIX_LOSSES},
-    **{f"FCN, weighted, {loss}, matrix counted": _with_fine(_corrected(loss, counted)) for loss in _MATRIX_LOSSES},
+    **{f"FCN, weighted, {loss}, matrix by EM": _corrected(loss, _estimated) for loss in _MATRIX_LOSSES},
+    **{f"FCN, weighted, {loss}, matrix counted": _with_fine(_corrected(loss, _counted)) for loss in _MATRIX_LOSSES},
     "FCN, weighted, with coarse prior": _with_prior(prior_power=0.6),
     "FCN, weighted, with hard coarse prior": _with_prior(prior_power=1, prior_blur_px=0, prior_doubt=0),
     # For an ablation: network, weights, loss and data changed one at a time, with equal steps and learning rate.
@@ -360,14 +324,14 @@ METHODS: dict[str, Method] = {
     "FCN, weighted, source and target regions": _on_all_regions(),
     "Clusters, target regions": _clusters(guess_by_network=False),
     "Clusters and FCN, target regions": _clusters(guess_by_network=True),
-    "FCN, cross_entropy, target regions": _adapted("fcn", WEIGHTED, loss="cross_entropy"),
-    "FCN, cell_mean, target regions": _member("FCN"),
-    "FCN, cell_mean, each target region": _member("FCN per region"),
+    "FCN, cross_entropy, target regions": _member(adapted_member, kind="fcn", loss="cross_entropy"),
+    "FCN, cell_mean, target regions": _member(shared_member, name="FCN"),
+    "FCN, cell_mean, each target region": _member(shared_member, name="FCN per region"),
     "FCN, cell_mean, target regions only": _target_only("fcn", WEIGHTED),
     "DeepLabv3+, plain, target regions only": _target_only("deeplabv3plus", PLAIN, loss="cross_entropy"),
-    "U-Net, cell_mean, target regions": _adapted("unet", WEIGHTED),
-    "Full resolution, cell_mean, target regions": _member("Full resolution"),
-    "Random forest, weighted, target regions": _member("Random forest"),
+    "U-Net, cell_mean, target regions": _member(adapted_member, kind="unet"),
+    "Full resolution, cell_mean, target regions": _member(shared_member, name="Full resolution"),
+    "Random forest, weighted, target regions": _member(shared_member, name="Random forest"),
     "Fusion, target regions": _fused(),
     "Fusion of two members, target regions": _fused(for_few_cells=False),
     **{f"Fusion and {name}, target regions": _fused((*FUSED, name)) for name in FURTHER},

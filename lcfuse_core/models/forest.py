@@ -39,7 +39,7 @@ class Forest:
     label_share: tuple[float, ...] = (1 / len(SCORED),) * len(SCORED)  # proportion of each class among the labels
 
     @cached_property
-    def votes_of(self) -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:
+    def _votes_of(self) -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:
         """The function that gives the sum of the trees' class proportions, (n, classes that occur), of n pixels."""
         from lcfuse_core.models import trees  # only here, as scikit-learn in `train_forest`: numba compiles it
 
@@ -110,12 +110,12 @@ def _features_of(
     layers = [layer.numpy() for layer in (window.s2, window.s1)]
     if neighbourhood == 0:
         s2, s1 = (layer.reshape(len(layer), 1, -1)[:, :, pixels] for layer in layers)
-        return normalise(torch.from_numpy(s2), torch.from_numpy(s1), statistics).flatten(1).numpy().T
+        return normalise(s2, s1, statistics).flatten(1).numpy().T
     found = np.empty((len(pixels), 3 * len(statistics.channels)), np.float32)
     for own, (row, col) in zip(found, zip(*np.unravel_index(pixels, window.labels.shape), strict=True), strict=True):
         top, left = max(0, row - neighbourhood), max(0, col - neighbourhood)
         s2, s1 = (layer[:, top : row + neighbourhood + 1, left : col + neighbourhood + 1] for layer in layers)
-        around = features(normalise(torch.from_numpy(s2), torch.from_numpy(s1), statistics), neighbourhood)
+        around = features(normalise(s2, s1, statistics), neighbourhood)
         own[:] = around[:, row - top, col - left]
     return found
 
@@ -147,7 +147,7 @@ def predict(forest: Forest, images: Images, prior_power: float = 0.0) -> NDArray
     channels = features(normalise(torch.as_tensor(s2), torch.as_tensor(s1), forest.statistics), forest.neighbourhood)
     pixels = channels.flatten(1).numpy().T
     present, n_threads = forest.trees.classes_, torch.get_num_threads()
-    votes_of = forest.votes_of  # before the threads
+    votes_of = forest._votes_of  # before the threads
     with ThreadPoolExecutor(n_threads) as pool:  # without Python's lock
         votes = np.concatenate(list(pool.map(votes_of, np.array_split(pixels, n_threads))))
     votes /= len(forest.trees.estimators_) * np.array(forest.label_share)[present] ** prior_power

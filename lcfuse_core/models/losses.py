@@ -51,14 +51,9 @@ Loss = Callable[[Tensor, Batch], Tensor]
 class LabelModel:
     """Properties of the labels that are known before training."""
 
-    class_weights: Tensor | None = None  # float (M,), weight of each coarse label; None: all 1
-    transition: Tensor | None = None  # float (K, M), p(coarse | fine); None: the identity, labels are taken as true
+    class_weights: Tensor | None  # float (M,), weight of each coarse label; None: all 1
+    matrix: Tensor  # float (K, M), the transition matrix p(coarse | fine)
     label_share: Tensor | None = None  # (M,), pixels or proportion of each coarse label; None: equal
-
-    @property
-    def matrix(self) -> Tensor:
-        """Return the transition matrix, or the identity."""
-        return torch.eye(len(SCORED), dtype=torch.float64) if self.transition is None else self.transition
 
     @cached_property
     def posterior(self) -> Tensor:
@@ -70,27 +65,11 @@ class LabelModel:
 
 def class_weights(counts: Tensor | NDArray[np.integer], power: float = 0.5) -> Tensor:
     """
-    Return class weights proportional to 1 / frequency^power, float32 (K,).
+    Return class weights proportional to 1 / frequency^power, float32 (K,): mean 1 over classes that occur, else 0.
 
-    Parameters
-    ----------
-    counts : Tensor or ndarray
-        Pixels of each class, (K,).
-    power : float
-        0 weights all pixels equally, 1 all classes equally.
+    *counts* (K,) are the pixels of each class. *power* 0 weights all pixels equally, 1 all classes equally. Raises
+    DataError if no class occurs, ParameterError if *power* is outside 0..1.
 
-    Returns
-    -------
-    Tensor
-        Weights with mean 1 over the classes that occur, 0 for the others.
-
-    Raises
-    ------
-    DataError, ParameterError
-        If no class occurs, or *power* is outside 0..1.
-
-    Examples
-    --------
     >>> class_weights(torch.tensor([900, 100, 0])).tolist()
     [0.5, 1.5, 0.0]
     """
@@ -123,15 +102,16 @@ class _Pixels(NamedTuple):
         return self.log_p.gather(1, self.label[:, None]).squeeze(1)
 
 
-def known_pixels(logits: Tensor, labels: Tensor, class_weights: Tensor | None, n_labels: int | None = None) -> _Pixels:
+def _known_pixels(logits: Tensor, batch: Batch, known: LabelModel, n_labels: int | None = None) -> _Pixels:
     """Return the pixels that have one of the first *n_labels* (None: K) labels; GridError if sizes differ."""
-    logits = _checked(logits, labels)
+    logits = _checked(logits, batch.labels)
     n_labels = logits.shape[1] if n_labels is None else n_labels
-    flat = labels.reshape(-1)
+    flat = batch.labels.reshape(-1)
     position = (flat < n_labels).nonzero().squeeze(1)
     label = flat[position].long()
     log_p = F.log_softmax(logits, dim=1).movedim(1, -1).reshape(-1, logits.shape[1])[position]
-    weight = log_p.new_ones(len(position)) if class_weights is None else class_weights.to(log_p)[label]
+    weights = known.class_weights
+    weight = log_p.new_ones(len(position)) if weights is None else weights.to(log_p)[label]
     return _Pixels(log_p, label, weight, position)
 
 
@@ -143,7 +123,7 @@ def _checked(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     """Return sum(weight x value) / sum(weight), or 0 with a gradient of 0 if all weights are 0."""
     return (values * weights).sum() / weights.sum().clamp(min=torch.finfo(values.dtype).tiny)
 
@@ -157,7 +137,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None =
     logits : Tensor
         Float (N, K, H, W).
     labels : Tensor
-        Integer (N, H, W): classes 0..K-1; other values, such as 255, are ignored.
+        Integer (N, H, W): classes 0..K-1; other values, such as 255, are ignored. Raises GridError on another size.
     class_weights : Tensor, optional
         Float (K,). The mean divides by the sum of the weights used. None: all 1.
 
@@ -166,13 +146,6 @@ def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None =
     Tensor
         Scalar, at least float32; 0 with a gradient of 0 if no pixel has a label with a weight.
 
-    Raises
-    ------
-    GridError
-        If the sizes differ.
-
-    Examples
-    --------
     >>> float(cross_entropy(torch.zeros(1, 8, 2, 2), torch.zeros(1, 2, 2, dtype=torch.uint8)))  # log 8
     2.079441547393799
     """
@@ -187,57 +160,54 @@ def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None =
     return total / weight.clamp(min=torch.finfo(total.dtype).tiny)
 
 
-def generalised_cross_entropy(logits: Tensor, batch: Batch, class_weights: Tensor | None = None) -> Tensor:
+def _generalised(logits: Tensor, batch: Batch, known: LabelModel) -> Tensor:
     """
     Compute (1 - p(label)^q) / q: between cross-entropy (q -> 0) and mean absolute error (q = 1).
 
     Zhang & Sabuncu 2018 (arXiv 1805.07836), with their q = 0.7. The gradient of a pixel is p^q times that of
     cross-entropy, so labels that contradict the prediction are not memorised.
     """
-    known = known_pixels(logits, batch.labels, class_weights)
-    return weighted_mean(-torch.expm1(0.7 * known.log_p_label) / 0.7, known.weight)
+    pixels = _known_pixels(logits, batch, known)
+    return _weighted_mean(-torch.expm1(0.7 * pixels.log_p_label) / 0.7, pixels.weight)
 
 
-def symmetric_cross_entropy(logits: Tensor, batch: Batch, class_weights: Tensor | None = None) -> Tensor:
+def _symmetric(logits: Tensor, batch: Batch, known: LabelModel) -> Tensor:
     """
     Compute 0.1 x cross-entropy + 1 x reverse cross-entropy, in which label and prediction are exchanged.
 
     Wang et al. 2019 (arXiv 1908.06112). The logarithm of a label that is 0 is set to -4, so the reverse part is
     4 (1 - p(label)). The larger its factor, the less wrong labels are memorised.
     """
-    known = known_pixels(logits, batch.labels, class_weights)
-    log_p = known.log_p_label
-    reverse = -4.0 * torch.expm1(log_p)  # 4 (1 - p)
-    return weighted_mean(reverse - 0.1 * log_p, known.weight)
+    pixels = _known_pixels(logits, batch, known)
+    reverse = -4.0 * torch.expm1(pixels.log_p_label)  # 4 (1 - p)
+    return _weighted_mean(reverse - 0.1 * pixels.log_p_label, pixels.weight)
 
 
-def bootstrapping(logits: Tensor, batch: Batch, class_weights: Tensor | None = None) -> Tensor:
+def _bootstrapping(logits: Tensor, batch: Batch, known: LabelModel) -> Tensor:
     """
     Compute cross-entropy with the target 0.95 x label + 0.05 x p: partly the network's own prediction.
 
     The soft form of Reed et al. 2015 (arXiv 1412.6596), with their weight.
     """
-    known = known_pixels(logits, batch.labels, class_weights)
-    entropy = -(known.log_p.exp() * known.log_p).sum(dim=1)
-    return weighted_mean((1 - 0.95) * entropy - 0.95 * known.log_p_label, known.weight)
+    pixels = _known_pixels(logits, batch, known)
+    entropy = -(pixels.log_p.exp() * pixels.log_p).sum(dim=1)
+    return _weighted_mean((1 - 0.95) * entropy - 0.95 * pixels.log_p_label, pixels.weight)
 
 
-def forward_correction(logits: Tensor, batch: Batch, transition: Tensor, class_weights: Tensor | None = None) -> Tensor:
+def _forward_correction(logits: Tensor, batch: Batch, known: LabelModel) -> Tensor:
     """
     Compute the cross-entropy of the coarse label that the prediction implies: -log sum_k p(k) T[k, label].
 
     Patrini et al. 2017 (arXiv 1609.03683). A pixel of a Croplands cell may be predicted as Forest at little cost where
     forests are often labelled Croplands.
     """
-    matrix = transition.to(logits.device)
-    log_p, label, weight, _ = known_pixels(logits, batch.labels, class_weights, matrix.shape[1])
+    matrix = known.matrix.to(logits.device)
+    log_p, label, weight, _ = _known_pixels(logits, batch, known, matrix.shape[1])
     p_label = (log_p.exp() * matrix.to(log_p).T[label]).sum(dim=1)
-    return weighted_mean(-p_label.clamp(min=_TINY).log(), weight)
+    return _weighted_mean(-p_label.clamp(min=_TINY).log(), weight)
 
 
-def implicit_posterior(
-    logits: Tensor, batch: Batch, posterior: Tensor, class_weights: Tensor | None = None, *, direction: str = "qr"
-) -> Tensor:
+def _implicit_posterior(logits: Tensor, batch: Batch, known: LabelModel, *, direction: str) -> Tensor:
     """
     Compute the divergence from a prior p(fine | label), (M, K), which replaces the label as target.
 
@@ -251,13 +221,12 @@ def implicit_posterior(
     space; ours are constant in a cell and come from the transition matrix. Q and the means are over the labelled
     pixels of the batch with the weights of their labels, so they are noisy in small batches.
     """
-    table = posterior.to(logits.device)
-    log_q, label, weight, _ = known_pixels(logits, batch.labels, class_weights, len(table))
+    table = known.posterior.to(logits.device)
+    log_q, label, weight, _ = _known_pixels(logits, batch, known, len(table))
     if not weight.any():
         return logits.sum() * 0
-    table = (table.to(log_q) + 1e-4) / (
-        1 + 1e-4 * table.shape[1]
-    )  # a class that a label excludes costs 9, not infinity
+    # A class that a label excludes costs 9, not infinity.
+    table = (table.to(log_q) + 1e-4) / (1 + 1e-4 * table.shape[1])
     log_prior, share = table.log()[label], (weight / weight.sum())[:, None]
     q = log_q.exp()
     log_mean = (share * q).sum(dim=0).clamp(min=_TINY).log()  # (K,)
@@ -285,9 +254,9 @@ class _Segments(NamedTuple):
         return total / self.size.view(-1, *[1] * (values.ndim - 1))
 
 
-def _segments_of(logits: Tensor, batch: Batch, class_weights: Tensor | None, n_labels: int | None = None) -> _Segments:
+def _segments_of(logits: Tensor, batch: Batch, known: LabelModel, n_labels: int | None = None) -> _Segments:
     """Return the segments of a batch; labels from *n_labels* on (None: K) are ignored."""
-    log_p, label, _, position = known_pixels(logits, batch.labels, class_weights, n_labels)
+    log_p, label, _, position = _known_pixels(logits, batch, known, n_labels)
     n_labels = logits.shape[1] if n_labels is None else n_labels
     crop = position // batch.labels[0].numel()
     cell = torch.zeros_like(crop) if batch.cells is None else batch.cells.reshape(-1)[position].long()
@@ -299,31 +268,27 @@ def _segments_of(logits: Tensor, batch: Batch, class_weights: Tensor | None, n_l
     number = torch.empty_like(size)
     number[used] = torch.arange(len(used), device=size.device)
     pixels = size[used].to(log_p)
-    label_weight = torch.ones_like(pixels) if class_weights is None else class_weights.to(pixels)[used % n_labels]
-    return _Segments(log_p.exp(), number[key], used % n_labels, pixels, pixels * label_weight)
+    label, weights = used % n_labels, known.class_weights
+    weight = pixels if weights is None else pixels * weights.to(pixels)[label]
+    return _Segments(log_p.exp(), number[key], label, pixels, weight)
 
 
-def cell_aggregation(
-    logits: Tensor, batch: Batch, transition: Tensor | None = None, class_weights: Tensor | None = None
-) -> Tensor:
+def _cell_aggregation(logits: Tensor, batch: Batch, known: LabelModel, *, corrected: bool) -> Tensor:
     """
     Compute the cross-entropy of the mean prediction over the cell: -log sum_k T[k, label] mean p(k).
 
-    Workman et al. 2023 (arXiv 2211.15790), who aggregate to the region. Without a transition matrix (the identity) only
-    the average over the cell has to be of its label's class.
+    Workman et al. 2023 (arXiv 2211.15790), who aggregate to the region. If not *corrected* by the transition matrix,
+    only the average over the cell has to be of its label's class.
     """
-    n_labels = logits.shape[1] if transition is None else transition.shape[1]
-    cells = _segments_of(logits, batch, class_weights, n_labels)
+    cells = _segments_of(logits, batch, known, known.matrix.shape[1] if corrected else None)
     share = cells.mean(cells.p)  # (S, K)
-    if transition is not None:
-        share = share @ transition.to(share)  # (S, M)
+    if corrected:
+        share = share @ known.matrix.to(share)  # (S, M)
     p_label = share.gather(1, cells.label[:, None]).squeeze(1)
-    return weighted_mean(-p_label.clamp(min=_TINY).log(), cells.weight)
+    return _weighted_mean(-p_label.clamp(min=_TINY).log(), cells.weight)
 
 
-def label_super_resolution(
-    logits: Tensor, batch: Batch, posterior: Tensor, class_weights: Tensor | None = None
-) -> Tensor:
+def _label_super_resolution(logits: Tensor, batch: Batch, known: LabelModel) -> Tensor:
     """
     Compare the predicted class shares of a cell with the distribution of shares that its label implies.
 
@@ -333,19 +298,19 @@ def label_super_resolution(
 
         sum_k (mu - eta)^2 / (2 (sigma^2 + rho^2)) + log(1 + sigma^2 / rho^2) / 2,
 
-    up to a constant that makes its minimum 0. eta is p(fine | coarse), *posterior* (M, K). A transition matrix does not
-    give rho^2; we take that of a Dirichlet distribution of concentration 3, eta (1 - eta) / 4, and at least 0.1^2.
+    up to a constant that makes its minimum 0. eta is p(fine | coarse), (M, K). A transition matrix does not give rho^2;
+    we take that of a Dirichlet distribution of concentration 3, eta (1 - eta) / 4, and at least 0.1^2.
     """
-    cells = _segments_of(logits, batch, class_weights, len(posterior))
+    cells = _segments_of(logits, batch, known, len(known.posterior))
     mean = cells.mean(cells.p)  # (S, K)
     variance = cells.mean(cells.p * (1 - cells.p)) / cells.size[:, None]
-    expected = posterior.to(mean)[cells.label]
+    expected = known.posterior.to(mean)[cells.label]
     spread = (expected * (1 - expected) / 4.0).clamp(min=0.1**2)
     misfit = (mean - expected).square() / (2 * (variance + spread)) + torch.log1p(variance / spread) / 2
-    return weighted_mean(misfit.sum(dim=1), cells.weight)
+    return _weighted_mean(misfit.sum(dim=1), cells.weight)
 
 
-def bag_loss(logits: Tensor, batch: Batch, posterior: Tensor, class_weights: Tensor | None = None) -> Tensor:
+def _bag(logits: Tensor, batch: Batch, known: LabelModel) -> Tensor:
     """
     Multiple-instance loss: the label's class occurs somewhere in the cell; all other pixels are unlabelled.
 
@@ -353,41 +318,34 @@ def bag_loss(logits: Tensor, batch: Batch, posterior: Tensor, class_weights: Ten
 
     - positive: -log of the power mean (mean p(label)^4)^(1/4) over the cell, between the mean (power 1) and the maximum
       (power infinity): a part of the cell is enough;
-    - unlabelled: any other class k may cover p(k | label) of the cell (*posterior*, (M, K)) at no cost and costs
+    - unlabelled: any other class k may cover p(k | label) of the cell at no cost and costs
       -log(1 - excess) beyond, never less than 0, as in the risk of Kiryo et al. 2017 (arXiv 1703.00593).
     """
-    n_classes = logits.shape[1]  # Savanna is not one of the network's classes: its cells are ignored
-    cells = _segments_of(logits, batch, class_weights, n_classes)
+    cells = _segments_of(logits, batch, known)  # Savanna is not one of the network's classes: its cells are ignored
     p_label = cells.p.gather(1, cells.label[cells.number][:, None]).squeeze(1).clamp(min=_TINY)
     positive = -cells.mean(p_label**4.0).log() / 4.0
-    excess = (cells.mean(cells.p) - posterior.to(cells.p)[cells.label]).clamp(0, 1 - _TINY)
-    others = 1 - torch.eye(n_classes).to(excess)[cells.label]
+    excess = (cells.mean(cells.p) - known.posterior.to(cells.p)[cells.label]).clamp(0, 1 - _TINY)
+    others = 1 - torch.eye(logits.shape[1]).to(excess)[cells.label]
     unlabelled = -(torch.log1p(-excess) * others).sum(dim=1)
-    return weighted_mean(positive + unlabelled, cells.weight)
+    return _weighted_mean(positive + unlabelled, cells.weight)
 
 
 # Registry ----------------------------------------------------------------------------------------
 
-LOSSES: dict[str, Callable[[LabelModel], Loss]] = {
-    "cross_entropy": lambda known: lambda logits, batch: cross_entropy(logits, batch.labels, known.class_weights),
-    "generalised": lambda known: partial(generalised_cross_entropy, class_weights=known.class_weights),
-    "symmetric": lambda known: partial(symmetric_cross_entropy, class_weights=known.class_weights),
-    "bootstrapping": lambda known: partial(bootstrapping, class_weights=known.class_weights),
-    "forward": lambda known: partial(forward_correction, transition=known.matrix, class_weights=known.class_weights),
-    "posterior_qr": lambda known: partial(
-        implicit_posterior, posterior=known.posterior, class_weights=known.class_weights
-    ),
-    "posterior_rq": lambda known: partial(
-        implicit_posterior, posterior=known.posterior, class_weights=known.class_weights, direction="rq"
-    ),
-    "cell_mean": lambda known: partial(cell_aggregation, class_weights=known.class_weights),
-    "cell_forward": lambda known: partial(cell_aggregation, transition=known.matrix, class_weights=known.class_weights),
-    "super_resolution": lambda known: partial(
-        label_super_resolution, posterior=known.posterior, class_weights=known.class_weights
-    ),
-    "bag": lambda known: partial(bag_loss, posterior=known.posterior, class_weights=known.class_weights),
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "cross_entropy": lambda logits, batch, known: cross_entropy(logits, batch.labels, known.class_weights),
+    "generalised": _generalised,
+    "symmetric": _symmetric,
+    "bootstrapping": _bootstrapping,
+    "forward": _forward_correction,
+    "posterior_qr": partial(_implicit_posterior, direction="qr"),
+    "posterior_rq": partial(_implicit_posterior, direction="rq"),
+    "cell_mean": partial(_cell_aggregation, corrected=False),
+    "cell_forward": partial(_cell_aggregation, corrected=True),
+    "super_resolution": _label_super_resolution,
+    "bag": _bag,
 }
-"""Losses by name, each built from a `LabelModel`."""
+"""Losses by name: functions of logits, `Batch` and `LabelModel`."""
 
 MIXED_LABEL_LOSSES = ("forward", "posterior_qr", "posterior_rq", "cell_forward", "super_resolution")
 """Losses that use the coarse label Savanna, as a mixture of fine classes; the others ignore it."""
@@ -395,19 +353,16 @@ MIXED_LABEL_LOSSES = ("forward", "posterior_qr", "posterior_rq", "cell_forward",
 TRANSITION_LOSSES = (*MIXED_LABEL_LOSSES, "bag")
 """Losses that use p(coarse | fine)."""
 
-
 CELL_LOSSES = ("cell_mean", "cell_forward", "super_resolution", "bag")
 """Losses that use the cells of a batch."""
 
 
 def build_loss(
-    name: str,
-    class_weights: Tensor | None = None,
-    transition: Tensor | None = None,
-    label_share: Tensor | None = None,
+    name: str, class_weights: Tensor | None = None, transition: Tensor | None = None, label_share: Tensor | None = None
 ) -> Loss:
-    """Return the loss of that name in `LOSSES`; see `LabelModel`. Raises ParameterError on an unknown name."""
+    """Return the loss of that name in `LOSSES` (*transition* None: the identity). ParameterError on another name."""
     if name not in LOSSES:
-        known = ", ".join(LOSSES)
-        raise ParameterError("loss", found=repr(name), expected=f"one of {known}", do="Choose one of these.")
-    return LOSSES[name](LabelModel(class_weights, transition, label_share))
+        known = f"one of {', '.join(LOSSES)}"
+        raise ParameterError("loss", found=repr(name), expected=known, do="Choose one of these.")
+    matrix = torch.eye(len(SCORED), dtype=torch.float64) if transition is None else transition
+    return partial(LOSSES[name], known=LabelModel(class_weights, matrix, label_share))

@@ -117,7 +117,7 @@ class _Residual(nn.Module):
         return F.relu(self.second(self.first(features)) + self.shortcut(features))
 
 
-class ASPP(nn.Module):
+class _ASPP(nn.Module):
     """
     Atrous spatial pyramid pooling: parallel convolutions with several rates, then merged.
 
@@ -154,7 +154,7 @@ class DeepLabV3Plus(nn.Module):
             _Residual(width, 2 * width, stride=2),
             _Residual(2 * width, 4 * width, stride=2),
             _Residual(4 * width, 8 * width, rate=2),  # atrous instead of a further stride
-            ASPP(8 * width, 4 * width),
+            _ASPP(8 * width, 4 * width),
         )
         self.detail = _conv_bn_relu(width, detail, 1)
         self.decode = _double(4 * width + detail, 4 * width)

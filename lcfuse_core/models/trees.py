@@ -19,28 +19,20 @@ _GROUP = 8
 """Pixels that go down a tree at once: the lanes of `_add_votes`."""
 
 
-class Trees(NamedTuple):
-    """
-    The nodes of all trees.
+class _Trees(NamedTuple):
+    """The nodes of all trees."""
 
-    nodes : int64 (n,)
-        From the highest bit: 32 bits of threshold (`_keys`), 21 of the left child, counted from the root, 11 of the
-        feature times 8. The right child follows the left one.
-    values : float64 (n, K)
-        Class proportions of each node.
-    roots : int64 (trees + 1,)
-        First node of each tree, and n.
-    """
-
+    # int64 (n,), from the highest bit: 32 bits of threshold (`_keys`), 21 of the left child, counted from the root, 11
+    # of the feature times 8. The right child follows the left one.
     nodes: NDArray[np.int64]
-    values: NDArray[np.float64]
-    roots: NDArray[np.int64]
+    values: NDArray[np.float64]  # (n, K), class proportions of each node
+    roots: NDArray[np.int64]  # (trees + 1,), first node of each tree, and n
 
 
-def pack(trees: Sequence[Any]) -> Trees:
-    """Return the `tree_` of each fitted tree of a forest as `Trees`."""
+def pack(trees: Sequence[Any]) -> _Trees:
+    """Return the `tree_` of each fitted tree of a forest as `_Trees`."""
     nodes, values = zip(*map(_packed, trees), strict=True)
-    return Trees(np.concatenate(nodes), np.concatenate(values), np.cumsum([0, *map(len, nodes)]))
+    return _Trees(np.concatenate(nodes), np.concatenate(values), np.cumsum([0, *map(len, nodes)]))
 
 
 def _packed(tree: Any) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -69,7 +61,7 @@ def _keys(values: NDArray[np.float32]) -> NDArray[np.int32]:
     return bits ^ ((bits >> 31) & np.int32(2**31 - 1))
 
 
-def votes(trees: Trees, pixels: NDArray[np.float32]) -> NDArray[np.float64]:
+def votes(trees: _Trees, pixels: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the sum of the class proportions over the trees, float64 (n, K), for pixels (n, features)."""
     (n, n_features), n_groups = pixels.shape, -(-len(pixels) // _GROUP)
     keys = np.zeros((n_features, n_groups * _GROUP), np.int32)
@@ -89,13 +81,7 @@ def _next(nodes: NDArray[np.int64], keys: NDArray[np.int32], at: int, lane: int)
 
 
 @numba.njit(nogil=True, cache=True)
-def _add_votes(
-    nodes: NDArray[np.int64],
-    values: NDArray[np.float64],
-    roots: NDArray[np.int64],
-    keys: NDArray[np.int32],
-    out: NDArray[np.float64],
-) -> None:
+def _add_votes(nodes: NDArray, values: NDArray, roots: NDArray, keys: NDArray, out: NDArray) -> None:
     # Single variables: the compiler keeps them in registers, unlike an array.
     for tree in range(len(roots) - 1):
         own, proportions = nodes[roots[tree] : roots[tree + 1]], values[roots[tree] : roots[tree + 1]]
@@ -103,18 +89,9 @@ def _add_votes(
             row = keys[group]
             a = b = c = d = e = f = g = h = 0
             while True:
-                a2, b2, c2, d2 = (
-                    _next(own, row, a, 0),
-                    _next(own, row, b, 1),
-                    _next(own, row, c, 2),
-                    _next(own, row, d, 3),
-                )
-                e2, f2, g2, h2 = (
-                    _next(own, row, e, 4),
-                    _next(own, row, f, 5),
-                    _next(own, row, g, 6),
-                    _next(own, row, h, 7),
-                )
+                a2, b2, c2 = _next(own, row, a, 0), _next(own, row, b, 1), _next(own, row, c, 2)
+                d2, e2, f2 = _next(own, row, d, 3), _next(own, row, e, 4), _next(own, row, f, 5)
+                g2, h2 = _next(own, row, g, 6), _next(own, row, h, 7)
                 if (a ^ a2) | (b ^ b2) | (c ^ c2) | (d ^ d2) | (e ^ e2) | (f ^ f2) | (g ^ g2) | (h ^ h2) == 0:
                     break  # eight leaves
                 a, b, c, d, e, f, g, h = a2, b2, c2, d2, e2, f2, g2, h2

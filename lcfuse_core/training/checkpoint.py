@@ -24,7 +24,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -45,29 +45,25 @@ _HEADER_KEY, _DIGEST_KEY = "lcfuse", "sha256"
 LAST, PREVIOUS, _DAMAGED = "last.safetensors", "previous.safetensors", "damaged.safetensors"
 """The newest checkpoint of a run, the one before it, and one that was found damaged."""
 
-_METRICS = "metrics.jsonl"
-"""The history of a run, one JSON object per line."""
-
 _FORMAT, _VERSION = "lcfuse checkpoint", 1
 _STATE = "state:"  # prefix of the tensors that only an unfinished training needs
 _OPTIMISER, _SCALER = f"{_STATE}optimiser.", f"{_STATE}scaler."
 _CROPS, _TORCH = f"{_STATE}crops", f"{_STATE}torch"
 
-_Row = dict[str, float | None]
-"""
-One line of a history: step, loss (mean since the last line), learning_rate, seconds since the start, aa (agreement with
-the validation labels, 0-1, or None), aa_NAME for several validation sources, crops_per_s and memory_mb.
-"""
-
 
 @dataclass(frozen=True)
 class Run:
-    """A trained network, with all that is needed to use it; `history` has one row per report."""
+    """
+    A trained network, with all that is needed to use it.
+
+    `history` has a row per report: step, loss (mean since the last row), learning_rate, seconds since the start, aa
+    (agreement with the validation labels, 0-1, or None; aa_NAME for several sources), crops_per_s and memory_mb.
+    """
 
     network: nn.Module
     plan: TrainPlan
     statistics: Statistics
-    history: list[_Row] = field(default_factory=list)
+    history: list[dict[str, float | None]] = field(default_factory=list)
 
 
 @dataclass
@@ -122,19 +118,16 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Run:
     """
     Read a network for the processor, in evaluation mode; no code from the file is run.
 
-    Raises
-    ------
-    MissingDataError, CheckpointError
-        If there is no such file; if it is not a checkpoint of this package, is damaged or does not fit its plan.
+    Raises MissingDataError if there is no such file, CheckpointError if it is not a checkpoint of this package, is
+    damaged or does not fit its plan.
     """
     return read_checkpoint(path)[0]
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> tuple[Run, dict[str, Any] | None, dict[str, Tensor]]:
     """Read a network, the progress of its training and the tensors to continue it; raises as `load_checkpoint`."""
-    header, everything = _read(Path(path))
-    state = {name: tensor for name, tensor in everything.items() if name.startswith(_STATE)}
-    tensors = {name: tensor for name, tensor in everything.items() if name not in state}
+    header, tensors = _read(Path(path))
+    state = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_STATE)}
     try:
         plan, history = TrainPlan.from_header(header["plan"]), list(header["history"])
         # Earlier checkpoints do not name the channels: they have all of them.
@@ -196,9 +189,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise _missing(path) from None
         found = f"an unreadable or cut file ({error})"
         with path.open("rb") as start:
-            is_pickle = start.read(2).startswith((b"PK", b"\x80"))
-        if is_pickle:
-            found = "a pickle or zip (as torch.save writes; it could run code, so it was not opened)"
+            if start.read(2).startswith((b"PK", b"\x80")):
+                found = "a pickle or zip (as torch.save writes; it could run code, so it was not opened)"
         raise _refusal(path, found) from None
     if digest != _digest(text, tensors):
         raise _refusal(path, "a digest that does not fit the content: the file is damaged")
@@ -218,7 +210,7 @@ def _refusal(path: str | os.PathLike[str], found: str, expected: str = "a whole 
     return CheckpointError(path, found=found, expected=expected, do="Fetch it again, or train anew.")
 
 
-class Checkpointer:
+class Checkpointer(ExitStack):
     """
     Reads and writes the checkpoints of one run in a folder, as a context manager; without a folder it does nothing.
 
@@ -236,26 +228,23 @@ class Checkpointer:
         interval_s: float,
         writes: bool = True,
     ) -> None:
+        super().__init__()
         self.folder = None if folder is None else Path(folder)
         self.plan, self.identity, self.interval_s = plan, dict(identity), interval_s
         self.writes = writes and folder is not None
         self.stop_signal = ""
         self.saved_step: int | None = None
         self._saved_at = time.monotonic()
-        self._undo = ExitStack()
 
-    def __enter__(self) -> Checkpointer:
+    def __enter__(self) -> Self:
         if self.folder is not None and self.writes:
-            self._undo.enter_context(_runtime.lock(self.folder / "lock"))
+            self.enter_context(_runtime.lock(self.folder / "lock"))
             for draft in self.folder.glob(f"*{LAST}.new*"):  # of a run that was killed while it wrote
                 draft.unlink()
         if self.folder is not None and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._undo.callback(signal.signal, number, signal.signal(number, self._note_signal))
+                self.callback(signal.signal, number, signal.signal(number, self._note_signal))
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self._undo.close()
 
     def _note_signal(self, number: int, frame: FrameType | None) -> None:
         if self.stop_signal:
@@ -313,8 +302,7 @@ class Checkpointer:
 
         Raises DiskError if the disk is full or protected, and then leaves whole what is there.
         """
-        if self.folder is None or not self.writes:
-            return
+        assert self.folder is not None
         content = _content(run, state, self.identity)
         last, previous, draft = (self.folder / name for name in (LAST, PREVIOUS, f"{LAST}.new"))
         try:
@@ -322,7 +310,7 @@ class Checkpointer:
             if last.exists():
                 os.replace(last, previous)
             os.replace(draft, last)
-            _runtime.write_atomic(self.folder / _METRICS, "".join(f"{json.dumps(row)}\n" for row in run.history))
+            _runtime.write_atomic(self.folder / "metrics.jsonl", "".join(f"{json.dumps(row)}\n" for row in run.history))
         except OSError as error:
             raise disk_error(last, error, len(content)) from None
         self.saved_step, self._saved_at = state.step, time.monotonic()

@@ -67,10 +67,12 @@ def train(
         All hyperparameters.
     run_dir : path, optional
         Folder for checkpoints, metrics and TensorBoard files; an unfinished run of the same plan and data is continued.
+        ParameterError if it holds another run, DiskError if it cannot be written; the last checkpoint stays whole.
     validation : PatchSource or mapping, optional
         Evaluated at each report, without effect on the training; of several, the first is `aa`, each has `aa_NAME`.
     start : Run, optional
-        Fine-tune a copy of this network, with its channel statistics, instead of fresh weights.
+        Fine-tune a copy of this network, with its channel statistics, instead of fresh weights; DataError if the images
+        lack channels of it, or have another processing level.
     progress : bool
         Whether to show a bar, and an estimate of the minutes of a long training.
     interval_s : float
@@ -80,10 +82,6 @@ def train(
     ------
     TrainingError
         If the loss or the gradient is NaN or infinite, or a signal (SIGTERM, Ctrl-C) stops a run with a folder.
-    ParameterError, DiskError
-        If the folder holds another run or cannot be written; the last checkpoint stays whole.
-    DataError
-        If the images lack channels of *start*, or have another processing level.
     """
     with (
         distributed.joined(plan.device) as processes,
@@ -94,7 +92,7 @@ def train(
         run.network.to(processes.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if monitor.is_finished:
             return run
-        compute_loss = loss_of(source, plan)
+        compute_loss = _loss_of(source, plan)
         parameters = list(run.network.parameters())
         optimiser = torch.optim.AdamW(parameters, weight_decay=plan.weight_decay, fused=processes.on_gpu or None)
         scaler = loss_scaler(plan.precision, processes.device)  # only for float16; otherwise it changes nothing
@@ -134,7 +132,7 @@ def learning_rate(step: int, plan: TrainPlan) -> float:
     return plan.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def loss_of(source: PatchSource, plan: TrainPlan) -> Loss:
+def _loss_of(source: PatchSource, plan: TrainPlan) -> Loss:
     """
     Return the plan's loss, with the class weights and label shares of *source* and the transition matrix.
 
@@ -152,7 +150,7 @@ def loss_of(source: PatchSource, plan: TrainPlan) -> Loss:
     return build_loss(plan.loss, weights, torch.from_numpy(matrix), counts)
 
 
-def _fresh_run(source: PatchSource, plan: TrainPlan, start: Run | None = None) -> Run:
+def _fresh_run(source: PatchSource, plan: TrainPlan, start: Run | None) -> Run:
     """Return a network before its first step: fresh weights from the plan's seed, or a copy of the one of *start*."""
     statistics = source.statistics()
     if start is not None:

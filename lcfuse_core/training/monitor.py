@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ _WARM_UP, _TIMED = 3, 10
 _SMALLEST_SCALE = 2.0**-10  # of the loss in float16: below it the gradient overflows for another reason
 
 
-class Monitor:
+class Monitor(ExitStack):
     """
     The callbacks of one run, as a context manager; the parameters are those of `loop.train`.
 
@@ -60,6 +60,7 @@ class Monitor:
         progress: bool,
         interval_s: float,
     ) -> None:
+        super().__init__()
         identity = {}
         if run_dir is not None:
             weights = "" if start is None else network_digest(start.network)
@@ -71,17 +72,10 @@ class Monitor:
         self.state = TrainState()
         self._unread: list[Tensor] = []  # losses and gradient norms
         self._times: list[float] = []  # at the begin and the end of the measured steps
-        self._closing = ExitStack()
-
-    def __enter__(self) -> Monitor:
-        self._closing.enter_context(self.checkpointer)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._closing.close()
 
     def resume(self) -> Run | None:
-        """Return the network of an earlier start in this folder; the first process looks before the others."""
+        """Lock the folder, and return the network of an earlier start in it; the first process looks before others."""
+        self.enter_context(self.checkpointer)
         found = self.checkpointer.find() if self.processes.is_first else None
         self.processes.wait()
         found = found if self.processes.is_first else self.checkpointer.find()
@@ -99,9 +93,14 @@ class Monitor:
         """Restore the optimiser; return the next step and the state of the generator of crops (None: fresh)."""
         self.run, self.optimiser, self.scaler = run, optimiser, scaler
         self._crops = restore(self.state.tensors, optimiser, scaler) if self.state.tensors else None
-        self._events = _summary_writer(self.checkpointer, self.state.step)
-        if self._events is not None:
-            self._closing.callback(self._events.close)
+        self._events: Any = None
+        if self.checkpointer.writes:
+            with suppress(ImportError):
+                from torch.utils.tensorboard import SummaryWriter
+
+                # Its file hides what an earlier start wrote for this step and later.
+                self._events = SummaryWriter(str(self.checkpointer.folder), purge_step=self.state.step)
+                self.callback(self._events.close)
         self._began = time.perf_counter() - self.state.seconds
         self._reported = self.state.step, time.perf_counter()
         return self.state.step, self._crops
@@ -111,7 +110,7 @@ class Monitor:
         shown: dict[str, Any] = {"unit": "crop", "unit_scale": self.plan.batch, "disable": not self.progress}
         first = self.state.step
         # Kept open until the training ends, also by an error: only then may the files that are read be closed.
-        self._closing.enter_context(closing(batches))
+        self.enter_context(closing(batches))
         with tqdm(batches, total=self.plan.steps, initial=first, **shown) as self._bar:
             for step, (images, batch, crops) in enumerate(self._bar, first):
                 self._crops = crops
@@ -157,8 +156,7 @@ class Monitor:
             if is_report:
                 self._add_row()
             if self.checkpointer.writes and self._crops is not None:
-                captured = {} if self.is_finished else capture(self.optimiser, self.scaler, self._crops)
-                self.state.tensors = captured
+                self.state.tensors = {} if self.is_finished else capture(self.optimiser, self.scaler, self._crops)
                 self.checkpointer.save(self.run, self.state)
         if is_stopped and not self.is_finished:
             raise self.checkpointer.stopped()
@@ -193,8 +191,7 @@ def _spread(source: PatchSource) -> PatchSource:
     """Return at most `_MOST_VALIDATION` patches of a source, evenly spread over it."""
     if len(source) <= _MOST_VALIDATION:
         return source
-    numbers: list[int] = np.linspace(0, len(source) - 1, _MOST_VALIDATION).astype(int).tolist()
-    return source.part(numbers)
+    return source.part(np.linspace(0, len(source) - 1, _MOST_VALIDATION).astype(int).tolist())
 
 
 def _memory() -> dict[str, float]:
@@ -203,14 +200,3 @@ def _memory() -> dict[str, float]:
     if torch.cuda.is_available():
         used["gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
     return used
-
-
-def _summary_writer(checkpointer: Checkpointer, step: int) -> Any:
-    """Return a writer for TensorBoard whose file hides what an earlier start wrote for *step* and later, or None."""
-    if not checkpointer.writes:
-        return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(checkpointer.folder), purge_step=step)

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Validat
 from pydantic.dataclasses import dataclass
 from torch import nn
 
-from lcfuse_core.data.bands import CHANNELS, N_S1, N_S2, sensor_channels
+from lcfuse_core.data.bands import CHANNELS, sensor_channels
 from lcfuse_core.data.legends import N_COARSE, SCORED
 from lcfuse_core.data.source import LABEL_KINDS
 from lcfuse_core.errors import parameter_errors
@@ -54,12 +54,9 @@ def _check_fusion(value: str, info: ValidationInfo) -> str:
 
 def _check_transition(rows: _Rows | None) -> _Rows | None:
     """Check that the rows are distributions over the coarse labels, one for each class."""
-    if rows is None:
-        return None
-    if any(len(row) != N_COARSE or min(row) < 0 or not np.isclose(sum(row), 1, atol=1e-6) for row in rows):
-        raise ValueError(f"rows of {N_COARSE} proportions that sum to 1")
-    if len(rows) != len(SCORED):
-        raise ValueError(f"{len(SCORED)} rows")
+    bad = (len(row) != N_COARSE or min(row) < 0 or not np.isclose(sum(row), 1, atol=1e-6) for row in rows or ())
+    if rows is not None and (len(rows) != len(SCORED) or any(bad)):
+        raise ValueError(f"{len(SCORED)} rows of {N_COARSE} proportions that sum to 1")
     return rows
 
 
@@ -105,11 +102,6 @@ class TrainPlan:
     def from_header(cls, values: Mapping[str, Any]) -> TrainPlan:
         """Return the plan in the header of a checkpoint; fields of earlier versions must have their default values."""
         return cls(**{name: value for name, value in values.items() if (name, value) not in _RETIRED.items()})
-
-    @property
-    def in_channels(self) -> int:
-        """Return the number of channels of the chosen sensors, if all of them were measured."""
-        return N_S2 * ("s2" in self.inputs) + N_S1 * ("s1" in self.inputs)
 
     def build(self, channels: Collection[str] = CHANNELS) -> nn.Module:
         """Return the network of this plan for these *channels*, with fresh weights from torch's global generator."""

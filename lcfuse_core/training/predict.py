@@ -145,8 +145,7 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
     other processors take float32.
     """
     if name != "auto":
-        dtype: torch.dtype = getattr(torch, name)
-        return dtype
+        return getattr(torch, name)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     # Older versions of torch do not report it: then float32.

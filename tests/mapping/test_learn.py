@@ -127,7 +127,7 @@ def test_with_few_cells_a_third_member_is_weighted_by_held_out_cells(labelled, t
     network, forest, third = (one.weight for one in members)
     assert network == forest == pytest.approx((1 - third) / 2)
     assert third == pytest.approx(record["third_weight"], abs=1e-4)
-    assert third > few_cells.LEAST_WEIGHT
+    assert third > few_cells._LEAST_WEIGHT
     assert f"a third member, the interpolated label, with a weight of {third:.2f}" in reports[0]
     given = [member(tmp_path / f"{seed}.safetensors", seed=seed) for seed in (1, 2)]
     members, record = learn.train_on_scene(opened, coarse, given, tmp_path / "adapted", steps=2)

@@ -3,6 +3,7 @@
 import pytest
 from miniatures import write_patch
 
+from lcfuse_core.data import patches
 from lcfuse_core.methods.experiment import Experiment
 
 
@@ -21,9 +22,16 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tiny(folder):
     """An experiment on these data, with plans of two steps."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("LCFUSE_DATA", str(folder / "data"))
-    patch.delenv("LCFUSE_LEDGER", raising=False)
+    patched = pytest.MonkeyPatch()
+    patched.setenv("LCFUSE_DATA", str(folder / "data"))
+    patched.delenv("LCFUSE_LEDGER", raising=False)
     roots = {"train_root": str(folder / "sen12ms"), "data_root": str(folder / "dfc2020")}
     yield Experiment.from_profile("compare", **roots, steps=2, crop=32, batch=2)
-    patch.undo()
+    patched.undo()
+
+
+@pytest.fixture(scope="module")
+def patch(tiny):
+    """The first patch to evaluate, without its reference."""
+    [first, _] = patches.iter_patches(tiny.rows, patches.Report(), ("s1", "s2", "lc"))
+    return first

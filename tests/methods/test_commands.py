@@ -54,13 +54,13 @@ def test_methods_share_one_pass_over_the_patches(tiny, tmp_path, monkeypatch, ca
         raise DataError("labels", found="none", expected="some", do="Label.")
 
     names = ["MODIS label", "Random forest, weighted, target regions", "Fusion, target regions"]
-    methods = commands.chosen(names) | {"broken": Method(fail)}
-    assert commands.score(tiny, methods, tmp_path / "lines.jsonl")
+    methods = commands._chosen(names) | {"broken": Method(fail)}
+    assert commands._score(tiny, methods, tmp_path / "lines.jsonl")
     assert tables == [set(names)]
     assert "error: broken: labels: found none" in capsys.readouterr().err
     lines = ledger.read(tmp_path / "lines.jsonl").set_index("parameters.method")
     assert lines["regime"].to_dict() == dict(zip(names, ["inductive", "transductive", "transductive"], strict=True))
-    assert not commands.score(tiny, commands.chosen(names[:1]), tmp_path / "lines.jsonl")
+    assert not commands._score(tiny, commands._chosen(names[:1]), tmp_path / "lines.jsonl")
 
 
 def evaluate(folder, out, *arguments):
@@ -139,7 +139,7 @@ def test_worlds_and_seeds_are_crossed(tmp_path, monkeypatch):
     assert shell.main(["compare", *out, "--seeds", "2", "1"]) == 0
     assert sorted(seen, key=str) == [(None, 1), (None, 2)]
     experiments = []
-    monkeypatch.setattr(commands, "score", lambda experiment, *more: bool(experiments.append(experiment.seeds)))
+    monkeypatch.setattr(commands, "_score", lambda experiment, *more: bool(experiments.append(experiment.seeds)))
     assert shell.main(["compare", *out, "--worlds", "4", "--seeds", "2"]) == 0
     assert experiments == [{"world": 4, "training": 2}]
     assert shell.main(["compare", *out, "--worlds", "4", "--data-root", str(tmp_path)]) == 2
@@ -159,9 +159,9 @@ def test_several_seeds_run_in_processes_of_their_own(folder, tmp_path, monkeypat
 
 
 def test_methods_are_chosen_by_name_or_beginning(capsys):
-    assert commands.chosen(None) == METHODS
-    assert list(commands.chosen(["MODIS*"])) == [name for name in METHODS if name.startswith("MODIS")]
-    assert commands.chosen(["*supervised*"]) == BOUNDS
+    assert commands._chosen(None) == METHODS
+    assert list(commands._chosen(["MODIS*"])) == [name for name in METHODS if name.startswith("MODIS")]
+    assert commands._chosen(["*supervised*"]) == BOUNDS
     assert shell.main(["compare", "--list"]) == 0
     assert capsys.readouterr().out.splitlines() == [*METHODS, *BOUNDS]
 
@@ -186,7 +186,7 @@ def test_the_paths_of_a_profile_are_those_of_the_current_folder(tmp_path, monkey
     """Also for workers of a cluster, which run elsewhere; what is given wins, also if it is empty."""
     seen = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(commands, "score", lambda experiment, *more: bool(seen.append(experiment.parameters)))
+    monkeypatch.setattr(commands, "_score", lambda experiment, *more: bool(seen.append(experiment.parameters)))
     arguments = ["compare", "--profile", "colab", "--seeds", "0", "--out", "x", "--steps", "400"]
     for more in ([], ["--data-root", ""]):
         assert shell.main(arguments + more) == 0

@@ -5,10 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lcfuse_core.data import patches
 from lcfuse_core.methods import baselines, ensemble
 from lcfuse_core.methods.adapt import pseudo_labelled
-from lcfuse_core.methods.ensemble import _BRIEF_FCN, _SOURCE_FCN, FUSED, INTERPOLATED, MEMBERS, _weights_of, fusion_of
+from lcfuse_core.methods.ensemble import _BRIEF_FCN, _INTERPOLATED, _MEMBERS, _SOURCE_FCN, FUSED, _weights_of, fusion_of
 from lcfuse_core.methods.few_cells import FEW_CELLS, steps_for, third_weight
 from lcfuse_core.methods.fusion import FusionPlan, combine
 
@@ -19,24 +18,18 @@ def with_cells(tiny, monkeypatch):
 
     def experiment(cells, *, transferable=True, preference=None):
         monkeypatch.setattr(ensemble, "_is_transferable", lambda _: transferable)
-        third = _SOURCE_FCN if transferable else INTERPOLATED
+        third = _SOURCE_FCN if transferable else _INTERPOLATED
         known = {} if preference is None else {("preference", third): preference}
         return replace(tiny, memory={"cells per region": cells, **known})
 
     return experiment
 
 
-@pytest.fixture(scope="module")
-def patch(tiny):
-    [first, _] = patches.iter_patches(tiny.rows, patches.Report(), ("s1", "s2", "lc"))
-    return first
-
-
 def test_with_enough_cells_the_fusion_is_the_mean_of_its_two_members(with_cells, patch):
     experiment = with_cells(FEW_CELLS)
     assert _weights_of(experiment) == {"FCN": 0.5, "Random forest": 0.5}
     fused, _ = fusion_of(experiment)
-    parts = [MEMBERS[name](experiment)[0](patch) for name in FUSED]
+    parts = [_MEMBERS[name](experiment)[0](patch) for name in FUSED]
     np.testing.assert_array_equal(fused.predict(patch), combine(parts, [1, 1]))
 
 
@@ -46,7 +39,7 @@ def test_with_few_cells_a_network_of_the_source_regions_is_added(with_cells, pat
     expected = {_BRIEF_FCN: (1 - third) / 2, "Random forest": (1 - third) / 2, _SOURCE_FCN: third}
     assert _weights_of(experiment) == pytest.approx(expected)
     fused, spent = fusion_of(experiment)
-    parts = [MEMBERS[name](experiment)[0](patch) for name in expected]
+    parts = [_MEMBERS[name](experiment)[0](patch) for name in expected]
     np.testing.assert_allclose(fused.predict(patch), combine(parts, list(expected.values())), rtol=1e-6)
     assert spent > 0
     two, _ = fusion_of(experiment, for_few_cells=False)
@@ -69,7 +62,7 @@ def test_fine_tuning_for_few_cells_is_shorter(with_cells, monkeypatch, transfera
     monkeypatch.setattr(type(experiment), "network", lambda self, kind="fcn", **changes: changes)
     monkeypatch.setattr(type(experiment), "adapted_network", lambda self, run, **how: (seen.append((run, how)), 0.0))
     monkeypatch.setattr(ensemble, "seconds", lambda run: 0.0)
-    MEMBERS[_BRIEF_FCN](experiment)
+    _MEMBERS[_BRIEF_FCN](experiment)
     full = ensemble.adaptation_plan(experiment.plan("fcn", 0.5)).steps
     assert seen == [(start, {"steps": steps_for(FEW_CELLS / 2, full)})]
 
@@ -77,21 +70,21 @@ def test_fine_tuning_for_few_cells_is_shorter(with_cells, monkeypatch, transfera
 def test_synthetic_networks_are_not_used_on_other_data(tiny, tmp_path):
     """Nor networks of real data on the sample: the interpolated label takes their place."""
     assert ensemble._is_transferable(tiny)
-    mixed = replace(tiny, memory={"cells per region": 30.0, ("preference", INTERPOLATED): 0.5})
+    mixed = replace(tiny, memory={"cells per region": 30.0, ("preference", _INTERPOLATED): 0.5})
     mixed.parameters = tiny.parameters | {"train_root": str(tmp_path / "world" / "sen12ms")}
     (tmp_path / "world" / "sen12ms").mkdir(parents=True)
     (tmp_path / "world" / "world.json").write_text("{}")
     assert not ensemble._is_transferable(mixed)
-    assert list(_weights_of(mixed)) == [_BRIEF_FCN, "Random forest", INTERPOLATED]
+    assert list(_weights_of(mixed)) == [_BRIEF_FCN, "Random forest", _INTERPOLATED]
 
 
 def test_the_interpolated_label_is_a_member_of_every_kind_of_fusion(with_cells, patch):
     """Of weighted ones, of pseudo-labels, and of test-time augmentation, which turns it with the images."""
     experiment = with_cells(30.0, transferable=False)
-    np.testing.assert_array_equal(MEMBERS[INTERPOLATED](experiment)[0](patch), baselines.soft_label(patch))
+    np.testing.assert_array_equal(_MEMBERS[_INTERPOLATED](experiment)[0](patch), baselines.soft_label(patch))
     for plan in (FusionPlan(), FusionPlan(calibrated=True, weighted=True), FusionPlan(symmetries=4)):
         fused, _ = fusion_of(experiment, plan)
-        assert list(fused.members) == [_BRIEF_FCN, "Random forest", INTERPOLATED]
+        assert list(fused.members) == [_BRIEF_FCN, "Random forest", _INTERPOLATED]
         np.testing.assert_allclose(fused.predict(patch).sum(axis=0), 1, atol=1e-5)
     labelled = pseudo_labelled(fusion_of(experiment)[0].predict, experiment.target_source)
     assert len(labelled.labels) == len(experiment.rows)

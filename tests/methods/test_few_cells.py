@@ -7,29 +7,22 @@ import pytest
 import torch
 from miniatures import lc_array
 
-from lcfuse_core.data import patches
 from lcfuse_core.data.sample.world import TEST_REGIONS, WorldPlan
 from lcfuse_core.data.source import PatchStack
 from lcfuse_core.methods import baselines, few_cells
 from lcfuse_core.methods.adapt import images_of
-from lcfuse_core.methods.few_cells import FEW_CELLS, LEAST_WEIGHT, steps_for, third_weight
+from lcfuse_core.methods.few_cells import _LEAST_WEIGHT, FEW_CELLS, steps_for, third_weight
 from lcfuse_core.models import transition
 from lcfuse_core.scoring.scores import CELL_PX
 
 MATRIX = transition.from_accuracy(np.ones(9))
 
 
-@pytest.fixture(scope="module")
-def patch(tiny):
-    [first, _] = patches.iter_patches(tiny.rows, patches.Report(), ("s1", "s2", "lc"))
-    return first
-
-
 @pytest.mark.parametrize("preference", [0.0, 0.3, 1.0])
 def test_the_third_weight_falls_continuously_to_exactly_zero(preference):
     cells = np.linspace(0, 2 * FEW_CELLS, 4001)
     weights = np.array([third_weight(n, preference) for n in cells])
-    assert weights[0] == LEAST_WEIGHT + (1 - LEAST_WEIGHT) * preference
+    assert weights[0] == _LEAST_WEIGHT + (1 - _LEAST_WEIGHT) * preference
     assert np.all(np.diff(weights) <= 0)
     assert np.abs(np.diff(weights)).max() < 2.01 * (cells[1] - cells[0]) / FEW_CELLS
     assert np.all((weights == 0) == (cells >= FEW_CELLS))
@@ -104,7 +97,7 @@ def test_the_held_out_label_is_that_of_the_other_cells(coloured):
     [(patch, window)] = images_of(source)
     predicted, labels = few_cells.held_out_label(source, seed=0)(patch), window.labels.numpy().copy()
     np.testing.assert_allclose(predicted.sum(axis=0), 1, atol=1e-5)
-    fold = few_cells._folds(source, 0)[0]
+    fold = few_cells._folds(source, 0)["one"]
     expected = baselines.interpolated(np.where(fold == fold[0, 0], 255, labels).astype(np.uint8))
     np.testing.assert_allclose(predicted[:, 0, 0], expected[:, 0, 0])
 

@@ -1,14 +1,13 @@
 """The registry: every method learns without the reference, and each row has its regime."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from miniatures import dfc_array, lc_array
 
 from lcfuse_core.methods import ensemble, experiment, registry
 from lcfuse_core.methods.experiment import Experiment
-from lcfuse_core.methods.registry import BOUNDS, METHODS, counted, estimated, name_of
+from lcfuse_core.methods.registry import BOUNDS, METHODS, _counted, _estimated, name_of
 from lcfuse_core.models.losses import LOSSES, MIXED_LABEL_LOSSES
 from lcfuse_core.models.networks import NETWORKS
 from lcfuse_core.scoring import protocol
@@ -44,7 +43,7 @@ def plans(tiny, monkeypatch):
         return "name"
 
     monkeypatch.setattr(Experiment, "checkpoint_name", note)
-    monkeypatch.setattr(Experiment, "file_of", lambda experiment, plan: Path(__file__))
+    monkeypatch.setattr(registry, "_of_run", lambda experiment, run: None)
     for module in (experiment, registry):
         monkeypatch.setattr(module, "kept", lambda name, train: run)
     return seen
@@ -102,18 +101,18 @@ def test_a_member_is_computed_once_per_patch_for_all_fusions(tiny, monkeypatch):
         predict, spent = ensemble._target_forest(experiment)
         return lambda patch: calls.append(patch.name) or predict(patch), spent
 
-    monkeypatch.setitem(ensemble.MEMBERS, "Random forest", counting)
+    monkeypatch.setitem(ensemble._MEMBERS, "Random forest", counting)
     names = [f"{name}, target regions" for name in ("Random forest, weighted", "Fusion", "Fusion by product")]
     methods = {name: METHODS[name].learn(replace(tiny, memory=tiny.memory)).classify for name in names}
     protocol.evaluate_methods(methods, tiny.rows)
-    assert sorted(calls) == sorted(tiny.region_of)
+    assert sorted(calls) == sorted(tiny.target_source.names)
 
 
 def test_matrices_are_of_their_sources(tiny):
     """The counted matrix is that of the validation patch; the others need no reference."""
     fine, coarse = dfc_array()[0], lc_array()[0]
-    matrix = counted(tiny)
-    assert matrix.shape == estimated(tiny).shape == tiny.matrix.shape == (8, 9)
+    matrix = _counted(tiny)
+    assert matrix.shape == _estimated(tiny).shape == tiny.matrix.shape == (8, 9)
     water_called_crops = ((fine == 10) & (coarse == 12) | (fine == 10) & (coarse == 14)).sum()
     known = ((fine == 10) & (coarse != 15)).sum()
     assert matrix[7, 4] == pytest.approx(water_called_crops / (known + 1))

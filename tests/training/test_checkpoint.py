@@ -243,12 +243,7 @@ def interrupt(stack, plan, folder, step, **more):
 
 
 @pytest.mark.parametrize(
-    ("step", "changes"),
-    [
-        (10, {"batch": 8}),
-        (3, {"precision": "float16"}),
-        (9, {"network": "unet"}),
-    ],
+    ("step", "changes"), [(10, {"batch": 8}), (3, {"precision": "float16"}), (9, {"network": "unet"})]
 )
 def test_an_interrupted_run_ends_where_the_whole_one_does(stack, tmp_path, step, changes):
     """Bit for bit: weights, batch statistics, losses and agreement; in the middle of a report, and at its end."""

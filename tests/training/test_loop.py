@@ -23,15 +23,7 @@ from lcfuse_core.models.networks import NETWORKS
 from lcfuse_core.training import loop
 from lcfuse_core.training.checkpoint import load_checkpoint
 from lcfuse_core.training.distributed import Distributed
-from lcfuse_core.training.loop import (
-    classify,
-    evaluate,
-    feed,
-    learning_rate,
-    predict,
-    prefetch,
-    train,
-)
+from lcfuse_core.training.loop import classify, evaluate, feed, learning_rate, predict, prefetch, train
 from lcfuse_core.training.plan import TrainPlan
 
 SHORT = TrainPlan(width=4, crop=32, batch=4, steps=5, device="cpu")
@@ -145,11 +137,7 @@ def test_nan_in_an_image_stops_training_at_once(tmp_path):
     assert not (tmp_path / "last.safetensors").exists()
 
 
-@given(
-    steps=st.integers(1, 2000),
-    warm_up=st.floats(0, 1),
-    highest=st.floats(1e-6, 1),
-)
+@given(steps=st.integers(1, 2000), warm_up=st.floats(0, 1), highest=st.floats(1e-6, 1))
 def test_learning_rate_rises_and_falls(steps, warm_up, highest):
     """Always positive and never above the highest; no step of the fall goes up, none of the rise down."""
     plan = TrainPlan(steps=steps, warm_up=warm_up, learning_rate=highest)
@@ -201,14 +189,16 @@ def test_every_loss_trains(loss):
 def test_a_plan_without_a_matrix_takes_the_stated_accuracy(stack):
     """And one with a matrix takes that; without Savanna, the part of it that has none."""
     plan = replace(TINY, loss="forward")
-    stated = loop.loss_of(stack, plan).keywords["transition"]
+    stated = loop._loss_of(stack, plan).keywords["known"].matrix
     assert stated.shape == (8, 8)
     np.testing.assert_allclose(stated.sum(axis=1), 1)
     own = (np.eye(8, 9) + 0.1) / 1.9
     given_one = replace(plan, transition=tuple(map(tuple, own.tolist())))
-    np.testing.assert_allclose(loop.loss_of(stack, given_one).keywords["transition"], transition.without_savanna(own))
+    np.testing.assert_allclose(
+        loop._loss_of(stack, given_one).keywords["known"].matrix, transition.without_savanna(own)
+    )
     kept = replace(given_one, labels="modis+savanna")
-    np.testing.assert_allclose(loop.loss_of(stack, kept).keywords["transition"], own)
+    np.testing.assert_allclose(loop._loss_of(stack, kept).keywords["known"].matrix, own)
 
 
 def test_a_run_can_be_fine_tuned(stack):
