@@ -122,9 +122,8 @@ def recorded_trainings() -> pd.DataFrame:
     further, lines = ledger.read(SHIPPED / "trainings.jsonl"), recorded_methods()
     own = lines[lines["parameters.method"].isin(further["parameters.method"].unique())]
     both = pd.concat([own, further], ignore_index=True).drop_duplicates(_RUN, keep="first")
-    number = both.groupby(["parameters.method", "seeds.world"]).cumcount()
-    least = both.groupby(["parameters.method", "seeds.world"]).size().min()
-    return both[number < least].reset_index(drop=True)
+    groups = both.groupby(_RUN[:2])
+    return both[groups.cumcount() < groups.size().min()].reset_index(drop=True)
 
 
 def line(lines: pd.DataFrame, method: str, seed: int) -> pd.Series:
@@ -251,17 +250,8 @@ def series(table: pd.DataFrame, factor: str) -> list[pd.DataFrame]:
     """
     Return the parts of a table of `sensitivity` in which only *factor* differs, sorted by it.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Of `sensitivity`.
-    factor : str
-        "domain shift", "label noise", "recalibrated", "area factor" (with which the purity differs) or "cells".
-
-    Returns
-    -------
-    list of DataFrame
-        One per world, steps and score, each with two values of the factor or more.
+    *factor* is "domain shift", "label noise", "recalibrated", "area factor" (with which the purity differs) or "cells".
+    There is one part per world, steps and score, each with two values of the factor or more.
     """
     same = [name for name in ("seed", "steps", "score", *_FACTORS) if name != factor]
     parts = [own.sort_values(factor) for _, own in table.groupby(same)]
@@ -344,9 +334,8 @@ def drift(new: Path, committed: Path = SHIPPED / "seeds.jsonl") -> pd.DataFrame:
             now = lines[lines["parameters.method"] == method].tail(1)
             then = before.merge(now[training], on=training).tail(1) if len(now) else now
             for score, points in tolerance["within"].items():
-                values = [_percent(line, f"scores.{score}") for line in (then, now)]
-                ok = bool(abs(values[1] - values[0]) <= points + 1e-9)  # NaN is not
-                rows.append((method, score, *values, values[1] - values[0], points, ok))
+                old, new = (_percent(line, f"scores.{score}") for line in (then, now))
+                rows.append((method, score, old, new, new - old, points, abs(new - old) <= points + 1e-9))  # NaN is not
     return pd.DataFrame(rows, columns=["method", "score", "committed", "new", "difference", "tolerance", "ok"])
 
 

@@ -89,17 +89,15 @@ class Result:
 
     def for_ledger(self) -> dict[str, Any]:
         """Return what a ledger line keeps: scores, those of regions and of parts, and counts, which intervals need."""
-        parts = {name: part for name, part in self.parts.items() if part.counts.any()}
-        return {
-            **asdict(self.scores),
+        kept = asdict(self.scores) | {
             "regions": {name: asdict(own) for name, own in self.regions.items()},
             "counts": self.by_region,
             "n_patches": self.n_patches,
-            **{
-                name: {"aa": part.scores.aa, "oa": part.scores.oa, "counts": part.by_region}
-                for name, part in parts.items()
-            },
         }
+        for name, part in self.parts.items():
+            if part.counts.any():
+                kept[name] = {"aa": part.scores.aa, "oa": part.scores.oa, "counts": part.by_region}
+        return kept
 
 
 def result_table(results: Mapping[str, Result]) -> pd.DataFrame:

@@ -144,7 +144,6 @@ def compute_score(counts: NDArray[np.number], name: str) -> NDArray[np.float64]:
     -------
     ndarray of float64, shape (...)
         NaN where the score is undefined, as that of a matrix without a pixel to evaluate.
-
     """
     if name == "oa":
         return _ratio(counts[..., _CODES, _CODES].sum(-1), counts[..., _CODES, :].sum((-2, -1)))
@@ -200,10 +199,7 @@ def summarise(counts: NDArray[np.integer]) -> Scores:
         return dict(zip(_NAMES, values.tolist(), strict=True))
 
     return Scores(
-        aa=float(compute_score(table, "aa")),
-        oa=float(compute_score(table, "oa")),
-        miou_8=float(compute_score(table, "miou_8")),
-        miou_9=float(compute_score(table, "miou_9")),
+        **{name: float(compute_score(table, name)) for name in ("aa", "oa", "miou_8", "miou_9")},
         kappa=float((agreement - chance) / (1 - chance)) if chance < 1 else 0.0,
         quantity=float(np.abs(scored.sum(1) - scored.sum(0)).sum() / 2 / n_pixels),
         n_pixels=int(n_pixels),
@@ -239,17 +235,8 @@ def near_borders(reference: NDArray[np.integer]) -> NDArray[np.bool_]:
     """
     Return where another known class lies within `_BORDER_PX`: the *trimap* of Kohli et al. (2009), IJCV 82.
 
-    Maps from coarse labels are wrong first near borders.
-
-    Parameters
-    ----------
-    reference : ndarray of int, shape (H, W)
-        DFC2020 codes. A pixel that is 0 (unknown) is never near a border and makes none.
-
-    Raises
-    ------
-    GridError
-        If the reference is not two-dimensional.
+    Maps from coarse labels are wrong first near borders. *reference* holds DFC2020 codes, int (H, W); a pixel that is 0
+    (unknown) is never near a border and makes none. Raises GridError if it is not two-dimensional.
     """
     if np.ndim(reference) != 2:
         do = "Take one patch at a time: borders depend on the neighbouring pixels."
