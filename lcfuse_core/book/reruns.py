@@ -135,8 +135,10 @@ def grid(
     for combination in itertools.product(*values.values()):
         point = dict(zip(values, combination, strict=True))
         settings.resolve(point, chapter)
-        folder = out / _folder_name(point, varied) if varied else out
-        runs.append(Run(chapter, point | _profile_paths(chapter, point), folder, book))
+        folder, profile = out / _folder_name(point, varied) if varied else out, settings.read_profile(point["profile"])
+        names = (name for name in settings.names_of(chapter) if name in settings.PATHS and name not in point)
+        paths = {name: str(Path(profile[name]).absolute()) for name in names if profile[name]}
+        runs.append(Run(chapter, point | paths, folder, book))
     return runs
 
 
@@ -175,13 +177,6 @@ def _range(name: str, text: str) -> Iterable[Any]:
     return range(first, last + 1)
 
 
-def _profile_paths(chapter: str, point: Mapping[str, Any]) -> dict[str, str]:
-    """Return the paths that the profile sets and the point does not, made absolute in the current folder."""
-    profile = settings.read_profile(point["profile"])
-    names = [name for name in settings.names_of(chapter) if name in settings.PATHS and name not in point]
-    return {name: str(Path(profile[name]).absolute()) for name in names if profile[name]}
-
-
 def _folder_name(point: Mapping[str, Any], varied: Iterable[str]) -> str:
     """Return a name that distinguishes the runs of a grid and that every file system takes."""
     parts = []
@@ -209,7 +204,7 @@ def execute(run: Run) -> Outcome:
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    began = time.monotonic()
+    began, source = time.monotonic(), run.book / f"{run.chapter}.ipynb"
     run.folder.mkdir(parents=True, exist_ok=True)
     run.record.unlink(missing_ok=True)
     # Absolute, because the kernel runs in the folder of the run.
@@ -217,17 +212,12 @@ def execute(run: Run) -> Outcome:
     os.environ["LCFUSE_LEDGER"] = os.path.abspath(os.environ.get("LCFUSE_LEDGER") or run.folder / "ledger.jsonl")
     try:
         with kernel_config() as config:
+            # papermill fills in `{name}` in paths
             papermill.execute_notebook(
-                _literal(run.book / f"{run.chapter}.ipynb"),
-                _literal(run.notebook),
-                run.parameters,
-                kernel_name="python3",
-                language="python",
-                cwd=str(run.folder),
-                start_timeout=_START_TIMEOUT_S,
-                progress_bar=sys.stderr.isatty(),
-                config=config,
-            )
+                *(str(path).replace("{", "{{").replace("}", "}}") for path in (source, run.notebook)),
+                run.parameters, kernel_name="python3", language="python", cwd=str(run.folder),
+                start_timeout=_START_TIMEOUT_S, progress_bar=sys.stderr.isatty(), config=config,
+            )  # fmt: skip
     except PapermillExecutionError as error:
         message = f"{run.chapter}, cell {error.exec_count}: {error.ename}: {error.evalue}"
         return Outcome(run, "failed", time.monotonic() - began, message)
@@ -235,11 +225,6 @@ def execute(run: Run) -> Outcome:
     record = {"key": key(run), "seconds": round(seconds, 1), "parameters": run.parameters}
     _runtime.write_atomic(run.record, json.dumps(record))
     return Outcome(run, "done", seconds)
-
-
-def _literal(path: Path) -> str:
-    """Return a path for papermill, which fills in `{name}` in paths."""
-    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 @contextmanager
@@ -257,7 +242,7 @@ def kernel_config() -> Iterator[Config]:
         yield Config({"KernelManager": files})
 
 
-def _execute_apart(run: Run, data: str, threads: int = 1) -> Outcome:
+def _execute_apart(run: Run, data: str, threads: int) -> Outcome:
     """
     Execute a run of a grid in a process of its own, unless it has finished before.
 

@@ -120,7 +120,7 @@ def test_failed_attempt_is_reported_and_its_ledger_kept_apart(book, tmp_path, mo
     run.folder.mkdir()
     for text in ("first\n", "second\n"):
         (run.folder / "ledger.jsonl").write_text(text)
-        outcome = reruns._execute_apart(run, str(tmp_path))
+        outcome = reruns._execute_apart(run, str(tmp_path), 1)
         assert (outcome.state, outcome.message) == ("failed", "ended with code 1")
     assert (run.folder / "earlier-ledger.jsonl").read_text() == "first\nsecond\n"
     assert not (run.folder / "ledger.jsonl").exists()
