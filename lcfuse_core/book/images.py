@@ -152,7 +152,7 @@ def scene_rgb(s2: NDArray[np.uint16], valid: NDArray[np.bool_]) -> NDArray[np.fl
     return image
 
 
-def label_image(codes: NDArray[np.integer], legend: Legend = DFC2020) -> NDArray[np.uint8]:
+def _label_image(codes: NDArray[np.integer], legend: Legend = DFC2020) -> NDArray[np.uint8]:
     """Return the colours, uint8 RGBA (H, W, 4), of class codes (H, W); pixels without a class are transparent."""
     legend.check(codes, "label_image")
     palette = np.array([legend.rgba(code) for code in range(256)], np.uint8)
@@ -176,7 +176,7 @@ def show_image(ax: Axes, image: NDArray[Any], title: str = "") -> None:
 
 def show_labels(ax: Axes, codes: NDArray[np.integer], legend: Legend = DFC2020, *, title: str = "") -> None:
     """Draw a map of codes (H, W) of a legend (else LegendError) in its colours, each code where its class is widest."""
-    show_image(ax, label_image(codes, legend), title)
+    show_image(ax, _label_image(codes, legend), title)
     panel_in = ax.get_window_extent().width / cast(Figure, ax.figure).dpi
     least_px = {size: max(0.02, room / panel_in) * max(codes.shape) for size, room in _NUMBERS.items()}
     for code in np.unique(codes[codes != legend.unknown]):

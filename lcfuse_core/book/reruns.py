@@ -135,9 +135,10 @@ def grid(
     for combination in itertools.product(*values.values()):
         point = dict(zip(values, combination, strict=True))
         settings.resolve(point, chapter)
-        folder, profile = out / _folder_name(point, varied) if varied else out, settings.read_profile(point["profile"])
+        folder = out / _folder_name(point, varied) if varied else out
+        of_profile = settings.read_profile(point["profile"])
         names = (name for name in settings.names_of(chapter) if name in settings.PATHS and name not in point)
-        paths = {name: str(Path(profile[name]).absolute()) for name in names if profile[name]}
+        paths = {name: str(Path(of_profile[name]).absolute()) for name in names if of_profile[name]}
         runs.append(Run(chapter, point | paths, folder, book))
     return runs
 

@@ -26,8 +26,7 @@ from lcfuse_core._yaml import load_yaml
 from lcfuse_core.errors import DataError
 from lcfuse_core.scoring import intervals, ledger
 from lcfuse_core.scoring.intervals import Interval
-from lcfuse_core.scoring.protocol import PARTS
-from lcfuse_core.scoring.scores import N_CODES, summarise
+from lcfuse_core.scoring.scores import N_CODES, PARTS, summarise
 
 _REPRODUCED, _INCONCLUSIVE, _NOT_REPRODUCED = "reproduced", "inconclusive", "not reproduced"
 _OTHER_PROTOCOL, _UNTESTABLE, _NOT_RUN = "under another protocol", "not testable here", "not run yet"
@@ -167,7 +166,7 @@ def evidence(own: str | os.PathLike[str] | None = None) -> list[_Entry]:
     """
     Read the ledger lines that verdicts rest on: the committed ones and, of the ledger *own*, those not synthetic.
 
-    Each line has `data_kind`, also an old one. The lines of real places are pooled: see `pooled_places`.
+    Each line has `data_kind`, also an old one. The lines of real places are pooled: see `_pooled_places`.
     """
     lines: list[dict[str, Any]] = []
     for path in (SHIPPED / "seeds.jsonl", SHIPPED / "methods.jsonl"):  # the newer lines last
@@ -176,10 +175,10 @@ def evidence(own: str | os.PathLike[str] | None = None) -> list[_Entry]:
         lines += [line for line in ledger.read_entries(own).values() if not line.get("synthetic")]
     found = [ledger.flatten(line | {"data_kind": _kind_of(line)}) for line in lines]
     places = [line for line in found if line["data_kind"] == "place"]
-    return [*(line for line in found if line["data_kind"] != "place"), *pooled_places(places)]
+    return [*(line for line in found if line["data_kind"] != "place"), *_pooled_places(places)]
 
 
-def pooled_places(lines: Iterable[_Entry]) -> list[_Entry]:
+def _pooled_places(lines: Iterable[_Entry]) -> list[_Entry]:
     """
     Join the ledger lines of single places to one line per list of places, method, settings and seeds: each place is a
     region.
@@ -356,16 +355,10 @@ def outstanding(claims: Iterable[Claim], entries: Iterable[_Entry]) -> pd.DataFr
 
 
 _PROVENANCE = {
-    "processor": "machine.processor",
-    "GPU": "machine.gpu",
-    "training, s": "cost.train_s",
-    "peak memory, MB": "cost.peak_memory_mb",
-    "commit": "code.commit",
-    "lock": "code.lock",
-    "training data": "hashes.train",
-    "evaluation data": "hashes.evaluation",
-    "checkpoint": "hashes.checkpoint",
-}
+    "processor": "machine.processor", "GPU": "machine.gpu", "training, s": "cost.train_s",
+    "peak memory, MB": "cost.peak_memory_mb", "commit": "code.commit", "lock": "code.lock",
+    "training data": "hashes.train", "evaluation data": "hashes.evaluation", "checkpoint": "hashes.checkpoint",
+}  # fmt: skip
 
 
 def report(claim: Claim, entries: Iterable[_Entry]) -> pd.DataFrame:

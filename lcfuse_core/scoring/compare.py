@@ -311,7 +311,7 @@ def _interval(lines: pd.DataFrame, *methods: str) -> Interval:
     return intervals.difference(one[0, 0], other[0, 0], method="jackknife")
 
 
-def drift(new: Path, committed: Path = SHIPPED / "seeds.jsonl") -> pd.DataFrame:
+def _drift(new: Path, committed: Path = SHIPPED / "seeds.jsonl") -> pd.DataFrame:
     """
     Compare the scores of a new ledger with the committed ones: one row per method and score, in per cent.
 
@@ -334,8 +334,9 @@ def drift(new: Path, committed: Path = SHIPPED / "seeds.jsonl") -> pd.DataFrame:
             now = lines[lines["parameters.method"] == method].tail(1)
             then = before.merge(now[training], on=training).tail(1) if len(now) else now
             for score, points in tolerance["within"].items():
-                old, new = (_percent(line, f"scores.{score}") for line in (then, now))
-                rows.append((method, score, old, new, new - old, points, abs(new - old) <= points + 1e-9))  # NaN is not
+                was, is_now = (_percent(line, f"scores.{score}") for line in (then, now))
+                ok = abs(is_now - was) <= points + 1e-9  # NaN is not
+                rows.append((method, score, was, is_now, is_now - was, points, ok))
     return pd.DataFrame(rows, columns=["method", "score", "committed", "new", "difference", "tolerance", "ok"])
 
 
@@ -349,7 +350,7 @@ def _main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--committed", type=Path, default=SHIPPED / "seeds.jsonl", help="default: that of the package")
     given = parser.parse_args(arguments)
     try:
-        found = drift(given.new, given.committed)
+        found = _drift(given.new, given.committed)
     except LcfuseError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

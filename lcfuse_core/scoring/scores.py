@@ -231,7 +231,7 @@ def class_table(entries: Mapping[str, Scores]) -> pd.DataFrame:
 # Parts of the pixels -----------------------------------------------------------------------------
 
 
-def near_borders(reference: NDArray[np.integer]) -> NDArray[np.bool_]:
+def _near_borders(reference: NDArray[np.integer]) -> NDArray[np.bool_]:
     """
     Return where another known class lies within `_BORDER_PX`: the *trimap* of Kohli et al. (2009), IJCV 82.
 
@@ -248,17 +248,21 @@ def near_borders(reference: NDArray[np.integer]) -> NDArray[np.bool_]:
     return known & (least != greatest)
 
 
-def near_small_objects(reference: NDArray[np.integer]) -> NDArray[np.bool_]:
+def _near_small_objects(reference: NDArray[np.integer]) -> NDArray[np.bool_]:
     """
     Return the pixels near borders with a part of an object smaller than a coarse cell within `_BORDER_PX`.
 
     An object is a set of pixels of one class, connected by their sides. Those at the edge of the patch are left out,
-    because their size is unknown. The parameter and the error are those of `near_borders`.
+    because their size is unknown. The parameter and the error are those of `_near_borders`.
     """
-    near, small = near_borders(reference), np.zeros(np.shape(reference), bool)
+    near, small = _near_borders(reference), np.zeros(np.shape(reference), bool)
     for code in np.unique(reference[reference > 0]):
         objects, _ = ndimage.label(reference == code)
         is_small = np.bincount(objects.reshape(-1)) < CELL_PX
         is_small[[0, *objects[[0, -1]].reshape(-1), *objects[:, [0, -1]].reshape(-1)]] = False  # 0: of another class
         small |= is_small[objects]
     return near & ndimage.maximum_filter(small, 2 * _BORDER_PX + 1, mode="nearest")
+
+
+PARTS = {"near_borders": _near_borders, "small_objects": _near_small_objects}
+"""Parts of the pixels that are also scored on their own: functions from a reference (H, W) to bool (H, W)."""

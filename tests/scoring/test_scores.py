@@ -13,16 +13,9 @@ from sklearn import metrics
 from lcfuse_core.data.legends import DFC2020, SCORED
 from lcfuse_core.errors import DataError, GridError, LegendError, ParameterError
 from lcfuse_core.scoring import scores
-from lcfuse_core.scoring.scores import (
-    class_table,
-    compute_score,
-    confusion,
-    confusion_of_many,
-    near_borders,
-    near_small_objects,
-    score_table,
-    summarise,
-)
+from lcfuse_core.scoring.scores import class_table, compute_score, confusion, confusion_of_many, score_table, summarise
+
+near_borders, near_small_objects = scores.PARTS.values()
 
 codes = st.integers(0, 10)
 scored = st.sampled_from(SCORED)
