@@ -139,10 +139,8 @@ def test_the_commit_is_that_of_the_checkout_only_if_it_is_ours(tmp_path, monkeyp
     names = dict.fromkeys(["GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"], "a@b")
 
     def git(*arguments):
-        command = ["git", "-C", tmp_path, *arguments]
-        return subprocess.run(
-            command, env=os.environ | names, check=True, capture_output=True, text=True
-        ).stdout.strip()
+        command, env = ["git", "-C", tmp_path, *arguments], os.environ | names
+        return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout.strip()
 
     module = tmp_path / "_runtime.py"
     module.write_text("1")

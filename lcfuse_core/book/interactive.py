@@ -87,9 +87,17 @@ def prior_slider(
     """
     Return maps of the class with the largest posterior * prior ** power, for powers of 0 to 2, chosen by a slider.
 
-    *posterior* and *prior*, float (8, H, W), are probabilities of the scored classes from the network and from the
-    coarse labels. With a *reference*, DFC2020 codes (H, W), the accuracy of each map is given. Raises GridError if
-    shapes differ.
+    Parameters
+    ----------
+    posterior, prior : ndarray of float, shape (8, H, W)
+        Probabilities of the scored classes from the network, and from the coarse labels.
+    reference : ndarray of int, shape (H, W)
+        DFC2020 codes; with it the accuracy of each map is given.
+
+    Raises
+    ------
+    GridError
+        If the shapes differ.
     """
     if posterior.shape != prior.shape or len(posterior) != len(SCORED):
         found = f"{posterior.shape} and {prior.shape}"

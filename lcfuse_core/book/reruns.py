@@ -300,7 +300,7 @@ def execute_all(
         outcome = Outcome(run, "failed", 0.0, repr(result)) if isinstance(result, BaseException) else result
         outcomes[run.name] = outcome
         took = f" in {outcome.seconds:.0f} s" if outcome.seconds else ""
-        tell(f"{len(outcomes)} of {len(runs)}: {outcome.run.name}: {outcome.state}{took}")
+        tell(f"{len(outcomes)} of {len(runs)}: {run.name}: {outcome.state}{took}")
     return [outcomes[run.name] for run in runs]
 
 
@@ -322,11 +322,8 @@ def gather(out: str | os.PathLike[str]) -> pd.DataFrame:
 
     Raises MissingDataError if there is none.
     """
-    found = []
-    for record in sorted(Path(out).rglob("*.run.json")):
-        file = record.parent / "ledger.jsonl"
-        if file.exists():
-            found.append(ledger.read(file).assign(run=record.parent.name))
+    files = [record.parent / "ledger.jsonl" for record in sorted(Path(out).rglob("*.run.json"))]
+    found = [ledger.read(file).assign(run=file.parent.name) for file in files if file.exists()]
     if not found:
         do = "Run a chapter that records, such as evaluation, over a grid."
         raise MissingDataError(out, found="no finished run with a ledger", expected="at least one", do=do)

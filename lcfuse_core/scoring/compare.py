@@ -166,8 +166,7 @@ def overview(lines: pd.DataFrame) -> pd.DataFrame:
             "labels": " / ".join(own["label_regime"].unique()),
             "train s": own["cost.train_s"].median(),
         }
-    table = pd.DataFrame.from_dict(rows, "index").rename_axis("method")
-    table["cells per region"] = table["cells per region"].round()
+    table = pd.DataFrame.from_dict(rows, "index").rename_axis("method").round({"cells per region": 0})
     return _rounded(table).sort_values("AA", ascending=False, kind="stable")
 
 
@@ -250,8 +249,17 @@ def series(table: pd.DataFrame, factor: str) -> list[pd.DataFrame]:
     """
     Return the parts of a table of `sensitivity` in which only *factor* differs, sorted by it.
 
-    *factor* is "domain shift", "label noise", "recalibrated", "area factor" (with which the purity differs) or "cells".
-    There is one part per world, steps and score, each with two values of the factor or more.
+    Parameters
+    ----------
+    table : DataFrame
+        Of `sensitivity`.
+    factor : str
+        "domain shift", "label noise", "recalibrated", "area factor" (with which the purity differs) or "cells".
+
+    Returns
+    -------
+    list of DataFrame
+        One per world, steps and score, each with two values of the factor or more.
     """
     same = [name for name in ("seed", "steps", "score", *_FACTORS) if name != factor]
     parts = [own.sort_values(factor) for _, own in table.groupby(same)]

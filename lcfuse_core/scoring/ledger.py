@@ -224,8 +224,7 @@ def read_entries(path: str | os.PathLike[str]) -> dict[int, dict[str, Any]]:
     if damaged:
         warnings.warn(f"left out, not readable: {', '.join(damaged)}", stacklevel=3)
     for number, entry in entries.items():
-        schema = entry.get("schema", _SCHEMA)
-        if schema > _SCHEMA:
+        if (schema := entry.get("schema", _SCHEMA)) > _SCHEMA:
             do = "Update lcfuse_core: a newer version wrote the line."
             raise DataError(f"{path} line {number}", found=f"schema {schema}", expected=f"at most {_SCHEMA}", do=do)
     return entries

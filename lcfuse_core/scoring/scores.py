@@ -213,13 +213,10 @@ def summarise(counts: NDArray[np.integer]) -> Scores:
 
 def score_table(entries: Mapping[str, Scores]) -> pd.DataFrame:
     """Return one row per map (by name), one column per score: per cent, rounded to 0.1, and kappa to 0.01."""
-    columns = {"AA %": "aa", "OA %": "oa", "mIoU(8) %": "miou_8", "mIoU(9) %": "miou_9"}
-    rows = {
-        name: {title: round(100 * getattr(scores, field), 1) for title, field in columns.items()}
-        | {"kappa": round(scores.kappa, 2)}
-        for name, scores in entries.items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    columns = ["AA %", "OA %", "mIoU(8) %", "mIoU(9) %"]
+    rows = [[round(100 * score, 1) for score in (one.aa, one.oa, one.miou_8, one.miou_9)] for one in entries.values()]
+    table = pd.DataFrame(rows, list(entries), columns)
+    return table.assign(kappa=[round(one.kappa, 2) for one in entries.values()])
 
 
 def class_table(entries: Mapping[str, Scores]) -> pd.DataFrame:

@@ -63,10 +63,7 @@ def test_scores_of_several_seeds_share_a_line():
 
 def test_recall_by_class_names_every_class():
     """Eight lines with code numbers, a kind of dot a method; a class that is absent has none."""
-    scores = {
-        "MODIS": summarise(confusion(REFERENCE, PREDICTED)),
-        "all right": summarise(np.diag([0] + [9] * 10)),
-    }
+    scores = {"MODIS": summarise(confusion(REFERENCE, PREDICTED)), "all right": summarise(np.diag([0] + [9] * 10))}
     ax = charts.show_scores(class_table(scores)).axes[0]
     assert [text.get_text() for text in ax.get_yticklabels()][4:6] == ["Croplands  6", "Urban/Built-up  7"]
     drawn = dots(ax)

@@ -212,10 +212,7 @@ def test_folders_tell_any_two_runs_apart(empty_book):
         (["-p", "seed", "0.5"], "parameter seed: found '0.5'"),
         (["-p", "seed", "0,-1"], "found -1"),
         (["-p", "seed", "0..1000000"], "found 1000001 values, expected at most 10000"),
-        (
-            ["-p", "seed", "0..9999", "-p", "steps", "1..9999"],
-            "found 99,990,000 runs (10,000 of seed x ",
-        ),
+        (["-p", "seed", "0..9999", "-p", "steps", "1..9999"], "found 99,990,000 runs (10,000 of seed x "),
         (["-p", "seed", "4..0"], "found '4..0', expected the smaller end first. Write 0..4."),
         (["-p", "steps", "10,0"], "found 0, expected training steps: input should be greater than or equal to 1"),
         (["-p", "crop", "16..64"], "greater than or equal to 32"),
