@@ -68,10 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
         _write(sys.stdout)
         return 1
     except OSError as error:  # such as a folder that cannot be written
-        where, found = (
-            error.filename or ("file system" if _write(sys.stdout) else "output"),
-            error.strerror or str(error),
-        )
+        where = error.filename or ("file system" if _write(sys.stdout) else "output")
+        found = error.strerror or str(error)
         return _print_error(f"{where}: found '{found}', expected a path that can be used. Check it.")
     except MemoryError as error:
         found = f"too little ({error})" if str(error) else "too little"
@@ -81,8 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + (error.args[0] if error.args else signal.SIGINT)
     except Exception as error:
         package = (isinstance(error, ModuleNotFoundError) and error.name) or ""
-        extra = _extra_with(package)
-        if extra:
+        if extra := _extra_with(package):
             do = f"Install it: pip install 'lcfuse-core[{extra}]'."
             return _print_error(f"{words[0]}: found no package {package}, expected it installed. {do}")
         if os.environ.get("LCFUSE_TRACEBACK"):
@@ -112,11 +109,10 @@ def _write(stream: Any, text: str = "") -> bool:
 
 def _refuse_empty(words: list[str]) -> None:
     """Raise ParameterError on an empty argument, which as a path is the current folder, where it has no meaning."""
-    for number, word in enumerate(words):
-        may_be_empty = words[number - 1] in _MAY_BE_EMPTY if number else False
-        may_be_empty |= words[number - 2] == "-p" if number > 1 else False
+    for before, last, word in zip(["", "", *words], ["arguments", *words], words, strict=False):
+        may_be_empty = last in _MAY_BE_EMPTY or before == "-p"
         if not may_be_empty and not (word.partition("=")[2] if re.match("--[a-z0-9-]+=", word) else word).strip():
-            where = word.strip() or (words[number - 1] if number else "arguments")
+            where = word.strip() or last
             do = "Give it, or leave the option out: perhaps a variable of the shell is not set."
             raise ParameterError(where, found="an empty text", expected="a name, number or path", do=do)
 
@@ -157,11 +153,8 @@ def _parser() -> argparse.ArgumentParser:
     sample = commands.add_parser("sample", help="make the synthetic sample world")
     sample.add_argument("--seed", type=int, default=0)
     sample.set_defaults(command=_make_sample)
-    data_commands.add_parser(commands)
-    map_commands.add_parser(commands)
-    place_commands.add_parser(commands)
-    train_commands.add_parser(commands)
-    method_commands.add_parser(commands)
+    for room in (data_commands, map_commands, place_commands, train_commands, method_commands):
+        room.add_parser(commands)
     return parser
 
 

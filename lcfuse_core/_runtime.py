@@ -126,49 +126,34 @@ def code_digest(*modules: str) -> str:
     Docstrings and blank lines do not count. Raises ValueError if there is no such module.
     """
     total = hashlib.sha256()
-    for file in source_files(*modules):
+    for file in _source_files(*modules):
         code = code_of(file.read_text(encoding="utf-8"))
         total.update(f"\n{file.relative_to(PACKAGE).as_posix()}\n{code}".encode())
     return total.hexdigest()
 
 
-def source_files(*modules: str, package: Path = PACKAGE) -> list[Path]:
+def _source_files(*modules: str, package: Path = PACKAGE) -> list[Path]:
     """
     Return the files of the given modules and of all modules of the package that they import, directly or not.
 
     Imports inside functions count. Without *modules*, returns every `.py` file of the package.
     """
-    if not modules:
-        return sorted(package.rglob("*.py"))
-    found: set[Path] = set()
-    waiting = [_module_file(package, name.split(".")) for name in modules]
-    if None in waiting:
-        raise ValueError(f"no such module in {package.name}: {modules[waiting.index(None)]}")
+    files = {".".join(file.relative_to(package).with_suffix("").parts): file for file in package.rglob("*.py")}
+    files = {f"{package.name}.{name.removesuffix('.__init__')}": file for name, file in files.items()}
+    waiting, found = [f"{package.name}.{name}" for name in modules], set[Path]()
+    if unknown := [name for name in modules if f"{package.name}.{name}" not in files]:
+        raise ValueError(f"no such module in {package.name}: {unknown[0]}")
     while waiting:
-        file = waiting.pop()
-        if file is not None and file not in found:
-            found.add(file)
-            waiting += _imported_files(package, file)
-    return sorted(found)
-
-
-def _module_file(package: Path, parts: Sequence[str]) -> Path | None:
-    path = package.joinpath(*parts)
-    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
-
-
-def _imported_files(package: Path, file: Path) -> list[Path | None]:
-    """Return the files of the package that *file* imports: `from a.b import c` may mean a/b.py or a/b/c.py."""
-    found: list[Path | None] = []
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        parts = [name.split(".") for name in names]
-        found += [_module_file(package, rest) for first, *rest in parts if first == package.name and rest]
-    return found
+        file = files.get(waiting.pop())
+        if file is None or file in found:
+            continue
+        found.add(file)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                waiting += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):  # `from a.b import c` may mean a/b.py or a/b/c.py
+                waiting += [f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return sorted(found if modules else files.values())
 
 
 @lru_cache(maxsize=256)
@@ -200,7 +185,7 @@ def machine() -> dict[str, Any]:
         "system": platform.system(),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "gpu": _gpu(),
+        "gpu": cuda.get_device_name(0) if (cuda := _cuda()) else None,
     }
 
 
@@ -211,10 +196,10 @@ def _processor() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def _gpu() -> str | None:
-    """Return the name of the first GPU if this process has imported torch, which takes seconds."""
+def _cuda() -> Any:
+    """Return `torch.cuda` if there is a GPU and this process has imported torch, which takes seconds."""
     torch = sys.modules.get("torch")
-    return torch.cuda.get_device_name(0) if torch is not None and torch.cuda.is_available() else None
+    return torch.cuda if torch is not None and torch.cuda.is_available() else None
 
 
 def cost_so_far() -> dict[str, float]:
@@ -223,9 +208,8 @@ def cost_so_far() -> dict[str, float]:
 
     GPU-hours are those during which this process held GPUs, busy or not.
     """
-    wall_s, torch = time.monotonic() - _STARTED, sys.modules.get("torch")
-    numbers = range(torch.cuda.device_count()) if torch is not None and torch.cuda.is_available() else ()
-    n_gpus = sum(torch.cuda.max_memory_allocated(number) > 0 for number in numbers) if torch is not None else 0
+    wall_s, cuda = time.monotonic() - _STARTED, _cuda()
+    n_gpus = sum(cuda.max_memory_allocated(number) > 0 for number in range(cuda.device_count())) if cuda else 0
     gpu_hours = round(wall_s * n_gpus / 3600, 4)
     return {"wall_s": round(wall_s, 1), "gpu_hours": gpu_hours, "peak_memory_mb": round(peak_memory_mb(), 1)}
 
@@ -251,19 +235,15 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[tuple[int, ...]]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        yield (file.fileno(),) if flock(file.fileno(), wait) else ()
-
-
-def flock(file: int, wait: bool = True) -> bool:
-    """Lock an open file (a descriptor) until it is closed; False if the system or the file system cannot."""
-    if fcntl is not None:
+        held: tuple[int, ...] = ()
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            return True
-        except OSError as error:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                held = (file.fileno(),)
+        except OSError as error:  # a file system without locks
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
                 raise
-    return False
+        yield held
 
 
 def check_output(path: str | os.PathLike[str]) -> None:

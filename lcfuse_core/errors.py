@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -26,21 +26,15 @@ class LcfuseError(Exception):
     'p1.tif: found 12 bands, expected 13 bands. Download it again.'
     """
 
+    __str__ = Exception.__str__  # OSError would print an errno
+
     def __init__(self, where: str | PathLike[str], *, found: str, expected: str, do: str) -> None:
         super().__init__(f"{where}: found {found}, expected {expected}. {do}")
-        self.where = str(where)
-        self.found = found
-        self.expected = expected
-        self.do = do
+        self.where, self.found, self.expected, self.do = str(where), found, expected, do
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments: without this, an error raised in a worker process cannot be sent back.
-        state = {"found": self.found, "expected": self.expected, "do": self.do}
-        return _rebuild, (type(self), self.where, state)
-
-
-def _rebuild(kind: type[LcfuseError], where: str, state: dict[str, str]) -> LcfuseError:
-    return kind(where, **state)
+        return partial(type(self), self.where, found=self.found, expected=self.expected, do=self.do), ()
 
 
 class DataError(LcfuseError, ValueError):
@@ -50,13 +44,9 @@ class DataError(LcfuseError, ValueError):
 class MissingDataError(LcfuseError, FileNotFoundError):
     """A file or folder that is needed is not there."""
 
-    __str__ = LcfuseError.__str__  # FileNotFoundError would print an errno
-
 
 class FetchError(LcfuseError, OSError):
     """Data could not be brought here or written; what was fetched before stays and is used next time."""
-
-    __str__ = LcfuseError.__str__  # OSError would print an errno
 
 
 class LegendError(LcfuseError, ValueError):
@@ -82,16 +72,13 @@ class TrainingError(LcfuseError, RuntimeError):
 class DiskError(LcfuseError, OSError):
     """A disk that is full or cannot be written; what was finished before is kept."""
 
-    __str__ = LcfuseError.__str__  # OSError would print an errno
-
 
 def disk_error(path: str | PathLike[str], error: OSError, n_bytes: int = 0) -> DiskError:
     """Return the error for a disk that refused *n_bytes* bytes."""
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    found = f"{error.strerror or error}" + (" (the disk is full)" if is_full else "")
+    full = " (the disk is full)" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
     expected = f"room for {n_bytes:,} bytes or more" if n_bytes else "to write it"
     do = "Free some space or choose another disk, and call again: what was finished is kept."
-    return DiskError(path, found=found, expected=expected, do=do)
+    return DiskError(path, found=f"{error.strerror or error}{full}", expected=expected, do=do)
 
 
 def parameter_errors(what: str, do: str) -> Callable[[type[_Checked]], type[_Checked]]:

@@ -8,16 +8,10 @@ from lcfuse_core import errors
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.LcfuseError)]
 BUILT_IN = {
-    "DataError": ValueError,
-    "MissingDataError": FileNotFoundError,
-    "FetchError": OSError,
-    "LegendError": ValueError,
-    "GridError": ValueError,
-    "ParameterError": ValueError,
-    "CheckpointError": ValueError,
-    "TrainingError": RuntimeError,
-    "DiskError": OSError,
-}
+    "DataError": ValueError, "LegendError": ValueError, "GridError": ValueError, "ParameterError": ValueError,
+    "CheckpointError": ValueError, "TrainingError": RuntimeError, "MissingDataError": FileNotFoundError,
+    "FetchError": OSError, "DiskError": OSError,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -53,15 +53,15 @@ def test_source_files_follow_imports_into_every_room(tmp_path):
         data__cells="", models__losses="LOSSES = {}", models__forest="",
         book__charts="from lcfuse_core.data import cells",
     )  # fmt: skip
-    found = [file.relative_to(root).as_posix() for file in _runtime.source_files("training.loop", package=root)]
+    found = [file.relative_to(root).as_posix() for file in _runtime._source_files("training.loop", package=root)]
     assert found == ["data/cells.py", "data/source.py", "models/losses.py", "training/loop.py"]
-    assert len(_runtime.source_files(package=root)) == 6
+    assert len(_runtime._source_files(package=root)) == 6
     with pytest.raises(ValueError, match=r"no such module in lcfuse_core: training\.nothing"):
-        _runtime.source_files("training.nothing", package=root)
+        _runtime._source_files("training.nothing", package=root)
 
 
 def test_the_code_digest_of_training_covers_what_adapts_networks_and_not_the_figures():
-    names = {file.relative_to(_runtime.PACKAGE).as_posix() for file in _runtime.source_files(*_runtime.TRAINING_CODE)}
+    names = {file.relative_to(_runtime.PACKAGE).as_posix() for file in _runtime._source_files(*_runtime.TRAINING_CODE)}
     assert {"methods/adapt.py", "training/loop.py", "models/losses.py", "data/source.py"} <= names
     assert not any(name.startswith(("book/", "mapping/")) for name in names)
 
@@ -139,10 +139,8 @@ def test_the_commit_is_that_of_the_checkout_only_if_it_is_ours(tmp_path, monkeyp
     names = dict.fromkeys(["GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"], "a@b")
 
     def git(*arguments):
-        command = ["git", "-C", tmp_path, *arguments]
-        return subprocess.run(
-            command, env=os.environ | names, check=True, capture_output=True, text=True
-        ).stdout.strip()
+        command, env = ["git", "-C", tmp_path, *arguments], os.environ | names
+        return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout.strip()
 
     module = tmp_path / "_runtime.py"
     module.write_text("1")

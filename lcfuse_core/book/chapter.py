@@ -114,8 +114,6 @@ class Chapter(Experiment):
             "Machine": f"{_runtime.machine()['processor']}, {os.cpu_count()} cores",
             "Time and memory": f"{seconds:.0f} s, at most {memory:.0f} MB",
         }
-        rows = "".join(
-            f"<tr><th scope='row'>{html.escape(key)}</th><td>{html.escape(value)}</td></tr>"
-            for key, value in facts.items()
-        )
+        escaped = ((html.escape(key), html.escape(value)) for key, value in facts.items())
+        rows = "".join(f"<tr><th scope='row'>{key}</th><td>{value}</td></tr>" for key, value in escaped)
         return HTML(f"<table class='provenance'><tbody>{rows}</tbody></table>")

@@ -16,14 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from lcfuse_core.book.images import (
-    COLOURS,
-    MARKERS,
-    WIDTH_IN,
-    add_legend,
-    ink_on,
-    show_cell_borders,
-)
+from lcfuse_core.book.images import COLOURS, MARKERS, WIDTH_IN, add_legend, ink_on, show_cell_borders
 from lcfuse_core.data.legends import DFC2020, SCORED
 from lcfuse_core.errors import DataError
 from lcfuse_core.scoring.scores import N_CODES
@@ -40,6 +33,12 @@ def _look(number: int) -> dict[str, Any]:
     return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
 
 
+def _remove_lines(ax: Axes) -> None:
+    """Remove the frame and the ticks of axes; their labels stay."""
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+
+
 def _heat(ax: Axes, values: NDArray[Any], rows: Sequence[str], columns: Sequence[str]) -> None:
     """Draw a matrix of per cent in blue, white 0, with its rows from the top and its numbers; a dash is NaN."""
     ax.pcolormesh(values, cmap="Blues", vmin=0, vmax=110, edgecolors="white", linewidth=1.5)
@@ -51,8 +50,7 @@ def _heat(ax: Axes, values: NDArray[Any], rows: Sequence[str], columns: Sequence
     ax.set_yticks(np.arange(len(rows)) + 0.5, rows)
     ax.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=90)
     ax.set_ylim(len(rows), 0)
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
+    _remove_lines(ax)
 
 
 # Scores ------------------------------------------------------------------------------------------
@@ -81,11 +79,8 @@ def show_scores(table: pd.DataFrame) -> Figure:
     """
     Draw scores in per cent, one row per name and one kind of dot per column; NaN is left out.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Of `score_table` (its columns that end in `%` are drawn) or `class_table` (all columns). Rows of one name, as
-        of several seeds, share a line.
+    *table* is one of `score_table` (its columns that end in `%` are drawn) or `class_table` (all columns). Rows of one
+    name, as of several seeds, share a line.
     """
     percent = [name for name in table.columns if str(name).endswith("%")] or list(table.columns)
     table, names = table[percent], list(dict.fromkeys(map(str, table.index)))
@@ -97,8 +92,7 @@ def show_scores(table: pd.DataFrame) -> Figure:
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.5, -0.5)
     ax.grid(axis="both")
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
+    _remove_lines(ax)
     rows = np.array([names.index(str(name)) for name in table.index])
     for number, column in enumerate(percent):
         shift = 0.09 * (number - (len(percent) - 1) / 2)  # so that equal values do not hide each other
@@ -115,7 +109,7 @@ def show_recalls(table: pd.DataFrame) -> Figure:
     fig, ax = plt.subplots(figsize=(WIDTH_IN, 2.1 + _ROW_IN * len(table)), layout="constrained")
     _heat(ax, table.to_numpy(float), list(map(str, table.index)), list(map(str, table.columns)))
     ax.xaxis.tick_top()
-    ax.tick_params(length=0)
+    _remove_lines(ax)
     ax.set_xlabel("recall of class, per cent")
     return fig
 
@@ -150,17 +144,14 @@ def show_history(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure
 # Losses on one coarse cell -----------------------------------------------------------------------
 
 
-def show_curves(table: pd.DataFrame, *, xlabel: str, ylabel: str, top: float | None = None) -> Figure:
-    """Draw a formula, such as a loss: a line per column over the table's index, up to *top*; it rests on no data."""
+def show_curves(table: pd.DataFrame, *, xlabel: str, ylabel: str) -> Figure:
+    """Draw a formula, such as a loss: a line per column over the table's index; it rests on no data."""
     with plt.rc_context({"figure.hooks": []}):  # so the figure carries no origin
         fig, ax = plt.subplots(figsize=(WIDTH_IN, 3.2), layout="constrained")
     for number, name in enumerate(table.columns):
         look = {"color": COLOURS[number % len(COLOURS)], "ls": _DASHES[number % len(_DASHES)]}
         ax.plot(table.index, table[name], label=name, **look)
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    if top is not None:
-        least = float(table.to_numpy().min())
-        ax.set_ylim(least - 0.05 * (top - least), top)
     ax.grid(True)
     if len(table.columns) > 1:
         fig.legend(loc="outside upper left", ncols=3)
@@ -190,8 +181,7 @@ def show_gradients(
         ax.set(xticks=[], yticks=[], title=f"{name}: {np.nanmean(field):.2f}")
         ax.spines[:].set_visible(False)
         show_cell_borders(ax, inside)
-    axes = list(grid.flat)
-    fig.colorbar(mesh, ax=axes, location="bottom", shrink=0.5, label="gradient towards the label", aspect=30)
+    fig.colorbar(mesh, ax=list(grid.flat), location="bottom", shrink=0.5, label="gradient towards the label", aspect=30)
     return fig
 
 
@@ -208,7 +198,6 @@ def show_fractions(rows: Mapping[str, ArrayLike]) -> Figure:
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set(xlim=(0, 100), xlabel="per cent of the cell")
     ax.invert_yaxis()
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
+    _remove_lines(ax)
     add_legend(fig, np.array(SCORED)[values.max(axis=0) >= 1], loc="outside upper left")
     return fig

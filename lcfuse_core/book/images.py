@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from lcfuse_core.data.bands import CHANNELS
+from lcfuse_core.data.bands import S2_BANDS as S2_BANDS  # chapters take the names from here
 from lcfuse_core.data.legends import DFC2020, Legend, igbp_to_dfc
 from lcfuse_core.data.patches import Patch
 from lcfuse_core.errors import GridError, ParameterError
@@ -78,17 +79,12 @@ def _label_origin(fig: Figure) -> None:
         fig.text(1.0, 0.0, lines, ha="right", va="top", fontsize=9, color="0.4")
 
 
-def _luminance(rgba: Sequence[float]) -> float:
-    """Return the luminance 0..1 of a colour of 0..255 (weights of ITU-R BT.709); transparent is white."""
-    return (0.2126 * rgba[0] + 0.7152 * rgba[1] + 0.0722 * rgba[2]) / 255 if rgba[3] else 1.0
-
-
 def ink_on(rgba: Sequence[float]) -> str:
-    """Return black or white, whichever reads better on a colour of 0..255."""
-    return "black" if _luminance(rgba) > 0.43 else "white"
+    """Return black or white, whichever reads better on a colour of 0..255; on a transparent one black."""
+    luminance = (0.2126 * rgba[0] + 0.7152 * rgba[1] + 0.0722 * rgba[2]) / 255  # weights of ITU-R BT.709
+    return "black" if luminance > 0.43 or not rgba[3] else "white"
 
 
-_LEGEND = {"handlelength": 1.4, "handleheight": 1.1, "labelspacing": 0.55, "borderaxespad": 0.0}
 _LEGEND_COLUMNS, _LEGEND_ROW_IN = 3, 0.25
 
 
@@ -104,9 +100,9 @@ def add_legend(where: Axes | Figure, maps: Iterable[ArrayLike], **options: Any) 
 
     On a figure it stands below all axes in three columns; *options* are those of matplotlib's `legend`.
     """
-    look: dict[str, Any] = _LEGEND | (
-        {"loc": "outside lower left", "ncols": _LEGEND_COLUMNS} if isinstance(where, Figure) else {}
-    )
+    look: dict[str, Any] = {"handlelength": 1.4, "handleheight": 1.1, "labelspacing": 0.55, "borderaxespad": 0.0}
+    if isinstance(where, Figure):
+        look |= {"loc": "outside lower left", "ncols": _LEGEND_COLUMNS}
     handles = []
     for code in _present(maps):
         name = f"{code}  {DFC2020.name_of(code)}" if code != DFC2020.unknown else DFC2020.name_of(code)
@@ -116,16 +112,9 @@ def add_legend(where: Axes | Figure, maps: Iterable[ArrayLike], **options: Any) 
 
 # Pixels ------------------------------------------------------------------------------------------
 
-S2_BANDS = CHANNELS[:13]
-"""Names of the Sentinel-2 bands in the order of SEN12MS and DFC2020 files."""
-
 
 def band(patch: Patch, name: str) -> NDArray[np.float32]:
-    """
-    Return one band by name, float32 (H, W): reflectance of `B1` ... `B12`, or sigma0 in dB of `VV`, `VH`.
-
-    Raises ParameterError on another name.
-    """
+    """Return a band by its name, else ParameterError: float32 (H, W), reflectance 0-1 or, for VV and VH, dB."""
     if name not in CHANNELS:
         raise ParameterError("band", found=repr(name), expected=", ".join(CHANNELS), do="Choose one of them.")
     if name in S2_BANDS:
@@ -148,11 +137,7 @@ def rgb(patch: Patch, bands: Sequence[str] = ("B4", "B3", "B2")) -> NDArray[np.f
 
 
 def radar_rgb(patch: Patch) -> NDArray[np.float32]:
-    """
-    Return Sentinel-1 in colour, float32 (H, W, 3) in 0..1.
-
-    VV is red (-22..0 dB), VH green (-28..-6 dB), their difference blue (0..20 dB).
-    """
+    """Return Sentinel-1 in colour, (H, W, 3) in 0..1: VV red (-22..0 dB), VH green (-28..-6), VV - VH blue (0..20)."""
     vv, vh = band(patch, "VV"), band(patch, "VH")
     channels = ((vv + 22) / 22, (vh + 28) / 22, (vv - vh) / 20)
     return np.clip(np.stack(channels, axis=-1), 0, 1).astype(np.float32)
@@ -167,7 +152,7 @@ def scene_rgb(s2: NDArray[np.uint16], valid: NDArray[np.bool_]) -> NDArray[np.fl
     return image
 
 
-def label_image(codes: NDArray[np.integer], legend: Legend = DFC2020) -> NDArray[np.uint8]:
+def _label_image(codes: NDArray[np.integer], legend: Legend = DFC2020) -> NDArray[np.uint8]:
     """Return the colours, uint8 RGBA (H, W, 4), of class codes (H, W); pixels without a class are transparent."""
     legend.check(codes, "label_image")
     palette = np.array([legend.rgba(code) for code in range(256)], np.uint8)
@@ -190,12 +175,8 @@ def show_image(ax: Axes, image: NDArray[Any], title: str = "") -> None:
 
 
 def show_labels(ax: Axes, codes: NDArray[np.integer], legend: Legend = DFC2020, *, title: str = "") -> None:
-    """
-    Draw a map of class codes (H, W) in the colours of *legend*, with each code where its class is widest.
-
-    Raises LegendError on a code that is not in the legend.
-    """
-    show_image(ax, label_image(codes, legend), title)
+    """Draw a map of codes (H, W) of a legend (else LegendError) in its colours, each code where its class is widest."""
+    show_image(ax, _label_image(codes, legend), title)
     panel_in = ax.get_window_extent().width / cast(Figure, ax.figure).dpi
     least_px = {size: max(0.02, room / panel_in) * max(codes.shape) for size, room in _NUMBERS.items()}
     for code in np.unique(codes[codes != legend.unknown]):
@@ -290,11 +271,7 @@ def show_patch(patch: Patch) -> Figure:
 
 
 def show_maps_side_by_side(maps: Mapping[str, NDArray[np.integer]], patch: Patch) -> Figure:
-    """
-    Draw the image, the MODIS label, the *maps* (by title: DFC2020 codes (H, W)) and the reference.
-
-    Raises GridError when a map does not have the size of the patch.
-    """
+    """Draw the image, the MODIS label, the *maps* (by title: DFC2020 codes (H, W) of its size) and the reference."""
     modis, reference = _own_maps(patch)
     return show_panels({"Sentinel-2": rgb(patch), **modis, **maps, **reference})
 
@@ -305,8 +282,7 @@ def show_example_patch(
     """
     Draw *pictures* of the example patch, as for `show_panels`, between its MODIS label and its reference.
 
-    The reference is left out when *reference* is false, or when the patch has none. Raises GridError when a picture
-    does not have the size of the patch.
+    The reference is left out when *reference* is false, or when the patch has none.
     """
     modis, last = _own_maps(patch)
     row: dict[str, NDArray[Any]] = {**modis, **pictures, **(last if reference else {})}
@@ -315,8 +291,6 @@ def show_example_patch(
 
 
 # Scenes ------------------------------------------------------------------------------------------
-
-_INSET_COLOURS = ("#ff6b81", "#ffffff", "#ffd166")
 
 
 def varied_squares(codes: NDArray[np.integer], size: int, n: int) -> list[tuple[int, int]]:
@@ -331,20 +305,16 @@ def varied_squares(codes: NDArray[np.integer], size: int, n: int) -> list[tuple[
 
 
 def show_insets(
-    image: NDArray[np.floating],
-    maps: Mapping[str, NDArray[np.integer]],
-    corners: Sequence[tuple[int, int]],
-    size: int = 120,
+    image: NDArray[Any], maps: Mapping[str, NDArray[np.integer]], corners: Sequence[tuple[int, int]], size: int = 120
 ) -> Figure:
     """Enlarge squares of *size* pixels of an image and its maps, a row per corner (row, col), below an overview."""
     columns = 1 + len(maps)
-    height_in = WIDTH_IN / columns * len(corners) + WIDTH_IN / 2.6 + 1.0
-    fig = plt.figure(figsize=(WIDTH_IN, height_in))
+    fig = plt.figure(figsize=(WIDTH_IN, WIDTH_IN / columns * len(corners) + WIDTH_IN / 2.6 + 1.0))
     grid = fig.add_gridspec(1 + len(corners), columns, height_ratios=[columns / 2.6, *[1.0] * len(corners)])
     whole = fig.add_subplot(grid[0, :])
     show_image(whole, image, "Where")
     for number, (row, col) in enumerate(corners):
-        colour, letter = _INSET_COLOURS[number % len(_INSET_COLOURS)], chr(ord("a") + number)
+        colour, letter = ("#ff6b81", "#ffffff", "#ffd166")[number % 3], chr(ord("a") + number)
         whole.add_patch(Rectangle((col, row), size, size, fill=False, ec=colour, lw=2))
         halo = [withStroke(linewidth=2.5, foreground="black")]
         whole.text(col + size + 6, row, letter, color=colour, va="top", fontweight="bold", path_effects=halo)

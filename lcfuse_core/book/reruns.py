@@ -136,7 +136,10 @@ def grid(
         point = dict(zip(values, combination, strict=True))
         settings.resolve(point, chapter)
         folder = out / _folder_name(point, varied) if varied else out
-        runs.append(Run(chapter, point | _profile_paths(chapter, point), folder, book))
+        of_profile = settings.read_profile(point["profile"])
+        names = (name for name in settings.names_of(chapter) if name in settings.PATHS and name not in point)
+        paths = {name: str(Path(of_profile[name]).absolute()) for name in names if of_profile[name]}
+        runs.append(Run(chapter, point | paths, folder, book))
     return runs
 
 
@@ -175,13 +178,6 @@ def _range(name: str, text: str) -> Iterable[Any]:
     return range(first, last + 1)
 
 
-def _profile_paths(chapter: str, point: Mapping[str, Any]) -> dict[str, str]:
-    """Return the paths that the profile sets and the point does not, made absolute in the current folder."""
-    profile = settings.read_profile(point["profile"])
-    names = [name for name in settings.names_of(chapter) if name in settings.PATHS and name not in point]
-    return {name: str(Path(profile[name]).absolute()) for name in names if profile[name]}
-
-
 def _folder_name(point: Mapping[str, Any], varied: Iterable[str]) -> str:
     """Return a name that distinguishes the runs of a grid and that every file system takes."""
     parts = []
@@ -209,7 +205,7 @@ def execute(run: Run) -> Outcome:
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    began = time.monotonic()
+    began, source = time.monotonic(), run.book / f"{run.chapter}.ipynb"
     run.folder.mkdir(parents=True, exist_ok=True)
     run.record.unlink(missing_ok=True)
     # Absolute, because the kernel runs in the folder of the run.
@@ -217,17 +213,12 @@ def execute(run: Run) -> Outcome:
     os.environ["LCFUSE_LEDGER"] = os.path.abspath(os.environ.get("LCFUSE_LEDGER") or run.folder / "ledger.jsonl")
     try:
         with kernel_config() as config:
+            # papermill fills in `{name}` in paths
             papermill.execute_notebook(
-                _literal(run.book / f"{run.chapter}.ipynb"),
-                _literal(run.notebook),
-                run.parameters,
-                kernel_name="python3",
-                language="python",
-                cwd=str(run.folder),
-                start_timeout=_START_TIMEOUT_S,
-                progress_bar=sys.stderr.isatty(),
-                config=config,
-            )
+                *(str(path).replace("{", "{{").replace("}", "}}") for path in (source, run.notebook)),
+                run.parameters, kernel_name="python3", language="python", cwd=str(run.folder),
+                start_timeout=_START_TIMEOUT_S, progress_bar=sys.stderr.isatty(), config=config,
+            )  # fmt: skip
     except PapermillExecutionError as error:
         message = f"{run.chapter}, cell {error.exec_count}: {error.ename}: {error.evalue}"
         return Outcome(run, "failed", time.monotonic() - began, message)
@@ -235,11 +226,6 @@ def execute(run: Run) -> Outcome:
     record = {"key": key(run), "seconds": round(seconds, 1), "parameters": run.parameters}
     _runtime.write_atomic(run.record, json.dumps(record))
     return Outcome(run, "done", seconds)
-
-
-def _literal(path: Path) -> str:
-    """Return a path for papermill, which fills in `{name}` in paths."""
-    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 @contextmanager
@@ -257,7 +243,7 @@ def kernel_config() -> Iterator[Config]:
         yield Config({"KernelManager": files})
 
 
-def _execute_apart(run: Run, data: str, threads: int = 1) -> Outcome:
+def _execute_apart(run: Run, data: str, threads: int) -> Outcome:
     """
     Execute a run of a grid in a process of its own, unless it has finished before.
 
@@ -314,7 +300,7 @@ def execute_all(
         outcome = Outcome(run, "failed", 0.0, repr(result)) if isinstance(result, BaseException) else result
         outcomes[run.name] = outcome
         took = f" in {outcome.seconds:.0f} s" if outcome.seconds else ""
-        tell(f"{len(outcomes)} of {len(runs)}: {outcome.run.name}: {outcome.state}{took}")
+        tell(f"{len(outcomes)} of {len(runs)}: {run.name}: {outcome.state}{took}")
     return [outcomes[run.name] for run in runs]
 
 
@@ -336,11 +322,8 @@ def gather(out: str | os.PathLike[str]) -> pd.DataFrame:
 
     Raises MissingDataError if there is none.
     """
-    found = []
-    for record in sorted(Path(out).rglob("*.run.json")):
-        file = record.parent / "ledger.jsonl"
-        if file.exists():
-            found.append(ledger.read(file).assign(run=record.parent.name))
+    files = [record.parent / "ledger.jsonl" for record in sorted(Path(out).rglob("*.run.json"))]
+    found = [ledger.read(file).assign(run=file.parent.name) for file in files if file.exists()]
     if not found:
         do = "Run a chapter that records, such as evaluation, over a grid."
         raise MissingDataError(out, found="no finished run with a ledger", expected="at least one", do=do)

@@ -115,7 +115,7 @@ def check(
     except ValidationError as error:
         first = error.errors()[0]
         name, found = str(first["loc"][0]), repr(first["input"])
-        expected = f"{_describe(name)}: {first['msg'].lower()}"
+        expected = f"{Settings.model_fields[name].description}: {first['msg'].lower()}"
         raise ParameterError(f"{where}: {name}", found=found, expected=expected, do="Correct the value.") from None
     return dict(values)
 
@@ -128,16 +128,11 @@ def names_of(chapter: str) -> tuple[str, ...]:
     return CHAPTERS[chapter]
 
 
-def _describe(name: str) -> str:
-    return Settings.model_fields[name].description or name
-
-
 def resolve(values: Mapping[str, Any], chapter: str, given: Iterable[str] = ()) -> dict[str, Any]:
     """
     Return the values of a chapter, with the profile's in place of those that nobody has set.
 
-    Those that were set explicitly (*given*) stay, as do all that differ from the profile `smoke`. Raises
-    ParameterError as `check` does.
+    Those set explicitly (*given*) stay, as do all that differ from `smoke`. Raises ParameterError as `check` does.
     """
     checked = check(values, known=names_of(chapter), where=f"parameters of {chapter}")
     smoke, profile, given = read_profile("smoke"), read_profile(checked.get("profile", "smoke")), {*given, "profile"}
@@ -185,11 +180,14 @@ def from_text(name: str, text: str) -> Any:
     """
     if name not in Settings.model_fields:
         check({name: text})
-    kind = Settings.model_fields[name].annotation
+    field = Settings.model_fields[name]
     try:
-        value: Any = kind(text) if kind in (int, float) else text
+        value: Any = field.annotation(text) if field.annotation in (int, float) else text
     except ValueError:
-        expected, do = f"{_describe(name)}, of type {kind.__name__ if kind else 'text'}", "Correct the value."
+        expected, do = (
+            f"{field.description}, of type {getattr(field.annotation, '__name__', 'text')}",
+            "Correct the value.",
+        )
         raise ParameterError(f"parameter {name}", found=repr(text), expected=expected, do=do) from None
     check({name: value})
     return value

@@ -26,34 +26,15 @@ from lcfuse_core.errors import DataError, GridError
 _Z_95 = 1.959964  # quantile of the normal distribution for an interval of 95 per cent
 
 
-def adjusted(
+def _adjusted(
     sample: NDArray[np.integer], mapped: NDArray[np.floating | np.integer]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """
-    Estimate areas from the error matrix of a sample that is stratified by the map.
+    Return the error-adjusted area of each reference class, and its standard error, both float64 (n,).
 
-    Parameters
-    ----------
-    sample : ndarray of int, shape (n, n)
-        Sampled pixels by (map class, reference class).
-    mapped : ndarray, shape (n,)
-        Area of each map class in any unit; the sum is the area of the region.
+    *sample*, int (n, n), are pixels by (map class, reference class); *mapped* (n,) is the area of each map class.
 
-    Returns
-    -------
-    area, error : ndarray of float64, shape (n,)
-        Error-adjusted area of each reference class, and its standard error, in the same unit.
-
-    Raises
-    ------
-    GridError
-        If the shapes do not fit.
-    DataError
-        If a class that was mapped has fewer than two samples.
-
-    Examples
-    --------
-    >>> adjusted(np.array([[9, 1], [2, 8]]), np.array([100, 300]))[0].round(1).tolist()
+    >>> _adjusted(np.array([[9, 1], [2, 8]]), np.array([100, 300]))[0].round(1).tolist()
     [150.0, 250.0]
     """
     n, total = np.asarray(sample, np.float64), np.asarray(mapped, np.float64)
@@ -90,9 +71,13 @@ def from_confusion(counts: NDArray[np.integer], mapped: dict[str, int]) -> pd.Da
     mapped : dict of str to int
         Pixels of 10 m of each class of the whole map, by name, as `pixels_of` returns them.
 
+    Raises
+    ------
+    DataError
+        If a class that was mapped has fewer than two samples.
     """
     codes, names = list(SCORED), [DFC2020.name_of(code) for code in SCORED]
     sample = np.asarray(counts)[np.ix_(codes, codes)].T
     hectares = np.array([mapped[name] for name in names]) / 100
-    area, error = adjusted(sample, hectares)
+    area, error = _adjusted(sample, hectares)
     return pd.DataFrame({"map, ha": hectares, "adjusted, ha": area, "± ha": _Z_95 * error}, index=names)

@@ -26,13 +26,10 @@ from lcfuse_core._yaml import load_yaml
 from lcfuse_core.errors import DataError
 from lcfuse_core.scoring import intervals, ledger
 from lcfuse_core.scoring.intervals import Interval
-from lcfuse_core.scoring.protocol import PARTS
-from lcfuse_core.scoring.scores import N_CODES, summarise
+from lcfuse_core.scoring.scores import N_CODES, PARTS, summarise
 
 _REPRODUCED, _INCONCLUSIVE, _NOT_REPRODUCED = "reproduced", "inconclusive", "not reproduced"
 _OTHER_PROTOCOL, _UNTESTABLE, _NOT_RUN = "under another protocol", "not testable here", "not run yet"
-_VERDICTS = (_REPRODUCED, _INCONCLUSIVE, _NOT_REPRODUCED, _OTHER_PROTOCOL, _UNTESTABLE, _NOT_RUN)
-"""The first three decide a claim."""
 
 MARKS = {
     "synthetic": "○ synthetic", "semi-real": "◐ semi-real", "unverified": "◌ unverified", "adopted": "◑ adopted",
@@ -141,10 +138,9 @@ def read_claims(text: str | None = None) -> list[Claim]:
 
 def of_places(claims: Iterable[Claim]) -> list[Claim]:
     """Return those of *claims* that are also tested on real places, as claims of their own: `ensemble, places`."""
+    further = {"needs": "place", "on_places": None}
     return [
-        claim.model_copy(
-            update=dict(claim.on_places) | {"id": f"{claim.id}, places", "needs": "place", "on_places": None}
-        )
+        claim.model_copy(update={**dict(claim.on_places), "id": f"{claim.id}, places", **further})
         for claim in claims
         if claim.on_places is not None
     ]
@@ -170,7 +166,7 @@ def evidence(own: str | os.PathLike[str] | None = None) -> list[_Entry]:
     """
     Read the ledger lines that verdicts rest on: the committed ones and, of the ledger *own*, those not synthetic.
 
-    Each line has `data_kind`, also an old one. The lines of real places are pooled: see `pooled_places`.
+    Each line has `data_kind`, also an old one. The lines of real places are pooled: see `_pooled_places`.
     """
     lines: list[dict[str, Any]] = []
     for path in (SHIPPED / "seeds.jsonl", SHIPPED / "methods.jsonl"):  # the newer lines last
@@ -179,10 +175,10 @@ def evidence(own: str | os.PathLike[str] | None = None) -> list[_Entry]:
         lines += [line for line in ledger.read_entries(own).values() if not line.get("synthetic")]
     found = [ledger.flatten(line | {"data_kind": _kind_of(line)}) for line in lines]
     places = [line for line in found if line["data_kind"] == "place"]
-    return [*(line for line in found if line["data_kind"] != "place"), *pooled_places(places)]
+    return [*(line for line in found if line["data_kind"] != "place"), *_pooled_places(places)]
 
 
-def pooled_places(lines: Iterable[_Entry]) -> list[_Entry]:
+def _pooled_places(lines: Iterable[_Entry]) -> list[_Entry]:
     """
     Join the ledger lines of single places to one line per list of places, method, settings and seeds: each place is a
     region.
@@ -196,30 +192,18 @@ def pooled_places(lines: Iterable[_Entry]) -> list[_Entry]:
     for line in lines:
         groups.setdefault(tuple(line.get(name) for name in names), {})[str(line.get("hashes.evaluation"))] = line
     pooled: list[_Entry] = []
-    for own in groups.values():
-        counts = {
-            name: np.array(value)
-            for line in own.values()
-            for name, value in line.items()
-            if name.startswith("scores.counts.")
-        }
+    for hashes, own in ((list(group), list(group.values())) for group in groups.values()):
+        counts = {name: n for line in own for name, n in line.items() if name.startswith("scores.counts.")}
         if not counts:
             continue
-        first = next(iter(own.values()))
-        head = {
-            name: value
-            for name, value in first.items()
-            if not name.startswith(("scores.", "hashes.")) and all(line.get(name) == value for line in own.values())
+        common = (name for name, value in own[0].items() if all(line.get(name) == value for line in own))
+        head = {name: own[0][name] for name in common if not name.startswith(("scores.", "hashes."))}
+        scores = asdict(summarise(np.sum([*counts.values()], axis=0))) | {
+            "n_places": len(own),
+            "n_patches": sum(int(line.get("scores.n_patches") or 0) for line in own),
         }
-        scores = {
-            f"scores.{name}": value for name, value in asdict(summarise(np.sum([*counts.values()], axis=0))).items()
-        }
-        same = hashlib.sha256("\n".join(sorted(own)).encode()).hexdigest()
-        n_patches = sum(int(line.get("scores.n_patches") or 0) for line in own.values())
-        further = {"scores.n_places": len(own), "scores.n_patches": n_patches, "hashes.evaluation": same}
-        pooled.append(
-            head | ledger.flatten(scores) | {name: value.tolist() for name, value in counts.items()} | further
-        )
+        same = hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
+        pooled.append({**head, **ledger.flatten({"scores": scores}), **counts, "hashes.evaluation": same})
     return pooled
 
 
@@ -257,14 +241,11 @@ def _find(claim: Claim, kind: str, lines: list[dict[str, Any]]) -> _Finding | No
     score = f"scores.{claim.score}"
 
     def newest(where: _Fields) -> dict[tuple[int, int], _Entry]:
-        fitting = (
-            line
-            for line in lines
-            if line.get(score) is not None and all(line.get(name) == value for name, value in where.items())
-        )
-        seeds = ("seeds.world", "seeds.training")
-        by_seeds = {tuple(int(line.get(name) or 0) for name in seeds): line for line in fitting}
-        return dict(sorted(by_seeds.items()))  # type: ignore[arg-type]
+        by_seeds: dict[tuple[int, int], _Entry] = {}
+        for line in lines:
+            if line.get(score) is not None and all(line.get(name) == value for name, value in where.items()):
+                by_seeds[int(line.get("seeds.world") or 0), int(line.get("seeds.training") or 0)] = line
+        return dict(sorted(by_seeds.items()))
 
     ours, theirs = newest(claim.where), newest(claim.against) if claim.against else {}
     if claim.against:  # the same pixels, not only the same data: a damaged patch may have been left out
@@ -362,7 +343,7 @@ def outstanding(claims: Iterable[Claim], entries: Iterable[_Entry]) -> pd.DataFr
     for claim in claims:
         found = examine(claim, lines)
         so_far, shown = verdict(claim, found), (claim.command, claim.download or "none")
-        if so_far in _VERDICTS[:3]:
+        if so_far in (_REPRODUCED, _INCONCLUSIVE, _NOT_REPRODUCED):
             continue
         if so_far == _UNTESTABLE:
             shown = (claim.means, _NONE)
@@ -374,16 +355,10 @@ def outstanding(claims: Iterable[Claim], entries: Iterable[_Entry]) -> pd.DataFr
 
 
 _PROVENANCE = {
-    "processor": "machine.processor",
-    "GPU": "machine.gpu",
-    "training, s": "cost.train_s",
-    "peak memory, MB": "cost.peak_memory_mb",
-    "commit": "code.commit",
-    "lock": "code.lock",
-    "training data": "hashes.train",
-    "evaluation data": "hashes.evaluation",
-    "checkpoint": "hashes.checkpoint",
-}
+    "processor": "machine.processor", "GPU": "machine.gpu", "training, s": "cost.train_s",
+    "peak memory, MB": "cost.peak_memory_mb", "commit": "code.commit", "lock": "code.lock",
+    "training data": "hashes.train", "evaluation data": "hashes.evaluation", "checkpoint": "hashes.checkpoint",
+}  # fmt: skip
 
 
 def report(claim: Claim, entries: Iterable[_Entry]) -> pd.DataFrame:

@@ -30,7 +30,6 @@ from lcfuse_core._yaml import load_yaml
 from lcfuse_core.data.legends import DFC2020, SCORED
 from lcfuse_core.errors import LcfuseError, MissingDataError
 from lcfuse_core.scoring import intervals, ledger, protocol
-from lcfuse_core.scoring.intervals import Interval
 from lcfuse_core.scoring.scores import CELL_PX, N_CODES
 
 BASELINE, OFFICIAL, SINGLE = "MODIS label", "DeepLabv3+, plain", "FCN, weighted"
@@ -98,7 +97,6 @@ ALTERNATIVES = (
 
 _REGIONAL = r"^scores\.regions\..*\.aa$"
 _RUN = ["parameters.method", "seeds.world", "seeds.training"]
-_UNKNOWN = Interval(float("nan"), float("nan"), float("nan"), 0)
 
 
 def recorded_methods() -> pd.DataFrame:
@@ -122,9 +120,8 @@ def recorded_trainings() -> pd.DataFrame:
     further, lines = ledger.read(SHIPPED / "trainings.jsonl"), recorded_methods()
     own = lines[lines["parameters.method"].isin(further["parameters.method"].unique())]
     both = pd.concat([own, further], ignore_index=True).drop_duplicates(_RUN, keep="first")
-    number = both.groupby(["parameters.method", "seeds.world"]).cumcount()
-    least = both.groupby(["parameters.method", "seeds.world"]).size().min()
-    return both[number < least].reset_index(drop=True)
+    groups = both.groupby(_RUN[:2])
+    return both[groups.cumcount() < groups.size().min()].reset_index(drop=True)
 
 
 def line(lines: pd.DataFrame, method: str, seed: int) -> pd.Series:
@@ -149,13 +146,12 @@ def overview(lines: pd.DataFrame) -> pd.DataFrame:
     """
     aa, rows = by_seed(lines), {}
     for method, own in lines.groupby("parameters.method", sort=False):
-        values, interval = aa.loc[str(method)].dropna(), _interval(lines, str(method))
+        values = aa.loc[str(method)].dropna()
         regional = own.filter(regex=_REGIONAL)
         n_regions = regional.notna().sum(axis=1).mean()
         rows[method] = {
             "AA": values.mean(),
-            "low": 100 * interval.low,
-            "high": 100 * interval.high,
+            **_ends(lines, str(method)),
             "regional AA": 100 * regional.mean(axis=1).mean(),
             "mIoU(8)": 100 * own["scores.miou_8"].mean(),
             "OA": 100 * own["scores.oa"].mean(),
@@ -167,8 +163,7 @@ def overview(lines: pd.DataFrame) -> pd.DataFrame:
             "labels": " / ".join(own["label_regime"].unique()),
             "train s": own["cost.train_s"].median(),
         }
-    table = pd.DataFrame.from_dict(rows, "index").rename_axis("method")
-    table["cells per region"] = table["cells per region"].round()
+    table = pd.DataFrame.from_dict(rows, "index").rename_axis("method").round({"cells per region": 0})
     return _rounded(table).sort_values("AA", ascending=False, kind="stable")
 
 
@@ -191,7 +186,6 @@ def gains(lines: pd.DataFrame, steps: Iterable[Step] = ABLATION) -> pd.DataFrame
         if not pairs:
             continue
         gain = (aa.loc[step.method, pairs] - aa.loc[step.over, pairs]).astype(float)
-        interval = _interval(lines[lines["seeds.world"].isin(pairs)], step.method, step.over)
         with np.errstate(divide="ignore", invalid="ignore"):
             t = gain.mean() / (gain.std() / np.sqrt(len(gain)))
         p.append(2 * special.stdtr(len(gain) - 1, -abs(t)))
@@ -199,8 +193,7 @@ def gains(lines: pd.DataFrame, steps: Iterable[Step] = ABLATION) -> pd.DataFrame
             **{f"seed {seed}": value for seed, value in gain.items()},
             "mean": gain.mean(),
             "spread": gain.std(),
-            "low": 100 * interval.low,
-            "high": 100 * interval.high,
+            **_ends(lines[lines["seeds.world"].isin(pairs)], step.method, step.over),
             "regional": (of_regions.loc[step.method, pairs] - of_regions.loc[step.over, pairs]).mean(),
             "better": f"{int(np.sum(gain.to_numpy() > 0))} of {len(gain)}",
             "exceeds spread": bool(gain.mean() > gain.std()),
@@ -299,8 +292,8 @@ def _rounded(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**(table[floats].round(1) + 0.0))
 
 
-def _interval(lines: pd.DataFrame, *methods: str) -> Interval:
-    """Return the interval of a method, or of the difference of two, from the runs that have counts of equal regions."""
+def _ends(lines: pd.DataFrame, *methods: str) -> dict[str, float]:
+    """Return the ends in per cent of the interval of a method, or of the difference of two; NaN without counts."""
     own = lines[lines["parameters.method"].isin(methods)].drop_duplicates(_RUN, keep="last")
     own = own[[*_RUN, *own.filter(regex=r"^scores\.counts\.")]].dropna(axis=1, how="all").dropna()
     runs = [set(map(tuple, own.loc[own[_RUN[0]] == method, _RUN[1:]].to_numpy().tolist())) for method in methods]
@@ -308,20 +301,22 @@ def _interval(lines: pd.DataFrame, *methods: str) -> Interval:
     for world, training in sorted(set.intersection(*runs)) if len(own.columns) > len(_RUN) + 1 else ():
         by_world.setdefault(world, []).append((world, training))
     if not by_world:
-        return _UNKNOWN
+        return {"low": np.nan, "high": np.nan}
     n_trainings = min(map(len, by_world.values()))  # as many in each world
     kept, found = [run for runs in by_world.values() for run in runs[:n_trainings]], own.set_index(_RUN)
     shape = (len(by_world), n_trainings, -1, N_CODES, N_CODES)
     one, *others = (np.array(found.loc[[(method, *run) for run in kept]].to_numpy().tolist()) for method in methods)
     one, other = one.reshape(shape), others[0].reshape(shape) if others else None
     if len(by_world) > 1:
-        return intervals.hierarchical(one, other)
-    if other is None:
-        return intervals.interval(one[0, 0], method="jackknife")
-    return intervals.difference(one[0, 0], other[0, 0], method="jackknife")
+        interval = intervals.hierarchical(one, other)
+    elif other is None:
+        interval = intervals.interval(one[0, 0], method="jackknife")
+    else:
+        interval = intervals.difference(one[0, 0], other[0, 0], method="jackknife")
+    return {"low": 100 * interval.low, "high": 100 * interval.high}
 
 
-def drift(new: Path, committed: Path = SHIPPED / "seeds.jsonl") -> pd.DataFrame:
+def _drift(new: Path, committed: Path = SHIPPED / "seeds.jsonl") -> pd.DataFrame:
     """
     Compare the scores of a new ledger with the committed ones: one row per method and score, in per cent.
 
@@ -344,9 +339,9 @@ def drift(new: Path, committed: Path = SHIPPED / "seeds.jsonl") -> pd.DataFrame:
             now = lines[lines["parameters.method"] == method].tail(1)
             then = before.merge(now[training], on=training).tail(1) if len(now) else now
             for score, points in tolerance["within"].items():
-                values = [_percent(line, f"scores.{score}") for line in (then, now)]
-                ok = bool(abs(values[1] - values[0]) <= points + 1e-9)  # NaN is not
-                rows.append((method, score, *values, values[1] - values[0], points, ok))
+                was, is_now = (_percent(line, f"scores.{score}") for line in (then, now))
+                ok = abs(is_now - was) <= points + 1e-9  # NaN is not
+                rows.append((method, score, was, is_now, is_now - was, points, ok))
     return pd.DataFrame(rows, columns=["method", "score", "committed", "new", "difference", "tolerance", "ok"])
 
 
@@ -360,7 +355,7 @@ def _main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--committed", type=Path, default=SHIPPED / "seeds.jsonl", help="default: that of the package")
     given = parser.parse_args(arguments)
     try:
-        found = drift(given.new, given.committed)
+        found = _drift(given.new, given.committed)
     except LcfuseError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -38,6 +38,7 @@ from lcfuse_core.scoring.scores import N_CODES, compute_score
 _METHODS = ("bootstrap", "jackknife", "percentile")
 
 _LEVEL = 0.95  # nominal coverage
+_DRAWS = 999  # of `interval` and `difference`
 _DRAWN_BYTES = 1 << 23  # drawn groups that are scored at once: 8 MB, and as much again while one is left out
 
 _Score = Callable[[NDArray[np.number]], NDArray[np.float64]]  # from stacked counts to one number each, or NaN
@@ -59,9 +60,7 @@ class Interval:
         return f"{100 * self.value:.1f} % ({100 * self.low:.1f} to {100 * self.high:.1f})"
 
 
-def interval(
-    groups: NDArray[np.integer], score: str = "aa", *, method: str = "bootstrap", draws: int = 999
-) -> Interval:
+def interval(groups: NDArray[np.integer], score: str = "aa", *, method: str = "bootstrap") -> Interval:
     """
     Compute a score of all groups together, with its 95 % confidence interval.
 
@@ -73,17 +72,13 @@ def interval(
         A name that `scores.compute_score` takes, such as "aa" or "recall.Water".
     method : str
         "bootstrap", "jackknife" or "percentile"; see the head of this file.
-    draws : int
-        Of the bootstrap.
 
     Raises
     ------
-    GridError
-        If the counts have another shape.
-    ParameterError
-        If the method or score is unknown.
+    GridError, ParameterError
+        If the counts have another shape; if the method or score is unknown.
     """
-    return _interval(_checked(groups), partial(compute_score, name=score), 0.0, method, draws)
+    return _interval(_checked(groups), partial(compute_score, name=score), 0.0, method)
 
 
 def difference(
@@ -92,8 +87,7 @@ def difference(
     """
     Compute by how much one map scores higher than another, paired: both maps are resampled by the same scenes.
 
-    The interval, in -1..1, is far narrower than those of the two scores suggest, because a difficult scene is difficult
-    for both maps.
+    The interval, in -1..1, is far narrower than those of the two scores suggest: a difficult scene is so for both maps.
 
     Parameters
     ----------
@@ -115,7 +109,7 @@ def difference(
     def gain(pairs: NDArray[np.number]) -> NDArray[np.float64]:
         return compute_score(pairs[..., 0, :, :], score) - compute_score(pairs[..., 1, :, :], score)
 
-    return _interval(np.stack([one, other], axis=1), gain, -1.0, method, 999)
+    return _interval(np.stack([one, other], axis=1), gain, -1.0, method)
 
 
 def _checked(groups: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -125,7 +119,7 @@ def _checked(groups: NDArray[np.integer]) -> NDArray[np.int64]:
     return groups.astype(np.int64)
 
 
-def _interval(groups: NDArray[np.int64], score: _Score, least: float, method: str, draws: int) -> Interval:
+def _interval(groups: NDArray[np.int64], score: _Score, least: float, method: str) -> Interval:
     """Compute the interval of a score that lies in least..1, over the groups that have it."""
     if method not in _METHODS:
         raise ParameterError("method", found=repr(method), expected=", ".join(_METHODS), do="Choose one of them.")
@@ -135,7 +129,7 @@ def _interval(groups: NDArray[np.int64], score: _Score, least: float, method: st
     if n < 2:
         return Interval(value, float("nan"), float("nan"), n)
     if method == "percentile":
-        values = np.concatenate([score(drawn.sum(1)) for drawn in _draw(groups, draws)])
+        values = np.concatenate([score(drawn.sum(1)) for drawn in _draw(groups)])
         low, high = np.nanquantile(values, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
         return Interval(value, float(low), float(high), n)
     error = float(_jackknife(groups[None], score)[0])
@@ -144,19 +138,19 @@ def _interval(groups: NDArray[np.int64], score: _Score, least: float, method: st
     else:
         # Each drawn score in its own standard errors; Efron and Tibshirani, equation 12.20.
         studentised = [
-            _in_errors(np.abs(score(drawn.sum(1)) - value), _jackknife(drawn, score)) for drawn in _draw(groups, draws)
+            _in_errors(np.abs(score(drawn.sum(1)) - value), _jackknife(drawn, score)) for drawn in _draw(groups)
         ]
         n_errors = float(np.nanquantile(np.concatenate(studentised), _LEVEL, method="higher"))
     half = n_errors * error if error else 0.0
     return Interval(value, max(least, value - half), min(1.0, value + half), n)
 
 
-def _draw(groups: NDArray[np.int64], draws: int) -> Iterator[NDArray[np.int64]]:
+def _draw(groups: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
     """Yield groups drawn with replacement, int (some draws, n, ...), `_DRAWN_BYTES` at a time."""
     rng, n = np.random.default_rng(0), len(groups)
-    numbers = np.stack([rng.integers(0, n, n) for _ in range(draws)])
+    numbers = np.stack([rng.integers(0, n, n) for _ in range(_DRAWS)])
     at_once = max(1, _DRAWN_BYTES // groups.nbytes)
-    for start in range(0, draws, at_once):
+    for start in range(0, _DRAWS, at_once):
         yield groups[numbers[start : start + at_once]]
 
 
@@ -221,10 +215,7 @@ def hierarchical(
     by_world, parts = pseudo_values(np.arange(n_regions)[None])
     value, error = float(by_world.mean()), float(_crossed_error(parts[:, 0]))
     rng = np.random.default_rng(seed)
-    drawn_worlds, drawn_regions = (
-        rng.integers(0, n_worlds, (draws, n_worlds)),
-        rng.integers(0, n_regions, (draws, n_regions)),
-    )
+    drawn_worlds, drawn_regions = (rng.integers(0, n, (draws, n)) for n in (n_worlds, n_regions))
     at_once, away = max(1, _DRAWN_BYTES // sides[0].nbytes), []
     for start in range(0, draws, at_once):
         chosen = drawn_worlds[start : start + at_once]
@@ -255,28 +246,13 @@ def components(scores: NDArray[np.floating]) -> dict[str, float]:
     Split the variance of a score into parts of worlds, regions, trainings and their interaction.
 
     The model is y[w, t, r] = mean + world w + region r + (region r in world w) + training t in w + rest, all random and
-    independent. Each part is estimated from the mean squares of the balanced design (method of moments); a negative
-    estimate becomes 0.
+    independent. Each part is estimated from the mean squares of the balanced design (method of moments: Searle, Casella
+    and McCulloch 1992, Variance Components, chapter 4); a negative estimate becomes 0.
 
-    Parameters
-    ----------
-    scores : ndarray of float, shape (worlds, trainings, regions)
-        Such as the AA of each region, at least two of each factor. The trainings of different worlds are unrelated.
-
-    Returns
-    -------
-    dict of str to float
-        Variances of "world", "region", "region in world", "training" (common to all regions) and "rest" (training in
-        one region), in squared units of *scores*.
-
-    Raises
-    ------
-    GridError
-        If a factor has fewer than two levels, or a score is missing.
-
-    References
-    ----------
-    Searle, Casella and McCulloch (1992), Variance Components, chapter 4.
+    *scores*, float (worlds, trainings, regions), are such as the AA of each region. The trainings of different worlds
+    are unrelated. Returned are the variances of "world", "region", "region in world", "training" (common to all
+    regions) and "rest" (training in one region), in squared units of *scores*. Raises GridError if a factor has fewer
+    than two levels, or a score is missing.
     """
     y = np.asarray(scores, np.float64)
     if y.ndim != 3 or min(y.shape) < 2 or not np.isfinite(y).all():

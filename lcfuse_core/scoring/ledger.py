@@ -110,7 +110,7 @@ def new_entry(
     ):
         if value not in known:
             raise ParameterError(name, found=repr(value), expected=", ".join(known), do="Choose one of them.")
-    code = {"version": __version__, "commit": _runtime.commit()}
+    lock, digest = _runtime.lock_digest(), _runtime.code_digest()
     entry = {
         "schema": _SCHEMA,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -127,7 +127,7 @@ def new_entry(
         "scores": scores,
         "hashes": hashes or {},
         "cost": {**_runtime.cost_so_far(), **(cost or {})},
-        "code": {**code, "digest": _runtime.code_digest(), "lock": _runtime.lock_digest()},
+        "code": {"version": __version__, "commit": _runtime.commit(), "digest": digest, "lock": lock},
         "machine": _runtime.machine(),
     }
     plain: dict[str, Any] = _plain(entry, "entry")
@@ -224,8 +224,7 @@ def read_entries(path: str | os.PathLike[str]) -> dict[int, dict[str, Any]]:
     if damaged:
         warnings.warn(f"left out, not readable: {', '.join(damaged)}", stacklevel=3)
     for number, entry in entries.items():
-        schema = entry.get("schema", _SCHEMA)
-        if schema > _SCHEMA:
+        if (schema := entry.get("schema", _SCHEMA)) > _SCHEMA:
             do = "Update lcfuse_core: a newer version wrote the line."
             raise DataError(f"{path} line {number}", found=f"schema {schema}", expected=f"at most {_SCHEMA}", do=do)
     return entries
@@ -274,9 +273,8 @@ def _fault(name: str, value: Any) -> str:
     if name == "schema" or (rest and head == "seeds"):
         fits = _is_number(value, int)
     elif rest and head == "scores":
-        is_matrix = (
-            isinstance(value, list) and [len(row) for row in value if isinstance(row, list)] == [N_CODES] * N_CODES
-        )
+        sizes = [len(row) if isinstance(row, list) else 0 for row in value] if isinstance(value, list) else []
+        is_matrix = sizes == [N_CODES] * N_CODES
         are_counts = is_matrix and all(_is_number(count) and count >= 0 for row in value for count in row)
         fits = value is None or _is_number(value) or ("counts." in rest and are_counts)
     return "" if fits else f"{name}: {str(value)[:20]!r}"
@@ -291,8 +289,6 @@ def flatten(entry: dict[str, Any], before: str = "") -> dict[str, Any]:
     """
     Join nested names by dots, as in the tables of `read`.
 
-    Examples
-    --------
     >>> flatten({"a": {"b": 1, "c": [2]}, "d": {}})
     {'a.b': 1, 'a.c': [2]}
     """

@@ -24,16 +24,7 @@ from lcfuse_core.data.legends import igbp_to_dfc
 from lcfuse_core.data.patches import Patch, Report, complete, index, iter_patches, patch_name, split_by_scene
 from lcfuse_core.errors import MissingDataError
 from lcfuse_core.scoring import ledger
-from lcfuse_core.scoring.scores import (
-    CELL_PX,
-    N_CODES,
-    Scores,
-    confusion,
-    near_borders,
-    near_small_objects,
-    score_table,
-    summarise,
-)
+from lcfuse_core.scoring.scores import CELL_PX, N_CODES, PARTS, Scores, confusion, score_table, summarise
 
 NEED = ("s1", "s2", "lc", "dfc")
 """The files of an evaluation patch: images, the MODIS label as the baseline, the reference."""
@@ -50,16 +41,13 @@ PLAIN, WEIGHTED = 0.0, 0.5
 Classify = Callable[[Patch], NDArray[np.uint8]]
 """From a patch to a map, uint8 (H, W) of DFC2020 codes. The patch comes without its reference, `dfc`."""
 
-PARTS = {"near_borders": near_borders, "small_objects": near_small_objects}
-"""Parts of the pixels that are also scored on their own: functions from a reference (H, W) to bool (H, W)."""
-
 
 @dataclass
 class Result:
     """
     Confusion counts of one method, int64 (11, 11), in each region (`scene_id`), and of parts of the pixels.
 
-    `split` and `n_patches` say which patches were evaluated; `parts` has a result for each of `PARTS`.
+    `split` and `n_patches` say which patches were evaluated; `parts` has a result for each of `scores.PARTS`.
     """
 
     by_region: dict[str, NDArray[np.int64]] = field(default_factory=dict)
@@ -89,17 +77,15 @@ class Result:
 
     def for_ledger(self) -> dict[str, Any]:
         """Return what a ledger line keeps: scores, those of regions and of parts, and counts, which intervals need."""
-        parts = {name: part for name, part in self.parts.items() if part.counts.any()}
-        return {
-            **asdict(self.scores),
+        kept = asdict(self.scores) | {
             "regions": {name: asdict(own) for name, own in self.regions.items()},
             "counts": self.by_region,
             "n_patches": self.n_patches,
-            **{
-                name: {"aa": part.scores.aa, "oa": part.scores.oa, "counts": part.by_region}
-                for name, part in parts.items()
-            },
         }
+        for name, part in self.parts.items():
+            if part.counts.any():
+                kept[name] = {"aa": part.scores.aa, "oa": part.scores.oa, "counts": part.by_region}
+        return kept
 
 
 def result_table(results: Mapping[str, Result]) -> pd.DataFrame:

@@ -144,7 +144,6 @@ def compute_score(counts: NDArray[np.number], name: str) -> NDArray[np.float64]:
     -------
     ndarray of float64, shape (...)
         NaN where the score is undefined, as that of a matrix without a pixel to evaluate.
-
     """
     if name == "oa":
         return _ratio(counts[..., _CODES, _CODES].sum(-1), counts[..., _CODES, :].sum((-2, -1)))
@@ -200,10 +199,7 @@ def summarise(counts: NDArray[np.integer]) -> Scores:
         return dict(zip(_NAMES, values.tolist(), strict=True))
 
     return Scores(
-        aa=float(compute_score(table, "aa")),
-        oa=float(compute_score(table, "oa")),
-        miou_8=float(compute_score(table, "miou_8")),
-        miou_9=float(compute_score(table, "miou_9")),
+        **{name: float(compute_score(table, name)) for name in ("aa", "oa", "miou_8", "miou_9")},
         kappa=float((agreement - chance) / (1 - chance)) if chance < 1 else 0.0,
         quantity=float(np.abs(scored.sum(1) - scored.sum(0)).sum() / 2 / n_pixels),
         n_pixels=int(n_pixels),
@@ -217,13 +213,10 @@ def summarise(counts: NDArray[np.integer]) -> Scores:
 
 def score_table(entries: Mapping[str, Scores]) -> pd.DataFrame:
     """Return one row per map (by name), one column per score: per cent, rounded to 0.1, and kappa to 0.01."""
-    columns = {"AA %": "aa", "OA %": "oa", "mIoU(8) %": "miou_8", "mIoU(9) %": "miou_9"}
-    rows = {
-        name: {title: round(100 * getattr(scores, field), 1) for title, field in columns.items()}
-        | {"kappa": round(scores.kappa, 2)}
-        for name, scores in entries.items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    columns = ["AA %", "OA %", "mIoU(8) %", "mIoU(9) %"]
+    rows = [[round(100 * score, 1) for score in (one.aa, one.oa, one.miou_8, one.miou_9)] for one in entries.values()]
+    table = pd.DataFrame(rows, list(entries), columns)
+    return table.assign(kappa=[round(one.kappa, 2) for one in entries.values()])
 
 
 def class_table(entries: Mapping[str, Scores]) -> pd.DataFrame:
@@ -235,21 +228,12 @@ def class_table(entries: Mapping[str, Scores]) -> pd.DataFrame:
 # Parts of the pixels -----------------------------------------------------------------------------
 
 
-def near_borders(reference: NDArray[np.integer]) -> NDArray[np.bool_]:
+def _near_borders(reference: NDArray[np.integer]) -> NDArray[np.bool_]:
     """
     Return where another known class lies within `_BORDER_PX`: the *trimap* of Kohli et al. (2009), IJCV 82.
 
-    Maps from coarse labels are wrong first near borders.
-
-    Parameters
-    ----------
-    reference : ndarray of int, shape (H, W)
-        DFC2020 codes. A pixel that is 0 (unknown) is never near a border and makes none.
-
-    Raises
-    ------
-    GridError
-        If the reference is not two-dimensional.
+    Maps from coarse labels are wrong first near borders. *reference* holds DFC2020 codes, int (H, W); a pixel that is 0
+    (unknown) is never near a border and makes none. Raises GridError if it is not two-dimensional.
     """
     if np.ndim(reference) != 2:
         do = "Take one patch at a time: borders depend on the neighbouring pixels."
@@ -261,17 +245,21 @@ def near_borders(reference: NDArray[np.integer]) -> NDArray[np.bool_]:
     return known & (least != greatest)
 
 
-def near_small_objects(reference: NDArray[np.integer]) -> NDArray[np.bool_]:
+def _near_small_objects(reference: NDArray[np.integer]) -> NDArray[np.bool_]:
     """
     Return the pixels near borders with a part of an object smaller than a coarse cell within `_BORDER_PX`.
 
     An object is a set of pixels of one class, connected by their sides. Those at the edge of the patch are left out,
-    because their size is unknown. The parameter and the error are those of `near_borders`.
+    because their size is unknown. The parameter and the error are those of `_near_borders`.
     """
-    near, small = near_borders(reference), np.zeros(np.shape(reference), bool)
+    near, small = _near_borders(reference), np.zeros(np.shape(reference), bool)
     for code in np.unique(reference[reference > 0]):
         objects, _ = ndimage.label(reference == code)
         is_small = np.bincount(objects.reshape(-1)) < CELL_PX
         is_small[[0, *objects[[0, -1]].reshape(-1), *objects[:, [0, -1]].reshape(-1)]] = False  # 0: of another class
         small |= is_small[objects]
     return near & ndimage.maximum_filter(small, 2 * _BORDER_PX + 1, mode="nearest")
+
+
+PARTS = {"near_borders": _near_borders, "small_objects": _near_small_objects}
+"""Parts of the pixels that are also scored on their own: functions from a reference (H, W) to bool (H, W)."""

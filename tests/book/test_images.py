@@ -102,7 +102,7 @@ def test_radar_colours():
 @given(arrays(np.uint8, (5, 7), elements=st.integers(0, 10)))
 def test_label_colours_are_the_legend(codes):
     """Each pixel has the colour of its class; no class is transparent."""
-    image = images.label_image(codes)
+    image = images._label_image(codes)
     for (row, col), code in np.ndenumerate(codes):
         assert tuple(image[row, col]) == DFC2020.rgba(int(code))
     assert (image[codes == 0] == 0).all()
@@ -112,8 +112,8 @@ def test_a_code_outside_the_legend_is_refused():
     """IGBP codes are not drawn in DFC2020 colours by mistake."""
     codes = np.full((4, 4), 17, np.uint8)
     with pytest.raises(LegendError, match="17"):
-        images.label_image(codes)
-    assert tuple(images.label_image(codes, IGBP)[0, 0]) == IGBP.rgba(17)
+        images._label_image(codes)
+    assert tuple(images._label_image(codes, IGBP)[0, 0]) == IGBP.rgba(17)
 
 
 @given(arrays(np.uint8, (12, 9), elements=st.sampled_from([0, 1, 4, 10])))
@@ -180,7 +180,7 @@ def test_a_patch_shows_all_it_has():
     assert legend_names(fig) == ["1  Forest", "3  Savanna", "10  Water"]
     drawn = [ax.images[0].get_array() for ax in fig.axes if ax.images]
     np.testing.assert_array_equal(drawn[0], images.rgb(patch))
-    np.testing.assert_array_equal(drawn[4], images.label_image(patch.dfc))
+    np.testing.assert_array_equal(drawn[4], images._label_image(patch.dfc))
     assert tuple(drawn[3][-1, -1]) == DFC2020.rgba(3)
     assert fig.get_facecolor() == (1, 1, 1, 1)
 
@@ -249,7 +249,7 @@ def test_squares_with_most_classes_come_first_and_are_enlarged():
     squares = [(patch.get_x(), patch.get_y(), patch.get_width()) for patch in fig.axes[0].patches]
     assert squares == [(30, 30, 30), (60, 0, 30)]
     np.testing.assert_array_equal(fig.axes[1].images[0].get_array(), image[30:, 30:60])
-    np.testing.assert_array_equal(fig.axes[4].images[0].get_array(), images.label_image(codes[:30, 60:]))
+    np.testing.assert_array_equal(fig.axes[4].images[0].get_array(), images._label_image(codes[:30, 60:]))
 
 
 def test_invalid_pixels_of_a_scene_are_white_and_do_not_change_the_others():

@@ -150,8 +150,6 @@ def test_a_wrong_number_or_size_is_refused():
 def test_borders_follow_mouse_finger_and_keys(tmp_path):
     """What stands at a place of the page is the picture that should, after each kind of input."""
     sync_api = pytest.importorskip("playwright.sync_api")
-    from PIL import Image
-
     (tmp_path / "page.html").write_text(f"<html><body style='margin:0;width:400px'>{swipe(THREE)}</body></html>")
 
     def colour(x, y=120):
@@ -184,10 +182,7 @@ def test_legend_name_cannot_close_the_script_of_a_figure(patch, monkeypatch):
     """Names and titles with markup stay text, in HTML and in the data of the script."""
     attack = "</script><img src=x onerror=alert(1)>"
     monkeypatch.setattr(type(legends.DFC2020), "name_of", lambda self, code: attack)
-    for text in (
-        *figures(patch).values(),
-        swipe({attack: RED, "b": RED}),
-    ):
+    for text in (*figures(patch).values(), swipe({attack: RED, "b": RED})):
         soup = BeautifulSoup(text, "html.parser")
         assert len(soup.find_all("script")) == 1
         assert soup.find("img", src="x") is None

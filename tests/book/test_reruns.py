@@ -120,7 +120,7 @@ def test_failed_attempt_is_reported_and_its_ledger_kept_apart(book, tmp_path, mo
     run.folder.mkdir()
     for text in ("first\n", "second\n"):
         (run.folder / "ledger.jsonl").write_text(text)
-        outcome = reruns._execute_apart(run, str(tmp_path))
+        outcome = reruns._execute_apart(run, str(tmp_path), 1)
         assert (outcome.state, outcome.message) == ("failed", "ended with code 1")
     assert (run.folder / "earlier-ledger.jsonl").read_text() == "first\nsecond\n"
     assert not (run.folder / "ledger.jsonl").exists()
@@ -212,10 +212,7 @@ def test_folders_tell_any_two_runs_apart(empty_book):
         (["-p", "seed", "0.5"], "parameter seed: found '0.5'"),
         (["-p", "seed", "0,-1"], "found -1"),
         (["-p", "seed", "0..1000000"], "found 1000001 values, expected at most 10000"),
-        (
-            ["-p", "seed", "0..9999", "-p", "steps", "1..9999"],
-            "found 99,990,000 runs (10,000 of seed x ",
-        ),
+        (["-p", "seed", "0..9999", "-p", "steps", "1..9999"], "found 99,990,000 runs (10,000 of seed x "),
         (["-p", "seed", "4..0"], "found '4..0', expected the smaller end first. Write 0..4."),
         (["-p", "steps", "10,0"], "found 0, expected training steps: input should be greater than or equal to 1"),
         (["-p", "crop", "16..64"], "greater than or equal to 32"),

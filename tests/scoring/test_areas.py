@@ -15,7 +15,7 @@ PIXEL_HA = 0.09  # Landsat, 30 m
 
 def test_the_worked_example_of_the_paper_comes_out():
     """Areas in hectares with the halves of their 95 % intervals, as printed in section 5.3."""
-    area, error = areas.adjusted(EXAMPLE, MAPPED_PX * PIXEL_HA)
+    area, error = areas._adjusted(EXAMPLE, MAPPED_PX * PIXEL_HA)
     np.testing.assert_allclose(area, [21_158, 11_686, 285_770, 581_386], atol=1)
     np.testing.assert_allclose(1.96 * error, [6_158, 3_756, 15_510, 16_282], atol=1)
 
@@ -51,14 +51,14 @@ def test_intervals_cover_the_true_area_at_their_nominal_rate():
 
 def test_a_class_that_was_not_mapped_has_an_area():
     """Half of the pixels mapped as class 0 are class 1, which is not in the map; a map without errors stays."""
-    np.testing.assert_allclose(areas.adjusted(np.array([[25, 25], [0, 0]]), np.array([100.0, 0.0]))[0], [50, 50])
-    np.testing.assert_allclose(areas.adjusted(np.diag([50, 50]), np.array([10.0, 20.0])), [[10, 20], [0, 0]])
+    np.testing.assert_allclose(areas._adjusted(np.array([[25, 25], [0, 0]]), np.array([100.0, 0.0]))[0], [50, 50])
+    np.testing.assert_allclose(areas._adjusted(np.diag([50, 50]), np.array([10.0, 20.0])), [[10, 20], [0, 0]])
 
 
 def test_what_cannot_be_estimated_is_refused():
     with pytest.raises(DataError, match="map class 1 with fewer than two samples"):
-        areas.adjusted(np.array([[5, 0], [0, 1]]), np.array([1.0, 1.0]))
+        areas._adjusted(np.array([[5, 0], [0, 1]]), np.array([1.0, 1.0]))
     with pytest.raises(DataError, match="found no area"):
-        areas.adjusted(np.diag([5, 5]), np.zeros(2))
+        areas._adjusted(np.diag([5, 5]), np.zeros(2))
     with pytest.raises(GridError, match=r"a sample of shape \(2, 3\)"):
-        areas.adjusted(np.ones((2, 3)), np.ones(2))
+        areas._adjusted(np.ones((2, 3)), np.ones(2))

@@ -303,22 +303,22 @@ def without_region(lines):
 
 def test_lines_of_real_places_are_pooled_and_each_place_is_a_region():
     ours, theirs = (without_region(place_lines(name, recalls)) for name, recalls in (("ours", EASIER), ("x", HARD)))
-    pooled = claims.pooled_places([*ours, *theirs, ours[0]])  # of two lines of a place, the newer counts
+    pooled = claims._pooled_places([*ours, *theirs, ours[0]])  # of two lines of a place, the newer counts
     assert [one["parameters.method"] for one in pooled] == ["ours", "x"]
     assert {one["scores.n_places"] for one in pooled} == {7}
     assert {one["scores.n_patches"] for one in pooled} == {28}
     assert pooled[0]["scores.aa"] == pytest.approx(np.mean(EASIER))
     assert pooled[0]["hashes.evaluation"] == pooled[1]["hashes.evaluation"]
     taken = [one | {"parameters.steps_taken": number} for number, one in enumerate(ours)]
-    (whole,) = claims.pooled_places(taken)
+    (whole,) = claims._pooled_places(taken)
     assert (whole["scores.n_places"], whole["parameters.steps"]) == (7, 5000)
     assert "parameters.steps_taken" not in whole, "the places differ in it"
     apart = {"kind": "other chapter", "data.places": "a list", "profile": "smoke", "parameters.steps": 3}
-    several = claims.pooled_places([*ours, *(ours[0] | {name: value} for name, value in apart.items())])
+    several = claims._pooled_places([*ours, *(ours[0] | {name: value} for name, value in apart.items())])
     assert [one["scores.n_places"] for one in several] == [7, 1, 1, 1, 1]
-    fewer = claims.pooled_places([*ours[1:], *theirs])
+    fewer = claims._pooled_places([*ours[1:], *theirs])
     assert fewer[0]["hashes.evaluation"] != fewer[1]["hashes.evaluation"], "other places are not compared"
-    assert claims.pooled_places([]) == []
+    assert claims._pooled_places([]) == []
 
 
 def foreign(method):
@@ -339,7 +339,7 @@ def test_claims_on_real_places_have_a_verdict_of_their_own(shift, expected):
     entries = [one | protocol for name, own in methods.items() for one in without_region(place_lines(name, own))]
     elsewhere = {name: value for name, value in protocol.items() if name != "data.places"}
     entries += [foreign(name) | elsewhere for name in methods]  # a place of somebody's own, in no list
-    lines = claims.pooled_places(entries)
+    lines = claims._pooled_places(entries)
     for one in variants:
         assert claims.verdict(one, claims.examine(one, lines)) == expected
         assert claims.verdict(one, claims.examine(one, lines[:0])) == "not run yet"

@@ -235,16 +235,16 @@ def test_nothing_to_compare_is_an_error(tmp_path, committed, capsys):
     assert drift_code(tmp_path / "none.jsonl", committed) == 2
     assert "no such file" in capsys.readouterr().err
     with pytest.raises(MissingDataError, match="lines of the chapter evaluation"):
-        compare.drift(ledger_of(tmp_path / "new.jsonl", "training"), committed)
+        compare._drift(ledger_of(tmp_path / "new.jsonl", "training"), committed)
     with pytest.raises(DataError, match=r"lines without .*parameters\.method"):
-        compare.drift(write(tmp_path / "odd.jsonl", [{"kind": "evaluation"}]), committed)
+        compare._drift(write(tmp_path / "odd.jsonl", [{"kind": "evaluation"}]), committed)
 
 
 def test_the_last_of_several_new_lines_counts(tmp_path, committed):
     old = ledger_of(tmp_path / "old.jsonl", "evaluation", {("MODIS label", "aa"): 9}).read_text()
     new = ledger_of(tmp_path / "new.jsonl", "evaluation")
     new.write_text(old + new.read_text())
-    assert compare.drift(new, committed)["ok"].all()
+    assert compare._drift(new, committed)["ok"].all()
 
 
 def test_every_tolerance_has_a_reason_and_a_committed_line():
