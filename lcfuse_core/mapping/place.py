@@ -27,6 +27,7 @@ from typing import Any
 
 from lcfuse_core import _runtime
 from lcfuse_core.data import places
+from lcfuse_core.data.place_layers import Request
 from lcfuse_core.errors import LcfuseError, ParameterError
 from lcfuse_core.scoring import ledger
 
@@ -92,7 +93,7 @@ def _run(options: argparse.Namespace) -> int:
     out = options.out.absolute()
     if options.estimate:
         return _estimate(requests, options)
-    fetch: Callable[[places.Request], Path] = partial(
+    fetch: Callable[[Request], Path] = partial(
         places.fetch_place, out=out, services=options.services.absolute(), progress=not options.quiet and one
     )
     if one:
@@ -112,7 +113,7 @@ def _run(options: argparse.Namespace) -> int:
     return int(failed > 0 or not_scored > 0)
 
 
-def _estimate(requests: list[places.Request], options: argparse.Namespace) -> int:
+def _estimate(requests: list[Request], options: argparse.Namespace) -> int:
     """Print megabytes and minutes of each place and of all; return 1 if one cannot be had."""
     total, failed = 0.0, 0
     for request in requests:
@@ -133,7 +134,7 @@ def _estimate(requests: list[places.Request], options: argparse.Namespace) -> in
     return int(failed > 0)
 
 
-def _score(folders: list[Path], requests: list[places.Request], options: argparse.Namespace) -> int:
+def _score(folders: list[Path], requests: list[Request], options: argparse.Namespace) -> int:
     """
     Run the chapter your_place on places, as a grid, and append its lines to the ledger; return its exit code.
 
@@ -160,15 +161,15 @@ def _score(folders: list[Path], requests: list[places.Request], options: argpars
     return code
 
 
-def list_name(path: Path, requests: list[places.Request]) -> str:
+def list_name(path: Path, requests: list[Request]) -> str:
     """Return the file name of a list and a digest of its requests, so that a list that was changed has another name."""
     rows = sorted(json.dumps(asdict(request), sort_keys=True) for request in requests)
     return f"{path.name} {hashlib.sha256(''.join(rows).encode()).hexdigest()[:12]}"
 
 
-def _request(options: argparse.Namespace) -> places.Request:
+def _request(options: argparse.Namespace) -> Request:
     months = options.months and tuple(options.months)
-    return places.Request(
+    return Request(
         options.lon, options.lat, options.size, options.year, options.name, months, options.dates,
         reference=options.reference,
     )  # fmt: skip
