@@ -1,5 +1,5 @@
 """
-The layers of a place: Sentinel-2 composite, Sentinel-1, MODIS label and reference on one grid.
+What is asked for, and the layers of a place: Sentinel-2 composite, Sentinel-1, MODIS label, reference on one grid.
 
 What was read is kept as arrays in a folder until the place is complete: an interruption costs one image at most.
 """
@@ -36,9 +36,7 @@ from lcfuse_core.errors import DataError, FetchError, MissingDataError, paramete
 PATCH_PX = 256
 """Side of the patches that a place is written in."""
 
-_CONSTANT_DB = (-12.0, -19.0)
-"""VV and VH where a place has no Sentinel-1: constant channels, which networks leave out (`data.bands`)."""
-
+_CONSTANT_DB = (-12.0, -19.0)  # VV and VH where a place has no Sentinel-1: networks leave them out (`data.bands`)
 _MAX_UNSEEN = 0.05  # proportion of pixels that may be under cloud on all chosen dates
 _MIN_CLEAR = 0.2  # proportion of a date's pixels that must show the ground for the date to be of use
 _READERS = 6  # images that are read at once

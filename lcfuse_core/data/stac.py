@@ -27,15 +27,11 @@ from rasterio.windows import from_bounds, intersect
 
 from lcfuse_core.errors import DataError, FetchError, MissingDataError
 
-_WAITS_S = (0.5, 1, 2)
-"""Seconds before a request is made again; then it has failed."""
-
 CLEAR = (4, 5, 6, 7, 11)
 """Classes of the scene classification (SCL) that show the ground: vegetation, soil, water, unclassified, snow."""
 
-_HEADER_BYTES = 8192
-"""Read when a file is opened: its header, and the index of a small file."""
-
+_WAITS_S = (0.5, 1, 2)  # before a request is made again; then it has failed
+_HEADER_BYTES = 8192  # read when a file is opened: its header, and the index of a small file
 _GDAL = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no side-car files
     "GDAL_HTTP_MAX_RETRY": str(len(_WAITS_S)),
@@ -49,7 +45,6 @@ _GDAL = {
     "VSI_CACHE": "FALSE",
 }
 _DRIVERS = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG"}
-
 _REFUSAL = re.compile(r"response code: (403|404)\b")  # as GDAL writes it
 
 _Result = TypeVar("_Result")

@@ -22,8 +22,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lcfuse_core import _runtime
-from lcfuse_core.data.bands import N_S1, channels_of, check_channels
-from lcfuse_core.data.legends import SCORED, index_to_dfc
+from lcfuse_core.data.bands import channels_of, check_channels
+from lcfuse_core.data.legends import SCORED
 from lcfuse_core.data.source import normalise
 from lcfuse_core.errors import DataError
 from lcfuse_core.mapping.coarse import CoarseMap
@@ -33,32 +33,21 @@ from lcfuse_core.mapping.write import LAYERS, STEPS
 from lcfuse_core.methods import baselines
 from lcfuse_core.methods.fusion import FusionPlan, combine
 from lcfuse_core.models import forest
-from lcfuse_core.models.transition import Matrix
 from lcfuse_core.training import checkpoint, loop
 from lcfuse_core.training.loop import prefetch
 from lcfuse_core.training.predict import logits as network_logits
 from lcfuse_core.training.predict import probabilities as mean_softmax
 
 _N = len(SCORED)
-
-_SHIPPED = _runtime.SHIPPED / "checkpoints"
-"""Small networks that come with the package, one per file."""
+_SHIPPED = _runtime.SHIPPED / "checkpoints"  # small networks that come with the package, one per file
+_BLOCK_PX = 512  # columns of a strip that are finished at a time
 
 SYNTHETIC = (
     "The networks that come with the package are trained on synthetic scenes: their maps are for trying out only."
 )
 
-PRIOR_POWER = 0.6
-"""
-Exponent of the coarse prior for networks trained in other regions, chosen on sample worlds of seeds 100 and 101.
-Members that were trained on the labels of the scene already contain them, and lose by a prior (chapter *fusion*).
-"""
-
 Where = tuple[slice, slice]
 """Rows and columns of a window of the scene."""
-
-_BLOCK_PX = 512
-"""Columns of a strip that are finished at a time."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +66,7 @@ class Network:
 
     def prepare(self, part: ScenePart, where: Where) -> Tensor:
         """Return the channels (1, C, h, w), mean 0 and standard deviation 1; 0 where there is no data."""
-        s2, s1 = map(torch.from_numpy, _sensors(part))
+        s2, s1 = map(torch.from_numpy, part.sensors)
         channels = normalise(s2, s1, self.run.statistics, self.run.plan.inputs)
         if not part.valid.all():
             channels *= torch.from_numpy(part.valid)
@@ -113,7 +102,7 @@ class Forest:
 
     def prepare(self, part: ScenePart, where: Where) -> Any:
         """Return Sentinel-2 and Sentinel-1."""
-        return _sensors(part)
+        return part.sensors
 
     def probabilities(self, prepared: Any) -> NDArray[np.float32]:
         """Return the probabilities of the trees, float32 (8, h, w)."""
@@ -130,21 +119,15 @@ class InterpolatedLabel:
 
     def prepare(self, part: ScenePart, where: Where) -> Any:
         """Return the coarse labels of a wider window, and where the window lies in it."""
-        wide, inside = _widened(where, self.coarse.grid.shape, baselines.REACH_PX)
-        return self.coarse.labels(*wide), inside
+        return self.coarse.labels_around(*where, baselines.REACH_PX)
 
     def probabilities(self, prepared: Any) -> NDArray[np.float32]:
         """Return the proportions of the labels around each pixel, float32 (8, h, w)."""
         labels, inside = prepared
-        return baselines.interpolated(labels)[(slice(None), *inside)]
+        return baselines.interpolated(labels)[:, *inside]
 
 
 Member = Network | Forest | InterpolatedLabel
-
-
-def _sensors(part: ScenePart) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
-    """Return Sentinel-2 and Sentinel-1, which is 0 where the scene has none."""
-    return part.s2, np.zeros((N_S1, *part.valid.shape), np.float32) if part.s1 is None else part.s1
 
 
 def load_member(path: Source) -> Network:
@@ -183,16 +166,6 @@ def choose(members: Sequence[Network], has_s1: bool) -> list[Network]:
     return chosen
 
 
-def most_likely(probabilities: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """
-    Return the DFC2020 codes (H, W) of the most probable classes of probabilities (8, H, W); of equals, the first.
-
-    >>> most_likely(np.eye(8)[:, None, :]).tolist()
-    [[1, 2, 4, 5, 6, 7, 9, 10]]
-    """
-    return index_to_dfc(probabilities.argmax(0).astype(np.uint8))
-
-
 def strips(
     scene: Scene,
     members: Sequence[Member],
@@ -221,7 +194,10 @@ def strips(
             }
             for start in range(0, valid.shape[1], _BLOCK_PX):
                 cols = slice(start, min(start + _BLOCK_PX, valid.shape[1]))
-                prior = None if posterior is None or coarse is None else _prior(coarse, rows, cols, plan, posterior)
+                prior = None
+                if coarse is not None and posterior is not None:
+                    labels, inside = coarse.labels_around(rows, cols, plan.prior_reach_px)
+                    prior = plan.prior_factor(labels, posterior)[:, *inside]
                 block = {name: pixels[..., cols] for name, pixels in strip.items()}
                 _finish(block, total[..., cols], valid[:, cols], prior)
             yield rows, strip
@@ -305,21 +281,6 @@ def _finish(
     np.copyto(block["confidence"][0], _steps(highest), where=valid)
     if "probabilities" in block:
         np.copyto(block["probabilities"], _steps(probabilities), where=valid)
-
-
-def _prior(coarse: CoarseMap, rows: slice, cols: slice, plan: FusionPlan, posterior: Matrix) -> NDArray[np.float32]:
-    """Return `FusionPlan.prior_factor` of a part of the scene."""
-    wide, inside = _widened((rows, cols), coarse.grid.shape, plan.prior_reach_px)
-    return plan.prior_factor(coarse.labels(*wide), posterior)[(slice(None), *inside)]
-
-
-def _widened(where: Where, shape: tuple[int, int], reach: int) -> tuple[Where, Where]:
-    """Return a window with a margin of *reach* pixels, as far as the scene has them, and where it lies in that."""
-    wide = [
-        slice(max(0, part.start - reach), min(size, part.stop + reach)) for part, size in zip(where, shape, strict=True)
-    ]
-    inside = [slice(part.start - w.start, part.stop - w.start) for part, w in zip(where, wide, strict=True)]
-    return (wide[0], wide[1]), (inside[0], inside[1])
 
 
 def _steps(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
