@@ -291,10 +291,10 @@ class PlaceReader:
         images = [partial(self._backscatter, item, asset) for item in items for asset in ("vv", "vh")]
         try:
             self._fetch(images)
+            power = np.array([image() for image in images]).reshape(-1, *constant.shape)
         except FetchError as error:
             self.record["sentinel1_reason"] = f"Sentinel-2 alone: {error}"
             return constant
-        power = np.array([image() for image in images]).reshape(-1, *constant.shape)
         power = np.where(power > 0, power, np.nan)
         if not len(power) or np.isnan(power).all(axis=0).any():
             self.record["sentinel1_reason"] = "the passes do not cover the place: Sentinel-2 alone"

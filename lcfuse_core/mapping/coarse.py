@@ -25,15 +25,7 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.enums import MaskFlags
 
-from lcfuse_core.data.cells import (
-    CELL_M,
-    GRID_COLS,
-    GRID_ROWS,
-    SINUSOIDAL,
-    lonlat_to_modis,
-    modis_cells,
-    modis_to_lonlat,
-)
+from lcfuse_core.data import cells
 from lcfuse_core.data.legends import (
     DFC2020,
     IGNORE,
@@ -96,14 +88,15 @@ class CoarseMap:
         if not self._modis_cells:
             row, col = np.mgrid[: shape[0], : shape[1]] + 0.5
             return self._pick(*transformer(self.path, self.grid.crs, self._own.crs).transform(*at @ (col, row)))
-        row, col = modis_cells(at, str(self.grid.crs), shape)
+        row, col = cells.modis_cells(at, str(self.grid.crs), shape)
         # There are few cells and many pixels: each cell is looked up once.
         top, left = row.min(), col.min()
-        y_m = (GRID_ROWS / 2 - 0.5 - np.arange(top, row.max() + 1)) * CELL_M
-        x_m = (np.arange(left, col.max() + 1) + 0.5 - GRID_COLS / 2) * CELL_M
+        y_m = (cells.GRID_ROWS / 2 - 0.5 - np.arange(top, row.max() + 1)) * cells.CELL_M
+        x_m = (np.arange(left, col.max() + 1) + 0.5 - cells.GRID_COLS / 2) * cells.CELL_M
         xs, ys = (centres.ravel() for centres in np.meshgrid(x_m, y_m))
-        limit = lonlat_to_modis(180, modis_to_lonlat(0, ys)[1])[0] - 1  # cells may have their centre beyond 180 degrees
-        at_cells = modis_to_lonlat(np.clip(xs, -limit, limit), ys)
+        _, lat = cells.modis_to_lonlat(0, ys)
+        limit = cells.lonlat_to_modis(180, lat)[0] - 1  # cells may have their centre beyond 180 degrees
+        at_cells = cells.modis_to_lonlat(np.clip(xs, -limit, limit), ys)
         codes = self._pick(*transformer(self.path, "EPSG:4326", self._own.crs).transform(*at_cells))
         return codes.reshape(len(y_m), len(x_m))[row - top, col - left]
 
@@ -176,7 +169,7 @@ def open_coarse(
         notes, number = [], _chosen_band(path, file, band)
         if _is_modis_grid(path, crs, transform):
             notes.append(f"{path.name}: MODIS grid, read on its sphere and not on the ellipsoid stated")
-            crs = CRS.from_proj4(SINUSOIDAL)
+            crs = CRS.from_proj4(cells.SINUSOIDAL)
         size = max(ground_size(path, crs, transform, file.shape))
         if legend is None and size < _COARSE_M:
             do = "Give its legend: igbp, dfc2020, or a YAML file {code: DFC2020 code or name}."
@@ -226,11 +219,11 @@ def _is_modis_grid(path: Path, crs: CRS, t: Affine) -> bool:
     if on_sphere or not re.search(r'PROJECTION\["Sinusoidal"|METHOD\["Sinusoidal"', wkt):
         return False
     is_named = "MODIS" in wkt.split(",")[0].upper()
-    has_cells = any(np.allclose((abs(t.a), abs(t.e)), CELL_M * k, rtol=1e-5) for k in (0.5, 1, 2))
+    has_cells = any(np.allclose((abs(t.a), abs(t.e)), cells.CELL_M * k, rtol=1e-5) for k in (0.5, 1, 2))
     is_aligned = has_cells and abs(t.c / t.a - round(t.c / t.a)) < 0.02 and abs(t.f / t.e - round(t.f / t.e)) < 0.02
     if has_cells and not is_aligned and not is_named:
         found = "pixels of the size of MODIS cells on an ellipsoid, off the MODIS grid"
-        do = f"State what it is on: gdal_edit.py -a_srs '{SINUSOIDAL}' for MODIS."
+        do = f"State what it is on: gdal_edit.py -a_srs '{cells.SINUSOIDAL}' for MODIS."
         raise GridError(path, found=found, expected="a clear CRS", do=do)
     return is_aligned or is_named
 
@@ -301,22 +294,19 @@ def _water_is_0(path: Path, file: Any, number: int, codes: NDArray[np.uint8]) ->
 def _classes(path: Path, legend: Source, codes: NDArray[np.uint8], has_water_0: bool) -> NDArray[np.uint8]:
     """Return the DFC2020 code of each code 0..255; LegendError if the legend lacks a code of the scene."""
     if str(legend) == "igbp":
-        known = np.array([*range(18), IGNORE])
-        dfc = igbp_to_dfc(known)
-        dfc[0] = igbp_to_dfc(np.array(17)) if has_water_0 else 0
+        pairs = dict(enumerate(igbp_to_dfc(np.arange(18)).tolist()))
+        pairs[0] = pairs[17] if has_water_0 else 0
     elif str(legend) == "dfc2020":
-        known = np.array([0, *DFC2020.codes, IGNORE])
-        dfc = np.array([0, *DFC2020.codes, 0])
+        pairs = {code: code for code in (0, *DFC2020.codes)}
     else:
         pairs = read_legend(Path(legend))
-        known, dfc = np.array([*pairs, IGNORE]), np.array([*pairs.values(), 0])
-    unknown = sorted(set(np.unique(codes).tolist()) - set(known.tolist()))
-    if unknown:
+    pairs = pairs | {IGNORE: 0}
+    if unknown := sorted(set(np.unique(codes).tolist()) - set(pairs)):
         found = f"class code {', '.join(map(str, unknown))}"
         do = "Give the legend of this map: a YAML file {code: DFC2020 code or name}."
         raise LegendError(path, found=found, expected=f"codes of the legend {legend}", do=do)
     classes = np.zeros(256, np.uint8)
-    classes[known] = dfc
+    classes[[*pairs]] = [*pairs.values()]
     return classes
 
 

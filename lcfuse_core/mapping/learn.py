@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +153,7 @@ def _training_windows(scene: Scene, coarse: CoarseMap, *, crop: int, seed: int) 
     if side < crop:
         found, expected = f"{scene.grid.shape} pixels", f"{crop} per side"
         raise DataError(scene.files[0], found=found, expected=expected, do="Map it with --model, without training.")
-    rows, cols = scene.grid.shape
-    corners = [(row, col) for row in range(0, rows - side + 1, side) for col in range(0, cols - side + 1, side)]
+    corners = [*product(*(range(0, size - side + 1, side) for size in scene.grid.shape))]
     found_windows = []
     for number in np.random.default_rng(seed).permutation(len(corners)):
         row, col = corners[number]

@@ -153,10 +153,8 @@ def _score(folders: list[Path], requests: list[Request], options: argparse.Names
     lines = [line for path in sorted(runs.rglob("ledger.jsonl")) for line in ledger.read_entries(path).values()]
     if options.places:
         name, listed = _list_name(options.places, requests), {request.title for request in requests}
-        lines = [
-            line | {"data": line["data"] | {"places": name}} if line["data"]["evaluation"] in listed else line
-            for line in lines
-        ]
+        for line in lines:
+            line["data"] |= {"places": name} if line["data"]["evaluation"] in listed else {}
     new = [line for line in lines if line not in known]
     for line in new:
         ledger.append(out, line)

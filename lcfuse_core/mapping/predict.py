@@ -10,8 +10,9 @@ time while the network computes. The order of computation is fixed: the same inp
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,10 +50,17 @@ SYNTHETIC = (
 Where = tuple[slice, slice]
 """Rows and columns of a window of the scene."""
 
+_Probabilities = Callable[[], NDArray[np.float32]]
+"""Function that computes the probabilities (8, h, w) of a window."""
+
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network as an ensemble member; each of its three steps works in a thread of its own."""
+    """
+    A trained network as an ensemble member.
+
+    `prepare`, `forward` and the function that this returns each work in a thread of their own.
+    """
 
     name: str
     run: checkpoint.Run
@@ -72,13 +80,9 @@ class Network:
             channels *= torch.from_numpy(part.valid)
         return channels[None].contiguous(memory_format=torch.channels_last)
 
-    def forward(self, prepared: Tensor, symmetries: int) -> list[Tensor]:
-        """Return the logits (8, h, w) of so many flips and rotations."""
-        return network_logits(self.run, prepared, symmetries)
-
-    def probabilities(self, logits: list[Tensor]) -> NDArray[np.float32]:
-        """Return the mean of their probabilities, float32 (8, h, w)."""
-        return mean_softmax(logits)
+    def forward(self, prepared: Tensor, symmetries: int) -> _Probabilities:
+        """Compute the logits of so many flips and rotations; return what gives the mean of their probabilities."""
+        return partial(mean_softmax, network_logits(self.run, prepared, symmetries))
 
     def predict(self, s2: NDArray[np.uint16], s1: NDArray[np.float32]) -> NDArray[np.float32]:
         """
@@ -89,7 +93,7 @@ class Network:
         part = ScenePart(s2, s1, np.asarray((s2[B1_TO_B4] > 0).all(axis=0)))
         if part.valid.all():
             check_channels("scene", channels_of(s2, s1), self.run.statistics, self.run.plan.inputs)
-        return self.probabilities(self.forward(self.prepare(part, np.s_[:, :]), 1))
+        return self.forward(self.prepare(part, np.s_[:, :]), 1)()
 
 
 @dataclass(frozen=True)
@@ -100,13 +104,9 @@ class Forest:
     name: str = "random forest"
     weight: float = 1.0
 
-    def prepare(self, part: ScenePart, where: Where) -> Any:
-        """Return Sentinel-2 and Sentinel-1."""
-        return part.sensors
-
-    def probabilities(self, prepared: Any) -> NDArray[np.float32]:
-        """Return the probabilities of the trees, float32 (8, h, w)."""
-        return forest.predict(self.forest, prepared)
+    def prepare(self, part: ScenePart, where: Where) -> _Probabilities:
+        """Return what gives the probabilities of the trees."""
+        return partial(forest.predict, self.forest, part.sensors)
 
 
 @dataclass(frozen=True)
@@ -117,14 +117,10 @@ class InterpolatedLabel:
     weight: float = 1.0
     name: str = "interpolated label"
 
-    def prepare(self, part: ScenePart, where: Where) -> Any:
-        """Return the coarse labels of a wider window, and where the window lies in it."""
-        return self.coarse.labels_around(*where, baselines.REACH_PX)
-
-    def probabilities(self, prepared: Any) -> NDArray[np.float32]:
-        """Return the proportions of the labels around each pixel, float32 (8, h, w)."""
-        labels, inside = prepared
-        return baselines.interpolated(labels)[:, *inside]
+    def prepare(self, part: ScenePart, where: Where) -> _Probabilities:
+        """Return what gives the proportions of the labels around each pixel."""
+        labels, inside = self.coarse.labels_around(*where, baselines.REACH_PX)
+        return lambda: baselines.interpolated(labels)[:, *inside]
 
 
 Member = Network | Forest | InterpolatedLabel
@@ -207,7 +203,7 @@ class _Window(NamedTuple):
     row: int
     col: int
     valid: NDArray[np.bool_]
-    inputs: list[Any]  # of each member: what it prepared, then its logits; empty where no pixel has data
+    inputs: list[Any]  # of each member: what it prepared, then its probabilities; empty where no pixel has data
 
 
 def _windows(scene: Scene, members: Sequence[Member], tiling: Tiling) -> Iterator[_Window]:
@@ -245,15 +241,14 @@ def _forward(windows: Iterable[_Window], members: Sequence[Member], plan: Fusion
     """Apply the networks, and do nothing else: this thread is the slowest. Other members compute in the next one."""
     for window in windows:
         pairs = zip(members, window.inputs, strict=False)
-        yield window._replace(
-            inputs=[m.forward(own, plan.symmetries) if isinstance(m, Network) else own for m, own in pairs]
-        )
+        found = [m.forward(own, plan.symmetries) if isinstance(m, Network) else own for m, own in pairs]
+        yield window._replace(inputs=found)
 
 
 def _fused(windows: Iterable[_Window], members: Sequence[Member], plan: FusionPlan) -> Iterator[Predicted]:
     """Combine the members' probabilities of each window as `fusion.Fusion` does."""
-    for row, col, valid, logits in windows:
-        parts = [member.probabilities(own) for member, own in zip(members, logits, strict=False)]
+    for row, col, valid, inputs in windows:
+        parts = [probabilities() for probabilities in inputs]
         if len(parts) > 1:
             parts = [combine(parts, [member.weight for member in members], plan.rule)]
         yield Predicted(row, col, valid, parts[0] if parts else None)

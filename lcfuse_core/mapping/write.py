@@ -57,8 +57,8 @@ class _LandCoverMap:
     """A map as read: classes uint8 (H, W), CRS and transform (both None without georeference)."""
 
     classes: NDArray[np.uint8]
-    crs: CRS | None = None
-    transform: Affine | None = None
+    crs: CRS | None
+    transform: Affine | None
 
 
 def read_map(path: Source) -> _LandCoverMap:
