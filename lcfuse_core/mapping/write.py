@@ -105,7 +105,8 @@ def write_cog(source: Path, path: Path, layer: _Layer, strips: Sequence[slice], 
     """
     Copy a GeoTIFF of `create` to a Cloud-Optimised GeoTIFF: tiles of 512 px, deflated, with overviews.
 
-    Raises OSError if the CRC-32 of the pixels of *path*, read by *strips* of rows, is not *crc*.
+    Raises OSError if the CRC-32 of the pixels of *path*, read by *strips* of rows, is not *crc*, or if an overview
+    cannot be read.
     """
     options = {
         "COMPRESS": "DEFLATE",
@@ -117,11 +118,6 @@ def write_cog(source: Path, path: Path, layer: _Layer, strips: Sequence[slice], 
     }
     with rasterio.Env(GDAL_PAM_ENABLED="NO"):
         rasterio.shutil.copy(str(source), str(path), driver="COG", **options)
-    _compare(path, strips, crc)
-
-
-def _compare(path: Path, strips: Sequence[slice], crc: int) -> None:
-    """Raise OSError unless the pixels of a file are those that were written, and its overviews can be read."""
     found = 0
     with open_raster(path) as raster:
         for rows in strips:
