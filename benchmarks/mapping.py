@@ -26,6 +26,7 @@ import rasterio
 import torch
 from affine import Affine
 
+from lcfuse_core.data.legends import index_to_dfc
 from lcfuse_core.data.sample import world
 from lcfuse_core.mapping import predict
 from lcfuse_core.mapping import scene as rasters
@@ -158,7 +159,7 @@ def shifted_map(probabilities: Any, s2: Any, s1: Any, window: int, overlap: int,
         for j, cols in enumerate(tiling.cols)
     )
     for rows, values, _ in blend(predictions, tiling, 8):
-        part[rows] = predict.most_likely(values)
+        part[rows] = index_to_dfc(values.argmax(axis=0))
     return whole
 
 

@@ -1,5 +1,5 @@
 """
-The layers of a place: Sentinel-2 composite, Sentinel-1, MODIS label and reference on one grid.
+What is asked for, and the layers of a place: Sentinel-2 composite, Sentinel-1, MODIS label, reference on one grid.
 
 What was read is kept as arrays in a folder until the place is complete: an interruption costs one image at most.
 """
@@ -8,103 +8,142 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from contextlib import suppress
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
+from pydantic import AfterValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from pyproj import Transformer
 from rasterio.enums import Resampling
 from tqdm import tqdm
 
 from lcfuse_core import _runtime
 from lcfuse_core.data import cells, stac
 from lcfuse_core.data.bands import S2_BANDS
+from lcfuse_core.data.rasters import utm
 from lcfuse_core.data.stac import Catalogue, Grid, Item
-from lcfuse_core.errors import DataError, FetchError, MissingDataError
+from lcfuse_core.errors import DataError, FetchError, MissingDataError, parameter_errors
 
-_CONSTANT_DB = (-12.0, -19.0)
-"""VV and VH where a place has no Sentinel-1: constant channels, which networks leave out (`data.bands`)."""
+PATCH_PX = 256
+"""Side of the patches that a place is written in."""
 
+_CONSTANT_DB = (-12.0, -19.0)  # VV and VH where a place has no Sentinel-1: networks leave them out (`data.bands`)
 _MAX_UNSEEN = 0.05  # proportion of pixels that may be under cloud on all chosen dates
 _MIN_CLEAR = 0.2  # proportion of a date's pixels that must show the ground for the date to be of use
 _READERS = 6  # images that are read at once
 _CANDIDATES = 12  # dates whose scene classification is read, in the order of their cloud cover
 _MAX_CLOUDS = 10.0  # per cent of an item under cloud, by the catalogue, where there is no scene classification
+_LAST_DAY = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+_Month = Annotated[int, Field(ge=1, le=12)]
 
 
-@dataclass
+def _in_order(months: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    if months is not None and (len(months) != 2 or months[0] > months[1]):
+        raise ValueError("two months, the first not after the last")
+    return months
+
+
+@parameter_errors("place", "Correct the value.")
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
+class Request:
+    """
+    What is asked for. Raises ParameterError on a value out of range.
+
+    lon, lat : centre, degrees
+    size_km : side of the square, rounded up to whole patches of 2.56 km; for one patch or less, to 0.16 km
+    year : of the images and of the MODIS label
+    name : of the folder and of the patches; by default from the coordinates
+    months : first and last of the season; by default the summer of the hemisphere, all year in the tropics
+    dates : number of dates in the composite
+    catalogue, reference : names in the file of services; reference "" for none
+    """
+
+    lon: Annotated[float, Field(ge=-180, le=180)]
+    lat: Annotated[float, Field(ge=-80, le=84)]  # the range of UTM
+    size_km: Annotated[float, Field(ge=0.64, le=41)] = 5.12  # at least a training crop
+    year: Annotated[int, Field(ge=2016, le=2100)] = 2021  # since 2016 Sentinel-2 covers a summer
+    name: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_]{0,99})?$")] = ""
+    months: Annotated[tuple[_Month, ...] | None, AfterValidator(_in_order)] = None
+    dates: Annotated[int, Field(ge=1, le=12)] = 4
+    catalogue: str = "earth-search"
+    reference: str = "worldcover"
+
+    @property
+    def title(self) -> str:
+        """The name, or the coordinates as one: N48_3000_E11_5000."""
+        if self.name:
+            return self.name
+        north, east = ("NS"[self.lat < 0], "EW"[self.lon < 0])
+        return f"{north}{abs(self.lat):.4f}_{east}{abs(self.lon):.4f}".replace(".", "_")
+
+    @property
+    def grid(self) -> Grid:
+        """The pixels: 10 m in the UTM zone of the centre, corners at multiples of 10 m."""
+        crs = utm(self.lon, self.lat)
+        step = PATCH_PX if self.size_km * 100 > PATCH_PX else 16
+        side = step * math.ceil(round(self.size_km * 100 / step, 6))
+        x, y = Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(self.lon, self.lat)
+        west, north = 10 * round(x / 10) - 5 * side, 10 * round(y / 10) + 5 * side
+        return Grid(crs, Affine(10, 0, west, 0, -10, north), side)
+
+    @property
+    def season(self) -> tuple[str, str]:
+        """The season's name for files, and its dates."""
+        tropical, north = abs(self.lat) < 23.5, self.lat >= 0
+        first, last = self.months or ((1, 12) if tropical else (6, 8) if north else (1, 3))
+        name = "year" if last - first >= 6 else "summer" if self.months is None else "season"
+        return name, f"{self.year}-{first:02}-01/{self.year}-{last:02}-{_LAST_DAY[last - 1]}"
+
+
 class PlaceReader:
     """
     Reads the layers of one place.
 
-    Parameters
-    ----------
-    title : str
-        Name of the place, for messages.
-    grid : Grid
-        Its pixels.
-    year, period : int, str
-        Of the MODIS label; of the images, two dates as in "2021-06-01/2021-08-31".
-    n_dates : int
-        Dates in the composite.
-    settings, modis_settings, reference_settings : dict
-        Parts of the file of services; no *reference_settings*: no reference.
-    part : Path
-        Folder for what was read.
-    progress : bool
-        Whether to show a bar.
-
-    Attributes
-    ----------
-    record : dict
-        Items, dates, addresses and attributions of what was read.
+    request, services : what is asked for, and the content of the file of services
+    part : folder for what was read
+    progress : whether to show a bar
+    record : items, dates, addresses and attributions of what was read
     """
 
-    title: str
-    grid: Grid
-    year: int
-    period: str
-    n_dates: int
-    settings: dict[str, Any]
-    modis_settings: dict[str, Any]
-    reference_settings: dict[str, Any] | None
-    part: Path
-    progress: bool = False
-    record: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
+    def __init__(self, request: Request, services: dict[str, Any], part: Path, progress: bool = False) -> None:
+        self.request, self.part, self.progress = request, part, progress
+        self.grid, (_, self.period) = request.grid, request.season
+        self.shape = (self.grid.side, self.grid.side)
+        self.settings = services["catalogues"][request.catalogue]
+        self.modis_settings = services["modis"]
+        self.reference_settings = services["references"][request.reference] if request.reference else None
         self.catalogue = Catalogue(self.settings["url"], self.settings.get("token"))
-        self.bar = partial(tqdm, disable=not self.progress, desc=self.title, unit="image")
+        self.record: dict[str, Any] = {}
 
-    def kept(self, name: str, read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+    def _kept(self, name: str, read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
         """Return an array from the folder of what was read, or read it and keep it there."""
         path = self.part / f"{re.sub(r'[^A-Za-z0-9.-]', '_', name)}.npy"
-        if path.exists():
-            try:
-                found: NDArray[Any] = np.load(path)
-                return found
-            except (ValueError, EOFError, OSError):
-                path.unlink()  # damaged, as by a full disk: it is read again
+        with suppress(ValueError, EOFError, OSError):  # not there, or damaged, as by a full disk
+            return np.load(path)
         values = read()
         with _runtime.atomic_path(path) as temporary, temporary.open("wb") as file:
             np.save(file, values)
         return values
 
-    def _fetch(self, jobs: list[Callable[[], NDArray[Any]]]) -> None:
+    def _fetch(self, jobs: Sequence[Callable[[], NDArray[Any]]]) -> None:
         """Read several images at once, as the time goes into waiting for answers; they are kept on disk."""
-        with ThreadPoolExecutor(_READERS) as pool:
+        pool = ThreadPoolExecutor(_READERS)
+        try:
             futures = [pool.submit(job) for job in jobs]
-            try:
-                for future in self.bar(as_completed(futures), total=len(futures)):
-                    future.result()
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+            title = self.request.title
+            for future in tqdm(as_completed(futures), title, len(jobs), unit="image", disable=not self.progress):
+                future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def download_bytes(self) -> int:
         """
@@ -112,17 +151,11 @@ class PlaceReader:
 
         The dates are those of least cloud by the catalogue's own figure; the scene classification may choose others.
         """
-        days = self._days()
-        dates = sorted(days, key=lambda date: (_cloud_cover(days[date]), date))[: self.n_dates]
         assets = [*filter(None, [*self._bands, self.settings.get("scenes")])]
-        addresses = [self.catalogue.signed(item, asset) for date in dates for item in days[date] for asset in assets]
-        if radar := self.settings.get("sentinel1"):
-            passes = self.catalogue.search(radar, self.grid, self.period)[: 2 * self.n_dates]
-            addresses += [self.catalogue.signed(item, asset) for item in passes for asset in ("vv", "vh")]
-        if self.reference_settings is not None:
-            url, degrees = self.reference_settings["url"], self.reference_settings["tile_degrees"]
-            addresses += [url.format(tile=tile, year=self.year) for tile in _tiles(self.grid, degrees)]
-        addresses.append(self.modis_settings["url"].format(year=self.year))
+        items = [item for day in self._days()[: self.request.dates] for item in day]
+        addresses = [self.catalogue.signed(item, asset) for item in items for asset in assets]
+        addresses += [self.catalogue.signed(item, asset) for item in self._passes() for asset in ("vv", "vh")]
+        addresses += [*self._reference_tiles().values(), self.modis_settings["url"].format(year=self.request.year)]
         with ThreadPoolExecutor(_READERS) as pool:
             return sum(pool.map(lambda address: stac.window_bytes(address, self.grid), addresses))
 
@@ -131,24 +164,24 @@ class PlaceReader:
     def sentinel2(self) -> NDArray[np.uint16]:
         """Return the composite: of each pixel and band the median of its clear dates."""
         days = self._clear_days()
-        seen = np.stack([mask for _, _, mask in days])
+        seen = np.stack([mask for _, mask in days])
         unseen = ~seen.any(axis=0)
         self.record["sentinel2"]["unseen_share"] = round(float(unseen.mean()), 4)
         if unseen.mean() > _MAX_UNSEEN:
             found = f"{100 * unseen.mean():.0f} % of the pixels without a clear view on all {len(days)} dates"
             do = "Take more --dates, other --months or another --year."
-            raise MissingDataError(self.title, found=found, expected=f"at most {_MAX_UNSEEN:.0%}", do=do)
+            raise MissingDataError(self.request.title, found=found, expected=f"at most {_MAX_UNSEEN:.0%}", do=do)
         seen |= unseen  # a few pixels that no date shows get the median of all dates; the record has their share
-        composite = np.zeros((len(S2_BANDS), self.grid.side, self.grid.side), np.uint16)  # B10 of L2A stays 0
+        composite = np.zeros((len(S2_BANDS), *self.shape), np.uint16)  # B10 of L2A stays 0
         bands = [(band, asset) for band, asset in enumerate(self._bands) if asset]
-        self._fetch([partial(self._band, items, asset) for _, asset in bands for _, items, _ in days])
+        self._fetch([partial(self._band, items, asset) for _, asset in bands for items, _ in days])
         for band, asset in bands:
-            values = np.stack([self._band(items, asset) for _, items, _ in days])
+            values = np.stack([self._band(items, asset) for items, _ in days])
             values[~seen | (values == 0)] = np.nan
             if np.isnan(values).all(axis=0).any():
                 found = f"pixels without data in {asset} on all dates"
                 do = "Take more --dates or another place."
-                raise MissingDataError(self.title, found=found, expected="reflectance everywhere", do=do)
+                raise MissingDataError(self.request.title, found=found, expected="reflectance everywhere", do=do)
             composite[band] = np.clip(np.rint(np.nanmedian(values, axis=0)), 1, 32767)
         return composite
 
@@ -161,70 +194,62 @@ class PlaceReader:
             raise DataError("services: bands", found=found, expected=expected, do="Correct the file of services.")
         return names
 
-    def _days(self) -> dict[str, list[Item]]:
-        """Return the items of each date of the season."""
+    def _days(self) -> list[list[Item]]:
+        """Return the items of each date of the season, by the cloud cover that the catalogue states."""
         items = self.catalogue.search(self.settings["sentinel2"], self.grid, self.period)
         if not items:
-            found = f"no Sentinel-2 image of {self.title} in {self.period}"
+            found = f"no Sentinel-2 image of {self.request.title} in {self.period}"
             do = "Take other --months, another --year or a place on land."
             raise MissingDataError(self.catalogue.url, found=found, expected="some", do=do)
-        days: dict[str, list[Item]] = {}
-        for item in items:
-            days.setdefault(item.date, []).append(item)
-        return days
+        return sorted((list(day) for _, day in groupby(items, key=attrgetter("date"))), key=_cloud_cover)
 
-    def _clear_days(self) -> list[tuple[str, list[Item], NDArray[np.bool_]]]:
-        """Return the clearest dates of the season with their items and masks of clear pixels, in order of time."""
-        days, found_days = self._days(), []
-        for date in sorted(days, key=lambda date: (_cloud_cover(days[date]), date))[:_CANDIDATES]:
-            mask = self._clear(date, days[date])
-            found_days.append((float(mask.mean()), date, mask))
-            if sum(share > 0.98 for share, *_ in found_days) >= self.n_dates:
+    def _clear_days(self) -> list[tuple[list[Item], NDArray[np.bool_]]]:
+        """Return the items of the clearest dates of the season and their masks of clear pixels, in order of time."""
+        days: list[tuple[float, list[Item], NDArray[np.bool_]]] = []
+        for items in self._days()[:_CANDIDATES]:
+            mask = self._clear(items)
+            days.append((float(mask.mean()), items, mask))
+            if sum(share > 0.98 for share, *_ in days) >= self.request.dates:
                 break  # enough dates without any cloud: the others need not be read
-        best = sorted(found_days, key=lambda day: (-day[0], day[1]))[: self.n_dates]
-        best = sorted((day for day in best if day[0] >= _MIN_CLEAR), key=lambda day: day[1])
+        best = sorted(days, key=lambda day: (-day[0], day[1][0].date))[: self.request.dates]
+        best = sorted((day for day in best if day[0] >= _MIN_CLEAR), key=lambda day: day[1][0].date)
         if not best:
-            clearest = max((share for share, *_ in found_days), default=0)
-            found = (
-                f"{len(found_days)} dates in {self.period}, the clearest with {100 * clearest:.0f} % of clear pixels"
-            )
+            clearest = 100 * max(share for share, *_ in days)
+            found = f"{len(days)} dates in {self.period}, the clearest with {clearest:.0f} % of clear pixels"
             do = "Take other --months or another --year."
-            raise MissingDataError(self.title, found=found, expected=f"{100 * _MIN_CLEAR:.0f} %", do=do)
-        chosen = [(date, days[date], mask) for _, date, mask in best]
+            raise MissingDataError(self.request.title, found=found, expected=f"{100 * _MIN_CLEAR:.0f} %", do=do)
+        asset = next(name for name in self._bands if name)
         self.record["sentinel2"] = {
             "catalogue": self.catalogue.url,
             "level": "L2A" if self.settings.get("scenes") else "L1C",
             "licence": self.settings.get("licence", ""),
-            "dates": {date: round(share, 4) for share, date, _ in best},
-            "items": [self._described(item) for _, own, _ in chosen for item in own],
+            "dates": {items[0].date: round(share, 4) for share, items, _ in best},
+            "items": [
+                _described(item, asset) | {"baseline": item.baseline, "offset": item.offset(asset)}
+                for _, items, _ in best
+                for item in items
+            ],
         }
-        return chosen
+        return [(items, mask) for _, items, mask in best]
 
-    def _clear(self, date: str, items: list[Item]) -> NDArray[np.bool_]:
+    def _clear(self, items: list[Item]) -> NDArray[np.bool_]:
         """Return which pixels show the ground: by the scene classification, for L1C by the catalogue's figure."""
         asset = self.settings.get("scenes")
         if asset is None:
-            return np.full((self.grid.side, self.grid.side), _cloud_cover(items) <= _MAX_CLOUDS)
-        scenes = self.kept(f"{date}-scenes", partial(self._mosaic, items, asset, Resampling.nearest))
-        return np.isin(scenes, stac.CLEAR)
-
-    def _described(self, item: Item) -> dict[str, Any]:
-        asset = next(name for name in self._bands if name)
-        baseline = item.properties.get("s2:processing_baseline", item.properties.get("processing:version"))
-        address = stac.without_token(item.address(asset))
-        known = {"id": item.id, "date": item.date, "address": address}
-        return known | {"baseline": baseline, "offset": item.offset(asset)}
+            return np.full(self.shape, _cloud_cover(items) <= _MAX_CLOUDS)
+        read = partial(self._mosaic, items, asset, Resampling.nearest)
+        return np.isin(self._kept(f"{items[0].date}-scenes", read), stac.CLEAR)
 
     def _band(self, items: list[Item], asset: str) -> NDArray[Any]:
         """Return the reflectance x 10000 of one band and date."""
         name = f"{items[0].date}-{asset}"
-        return self.kept(name, partial(self._mosaic, items, asset, Resampling.bilinear, with_offset=True))
+        return self._kept(name, partial(self._mosaic, items, asset, Resampling.bilinear, with_offset=True))
 
     def _mosaic(
         self, items: list[Item], asset: str, resampling: Resampling, *, with_offset: bool = False
     ) -> NDArray[Any]:
         """Return the pixels of the items of one date, the first that has data at each pixel; 0 where none has."""
-        whole = np.zeros((self.grid.side, self.grid.side), np.float32)
+        whole = np.zeros(self.shape, np.float32)
         for item in items:
             values = self.catalogue.read(item, asset, self.grid, resampling).astype(np.float32)
             if with_offset:  # 0 is no data, also where the offset would make it negative
@@ -238,92 +263,86 @@ class PlaceReader:
 
     def sentinel1(self) -> NDArray[np.float32]:
         """Return VV and VH in dB, the median of the season's passes, or constant channels if there are none."""
-        constant = np.empty((2, self.grid.side, self.grid.side), np.float32)
-        constant[:] = np.array(_CONSTANT_DB, np.float32)[:, None, None]
+        constant = np.full((2, *self.shape), np.array(_CONSTANT_DB)[:, None, None], np.float32)
         self.record["sentinel1"] = None
-        collection = self.settings.get("sentinel1")
-        if not collection:
+        if not self.settings.get("sentinel1"):
             self.record["sentinel1_reason"] = "the catalogue has no terrain-corrected Sentinel-1: Sentinel-2 alone"
             return constant
-        items = self.catalogue.search(collection, self.grid, self.period)[: 2 * self.n_dates]
+        items = self._passes()
+        images = [partial(self._backscatter, item, asset) for item in items for asset in ("vv", "vh")]
         try:
-            self._fetch([partial(self._backscatter, item, asset) for item in items for asset in ("vv", "vh")])
-            passes = [[self._backscatter(item, asset) for asset in ("vv", "vh")] for item in items]
+            self._fetch(images)
+            power = np.array([image() for image in images]).reshape(-1, *constant.shape)
         except FetchError as error:
             self.record["sentinel1_reason"] = f"Sentinel-2 alone: {error}"
             return constant
-        power = np.where(np.array(passes, np.float32) > 0, passes, np.nan).reshape(-1, *constant.shape)
+        power = np.where(power > 0, power, np.nan)
         if not len(power) or np.isnan(power).all(axis=0).any():
             self.record["sentinel1_reason"] = "the passes do not cover the place: Sentinel-2 alone"
             return constant
-        self.record["sentinel1"] = {
-            "items": [
-                {"id": item.id, "date": item.date, "address": stac.without_token(item.address("vv"))} for item in items
-            ],
-            "unit": "gamma0, dB",
-        }
+        self.record["sentinel1"] = {"items": [_described(item, "vv") for item in items], "unit": "gamma0, dB"}
         return (10 * np.log10(np.nanmedian(power, axis=0))).astype(np.float32)
+
+    def _passes(self) -> list[Item]:
+        radar = self.settings.get("sentinel1")
+        found = self.catalogue.search(radar, self.grid, self.period) if radar else []
+        return found[: 2 * self.request.dates]
 
     def _backscatter(self, item: Item, asset: str) -> NDArray[Any]:
         read = partial(self.catalogue.read, item, asset, self.grid, Resampling.bilinear)
-        return self.kept(f"{item.id}-{asset}", read)
+        return self._kept(f"{item.id}-{asset}", read)
 
     # Labels
 
-    def modis(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Affine]:
+    def modis(self) -> NDArray[np.uint8]:
         """
-        Return the IGBP codes of the coarse cells, as an `lc` file has them (4, H, W), and as one pixel per cell.
+        Return the IGBP codes of the coarse cells, as an `lc` file has them (4, H, W).
 
         The global file is a copy in degrees of the sinusoidal grid. The centre of each true cell lies in a pixel of
         the copy that has the cell's own code; at the cells' edges the copy is up to half a pixel off.
         """
-        settings = self.modis_settings
-        address = settings["url"].format(year=self.year)
-        shape = (self.grid.side, self.grid.side)
-        row, col = cells.modis_cells(self.grid.transform, self.grid.crs, shape)
-        keys, number = np.unique(row.astype(np.int64) * cells.GRID_COLS + col, return_inverse=True)
+        settings, year = self.modis_settings, self.request.year
+        address = settings["url"].format(year=year)
+        ids, keys = cells.cell_ids(self.grid.transform, self.grid.crs, self.shape)
         x = (keys % cells.GRID_COLS - cells.GRID_COLS // 2 + 0.5) * cells.CELL_M
         y = (cells.GRID_ROWS // 2 - keys // cells.GRID_COLS - 0.5) * cells.CELL_M
         lon, lat = cells.modis_to_lonlat(x, y)
         try:
-            codes = self.kept("modis", partial(stac.read_nearest, address, lon, lat))
+            codes = self._kept("modis", partial(stac.read_nearest, address, lon, lat))
         except FetchError as error:
             if not stac.is_absent(error):
                 raise
             do = "Take a year that is published, or correct the file of services."
-            found = f"no MODIS label of {self.year} at that address"
+            found = f"no MODIS label of {year} at that address"
             raise MissingDataError(address, found=found, expected="MCD12Q1 of the year", do=do) from None
-        if not ((codes >= 1) & (codes <= 17)).any():
+        is_class = (codes >= 1) & (codes <= 17)
+        if not is_class.any():
             do = "Take a place on land or another year."
             raise MissingDataError(address, found="no label at the place", expected="IGBP codes 1..17", do=do)
-        codes = np.where((codes >= 1) & (codes <= 17), codes, 255).astype(np.uint8)
-        igbp = codes[number].reshape(shape)
+        codes = np.where(is_class, codes, 255).astype(np.uint8)
         self.record["modis"] = {
             "address": address,
-            "year": self.year,
+            "year": year,
             "cells": len(keys),
             "classes": {int(code): int((codes == code).sum()) for code in np.unique(codes)},
             "licence": settings.get("licence", ""),
             "attribution": settings.get("attribution", ""),
         }
-        label = np.full((4, *shape), 255, np.uint8)
-        label[0] = np.where(igbp == 255, 0, igbp)  # 0: no label, in patches
-        raster, transform = cells.modis_raster(self.grid.transform, self.grid.crs, igbp)
-        return label, raster, transform
+        label = np.full((4, *self.shape), 255, np.uint8)
+        label[0] = np.where(codes == 255, 0, codes)[ids]  # 0: no label, in patches
+        return label
 
     def reference(self) -> NDArray[np.uint8] | None:
         """Return the DFC2020 codes of the 10 m map of another model, 0 where it has none; None without a reference."""
         self.record["reference"] = None
-        if self.reference_settings is None:
-            return None
         settings = self.reference_settings
-        shape = (self.grid.side, self.grid.side)
-        codes, addresses = np.zeros(shape, np.uint8), []
-        for tile in _tiles(self.grid, settings["tile_degrees"]):
-            address = settings["url"].format(tile=tile, year=self.year)
+        if settings is None:
+            return None
+        codes, addresses = np.zeros(self.shape, np.uint8), []
+        for tile, address in self._reference_tiles().items():
             try:
                 read = partial(stac.read_window, address, self.grid, Resampling.nearest)
-                part = self.kept(f"reference-{tile}", read)
+                part = self._kept(f"reference-{tile}", read)
             except FetchError as error:
                 if stac.is_absent(error):  # tiles without land do not exist
                     continue
@@ -331,21 +350,32 @@ class PlaceReader:
             addresses.append(address)
             codes = np.where(codes == 0, part, codes).astype(np.uint8)
         table = np.zeros(256, np.uint8)
-        for code, own in settings["classes"].items():
-            table[int(code)] = int(own)
-        unknown = sorted(set(np.unique(codes).tolist()) - {0, *map(int, settings["classes"])})
+        classes = {int(code): int(own) for code, own in settings["classes"].items()}
+        table[[*classes]] = [*classes.values()]
+        unknown = sorted(set(np.unique(codes).tolist()) - {0, *classes})
         if unknown or not addresses:
             found = f"codes {unknown}" if unknown else "no tile"
             do = "Choose another --reference, or none."
             raise DataError(settings["url"], found=found, expected="a map of the place in its legend", do=do)
         self.record["reference"] = {
-            "name": settings.get("name", ""),
+            "name": settings.get("name", self.request.reference),
             "kind": "map of another model: agreement, not accuracy",
             "addresses": addresses,
             "licence": settings.get("licence", ""),
             "attribution": settings.get("attribution", ""),
         }
         return table[codes]
+
+    def _reference_tiles(self) -> dict[str, str]:
+        """Return the address of each tile of the reference that the place touches; none without a reference."""
+        if self.reference_settings is None:
+            return {}
+        tiles = _tiles(self.grid, self.reference_settings["tile_degrees"])
+        return {tile: self.reference_settings["url"].format(tile=tile, year=self.request.year) for tile in tiles}
+
+
+def _described(item: Item, asset: str) -> dict[str, Any]:
+    return {"id": item.id, "date": item.date, "address": stac.without_token(item.address(asset))}
 
 
 def _cloud_cover(items: list[Item]) -> float:

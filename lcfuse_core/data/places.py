@@ -19,105 +19,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
-from pydantic import AfterValidator, ConfigDict, Field
-from pydantic.dataclasses import dataclass
-from pyproj import Transformer
 
 from lcfuse_core import _runtime
 from lcfuse_core._yaml import load_yaml
 from lcfuse_core.data import cells
 from lcfuse_core.data.identity import PLACE_RECORD, SHIPPED_SERVICES, data_digest
-from lcfuse_core.data.place_layers import PlaceReader
-from lcfuse_core.data.rasters import open_raster, utm
+from lcfuse_core.data.place_layers import PATCH_PX, PlaceReader, Request
+from lcfuse_core.data.rasters import open_raster
 from lcfuse_core.data.sample import world
 from lcfuse_core.data.stac import Grid
-from lcfuse_core.errors import DataError, MissingDataError, ParameterError, parameter_errors
+from lcfuse_core.errors import DataError, MissingDataError, ParameterError
 
 SERVICES = _runtime.SHIPPED / "services.yaml"
-_PATCH_PX = 256
-_LAST_DAY = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
-
-
-_Month = Annotated[int, Field(ge=1, le=12)]
-
-
-def _in_order(months: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    if months is not None and (len(months) != 2 or months[0] > months[1]):
-        raise ValueError("two months, the first not after the last")
-    return months
-
-
-@parameter_errors("place", "Correct the value.")
-@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
-class Request:
-    """
-    What is asked for. Raises ParameterError on a value out of range.
-
-    Parameters
-    ----------
-    lon, lat : float
-        Centre in degrees.
-    size_km : float
-        Side of the square, rounded up to whole patches of 2.56 km; a smaller place is one patch, its side rounded up to
-        160 m.
-    year : int
-        Of the images and of the MODIS label.
-    name : str
-        Of the folder and of the patches; by default from the coordinates.
-    months : tuple of int
-        First and last month of the season; by default the summer of the hemisphere, all year in the tropics.
-    dates : int
-        Number of dates in the composite.
-    catalogue, reference : str
-        Names in the file of services; reference "" for none.
-    """
-
-    lon: Annotated[float, Field(ge=-180, le=180)]
-    lat: Annotated[float, Field(ge=-80, le=84)]  # the range of UTM
-    size_km: Annotated[float, Field(ge=0.64, le=41)] = 5.12  # at least a training crop
-    year: Annotated[int, Field(ge=2016, le=2100)] = 2021  # since 2016 Sentinel-2 covers a summer
-    name: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_]{0,99})?$")] = ""
-    months: Annotated[tuple[_Month, ...] | None, AfterValidator(_in_order)] = None
-    dates: Annotated[int, Field(ge=1, le=12)] = 4
-    catalogue: str = "earth-search"
-    reference: str = "worldcover"
-
-    @property
-    def title(self) -> str:
-        """The name, or the coordinates as one: N48_3000_E11_5000."""
-        if self.name:
-            return self.name
-        north, east = ("NS"[self.lat < 0], "EW"[self.lon < 0])
-        return f"{north}{abs(self.lat):.4f}_{east}{abs(self.lon):.4f}".replace(".", "_")
-
-    @property
-    def grid(self) -> Grid:
-        """The pixels: 10 m in the UTM zone of the centre, corners at multiples of 10 m."""
-        crs = utm(self.lon, self.lat)
-        step = _PATCH_PX if self.size_km * 100 > _PATCH_PX else 16
-        side = step * math.ceil(round(self.size_km * 100 / step, 6))
-        x, y = Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(self.lon, self.lat)
-        west, north = 10 * round(x / 10) - 5 * side, 10 * round(y / 10) + 5 * side
-        return Grid(crs, Affine(10, 0, west, 0, -10, north), side)
-
-    @property
-    def season(self) -> tuple[str, str]:
-        """The season's name for files, and its dates."""
-        tropical, north = abs(self.lat) < 23.5, self.lat >= 0
-        first, last = self.months or ((1, 12) if tropical else (6, 8) if north else (1, 3))
-        name = "year" if last - first >= 6 else "summer" if self.months is None else "season"
-        return name, f"{self.year}-{first:02}-01/{self.year}-{last:02}-{_LAST_DAY[last - 1]}"
 
 
 def read_services(path: str | os.PathLike[str] = SERVICES) -> dict[str, Any]:
@@ -181,7 +104,7 @@ def fetch_place(
     part = out / f".{request.title}.{digest}.part"
     with _runtime.lock(part.with_suffix(".lock")):
         part.mkdir(parents=True, exist_ok=True)
-        _write_place(request, origin, _reader(request, known, part, progress), part / "place")
+        _write_place(request, origin, PlaceReader(request, known, part, progress), part / "place")
         if final.exists():
             shutil.rmtree(final)  # a folder without a record: not of this function, or unfinished
         (part / "place").rename(final)
@@ -192,7 +115,7 @@ def fetch_place(
 
 def download_bytes(request: Request, services: str | os.PathLike[str] = SERVICES) -> int:
     """Return about how many bytes `fetch_place` would read, by the indexes of the files; raises as it does."""
-    return _reader(request, _services_of(request, services), Path(), False).download_bytes()
+    return PlaceReader(request, _services_of(request, services), Path()).download_bytes()
 
 
 def _services_of(request: Request, path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -202,15 +125,6 @@ def _services_of(request: Request, path: str | os.PathLike[str]) -> dict[str, An
             expected = ", ".join(known[kind])
             raise ParameterError(f"place: {kind}", found=name, expected=expected, do="Correct the name.")
     return known
-
-
-def _reader(request: Request, known: dict[str, Any], part: Path, progress: bool) -> PlaceReader:
-    reference = {"name": request.reference, **known["references"][request.reference]} if request.reference else None
-    catalogue, period = known["catalogues"][request.catalogue], request.season[1]
-    return PlaceReader(
-        request.title, request.grid, request.year, period, request.dates, catalogue, known["modis"], reference, part,
-        progress,
-    )  # fmt: skip
 
 
 def read_place(folder: Path) -> dict[str, Any]:
@@ -238,23 +152,20 @@ def sample_place(out: Path, seed: int = 0) -> Path:
     with _runtime.lock(final.with_suffix(".lock")):
         if not (final / PLACE_RECORD).exists():
             files = world.make_sample_scene(out / f"scene-{seed}", seed, side=512, weather=False)
-            arrays = {}
-            for name in ("s2", "s1", "truth", "coarse"):
-                with open_raster(getattr(files, name)) as file:
-                    arrays[name] = file.read()
-                    if name == "s2":
-                        grid = Grid(file.crs.to_string(), file.transform, 512)
-                    if name == "coarse":
-                        origin = file.transform
+            with (
+                open_raster(files.s2) as s2, open_raster(files.s1) as s1,
+                open_raster(files.truth) as truth, open_raster(files.coarse) as coarse,
+            ):  # fmt: skip
+                layers = {"s2": s2.read(), "s1": s1.read(), "dfc": truth.read()}
+                grid, codes, at = Grid(s2.crs.to_string(), s2.transform, 512), coarse.read(1), coarse.transform
             row, col = cells.modis_cells(grid.transform, grid.crs, (512, 512))
-            top = round(cells.GRID_ROWS / 2 - origin.f / cells.CELL_M)
-            left = round(origin.c / cells.CELL_M + cells.GRID_COLS / 2)
-            label = np.full((4, 512, 512), 255, np.uint8)
-            label[0] = arrays["coarse"][0][row - top, col - left]
-            layers = {"s2": arrays["s2"], "s1": arrays["s1"], "lc": label, "dfc": arrays["truth"]}
+            top = round(cells.GRID_ROWS / 2 - at.f / cells.CELL_M)
+            left = round(at.c / cells.CELL_M + cells.GRID_COLS / 2)
+            layers["lc"] = np.full((4, 512, 512), 255, np.uint8)
+            layers["lc"][0] = codes[row - top, col - left]
             record = {"synthetic": True, "attribution": ["synthetic sample"], "sentinel1": {}}
             part = final.with_name(f".{final.name}.part")
-            _write_layers(part, f"synthetic{seed}", "year", grid, layers, arrays["coarse"], origin, record)
+            _write_layers(part, f"synthetic{seed}", "year", grid, layers, record)
             shutil.rmtree(final, ignore_errors=True)
             part.rename(final)
     return final
@@ -263,8 +174,8 @@ def sample_place(out: Path, seed: int = 0) -> Path:
 def _write_place(request: Request, origin: dict[str, Any], reader: PlaceReader, folder: Path) -> None:
     """Read all layers and write the folder of a place; its record begins with the *origin*."""
     grid, record = reader.grid, reader.record
-    label, codes, transform = reader.modis()  # first: without a label the images are of no use
-    layers: dict[str, NDArray[Any]] = {"s2": reader.sentinel2(), "s1": reader.sentinel1(), "lc": label}
+    layers: dict[str, NDArray[Any]] = {"lc": reader.modis()}  # first: without a label the images are of no use
+    layers |= {"s2": reader.sentinel2(), "s1": reader.sentinel1()}
     reference = reader.reference()
     if reference is not None:
         layers["dfc"] = reference[None]
@@ -275,7 +186,7 @@ def _write_place(request: Request, origin: dict[str, Any], reader: PlaceReader, 
         **record,
         "attribution": [f"Contains modified Copernicus Sentinel data {request.year}", *attributions],
     }
-    _write_layers(folder, request.title, request.season[0], grid, layers, codes[None], transform, whole)
+    _write_layers(folder, request.title, request.season[0], grid, layers, whole)
 
 
 def _write_layers(
@@ -284,25 +195,25 @@ def _write_layers(
     season: str,
     grid: Grid,
     layers: dict[str, NDArray[Any]],
-    codes: NDArray[np.uint8],
-    transform: Affine,
     record: dict[str, Any],
 ) -> None:
-    """Write the patches, the scene and, last, the record."""
+    """Write the patches, the scene, its label as one pixel per cell and, last, the record."""
     shutil.rmtree(folder, ignore_errors=True)
     season = f"ROIs0000_{season}"
-    corners = [(row, col) for row in range(0, grid.side, _PATCH_PX) for col in range(0, grid.side, _PATCH_PX)]
+    corners = [(row, col) for row in range(0, grid.side, PATCH_PX) for col in range(0, grid.side, PATCH_PX)]
     for number, (row, col) in enumerate(corners):
         for kind, array in layers.items():
             path = folder / season / f"{kind}_{title}" / f"{season}_{kind}_{title}_p{number}.tif"
-            window = array[:, row : row + _PATCH_PX, col : col + _PATCH_PX]
+            window = array[:, row : row + PATCH_PX, col : col + PATCH_PX]
             _write(path, window, grid.crs, grid.transform @ Affine.translation(col, row))
     scene = {"s2": layers["s2"]}
     scene |= {"s1": layers["s1"]} if record["sentinel1"] is not None else {}
     scene |= {"reference": layers["dfc"]} if "dfc" in layers else {}
     for name, array in scene.items():
         _write(folder / f"{name}.tif", array, grid.crs, grid.transform, compress="deflate")
-    _write(folder / "coarse.tif", codes, cells.SINUSOIDAL, transform, nodata=255)
+    label = np.where(layers["lc"][0] == 0, np.uint8(255), layers["lc"][0])  # 0: no label, in patches
+    codes, transform = cells.modis_raster(grid.transform, grid.crs, label)
+    _write(folder / "coarse.tif", codes[None], cells.SINUSOIDAL, transform, nodata=255)
     record["digest"] = data_digest(folder)
     _runtime.write_atomic(folder / PLACE_RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
@@ -28,18 +27,14 @@ from rasterio.windows import from_bounds, intersect
 
 from lcfuse_core.errors import DataError, FetchError, MissingDataError
 
-_TRIES = 4
-"""How often a request is made before it counts as failed."""
-
 CLEAR = (4, 5, 6, 7, 11)
 """Classes of the scene classification (SCL) that show the ground: vegetation, soil, water, unclassified, snow."""
 
-_HEADER_BYTES = 8192
-"""Read when a file is opened: its header, and the index of a small file."""
-
+_WAITS_S = (0.5, 1, 2)  # before a request is made again; then it has failed
+_HEADER_BYTES = 8192  # read when a file is opened: its header, and the index of a small file
 _GDAL = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no side-car files
-    "GDAL_HTTP_MAX_RETRY": str(_TRIES - 1),
+    "GDAL_HTTP_MAX_RETRY": str(len(_WAITS_S)),
     "GDAL_HTTP_RETRY_DELAY": "0.5",
     "GDAL_HTTP_CONNECTTIMEOUT": "20",
     "GDAL_HTTP_LOW_SPEED_TIME": "30",
@@ -50,10 +45,8 @@ _GDAL = {
     "VSI_CACHE": "FALSE",
 }
 _DRIVERS = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG"}
-
 _REFUSAL = re.compile(r"response code: (403|404)\b")  # as GDAL writes it
 
-_Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
 
 
@@ -74,8 +67,7 @@ class Grid:
     @property
     def bounds(self) -> tuple[float, float, float, float]:
         """West, south, east, north in degrees; west > east across 180 degrees, as GeoJSON has it (RFC 7946)."""
-        west, south, east, north = transform_bounds(self.crs, "EPSG:4326", *self.extent)
-        return west, south, east, north
+        return transform_bounds(self.crs, "EPSG:4326", *self.extent)
 
 
 @dataclass(frozen=True)
@@ -99,6 +91,11 @@ class Item:
             raise DataError(self.id, found=found, expected="an address that begins with https://", do=do)
         return address
 
+    @property
+    def baseline(self) -> Any:
+        """Processing baseline such as "05.09", as stated; None if it is not."""
+        return self.properties.get("s2:processing_baseline", self.properties.get("processing:version"))
+
     def offset(self, asset: str) -> int:
         """
         Return what to add to the stored values so that reflectance is value / 10000: 0 or -1000.
@@ -106,14 +103,11 @@ class Item:
         Products since processing baseline 04.00 are stored with +1000. A catalogue may have removed it already
         (`earthsearch:boa_offset_applied`), may state it (`raster:bands`), or give the baseline alone.
 
-        Raises
-        ------
-        DataError
-            If the item states none of the three: a guess from its date would be wrong for reprocessed products.
+        Raises DataError if the item states none: a guess from its date would be wrong for reprocessed products.
         """
         if self.properties.get("earthsearch:boa_offset_applied") is True:
             return 0
-        baseline = self.properties.get("s2:processing_baseline", self.properties.get("processing:version"))
+        baseline = self.baseline
         try:
             band = (self.assets[asset].get("raster:bands") or [{}])[0]
             if band.get("offset") is not None and band.get("scale"):
@@ -141,28 +135,20 @@ class Catalogue:
         self._tokens: dict[str, str] = {}
         self._session = requests.Session()
         # Retry-After is respected: a service that limits requests gives the seconds to wait.
-        retry = Retry(_TRIES - 1, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504), allowed_methods=None)
+        busy = (429, 500, 502, 503, 504)
+        retry = Retry(len(_WAITS_S), backoff_factor=_WAITS_S[0], status_forcelist=busy, allowed_methods=None)
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=retry))
 
     def search(self, collection: str, grid: Grid, dates: str) -> list[Item]:
-        """
-        Return all items of a collection over a grid.
-
-        Parameters
-        ----------
-        collection : str
-            Name in the catalogue.
-        grid : Grid
-            The place.
-        dates : str
-            Two dates, as in "2021-06-01/2021-08-31".
-        """
-        west, south, east, north = grid.bounds
+        """Return all items of a collection over a grid between two *dates*, as in "2021-06-01/2021-08-31"."""
+        first, last = dates.split("/")
         body: dict[str, Any] = {
-            "collections": [collection], "bbox": [west, south, east, north], "datetime": _interval(dates),
+            "collections": [collection],
+            "bbox": list(grid.bounds),
+            "datetime": f"{first}T00:00:00Z/{last}T23:59:59Z",
             "limit": 100,  # on a page of the answer
-        }  # fmt: skip
+        }
         items: dict[str, Item] = {}
         address, method = f"{self.url}/search", "POST"
         while address:
@@ -217,11 +203,6 @@ class Catalogue:
         return read_window(self.signed(item, asset, fresh=True), grid, resampling)  # the token may have expired
 
 
-def _interval(dates: str) -> str:
-    first, last = dates.split("/")
-    return f"{first}T00:00:00Z/{last}T23:59:59Z"
-
-
 def _item(feature: Any) -> Item:
     try:
         properties = dict(feature["properties"])
@@ -239,68 +220,52 @@ def without_token(address: str) -> str:
     return urlunsplit(urlsplit(address)._replace(query=""))
 
 
-@contextmanager
-def _remote(address: str) -> Iterator[Any]:
+def _read(address: str, read: Callable[[Any], _Result]) -> _Result:
     """
-    Open a raster at an http(s) address, or a local file, as GeoTIFF or JPEG 2000 only.
+    Return what *read* takes from the raster at an http(s) address, or in a local file: GeoTIFF or JPEG 2000 only.
 
-    Raises
-    ------
-    FetchError
-        If it cannot be read.
+    Raises FetchError if all tries fail; an address that is refused is tried once.
     """
-    path = urlsplit(address).path
-    driver = _DRIVERS.get(path[path.rfind(".") :].lower(), "GTiff")
+    driver = _DRIVERS.get(PurePosixPath(urlsplit(address).path).suffix.lower(), "GTiff")
     name = f"/vsicurl/{address}" if address.startswith(("http://", "https://")) else address
-    with rasterio.Env(**_GDAL):
+    for wait in (*_WAITS_S, 0):
         try:
-            with rasterio.open(name, driver=driver) as file:
-                yield file
+            with rasterio.Env(**_GDAL), rasterio.open(name, driver=driver) as file:
+                return read(file)
         except RasterioError as error:
             found = str(error.__cause__ or error).replace(f"/vsicurl/{address}", without_token(address))[:300]
-            do = "Try again later; what is complete is kept."
-            raise FetchError(without_token(address), found=found, expected="a raster", do=do) from None
+        if _REFUSAL.search(found):
+            break
+        time.sleep(wait)
+    do = "Try again later; what is complete is kept."
+    raise FetchError(without_token(address), found=found, expected="a raster", do=do)
 
 
-def _tried(read: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
-    """Try a function again after a FetchError, `_TRIES` times in all; an address that is refused only once."""
-
-    @wraps(read)
-    def tried(*given: _Given.args, **more: _Given.kwargs) -> _Result:
-        for number in range(_TRIES - 1):
-            try:
-                return read(*given, **more)
-            except FetchError as error:
-                if _REFUSAL.search(str(error)):
-                    raise
-                time.sleep(0.5 * 2**number)
-        return read(*given, **more)
-
-    return tried
-
-
-@_tried
 def read_window(address: str, grid: Grid, resampling: Resampling) -> NDArray[Any]:
     """Read the first band of a raster on the pixels of a grid; 0 outside the raster."""
-    with _remote(address) as file:
-        # No overviews: they are averages, which the classes of a mask do not have.
-        options = {"crs": grid.crs, "transform": grid.transform, "width": grid.side, "height": grid.side}
-        with WarpedVRT(file, resampling=resampling, src_nodata=file.nodata or 0, nodata=0, **options) as warped:
-            values: NDArray[Any] = warped.read(1)
-            return values
+    # No overviews: they are averages, which the classes of a mask do not have.
+    options = {"crs": grid.crs, "transform": grid.transform, "width": grid.side, "height": grid.side}
+
+    def warped(file: Any) -> NDArray[Any]:
+        with WarpedVRT(file, resampling=resampling, src_nodata=file.nodata or 0, nodata=0, **options) as window:
+            return window.read(1)
+
+    return _read(address, warped)
 
 
-@_tried
 def window_bytes(address: str, grid: Grid) -> int:
     """
     Return the bytes of the header of a raster and of the blocks that a grid touches, without reading pixels.
 
     On three local copies of real places this is within 2 % of the bytes that the server counted.
     """
-    with _remote(address) as file:
+
+    def size(file: Any) -> int:
         window = from_bounds(*transform_bounds(grid.crs, file.crs, *grid.extent), file.transform)
         touched = (at for at, block in file.block_windows(1) if intersect(block, window))
         return _HEADER_BYTES + sum(file.block_size(1, *at) for at in touched)
+
+    return _read(address, size)
 
 
 def is_absent(error: FetchError) -> bool:
@@ -315,21 +280,16 @@ def read_nearest(address: str, lon: NDArray[np.float64], lat: NDArray[np.float64
 
     Points on both sides of 180 degrees are read as two windows.
     """
-    values = np.full(lon.shape, 255, np.uint8)
-    for side in (lon < 0, lon >= 0):
-        if side.any():
-            values[side] = _nearest(address, lon[side], lat[side])
-    return values
 
-
-@_tried
-def _nearest(address: str, lon: NDArray[np.float64], lat: NDArray[np.float64]) -> NDArray[np.uint8]:
-    values = np.full(lon.shape, 255, np.uint8)
-    with _remote(address) as file:
+    def pixels(file: Any) -> NDArray[np.uint8]:
+        values = np.full(lon.shape, 255, np.uint8)
         col, row = np.floor(~file.transform @ (lon, lat)).astype(int)
         inside = (row >= 0) & (row < file.height) & (col >= 0) & (col < file.width)
-        if inside.any():
-            row, col = row[inside], col[inside]
-            window = ((row.min(), row.max() + 1), (col.min(), col.max() + 1))
-            values[inside] = file.read(1, window=window)[row - row.min(), col - col.min()]
-    return values
+        for side in (inside & (lon < 0), inside & (lon >= 0)):
+            if side.any():
+                rows, cols = row[side], col[side]
+                window = ((rows.min(), rows.max() + 1), (cols.min(), cols.max() + 1))
+                values[side] = file.read(1, window=window)[rows - rows.min(), cols - cols.min()]
+        return values
+
+    return _read(address, pixels)

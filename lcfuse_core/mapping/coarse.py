@@ -25,15 +25,7 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.enums import MaskFlags
 
-from lcfuse_core.data.cells import (
-    CELL_M,
-    GRID_COLS,
-    GRID_ROWS,
-    SINUSOIDAL,
-    lonlat_to_modis,
-    modis_cells,
-    modis_to_lonlat,
-)
+from lcfuse_core.data import cells
 from lcfuse_core.data.legends import (
     DFC2020,
     IGNORE,
@@ -49,22 +41,18 @@ from lcfuse_core.errors import DataError, GridError, LegendError
 from lcfuse_core.mapping.scene import Grid, Source
 from lcfuse_core.models.transition import Matrix, class_prior, from_accuracy, posterior
 
-_STEP_PX = 64
-"""Frequencies of labels are counted at every 64th pixel of a scene: a cell has 46."""
-
-_MOST_PX = 2**28
-"""The part of the map over the scene is held in memory."""
-
-_COARSE_M = 400
-"""Without a legend a map is taken for MCD12Q1, whose cells have 463 m; maps of smaller pixels have other legends."""
+_STEP_PX = 64  # between the pixels at which the frequencies of labels are counted: a cell has 46
+_MOST_PX = 2**28  # of the map over the scene, which are held in memory
+_COARSE_M = 400  # without a legend a map of such pixels is MCD12Q1, whose cells have 463 m; others have other legends
 
 _OTHER_LAYER = re.compile(
     r"LC_(?:Type[2-5]|Prop\d)\w*|Land_Cover_Type_[2-5]\w*|(?<![A-Za-z])(?:QC|LW)(?![A-Za-z])", re.IGNORECASE
 )
 """Layers of MCD12Q1 with other legends than IGBP, whose codes are valid IGBP codes nevertheless."""
 
-_Table = NDArray[np.uint8]
-"""One value for each code 0..255 of a raster."""
+_LABELS = dfc_to_index(np.arange(11))
+_LABELS[SAVANNA] = SAVANNA_INDEX
+"""Coarse label by DFC2020 code, 0..10."""
 
 
 @dataclass(frozen=True)
@@ -72,25 +60,22 @@ class CoarseMap:
     """
     An open coarse map, as `open_coarse` yields it, on the grid of its scene.
 
-    codes, corner : the raster's codes over the scene, and the row and column of the raster where they begin
+    codes : those of the raster over the scene, uint8 (h, w)
     repairs : what was taken from the product instead of the file
     """
 
     path: Path
     codes: NDArray[np.uint8]
-    corner: tuple[int, int]
     grid: Grid
     repairs: tuple[str, ...]
-    _crs: CRS
-    _transform: Affine
-    _sides: tuple[float, float]
-    _labels: _Table
-    _classes: _Table
+    _own: Grid  # of the whole raster
+    _corner: tuple[int, int]  # row and column of the raster where the codes begin
+    _classes: NDArray[np.uint8]  # DFC2020 code by code of the raster, (256,)
     _modis_cells: bool
 
     def labels(self, rows: slice, cols: slice) -> NDArray[np.uint8]:
         """Return the coarse labels 0..8 of these pixels, 255 where there is none: uint8 (h, w)."""
-        return self._labels[self.codes_at(rows, cols)]
+        return _LABELS[self.dfc2020(rows, cols)]
 
     def dfc2020(self, rows: slice, cols: slice) -> NDArray[np.uint8]:
         """Return the same as DFC2020 codes 0..10, for figures: uint8 (h, w)."""
@@ -102,27 +87,35 @@ class CoarseMap:
         shape = rows.stop - rows.start, cols.stop - cols.start
         if not self._modis_cells:
             row, col = np.mgrid[: shape[0], : shape[1]] + 0.5
-            return self._pick(*transformer(self.path, self.grid.crs, self._crs).transform(*at @ (col, row)))
-        row, col = modis_cells(at, str(self.grid.crs), shape)
+            return self._pick(*transformer(self.path, self.grid.crs, self._own.crs).transform(*at @ (col, row)))
+        row, col = cells.modis_cells(at, str(self.grid.crs), shape)
         # There are few cells and many pixels: each cell is looked up once.
         top, left = row.min(), col.min()
-        y_m = (GRID_ROWS / 2 - 0.5 - np.arange(top, row.max() + 1)) * CELL_M
-        x_m = (np.arange(left, col.max() + 1) + 0.5 - GRID_COLS / 2) * CELL_M
+        y_m = (cells.GRID_ROWS / 2 - 0.5 - np.arange(top, row.max() + 1)) * cells.CELL_M
+        x_m = (np.arange(left, col.max() + 1) + 0.5 - cells.GRID_COLS / 2) * cells.CELL_M
         xs, ys = (centres.ravel() for centres in np.meshgrid(x_m, y_m))
-        limit = lonlat_to_modis(180, modis_to_lonlat(0, ys)[1])[0] - 1  # cells may have their centre beyond 180 degrees
-        at_cells = modis_to_lonlat(np.clip(xs, -limit, limit), ys)
-        codes = self._pick(*transformer(self.path, "EPSG:4326", self._crs).transform(*at_cells))
+        _, lat = cells.modis_to_lonlat(0, ys)
+        limit = cells.lonlat_to_modis(180, lat)[0] - 1  # cells may have their centre beyond 180 degrees
+        at_cells = cells.modis_to_lonlat(np.clip(xs, -limit, limit), ys)
+        codes = self._pick(*transformer(self.path, "EPSG:4326", self._own.crs).transform(*at_cells))
         return codes.reshape(len(y_m), len(x_m))[row - top, col - left]
 
     def _pick(self, x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.uint8]:
         """Return the codes of the raster's pixels at x, y in its own CRS."""
         with np.errstate(invalid="ignore"):
-            col, row = ~self._transform @ (_wrapped(x, self._crs, *self._sides), np.asarray(y))
-            row, col = np.floor(row) - self.corner[0], np.floor(col) - self.corner[1]
+            col, row = ~self._own.affine @ (_wrapped(x, self._own), np.asarray(y))
+            row, col = np.floor(row) - self._corner[0], np.floor(col) - self._corner[1]
             height, width = self.codes.shape
             inside = (row >= 0) & (row < height) & (col >= 0) & (col < width)
         at = np.where(inside, row, 0).astype(np.intp), np.where(inside, col, 0).astype(np.intp)
         return np.where(inside, self.codes[at], np.uint8(IGNORE)).astype(np.uint8)
+
+    def labels_around(self, rows: slice, cols: slice, reach: int) -> tuple[NDArray[np.uint8], tuple[slice, slice]]:
+        """Return the labels of these pixels and of up to *reach* pixels around them, and where these lie in them."""
+        top, left = max(0, rows.start - reach), max(0, cols.start - reach)
+        bottom, right = np.minimum((rows.stop + reach, cols.stop + reach), self.grid.shape).tolist()
+        inside = np.s_[rows.start - top : rows.stop - top, cols.start - left : cols.stop - left]
+        return self.labels(slice(top, bottom), slice(left, right)), inside
 
     def posterior(self) -> Matrix:
         """
@@ -175,17 +168,15 @@ def open_coarse(
             raise GridError(path, found="no georeference", expected="a georeferenced map", do=do)
         notes, number = [], _chosen_band(path, file, band)
         if _is_modis_grid(path, crs, transform):
-            if not _on_modis_sphere(crs):
-                notes.append(f"{path.name}: MODIS grid, read on its sphere and not on the ellipsoid stated")
-            crs = CRS.from_proj4(SINUSOIDAL)
+            notes.append(f"{path.name}: MODIS grid, read on its sphere and not on the ellipsoid stated")
+            crs = CRS.from_proj4(cells.SINUSOIDAL)
         size = max(ground_size(path, crs, transform, file.shape))
         if legend is None and size < _COARSE_M:
             do = "Give its legend: igbp, dfc2020, or a YAML file {code: DFC2020 code or name}."
             found = f"pixels of {size:.3g} m and no legend"
             raise LegendError(path, found=found, expected="a legend, or MCD12Q1 in pixels of 463 m", do=do)
-        corners = transform @ np.array([(0, 0), (file.width, 0), (0, file.height), file.shape[::-1]]).T
-        sides = float(corners[0].min()), float(corners[0].max())
-        window = _window_over(path, crs, transform, sides, file.shape, grid)
+        own = Grid(crs, transform, file.shape)
+        window = _window_over(path, own, grid)
         codes = _codes(path, file, number, window)
         is_igbp = legend is None or str(legend) == "igbp"
         stated = file.descriptions[number - 1] or path.stem
@@ -195,9 +186,9 @@ def open_coarse(
         has_water_0 = is_igbp and _water_is_0(path, file, number, codes)
         if has_water_0:
             notes.append(f"{path.name}: code 0 read as water, as in collections 5 and 5.1 of MCD12Q1")
-        tables = _tables(path, "igbp" if legend is None else legend, codes, has_water_0)
-        corner = window[0][0], window[1][0]
-        yield CoarseMap(path, codes, corner, grid, tuple(notes), crs, transform, sides, *tables, is_igbp)
+        classes = _classes(path, "igbp" if legend is None else legend, codes, has_water_0)
+        (top, _), (left, _) = window
+        yield CoarseMap(path, codes, grid, tuple(notes), own, (top, left), classes, is_igbp)
 
 
 def _chosen_band(path: Path, file: Any, band: int | str | None) -> int:
@@ -216,42 +207,37 @@ def _chosen_band(path: Path, file: Any, band: int | str | None) -> int:
     raise DataError(path, found=found, expected="one band of classes, such as one year", do=do)
 
 
-def _on_modis_sphere(crs: CRS) -> bool:
-    """Return whether a CRS is on a sphere of the radius that MODIS uses."""
-    radius = re.search(r"(?:SPHEROID|ELLIPSOID)\[[^,]*,\s*([\d.]+),\s*([\d.]+)", crs.to_wkt())
-    return radius is not None and abs(float(radius[1]) - 6371007.181) < 0.01 and float(radius[2]) == 0
-
-
 def _is_modis_grid(path: Path, crs: CRS, t: Affine) -> bool:
     """
-    Return whether a raster is on the MODIS sinusoidal grid, whatever the ellipsoid that its CRS states.
+    Return whether a raster is on the MODIS sinusoidal grid although its CRS states another ellipsoid than the sphere.
 
     Such are rasters whose CRS is named after MODIS, or whose pixels are whole cells of the grid (250 m to 1 km).
     """
     wkt = crs.to_wkt()
-    if not re.search(r'PROJECTION\["Sinusoidal"|METHOD\["Sinusoidal"', wkt) or _on_modis_sphere(crs):
+    radius = re.search(r"(?:SPHEROID|ELLIPSOID)\[[^,]*,\s*([\d.]+),\s*([\d.]+)", wkt)
+    on_sphere = radius is not None and abs(float(radius[1]) - 6371007.181) < 0.01 and float(radius[2]) == 0
+    if on_sphere or not re.search(r'PROJECTION\["Sinusoidal"|METHOD\["Sinusoidal"', wkt):
         return False
-    has_cells = any(np.allclose((abs(t.a), abs(t.e)), CELL_M * k, rtol=1e-5) for k in (0.5, 1, 2))
+    is_named = "MODIS" in wkt.split(",")[0].upper()
+    has_cells = any(np.allclose((abs(t.a), abs(t.e)), cells.CELL_M * k, rtol=1e-5) for k in (0.5, 1, 2))
     is_aligned = has_cells and abs(t.c / t.a - round(t.c / t.a)) < 0.02 and abs(t.f / t.e - round(t.f / t.e)) < 0.02
-    if has_cells and not is_aligned and "MODIS" not in wkt.split(",")[0].upper():
+    if has_cells and not is_aligned and not is_named:
         found = "pixels of the size of MODIS cells on an ellipsoid, off the MODIS grid"
-        do = f"State what it is on: gdal_edit.py -a_srs '{SINUSOIDAL}' for MODIS."
+        do = f"State what it is on: gdal_edit.py -a_srs '{cells.SINUSOIDAL}' for MODIS."
         raise GridError(path, found=found, expected="a clear CRS", do=do)
-    return is_aligned or "MODIS" in wkt.split(",")[0].upper()
+    return is_aligned or is_named
 
 
-def _window_over(
-    path: Path, crs: CRS, transform: Affine, sides: tuple[float, float], shape: tuple[int, int], grid: Grid
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return first and last rows and columns of the part of a raster over the scene and two cells around."""
+def _window_over(path: Path, own: Grid, grid: Grid) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return first and last rows and columns of the part of a raster, *own*, over the scene and two cells around."""
     around = 2 * _STEP_PX
     rows, cols = grid.shape
     points = np.mgrid[-around : cols + around : 33j, -around : rows + around : 33j].reshape(2, -1)
-    x, y = transformer(path, grid.crs, crs).transform(*grid.affine @ points)
-    col, row = ~transform @ (_wrapped(x, crs, *sides), np.asarray(y))
+    x, y = transformer(path, grid.crs, own.crs).transform(*grid.affine @ points)
+    col, row = ~own.affine @ (_wrapped(x, own), np.asarray(y))
     known = np.isfinite(row) & np.isfinite(col)
     window = []
-    for values, size in zip((row[known], col[known]), shape, strict=True):
+    for values, size in zip((row[known], col[known]), own.shape, strict=True):
         low, high = (values.min(), values.max()) if values.size else (0, 0)
         window.append((max(0, int(np.floor(low)) - 2), min(size, int(np.ceil(high)) + 2)))
     n_px = np.prod([high - low for low, high in window], dtype=float)
@@ -305,35 +291,29 @@ def _water_is_0(path: Path, file: Any, number: int, codes: NDArray[np.uint8]) ->
     raise LegendError(path, found="code 0 without evidence of its meaning", expected="IGBP codes 1..17", do=do)
 
 
-def _tables(path: Path, legend: Source, codes: NDArray[np.uint8], has_water_0: bool) -> tuple[_Table, _Table]:
-    """Return coarse label and DFC2020 code of each code; LegendError if the legend lacks a code of the scene."""
+def _classes(path: Path, legend: Source, codes: NDArray[np.uint8], has_water_0: bool) -> NDArray[np.uint8]:
+    """Return the DFC2020 code of each code 0..255; LegendError if the legend lacks a code of the scene."""
     if str(legend) == "igbp":
-        known = np.array([*range(18), IGNORE])
-        dfc = igbp_to_dfc(known)
-        dfc[0] = igbp_to_dfc(np.array(17)) if has_water_0 else 0
+        pairs = dict(enumerate(igbp_to_dfc(np.arange(18)).tolist()))
+        pairs[0] = pairs[17] if has_water_0 else 0
     elif str(legend) == "dfc2020":
-        known = np.array([0, *DFC2020.codes, IGNORE])
-        dfc = np.array([0, *DFC2020.codes, 0])
+        pairs = {code: code for code in (0, *DFC2020.codes)}
     else:
         pairs = read_legend(Path(legend))
-        known, dfc = np.array([*pairs, IGNORE]), np.array([*pairs.values(), 0])
-    unknown = sorted(set(np.unique(codes).tolist()) - set(known.tolist()))
-    if unknown:
+    pairs = pairs | {IGNORE: 0}
+    if unknown := sorted(set(np.unique(codes).tolist()) - set(pairs)):
         found = f"class code {', '.join(map(str, unknown))}"
         do = "Give the legend of this map: a YAML file {code: DFC2020 code or name}."
         raise LegendError(path, found=found, expected=f"codes of the legend {legend}", do=do)
-    labels = np.full(256, IGNORE, np.uint8)
-    labels[known] = dfc_to_index(dfc.astype(np.uint8))
-    labels[known[dfc == SAVANNA]] = SAVANNA_INDEX
     classes = np.zeros(256, np.uint8)
-    classes[known] = dfc
-    return labels, classes
+    classes[[*pairs]] = [*pairs.values()]
+    return classes
 
 
-def _wrapped(x: Any, crs: Any, west: float, east: float) -> NDArray[np.float64]:
-    """Return x, in degrees, by full turns within *west*..*east* where possible; in other units as it is."""
-    x = np.asarray(x, np.float64)
-    if not CRS.from_user_input(crs).is_geographic:
+def _wrapped(x: Any, own: Grid) -> NDArray[np.float64]:
+    """Return x, in degrees, by full turns within the raster *own* where possible; in other units as it is."""
+    x, (west, _, east, _) = np.asarray(x, np.float64), own.extent
+    if own.crs is None or not own.crs.is_geographic:
         return x
     with np.errstate(invalid="ignore"):
         return np.where(x < west, x + 360 * np.ceil((west - x) / 360), x - 360 * np.ceil(np.maximum(0, x - east) / 360))

@@ -26,9 +26,7 @@ from typing import Any
 from lcfuse_core import _runtime
 from lcfuse_core.errors import DataError, MissingDataError, ParameterError
 
-_COLUMNS = ("name", "s2", "s1", "coarse", "clouds", "scl")
-"""Columns of a list of scenes; only `name` and `s2` are required."""
-
+_COLUMNS = ("name", "s2", "s1", "coarse", "clouds", "scl")  # of a list of scenes; the first two are required
 _NOT_OF_A_SCENE = ("command", "list", "out", "quiet", "demo", "jobs", "cluster")
 
 

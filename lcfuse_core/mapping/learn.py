@@ -12,13 +12,13 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from lcfuse_core import _runtime
-from lcfuse_core.data.bands import N_S1
 from lcfuse_core.data.cells import cell_ids
 from lcfuse_core.data.legends import IGNORE, N_COARSE, SAVANNA_INDEX
 from lcfuse_core.data.source import PatchStack
@@ -33,24 +33,10 @@ from lcfuse_core.models.forest import train_forest
 from lcfuse_core.training import checkpoint, loop
 from lcfuse_core.training.plan import TrainPlan
 
-STEPS = 900
-"""Training steps on one scene: those by which the method table fine-tunes a network on its target regions."""
-
-_MAX_WINDOWS, _WINDOW_PX = 64, 256
-"""Training uses at most so many windows of this side: 170 MB, and more than a thousand coarse cells."""
-
-_MIN_VALID = 0.9
-"""Fraction of a window's pixels that must be valid: others are not learnt from, but they distort the statistics."""
-
-_MOST_HELD_OUT_PX = 2**20
-"""Windows that lie closer together are read as one patch for the estimate from held-out cells: 40 MB."""
-
-
-class _Learned(NamedTuple):
-    """Trained members with their weights, and what is recorded of their training: cells, steps, third member."""
-
-    members: list[Member]
-    record: dict[str, Any]
+_STEPS = 900  # of training on one scene, as the method table fine-tunes a network on its target regions
+_MAX_WINDOWS, _WINDOW_PX = 64, 256  # for training, and their side: 170 MB, and more than a thousand coarse cells
+_MIN_VALID = 0.9  # fraction of a window's pixels: others are not learnt from, but they distort the statistics
+_MOST_HELD_OUT_PX = 2**20  # 40 MB: windows within it are read as one patch for the estimate from held-out cells
 
 
 def train_on_scene(
@@ -62,7 +48,7 @@ def train_on_scene(
     steps: int | None = None,
     progress: bool = False,
     report: Callable[[str], None] = lambda text: None,
-) -> _Learned:
+) -> tuple[list[Member], dict[str, Any]]:
     """
     Train networks and a random forest on windows of *scene* with their coarse labels.
 
@@ -79,11 +65,16 @@ def train_on_scene(
     folder : path
         Each training has a folder in it: a finished one is found, an interrupted one continues.
     steps : int, optional
-        Training steps; by default `STEPS`, in proportion to the cells if these are few.
+        Training steps; by default 900, in proportion to the cells if these are few.
     progress : bool
         Whether to show a bar.
     report : callable
         Gets a message if a third member was added.
+
+    Returns
+    -------
+    members, record : list of Member, dict
+        Trained members with their weights, and what is recorded of their training: cells, steps, third member.
 
     Raises
     ------
@@ -93,11 +84,11 @@ def train_on_scene(
     starts: list[checkpoint.Run | None] = [network.run for network in networks] or [None]
     fresh = TrainPlan(inputs=("s2", "s1") if scene.has_s1 else ("s2",))
     crop = max((start.plan if start else fresh).crop for start in starts)
-    windows = training_windows(scene, coarse, crop=crop, seed=fresh.seed)
-    stack = labelled_stack(scene, coarse, windows)
+    windows = _training_windows(scene, coarse, crop=crop, seed=fresh.seed)
+    stack = _labelled_stack(scene, coarse, windows)
     cells = few_cells.cells_per_region(stack)
     if steps is None:
-        steps = few_cells.steps_for(cells, STEPS)
+        steps = few_cells.steps_for(cells, _STEPS)
     third, record = _third_members(scene, coarse, networks, windows, stack, cells)
     record = {"cells": round(cells, 1), "steps": steps, **record}
     if third:
@@ -119,7 +110,7 @@ def train_on_scene(
     if third:
         share = (1 - sum(member.weight for member in third)) / len(members)
         members = [replace(member, weight=share) for member in members] + third
-    return _Learned(members, record)
+    return members, record
 
 
 def _third_members(
@@ -136,7 +127,7 @@ def _third_members(
     # Cells at the border of two windows would be cut, and a forest would learn from one part of what it is tested on.
     rows, cols = (slice(min(w[i].start for w in windows), max(w[i].stop for w in windows)) for i in (0, 1))
     if (rows.stop - rows.start) * (cols.stop - cols.start) <= _MOST_HELD_OUT_PX:
-        stack = labelled_stack(scene, coarse, [(rows, cols)])
+        stack = _labelled_stack(scene, coarse, [(rows, cols)])
     matrix, seed = transition.from_accuracy(stack.class_counts(N_COARSE).double().numpy()), TrainPlan().seed
     unseen = _mean_of(networks) if networks else few_cells.held_out_label(stack, seed)
     preference = few_cells.preference(unseen, few_cells.held_out_forest(stack, seed), stack, matrix)
@@ -152,7 +143,7 @@ def _mean_of(networks: Sequence[Network]) -> Predict:
     return lambda patch: np.mean([predict(patch) for predict in predicts], axis=0)
 
 
-def training_windows(scene: Scene, coarse: CoarseMap, *, crop: int, seed: int) -> list[Where]:
+def _training_windows(scene: Scene, coarse: CoarseMap, *, crop: int, seed: int) -> list[Where]:
     """
     Return the rows and columns of up to 64 random, disjoint windows of *scene* that are clear and labelled.
 
@@ -162,8 +153,7 @@ def training_windows(scene: Scene, coarse: CoarseMap, *, crop: int, seed: int) -
     if side < crop:
         found, expected = f"{scene.grid.shape} pixels", f"{crop} per side"
         raise DataError(scene.files[0], found=found, expected=expected, do="Map it with --model, without training.")
-    rows, cols = scene.grid.shape
-    corners = [(row, col) for row in range(0, rows - side + 1, side) for col in range(0, cols - side + 1, side)]
+    corners = [*product(*(range(0, size - side + 1, side) for size in scene.grid.shape))]
     found_windows = []
     for number in np.random.default_rng(seed).permutation(len(corners)):
         row, col = corners[number]
@@ -180,7 +170,7 @@ def training_windows(scene: Scene, coarse: CoarseMap, *, crop: int, seed: int) -
     return found_windows
 
 
-def labelled_stack(scene: Scene, coarse: CoarseMap, windows: Sequence[Where]) -> PatchStack:
+def _labelled_stack(scene: Scene, coarse: CoarseMap, windows: Sequence[Where]) -> PatchStack:
     """Return windows of one size with labels 0..7 (255: not valid, unlabelled or Savanna)."""
     height, width = (part.stop - part.start for part in windows[0])
     stack = PatchStack.empty(len(windows), height, width)
@@ -190,8 +180,7 @@ def labelled_stack(scene: Scene, coarse: CoarseMap, windows: Sequence[Where]) ->
         affine = scene.grid.affine @ scene.grid.affine.translation(col, row)
         stack.put(
             f"row {row}, column {col}",
-            part.s2,
-            np.zeros((N_S1, height, width), np.float32) if part.s1 is None else part.s1,
+            *part.sensors,
             np.where(part.valid & (labels < SAVANNA_INDEX), labels, np.uint8(IGNORE)),
             cell_ids(affine, str(scene.grid.crs), labels.shape)[0],
         )

@@ -19,7 +19,7 @@ import json
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
@@ -37,13 +37,19 @@ from lcfuse_core.data.bands import check_channels
 from lcfuse_core.data.legends import DFC2020, SCORED
 from lcfuse_core.data.sample import world
 from lcfuse_core.errors import ParameterError
-from lcfuse_core.mapping.coarse import CoarseMap, open_coarse
+from lcfuse_core.mapping.coarse import open_coarse
 from lcfuse_core.mapping.learn import train_on_scene
-from lcfuse_core.mapping.predict import PRIOR_POWER, Member, Network, choose, strips
-from lcfuse_core.mapping.scene import Scene, Source, open_scene
+from lcfuse_core.mapping.predict import Member, Network, choose, strips
+from lcfuse_core.mapping.scene import Grid, Source, open_scene
 from lcfuse_core.mapping.windows import Tiling
 from lcfuse_core.mapping.write import LAYERS, create, disk_errors, write_cog
 from lcfuse_core.methods.fusion import FusionPlan
+
+_PRIOR_POWER = 0.6
+"""
+Exponent of the coarse prior for networks trained in other regions, chosen on sample worlds of seeds 100 and 101.
+Members that were trained on the labels of the scene already contain them, and lose by a prior (chapter *fusion*).
+"""
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,8 @@ class MapOptions:
     Options of `make_map`.
 
     adapt : whether to fine-tune given networks on the coarse labels of the scene, and to add a random forest
-    steps : training steps on the scene; None: `learn.STEPS`, or fewer with few coarse cells
-    prior_power : exponent of the coarse prior; None: `PRIOR_POWER`, or 0 without a coarse map or after training on it
+    steps : training steps on the scene; None: 900, or fewer with few coarse cells
+    prior_power : exponent of the coarse prior; None: 0.6, or 0 without a coarse map or after training on it
     symmetries : 1, 2, 4 or 8 flips and rotations whose predictions are averaged (TTA)
     window : side of a window, px; overlap and margin are an eighth and a 32nd of it (see `windows.Tiling`)
     probabilities : whether to keep the probabilities of all classes
@@ -145,7 +151,7 @@ def make_map(
         raise ParameterError("map", found=found, expected="what the map is to be made from", do=do)
     power = options.prior_power
     if power is None:
-        power = 0.0 if learns or inputs.coarse is None else PRIOR_POWER
+        power = 0.0 if learns or inputs.coarse is None else _PRIOR_POWER
     plan = FusionPlan(symmetries=options.symmetries, prior_power=power)
     with ExitStack() as stack:
         scene = stack.enter_context(open_scene(inputs.s2, inputs.s1, clouds=inputs.clouds, scl=inputs.scl))
@@ -169,10 +175,10 @@ def make_map(
         if lost := [path for path in files if path.resolve() in products]:
             do = "Choose another --out: its products would replace the file."
             raise ParameterError(out, found=f"the input {lost[0].name} in it", expected="another folder", do=do)
-        made = _found(out, key, files)
-        if made is not None:
+        if made := _found(out, key, files):
             return made
-        for repair in (*scene.repairs, *(coarse.repairs if coarse else ())):
+        repairs = [*scene.repairs, *(coarse.repairs if coarse else ())]
+        for repair in repairs:
             report(repair)
         members: Sequence[Member] = chosen
         training = None
@@ -181,92 +187,76 @@ def make_map(
             members, training = train_on_scene(
                 scene, coarse, chosen, out, steps=options.steps, progress=progress, report=report
             )
-        job = _Job(scene, coarse, members, plan, tiling, training)
-        names = [name for name in LAYERS if name != "probabilities" or options.probabilities]
-        record = {"key": key} | job.describe() | {"legend": coarse and legend.name}
-        return _Made(out, job.write(out, names, record, files, progress))
-
-
-@dataclass(frozen=True)
-class _Job:
-    """All that determines the pixels of a map."""
-
-    scene: Scene
-    coarse: CoarseMap | None
-    members: Sequence[Member]
-    plan: FusionPlan
-    tiling: Tiling
-    training: dict[str, Any] | None
-
-    def describe(self) -> dict[str, Any]:
-        """Return the part of the record that is known beforehand; names of files are without their folders."""
-        grid = self.scene.grid
-        return {
+        crs, total = scene.grid.crs, sum(member.weight for member in members)
+        record = {
+            "key": key,
             "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "version": __version__,
             "commit": _runtime.commit(),
-            "crs": None if grid.crs is None else grid.crs.to_string(),
-            "transform": list(grid.affine)[:6],
-            "shape": list(grid.shape),
-            "repairs": [*self.scene.repairs, *(self.coarse.repairs if self.coarse else ())],
-            "members": [
-                {"name": m.name, "weight": round(m.weight / sum(member.weight for member in self.members), 4)}
-                | (
-                    {"sha256": m.digest, "network": m.run.plan.network, "inputs": list(m.run.plan.inputs)}
-                    if isinstance(m, Network)
-                    else {}
-                )
-                for m in self.members
-            ],
-            "training": self.training,
-            "fusion": asdict(self.plan),
-            "windows": {name: getattr(self.tiling, name) for name in ("window", "overlap", "margin")},
+            "crs": None if crs is None else crs.to_string(),
+            "transform": list(scene.grid.affine)[:6],
+            "shape": list(scene.grid.shape),
+            "repairs": repairs,
+            "members": [{"name": m.name, "weight": round(m.weight / total, 4)} | _network(m) for m in members],
+            "training": training,
+            "fusion": asdict(plan),
+            "windows": {name: getattr(tiling, name) for name in ("window", "overlap", "margin")},
+            "legend": coarse and legend.name,
         }
+        names = [name for name in LAYERS if name != "probabilities" or options.probabilities]
+        # Closed before the scene, whatever happens: its threads read from the scene's files.
+        map_strips = closing(strips(scene, members, tiling, plan, coarse=coarse, layers=names, progress=progress))
+        _write(out, names, stack.enter_context(map_strips), scene.grid, record, files)
+        return _Made(out, record)
 
-    def write(
-        self, out: Path, names: Sequence[str], record: dict[str, Any], inputs: Sequence[Path], progress: bool
-    ) -> dict[str, Any]:
-        """Write all files of a map under temporary names, then rename all of them; return the completed record."""
-        for part in (*out.glob(".part-*"), *out.glob(".*.part")):  # left by a process that was killed
-            shutil.rmtree(part) if part.is_dir() else part.unlink()
-        with ExitStack() as stack:
-            # Renamed in the reverse order, the record last.
-            files = ["landcover.json", *(f"{name}.tif" for name in names)]
-            parts = {name: stack.enter_context(_runtime.atomic_path(out / name)) for name in files}
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".part-", dir=out))
-            hashes = stack.enter_context(ThreadPoolExecutor(1)).submit(_hashes, inputs)
-            raw = {name: Path(folder) / f"{name}.tif" for name in names}
-            counts, crc = self._predict(raw, progress)
-            strips_written = [self.tiling.finished(i) for i in range(len(self.tiling.rows))]
-            for name in names:
-                write_cog(raw[name], parts[f"{name}.tif"], LAYERS[name], strips_written, crc[name])
-            record["inputs"] = hashes.result()
-            record["pixels"] = {DFC2020.name_of(code): int(counts[code]) for code in SCORED}
-            record["valid_fraction"] = round(sum(record["pixels"].values()) / int(counts.sum()), 6)
-            record["files"] = {name: sha256_of(parts[name]) for name in files[1:]}
-            record["sha256"] = _digest(record)
-            parts["landcover.json"].write_text(json.dumps(record, indent=1) + "\n")
-            # Products of an earlier map must never lie beside those of this one, also if the renaming is interrupted.
-            for name in ("landcover.json", *(f"{name}.tif" for name in LAYERS)):
-                (out / name).unlink(missing_ok=True)
-        return record
 
-    def _predict(self, raw: Mapping[str, Path], progress: bool) -> tuple[NDArray[np.int64], dict[str, int]]:
-        """Write the layers as plain GeoTIFFs; return the pixels by class, and the CRC-32 of each layer."""
-        tags = {"SOFTWARE": f"lcfuse_core {__version__}", "PRIOR_POWER": f"{self.plan.prior_power:g}"}
-        counts, crc = np.zeros(256, np.int64), dict.fromkeys(raw, 0)
-        with ExitStack() as stack:
-            files = {n: stack.enter_context(create(raw[n], LAYERS[n], self.scene.grid, tags)) for n in raw}
-            made = strips(
-                self.scene, self.members, self.tiling, self.plan, coarse=self.coarse, layers=raw, progress=progress
-            )
-            # Closed before the scene, whatever happens: its threads read from the scene's files.
-            for rows, strip in stack.enter_context(closing(made)):
+def _network(member: Member) -> dict[str, Any]:
+    """Return what the record holds of a network."""
+    if not isinstance(member, Network):
+        return {}
+    plan = member.run.plan
+    return {"sha256": member.digest, "network": plan.network, "inputs": list(plan.inputs)}
+
+
+def _write(
+    out: Path,
+    names: Sequence[str],
+    made: Iterable[tuple[slice, dict[str, NDArray[np.uint8]]]],
+    grid: Grid,
+    record: dict[str, Any],
+    inputs: Sequence[Path],
+) -> None:
+    """Write all layers of a map and its record under temporary names, then rename them; complete the record."""
+    for part in (*out.glob(".part-*"), *out.glob(".*.part")):  # left by a process that was killed
+        shutil.rmtree(part) if part.is_dir() else part.unlink()
+    with ExitStack() as stack:
+        # Renamed in the reverse order, the record last.
+        files = ["landcover.json", *(f"{name}.tif" for name in names)]
+        parts = {name: stack.enter_context(_runtime.atomic_path(out / name)) for name in files}
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".part-", dir=out))
+        hashes = stack.enter_context(ThreadPoolExecutor(1)).submit(_hashes, inputs)
+        raw = {name: Path(folder) / f"{name}.tif" for name in names}
+        tags = {"SOFTWARE": f"lcfuse_core {__version__}", "PRIOR_POWER": f"{record['fusion']['prior_power']:g}"}
+        counts, written, crc = np.zeros(256, np.int64), [], dict.fromkeys(names, 0)
+        with ExitStack() as plain:
+            rasters = {name: plain.enter_context(create(raw[name], LAYERS[name], grid, tags)) for name in names}
+            for rows, strip in made:
                 for name, pixels in strip.items():
-                    files[name].write(pixels, window=Window.from_slices(rows, (0, self.tiling.shape[1])))
+                    rasters[name].write(pixels, window=Window.from_slices(rows, (0, grid.shape[1])))
                     crc[name] = zlib.crc32(pixels.data, crc[name])
                 counts += np.bincount(strip["landcover"].ravel(), minlength=256)
-        return counts, crc
+                written.append(rows)
+        for name in names:
+            write_cog(raw[name], parts[f"{name}.tif"], LAYERS[name], written, crc[name])
+        record["inputs"] = hashes.result()
+        record["pixels"] = {DFC2020.name_of(code): int(counts[code]) for code in SCORED}
+        record["valid_fraction"] = round(sum(record["pixels"].values()) / int(counts.sum()), 6)
+        record["files"] = {name: sha256_of(parts[name]) for name in files[1:]}
+        record["sha256"] = _digest(record)
+        parts["landcover.json"].write_text(json.dumps(record, indent=1) + "\n")
+        # Products of an earlier map must never lie beside those of this one, also if the renaming is interrupted.
+        for name in ("landcover.json", *(f"{name}.tif" for name in LAYERS)):
+            (out / name).unlink(missing_ok=True)
 
 
 def _digest(record: Mapping[str, Any]) -> str:

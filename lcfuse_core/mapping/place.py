@@ -27,12 +27,11 @@ from typing import Any
 
 from lcfuse_core import _runtime
 from lcfuse_core.data import places
+from lcfuse_core.data.place_layers import Request
 from lcfuse_core.errors import LcfuseError, ParameterError
 from lcfuse_core.scoring import ledger
 
-_MEGABYTES_PER_MINUTE = 150.0
-"""A connection of 20 Mbit per second: an assumption, as no public server was measured."""
-
+_MEGABYTES_PER_MINUTE = 150.0  # 20 Mbit per second: an assumption, as no public server was measured
 _MAP_MINUTES = 5.5
 _SCORE_MINUTES = {"smoke": 2.5, "colab": 5.5, "full": 5.5}
 """
@@ -86,13 +85,18 @@ def _run(options: argparse.Namespace) -> int:
         raise ParameterError("place", found=found, expected="one of them", do=do)
     if options.jobs < 1:
         raise ParameterError("--jobs", found=str(options.jobs), expected="1 or more", do="Give a whole number.")
-    requests = places.read_places(options.places) if options.places else [_request(options)]
+    if options.places:
+        requests = places.read_places(options.places)
+    else:
+        place = options.lon, options.lat, options.size, options.year, options.name
+        months = options.months and tuple(options.months)
+        requests = [Request(*place, months, options.dates, reference=options.reference)]
     if options.catalogue:
         requests = [replace(request, catalogue=options.catalogue) for request in requests]
     out = options.out.absolute()
     if options.estimate:
         return _estimate(requests, options)
-    fetch: Callable[[places.Request], Path] = partial(
+    fetch: Callable[[Request], Path] = partial(
         places.fetch_place, out=out, services=options.services.absolute(), progress=not options.quiet and one
     )
     if one:
@@ -112,7 +116,7 @@ def _run(options: argparse.Namespace) -> int:
     return int(failed > 0 or not_scored > 0)
 
 
-def _estimate(requests: list[places.Request], options: argparse.Namespace) -> int:
+def _estimate(requests: list[Request], options: argparse.Namespace) -> int:
     """Print megabytes and minutes of each place and of all; return 1 if one cannot be had."""
     total, failed = 0.0, 0
     for request in requests:
@@ -133,7 +137,7 @@ def _estimate(requests: list[places.Request], options: argparse.Namespace) -> in
     return int(failed > 0)
 
 
-def _score(folders: list[Path], requests: list[places.Request], options: argparse.Namespace) -> int:
+def _score(folders: list[Path], requests: list[Request], options: argparse.Namespace) -> int:
     """
     Run the chapter your_place on places, as a grid, and append its lines to the ledger; return its exit code.
 
@@ -148,11 +152,9 @@ def _score(folders: list[Path], requests: list[places.Request], options: argpars
     known = ledger.read_entries(out).values() if out.exists() else []
     lines = [line for path in sorted(runs.rglob("ledger.jsonl")) for line in ledger.read_entries(path).values()]
     if options.places:
-        name, listed = list_name(options.places, requests), {request.title for request in requests}
-        lines = [
-            line | {"data": line["data"] | {"places": name}} if line["data"]["evaluation"] in listed else line
-            for line in lines
-        ]
+        name, listed = _list_name(options.places, requests), {request.title for request in requests}
+        for line in lines:
+            line["data"] |= {"places": name} if line["data"]["evaluation"] in listed else {}
     new = [line for line in lines if line not in known]
     for line in new:
         ledger.append(out, line)
@@ -160,22 +162,14 @@ def _score(folders: list[Path], requests: list[places.Request], options: argpars
     return code
 
 
-def list_name(path: Path, requests: list[places.Request]) -> str:
+def _list_name(path: Path, requests: list[Request]) -> str:
     """Return the file name of a list and a digest of its requests, so that a list that was changed has another name."""
     rows = sorted(json.dumps(asdict(request), sort_keys=True) for request in requests)
     return f"{path.name} {hashlib.sha256(''.join(rows).encode()).hexdigest()[:12]}"
 
 
-def _request(options: argparse.Namespace) -> places.Request:
-    months = options.months and tuple(options.months)
-    return places.Request(
-        options.lon, options.lat, options.size, options.year, options.name, months, options.dates,
-        reference=options.reference,
-    )  # fmt: skip
-
-
 def _finish(folder: Path, options: argparse.Namespace) -> None:
-    """Print what a place has, and map it if that is wanted."""
+    """Print what a place has, and map it from its own MODIS label if that is wanted."""
     record = json.loads((folder / "place.json").read_text(encoding="utf-8"))
     if options.json:
         print(json.dumps({"folder": str(folder), **record}))
@@ -186,13 +180,9 @@ def _finish(folder: Path, options: argparse.Namespace) -> None:
         for line in record["attribution"]:
             print(f"  {line}")
     if options.map:
-        _map_place(folder, options.quiet)
+        from lcfuse_core.mapping import make  # with torch
 
-
-def _map_place(folder: Path, quiet: bool) -> None:
-    """Map a place from its own MODIS label, beside the place, whose files have one digest."""
-    from lcfuse_core.mapping import make  # with torch
-
-    s1 = (folder / "s1.tif",) if (folder / "s1.tif").exists() else ()
-    inputs, out = make.Inputs((folder / "s2.tif",), s1, folder / "coarse.tif"), folder.with_name(f"{folder.name}_map")
-    print(make.make_map(inputs, [], out, progress=not quiet, report=print).summary())
+        s1 = (folder / "s1.tif",) if (folder / "s1.tif").exists() else ()
+        inputs = make.Inputs((folder / "s2.tif",), s1, folder / "coarse.tif")
+        out = folder.with_name(f"{folder.name}_map")  # beside the place, whose files have one digest
+        print(make.make_map(inputs, [], out, progress=not options.quiet, report=print).summary())

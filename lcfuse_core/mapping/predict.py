@@ -10,8 +10,9 @@ time while the network computes. The order of computation is fixed: the same inp
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +23,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lcfuse_core import _runtime
-from lcfuse_core.data.bands import N_S1, channels_of, check_channels
-from lcfuse_core.data.legends import SCORED, index_to_dfc
+from lcfuse_core.data.bands import channels_of, check_channels
+from lcfuse_core.data.legends import SCORED
 from lcfuse_core.data.source import normalise
 from lcfuse_core.errors import DataError
 from lcfuse_core.mapping.coarse import CoarseMap
@@ -33,37 +34,33 @@ from lcfuse_core.mapping.write import LAYERS, STEPS
 from lcfuse_core.methods import baselines
 from lcfuse_core.methods.fusion import FusionPlan, combine
 from lcfuse_core.models import forest
-from lcfuse_core.models.transition import Matrix
 from lcfuse_core.training import checkpoint, loop
 from lcfuse_core.training.loop import prefetch
 from lcfuse_core.training.predict import logits as network_logits
 from lcfuse_core.training.predict import probabilities as mean_softmax
 
 _N = len(SCORED)
-
-_SHIPPED = _runtime.SHIPPED / "checkpoints"
-"""Small networks that come with the package, one per file."""
+_SHIPPED = _runtime.SHIPPED / "checkpoints"  # small networks that come with the package, one per file
+_BLOCK_PX = 512  # columns of a strip that are finished at a time
 
 SYNTHETIC = (
     "The networks that come with the package are trained on synthetic scenes: their maps are for trying out only."
 )
 
-PRIOR_POWER = 0.6
-"""
-Exponent of the coarse prior for networks trained in other regions, chosen on sample worlds of seeds 100 and 101.
-Members that were trained on the labels of the scene already contain them, and lose by a prior (chapter *fusion*).
-"""
-
 Where = tuple[slice, slice]
 """Rows and columns of a window of the scene."""
 
-_BLOCK_PX = 512
-"""Columns of a strip that are finished at a time."""
+_Probabilities = Callable[[], NDArray[np.float32]]
+"""Function that computes the probabilities (8, h, w) of a window."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network as an ensemble member; each of its three steps works in a thread of its own."""
+    """
+    A trained network as an ensemble member.
+
+    `prepare`, `forward` and the function that this returns each work in a thread of their own.
+    """
 
     name: str
     run: checkpoint.Run
@@ -77,19 +74,15 @@ class Network:
 
     def prepare(self, part: ScenePart, where: Where) -> Tensor:
         """Return the channels (1, C, h, w), mean 0 and standard deviation 1; 0 where there is no data."""
-        s2, s1 = map(torch.from_numpy, _sensors(part))
+        s2, s1 = map(torch.from_numpy, part.sensors)
         channels = normalise(s2, s1, self.run.statistics, self.run.plan.inputs)
         if not part.valid.all():
             channels *= torch.from_numpy(part.valid)
         return channels[None].contiguous(memory_format=torch.channels_last)
 
-    def forward(self, prepared: Tensor, symmetries: int) -> list[Tensor]:
-        """Return the logits (8, h, w) of so many flips and rotations."""
-        return network_logits(self.run, prepared, symmetries)
-
-    def probabilities(self, logits: list[Tensor]) -> NDArray[np.float32]:
-        """Return the mean of their probabilities, float32 (8, h, w)."""
-        return mean_softmax(logits)
+    def forward(self, prepared: Tensor, symmetries: int) -> _Probabilities:
+        """Compute the logits of so many flips and rotations; return what gives the mean of their probabilities."""
+        return partial(mean_softmax, network_logits(self.run, prepared, symmetries))
 
     def predict(self, s2: NDArray[np.uint16], s1: NDArray[np.float32]) -> NDArray[np.float32]:
         """
@@ -100,7 +93,7 @@ class Network:
         part = ScenePart(s2, s1, np.asarray((s2[B1_TO_B4] > 0).all(axis=0)))
         if part.valid.all():
             check_channels("scene", channels_of(s2, s1), self.run.statistics, self.run.plan.inputs)
-        return self.probabilities(self.forward(self.prepare(part, np.s_[:, :]), 1))
+        return self.forward(self.prepare(part, np.s_[:, :]), 1)()
 
 
 @dataclass(frozen=True)
@@ -111,13 +104,9 @@ class Forest:
     name: str = "random forest"
     weight: float = 1.0
 
-    def prepare(self, part: ScenePart, where: Where) -> Any:
-        """Return Sentinel-2 and Sentinel-1."""
-        return _sensors(part)
-
-    def probabilities(self, prepared: Any) -> NDArray[np.float32]:
-        """Return the probabilities of the trees, float32 (8, h, w)."""
-        return forest.predict(self.forest, prepared)
+    def prepare(self, part: ScenePart, where: Where) -> _Probabilities:
+        """Return what gives the probabilities of the trees."""
+        return partial(forest.predict, self.forest, part.sensors)
 
 
 @dataclass(frozen=True)
@@ -128,23 +117,13 @@ class InterpolatedLabel:
     weight: float = 1.0
     name: str = "interpolated label"
 
-    def prepare(self, part: ScenePart, where: Where) -> Any:
-        """Return the coarse labels of a wider window, and where the window lies in it."""
-        wide, inside = _widened(where, self.coarse.grid.shape, baselines.REACH_PX)
-        return self.coarse.labels(*wide), inside
-
-    def probabilities(self, prepared: Any) -> NDArray[np.float32]:
-        """Return the proportions of the labels around each pixel, float32 (8, h, w)."""
-        labels, inside = prepared
-        return baselines.interpolated(labels)[(slice(None), *inside)]
+    def prepare(self, part: ScenePart, where: Where) -> _Probabilities:
+        """Return what gives the proportions of the labels around each pixel."""
+        labels, inside = self.coarse.labels_around(*where, baselines.REACH_PX)
+        return lambda: baselines.interpolated(labels)[:, *inside]
 
 
 Member = Network | Forest | InterpolatedLabel
-
-
-def _sensors(part: ScenePart) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
-    """Return Sentinel-2 and Sentinel-1, which is 0 where the scene has none."""
-    return part.s2, np.zeros((N_S1, *part.valid.shape), np.float32) if part.s1 is None else part.s1
 
 
 def load_member(path: Source) -> Network:
@@ -183,16 +162,6 @@ def choose(members: Sequence[Network], has_s1: bool) -> list[Network]:
     return chosen
 
 
-def most_likely(probabilities: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """
-    Return the DFC2020 codes (H, W) of the most probable classes of probabilities (8, H, W); of equals, the first.
-
-    >>> most_likely(np.eye(8)[:, None, :]).tolist()
-    [[1, 2, 4, 5, 6, 7, 9, 10]]
-    """
-    return index_to_dfc(probabilities.argmax(0).astype(np.uint8))
-
-
 def strips(
     scene: Scene,
     members: Sequence[Member],
@@ -221,7 +190,10 @@ def strips(
             }
             for start in range(0, valid.shape[1], _BLOCK_PX):
                 cols = slice(start, min(start + _BLOCK_PX, valid.shape[1]))
-                prior = None if posterior is None or coarse is None else _prior(coarse, rows, cols, plan, posterior)
+                prior = None
+                if coarse is not None and posterior is not None:
+                    labels, inside = coarse.labels_around(rows, cols, plan.prior_reach_px)
+                    prior = plan.prior_factor(labels, posterior)[:, *inside]
                 block = {name: pixels[..., cols] for name, pixels in strip.items()}
                 _finish(block, total[..., cols], valid[:, cols], prior)
             yield rows, strip
@@ -231,7 +203,7 @@ class _Window(NamedTuple):
     row: int
     col: int
     valid: NDArray[np.bool_]
-    inputs: list[Any]  # of each member: what it prepared, then its logits; empty where no pixel has data
+    inputs: list[Any]  # of each member: what it prepared, then its probabilities; empty where no pixel has data
 
 
 def _windows(scene: Scene, members: Sequence[Member], tiling: Tiling) -> Iterator[_Window]:
@@ -269,15 +241,14 @@ def _forward(windows: Iterable[_Window], members: Sequence[Member], plan: Fusion
     """Apply the networks, and do nothing else: this thread is the slowest. Other members compute in the next one."""
     for window in windows:
         pairs = zip(members, window.inputs, strict=False)
-        yield window._replace(
-            inputs=[m.forward(own, plan.symmetries) if isinstance(m, Network) else own for m, own in pairs]
-        )
+        found = [m.forward(own, plan.symmetries) if isinstance(m, Network) else own for m, own in pairs]
+        yield window._replace(inputs=found)
 
 
 def _fused(windows: Iterable[_Window], members: Sequence[Member], plan: FusionPlan) -> Iterator[Predicted]:
     """Combine the members' probabilities of each window as `fusion.Fusion` does."""
-    for row, col, valid, logits in windows:
-        parts = [member.probabilities(own) for member, own in zip(members, logits, strict=False)]
+    for row, col, valid, inputs in windows:
+        parts = [probabilities() for probabilities in inputs]
         if len(parts) > 1:
             parts = [combine(parts, [member.weight for member in members], plan.rule)]
         yield Predicted(row, col, valid, parts[0] if parts else None)
@@ -305,21 +276,6 @@ def _finish(
     np.copyto(block["confidence"][0], _steps(highest), where=valid)
     if "probabilities" in block:
         np.copyto(block["probabilities"], _steps(probabilities), where=valid)
-
-
-def _prior(coarse: CoarseMap, rows: slice, cols: slice, plan: FusionPlan, posterior: Matrix) -> NDArray[np.float32]:
-    """Return `FusionPlan.prior_factor` of a part of the scene."""
-    wide, inside = _widened((rows, cols), coarse.grid.shape, plan.prior_reach_px)
-    return plan.prior_factor(coarse.labels(*wide), posterior)[(slice(None), *inside)]
-
-
-def _widened(where: Where, shape: tuple[int, int], reach: int) -> tuple[Where, Where]:
-    """Return a window with a margin of *reach* pixels, as far as the scene has them, and where it lies in that."""
-    wide = [
-        slice(max(0, part.start - reach), min(size, part.stop + reach)) for part, size in zip(where, shape, strict=True)
-    ]
-    inside = [slice(part.start - w.start, part.stop - w.start) for part, w in zip(where, wide, strict=True)]
-    return (wide[0], wide[1]), (inside[0], inside[1])
 
 
 def _steps(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -14,7 +14,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,33 +58,19 @@ from lcfuse_core.errors import DataError, GridError
 
 Source = str | os.PathLike[str]
 
-_PIXEL_M = 10.0
-
-_SIDE_PX = (32, 65_536)
-"""Range of the sides of a scene: networks need the least; memory grows with the width."""
-
-_LEAST_PIXEL_M = 0.1
-_MOST_PIXEL_M = {"s2": 60.5, "s1": 60.5}
-"""Coarser images show too little of a 10 m map. The 20 and 60 m bands of Sentinel-2 are repeated pixels."""
-
 B1_TO_B4 = slice(0, 4)
 """The atmosphere alone gives these bands a signal, so 0 means no data. In the others calm water may be 0."""
 
-_SHOWN_SCL = (2, *CLEAR)
-"""Codes of a scene classification (SCL) that do not hide the ground: dark areas as well."""
-
-_MOST_CODES = 32
-"""A mask has fewer values; cloud probabilities (0 to 100) have more."""
-
-_CACHE_BYTES = 192 * 2**20
-"""GDAL's block cache: a row of blocks of all bands, so that each block is decoded once."""
-
-_PROBES, _PROBE_PX = 6, 48
-"""Values are checked in so many windows per side, of this size, before the first window is mapped."""
-
+_PIXEL_M = 10.0
+_LEAST_PIXEL_M, _MOST_PIXEL_M = 0.1, 60.5  # coarser images show too little; 20 and 60 m bands are repeated pixels
+_SIDE_PX = (32, 65_536)  # of a scene: networks need the least; memory grows with the width
+_SHOWN_SCL = (2, *CLEAR)  # codes of a scene classification (SCL) that do not hide the ground: dark areas as well
+_MOST_CODES = 32  # a mask has fewer values; cloud probabilities (0 to 100) have more
+_CACHE_BYTES = 192 * 2**20  # of GDAL: a row of blocks of all bands, so that each block is decoded once
+_PROBES, _PROBE_PX = 6, 48  # windows per side, and their side, in which values are checked before anything is mapped
 _BAND_FILES = {".jp2", ".tif", ".tiff", ".img"}
+# Folders of a product with further rasters that are named like bands: masks and previews.
 _OTHER_FOLDERS = {"qi_data", "qi", "preview", "aux_data", "auxiliary", "html", "rep_info"}
-"""Folders of a product with further rasters that are named like bands: masks and previews."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +86,13 @@ class Grid:
         """The transform, or the identity where there is none."""
         return self.transform or Affine.identity()
 
+    @property
+    def extent(self) -> tuple[float, float, float, float]:
+        """Least x and y, largest x and y of the corners, in units of the CRS."""
+        rows, cols = self.shape
+        x, y = self.affine @ np.array([(0, 0), (cols, 0), (0, rows), (cols, rows)]).T
+        return x.min(), y.min(), x.max(), y.max()
+
 
 class ScenePart(NamedTuple):
     """
@@ -111,6 +106,11 @@ class ScenePart(NamedTuple):
     s2: NDArray[np.uint16]
     s1: NDArray[np.float32] | None
     valid: NDArray[np.bool_]
+
+    @property
+    def sensors(self) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
+        """Sentinel-2 and Sentinel-1, which is 0 where the scene has none."""
+        return self.s2, np.zeros((N_S1, *self.valid.shape), np.float32) if self.s1 is None else self.s1
 
 
 @dataclass
@@ -126,12 +126,12 @@ class Scene:
 
     grid: Grid
     files: tuple[Path, ...]
-    repairs: tuple[str, ...] = ()
-    channels: tuple[str, ...] = ()
-    _s2: list[Raster] = field(default_factory=list)
-    _s1: list[Raster] = field(default_factory=list)
-    _masks: list[tuple[Raster, tuple[int, ...]]] = field(default_factory=list)
+    repairs: tuple[str, ...]
+    _s2: Sequence[Raster]
+    _s1: Sequence[Raster]
+    _masks: Sequence[tuple[Raster, tuple[int, ...]]]
     _offset: int = 0
+    channels: tuple[str, ...] = ()
 
     @property
     def has_s1(self) -> bool:
@@ -140,29 +140,30 @@ class Scene:
 
     def read(self, rows: slice, cols: slice) -> ScenePart:
         """Return the pixels of these rows and columns; DataError names a file that cannot be read."""
-        parts = [raster.read(rows, cols) for raster in self._s2]
-        bands = parts[0][0] if len(parts) == 1 else np.concatenate([data for data, _ in parts])
+        bands, has_data = _read_all(self._s2, rows, cols)
         # A negative int16 becomes more than S2_MAX.
         s2 = np.ascontiguousarray(bands).view(np.uint16)
-        valid = (s2[B1_TO_B4] > 0).all(axis=0) & (s2.max(axis=0) <= S2_MAX)
-        for _, has_data in parts:
-            valid &= has_data
+        valid = (s2[B1_TO_B4] > 0).all(axis=0) & (s2.max(axis=0) <= S2_MAX) & has_data
         for raster, shown in self._masks:
             valid &= np.isin(raster.read(rows, cols)[0][0], shown)
         s1 = None
         if self._s1:
-            parts = [raster.read(rows, cols) for raster in self._s1]
-            s1 = np.concatenate([data for data, _ in parts]).astype(np.float32, copy=False)
+            bands, has_data = _read_all(self._s1, rows, cols)
+            s1 = bands.astype(np.float32, copy=False)
             with np.errstate(invalid="ignore"):
                 valid &= ((s1 > S1_RANGE_DB[0]) & (s1 < S1_RANGE_DB[1])).all(axis=0)
-                valid &= (s1 != 0).any(axis=0)  # in ESA's products 0 means no data
-            for _, has_data in parts:
-                valid &= has_data
+            valid &= (s1 != 0).any(axis=0) & has_data  # in ESA's products 0 means no data
             s1[:, ~valid] = 0
         if self._offset:
             subtract_offset(s2, self._offset)
         s2[:, ~valid] = 0
         return ScenePart(s2, s1, valid)
+
+
+def _read_all(rasters: Sequence[Raster], rows: slice, cols: slice) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Return the bands of all rasters of a sensor, and where all have data."""
+    bands, has_data = zip(*(raster.read(rows, cols) for raster in rasters), strict=True)
+    return np.concatenate(bands) if len(bands) > 1 else bands[0], reduce(np.logical_and, has_data)
 
 
 @contextmanager
@@ -201,8 +202,8 @@ def open_scene(
     with rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES), ExitStack() as stack:
         rasters = _open_bands(stack, s2_paths, "s2", S2_BANDS)
         grid, notes = _ten_metre_grid(rasters[1 if len(rasters) > 1 else 0])
-        scene = Scene(grid, tuple(s2_paths))
-        scene._s2 = [_on_grid(stack, raster, grid, Resampling.nearest, nodata=0) for raster in rasters]
+        of_s2 = [_on_grid(stack, raster, grid, Resampling.nearest, nodata=0) for raster in rasters]
+        of_s1, masks = [], []
         if s1_paths:
             names = [band_name("s1", path.stem) or "" for path in s1_paths]
             if sorted(names) == ["VH", "VV"]:
@@ -211,8 +212,8 @@ def open_scene(
                 do = "Give VV and VH: networks were trained on these."
                 raise DataError(s1_paths[0], found=f"a file named {' and '.join(names)}", expected="VV and VH", do=do)
             rasters = _open_bands(stack, s1_paths, "s1", ("VV", "VH"))
-            notes += [note for raster in rasters[:1] for note in _resolution(raster, "s1")]
-            scene._s1 = [_on_grid(stack, raster, grid, Resampling.bilinear, nodata=np.nan) for raster in rasters]
+            notes += _resolution(rasters[0], "s1")
+            of_s1 = [_on_grid(stack, raster, grid, Resampling.bilinear, nodata=np.nan) for raster in rasters]
         for given, shown, outside in ((clouds, (0,), 255), (scl, _SHOWN_SCL, 0)):
             if given is not None:
                 path, file = Path(given), stack.enter_context(open_raster(given))
@@ -224,19 +225,23 @@ def open_scene(
                     raise DataError(path, found=found, expected=f"1 band, up to {_MOST_CODES} whole numbers", do=do)
                 # A nodata tag of 0 is common in masks, and 0 means clear.
                 mask = _on_grid(stack, Raster(path, file, (1,)), grid, Resampling.nearest, nodata=outside)
-                scene._masks.append((mask, shown))
-        scene.files = (*s2_paths, *s1_paths, *(mask.path for mask, _ in scene._masks))
+                masks.append((mask, shown))
+        files = (*s2_paths, *s1_paths, *(mask.path for mask, _ in masks))
+        scene = Scene(grid, files, tuple(notes), of_s2, of_s1, masks)
         _check_values(scene)
-        scene.repairs += tuple(notes)
         yield scene
 
 
 def _sample_of_codes(file: Any) -> NDArray[Any]:
     """Return the values in up to nine windows of a mask: to decompress all of it may take minutes."""
-    at = [sorted({0, max(0, side - 256) // 2, max(0, side - 256)}) for side in file.shape]
-    size = [min(256, side) for side in reversed(file.shape)]
-    windows = [Window(col, row, *size) for row in at[0] for col in at[1]]
+    windows = (Window.from_slices(*window) for window in _sample(file.shape, 3, 256))
     return np.unique(np.concatenate([file.read(1, window=window).ravel() for window in windows]))
+
+
+def _sample(shape: tuple[int, int], n: int, side: int) -> list[tuple[slice, slice]]:
+    """Return up to n x n windows that are spread evenly over an image, from corner to corner, row by row."""
+    starts = (np.unique(np.linspace(0, max(0, size - side), n, dtype=int)).tolist() for size in shape)
+    return [(slice(r, min(r + side, shape[0])), slice(c, min(c + side, shape[1]))) for r, c in product(*starts)]
 
 
 def _band_files(paths: Sequence[Path]) -> list[Path]:
@@ -252,15 +257,12 @@ def _band_files(paths: Sequence[Path]) -> list[Path]:
         is_other = file.parent not in paths and file.parent.name.lower() in _OTHER_FOLDERS
         if file.suffix.lower() in _BAND_FILES and not file.name.startswith(".") and not is_other:
             found_files.setdefault(_file_band(file), []).append(file)
-    missing = [band for band in S2_BANDS if band not in found_files]
-    if missing:
+    if missing := [band for band in S2_BANDS if band not in found_files]:
         do = "Give the 13 bands of one L1C product (L2A has no B10), or one file of them."
         raise DataError(paths[0], found=f"no {', '.join(missing)}", expected="B01 to B12 and B8A", do=do)
-    for band in S2_BANDS:
-        if len(found_files[band]) > 1:
-            twice = f"{band} more than once ({', '.join(file.name for file in found_files[band])})"
-            do = "Give the folder of one product."
-            raise DataError(paths[0], found=twice, expected="each band once", do=do)
+    if twice := [band for band in S2_BANDS if len(found_files[band]) > 1]:
+        found = f"{twice[0]} more than once ({', '.join(file.name for file in found_files[twice[0]])})"
+        raise DataError(paths[0], found=found, expected="each band once", do="Give the folder of one product.")
     return [found_files[band][0] for band in S2_BANDS]
 
 
@@ -290,10 +292,10 @@ def _resolution(raster: Raster, kind: str) -> list[str]:
     if transform is None:
         return [f"{kind}: no georeference, the map has none"] if kind == "s2" else []
     width, height = ground_size(raster.path, crs, transform, raster.file.shape)
-    if not _LEAST_PIXEL_M < min(width, height) <= max(width, height) <= _MOST_PIXEL_M[kind]:
+    if not _LEAST_PIXEL_M < min(width, height) <= max(width, height) <= _MOST_PIXEL_M:
         found = f"pixels of {width:.4g} x {height:.4g} m on the ground"
         do = "Give the image at its own resolution of 10 m, or correct its CRS and transform."
-        raise GridError(raster.path, found=found, expected=f"10 m, at most {_MOST_PIXEL_M[kind]:.0f} m", do=do)
+        raise GridError(raster.path, found=found, expected=f"10 m, at most {_MOST_PIXEL_M:.0f} m", do=do)
     is_ten = 0.8 * _PIXEL_M < min(width, height) <= max(width, height) < 1.25 * _PIXEL_M
     return [] if is_ten else [f"{kind}: pixels of {width:.3g} x {height:.3g} m, resampled to 10 m"]
 
@@ -313,11 +315,9 @@ def _ten_metre_grid(raster: Raster) -> tuple[Grid, list[str]]:
         upright = t.b == t.d == 0 and t.a > 0 > t.e
         if not (in_metres and is_true and upright and np.allclose((t.a, -t.e), _PIXEL_M, rtol=1e-6)):
             target = crs if in_metres and is_true else _utm(path, *centre)
-            x, y = t @ np.array([(0, 0), (file.width, 0), (0, file.height), file.shape[::-1]]).T
-            bounds = x.min(), y.min(), x.max(), y.max()
             with read_errors(path, "Check its CRS and transform."):
                 at, cols, rows = calculate_default_transform(
-                    crs, target, file.width, file.height, *bounds, resolution=_PIXEL_M
+                    crs, target, file.width, file.height, *grid.extent, resolution=_PIXEL_M
                 )
             at, cols, rows = aligned_target(at, cols, rows, _PIXEL_M)
             grid = Grid(target, at, (rows, cols))
@@ -339,77 +339,69 @@ def _utm(path: Path, longitude: float, latitude: float) -> CRS:
 def _on_grid(stack: ExitStack, raster: Raster, grid: Grid, resampling: Resampling, *, nodata: float) -> Raster:
     """Return a raster as it is if it lies on *grid*, else through a warp that leaves *nodata* outside."""
     path, file = raster.path, raster.file
-    crs, transform = georeference(path, file)
-    if (crs is None) != (grid.crs is None):
-        found = "no georeference" if crs is None else "a georeference"
+    own = Grid(*georeference(path, file), file.shape)
+    if (own.crs is None) != (grid.crs is None):
+        found = "no georeference" if own.crs is None else "a georeference"
         do = "Give files that all have one, or none of them."
         raise GridError(path, found=found, expected="the same as Sentinel-2", do=do)
-    if crs is None or transform is None:
-        if file.shape != grid.shape:
-            found = f"{file.shape} pixels"
-            raise GridError(path, found=found, expected=f"{grid.shape} as Sentinel-2", do="Georeference both.")
+    if own.crs is None and own.shape != grid.shape:
+        found, expected = f"{own.shape} pixels", f"{grid.shape} as Sentinel-2"
+        raise GridError(path, found=found, expected=expected, do="Georeference both.")
+    is_same = own.crs == grid.crs and own.shape == grid.shape
+    if is_same and corners_apart(own.affine, grid.affine, grid.shape) < 0.01 * _PIXEL_M:
         return raster
-    is_same = crs == grid.crs and file.shape == grid.shape
-    if is_same and corners_apart(transform, grid.affine, grid.shape) < 0.01 * _PIXEL_M:
-        return raster
-    _check_overlap(path, crs, transform, file.shape, grid)
+    _check_overlap(path, own, grid)
     dtype = "float32" if np.isnan(nodata) and "int" in file.dtypes[0] else None
     rows, cols = grid.shape
     with read_errors(path):
         warped = WarpedVRT(
-            file, src_crs=crs, src_transform=transform, src_nodata=raster.nodata, resampling=resampling, nodata=nodata,
-            crs=grid.crs, transform=grid.transform, width=cols, height=rows, **({"dtype": dtype} if dtype else {}),
+            file, src_crs=own.crs, src_transform=own.transform, src_nodata=raster.nodata, resampling=resampling,
+            nodata=nodata, crs=grid.crs, transform=grid.transform, width=cols, height=rows, dtype=dtype,
         )  # fmt: skip
     return replace(raster, file=stack.enter_context(warped), nodata=nodata or None, has_mask=False)
 
 
-def _check_overlap(path: Path, crs: CRS, transform: Affine, shape: tuple[int, int], grid: Grid) -> None:
-    """Raise GridError if a raster does not meet the scene anywhere."""
+def _check_overlap(path: Path, own: Grid, grid: Grid) -> None:
+    """Raise GridError if a raster on the grid *own* does not meet the scene anywhere."""
     rows, cols = grid.shape
     easting, northing = grid.affine @ np.mgrid[0:cols:9j, 0:rows:9j]
-    x, y = transformer(path, grid.crs, crs).transform(easting, northing)
-    corner_x, corner_y = transform @ np.array([(0, 0), (shape[1], 0), (0, shape[0]), shape[::-1]]).T
-    left, right, bottom, top = corner_x.min(), corner_x.max(), corner_y.min(), corner_y.max()
+    x, y = transformer(path, grid.crs, own.crs).transform(easting, northing)
+    left, bottom, right, top = own.extent
     if not np.any((x >= left) & (x <= right) & (y >= bottom) & (y <= top)):
-        found = f"{crs} within {left:.6g}..{right:.6g}, {bottom:.6g}..{top:.6g}, away from the scene"
+        found = f"{own.crs} within {left:.6g}..{right:.6g}, {bottom:.6g}..{top:.6g}, away from the scene"
         do = "Check its CRS, or give the file of this area."
         raise GridError(path, found=found, expected="an overlap with Sentinel-2", do=do)
 
 
 def _check_values(scene: Scene) -> None:
     """Check units and order of the bands in a sample of windows, and note the offset; the corners are read, too."""
-    rows, cols = scene.grid.shape
-    row_starts, col_starts = (
-        sorted({int(start) for start in np.linspace(0, max(0, length - _PROBE_PX), _PROBES)}) for length in (rows, cols)
-    )
-    parts = [
-        scene.read(slice(r, min(r + _PROBE_PX, rows)), slice(c, min(c + _PROBE_PX, cols)))
-        for r in row_starts
-        for c in col_starts
-    ]
-    if not any(part.valid.any() for part in parts):
-        tiles = ((r, c) for r in range(0, rows, 256) for c in range(0, cols, 4096))
-        found = (scene.read(slice(r, min(r + 256, rows)), slice(c, min(c + 4096, cols))) for r, c in tiles)
-        parts = [next((part for part in found if part.valid.any()), parts[0])]
-    parts = [part for part in parts if part.valid.any()]
+    windows = _sample(scene.grid.shape, _PROBES, _PROBE_PX)
+    parts = [part for part in (scene.read(*window) for window in windows) if part.valid.any()]
     if not parts:
-        for r, c in ((r, c) for r in row_starts for c in col_starts if scene._s1):
-            at = slice(r, min(r + _PROBE_PX, rows)), slice(c, min(c + _PROBE_PX, cols))
-            radar = np.concatenate([raster.read(*at)[0] for raster in scene._s1]).reshape(N_S1, -1)
+        rows, cols = scene.grid.shape
+        corners = product(range(0, rows, 256), range(0, cols, 4096))
+        tiles = (scene.read(slice(r, min(r + 256, rows)), slice(c, min(c + 4096, cols))) for r, c in corners)
+        parts = [*islice((part for part in tiles if part.valid.any()), 1)]
+    if not parts:
+        for window in windows if scene.has_s1 else ():
+            radar = _read_all(scene._s1, *window)[0].reshape(N_S1, -1)
             if (known := (np.isfinite(radar) & (radar != 0)).all(axis=0)).any():  # outside of the range it is no data
                 check_s1(scene._s1[0].path, radar[:, known].astype(np.float32))
         cause = ", ".join(mask.path.name for mask, _ in scene._masks)
         do = f"Check that its files show the same area{f', and the masks {cause}' if cause else ''}."
         raise DataError(scene.files[0], found="no pixel with data", expected="a part that all files cover", do=do)
-    corners = [(row, col) for row in range(0, _PROBE_PX, 16) for col in range(0, _PROBE_PX, 16)]
-    blocks = [(slice(row, row + 16), slice(col, col + 16)) for row, col in corners]
-    s2 = [part.s2[:, *at][:, part.valid[at]] for part in parts for at in blocks]
+    blocks = [
+        (part, np.s_[row : row + 16, col : col + 16])
+        for part in parts
+        for row, col in product(*(range(0, size, 16) for size in part.valid.shape))
+    ]
+    s2 = [part.s2[:, *at][:, part.valid[at]] for part, at in blocks]
     s2_pixels, s1_pixels = np.concatenate(s2, axis=1), np.zeros((N_S1, 1), np.float32)
     scene._offset = check_s2(scene.files[0], s2_pixels, s2, noisy=True)
     if scene._offset:
-        scene.repairs = (OFFSET_REMOVED,)
+        scene.repairs = (OFFSET_REMOVED, *scene.repairs)
     if scene.has_s1:
-        s1 = [part.s1[:, *at][:, part.valid[at]] for part in parts if part.s1 is not None for at in blocks]
+        s1 = [part.s1[:, *at][:, part.valid[at]] for part, at in blocks if part.s1 is not None]
         s1_pixels = np.concatenate(s1, axis=1)
         check_s1(scene._s1[0].path, s1_pixels, s1)
     scene.channels = channels_of(s2_pixels, s1_pixels)

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from lcfuse_core.errors import ParameterError
 
 
-def window_slices(length: int, window: int, overlap: int) -> list[slice]:
+def _window_slices(length: int, window: int, overlap: int) -> list[slice]:
     """
     Return equal windows that cover `length` pixels, each overlapping the next by at least `overlap`.
 
-    >>> window_slices(100, 40, 10)
+    >>> _window_slices(100, 40, 10)
     [slice(0, 40, None), slice(30, 70, None), slice(60, 100, None)]
-    >>> window_slices(30, 40, 10)
+    >>> _window_slices(30, 40, 10)
     [slice(0, 30, None)]
     """
     window = min(window, length)
@@ -34,11 +34,11 @@ def window_slices(length: int, window: int, overlap: int) -> list[slice]:
     return [slice(start, start + window) for start in starts]
 
 
-def _side_weights(slices: list[slice], overlap: int, margin: int = 0) -> list[NDArray[np.float32]]:
+def _side_weights(slices: list[slice], overlap: int, margin: int) -> list[NDArray[np.float32]]:
     """
     Return the weight of each window along one side, float32 (window,) each; at every pixel they sum to one.
 
-    >>> [weights.tolist() for weights in _side_weights([slice(0, 4), slice(1, 5)], overlap=3)]
+    >>> [weights.tolist() for weights in _side_weights([slice(0, 4), slice(1, 5)], 3, 0)]
     [[1.0, 0.75, 0.5, 0.25], [0.25, 0.5, 0.75, 1.0]]
     """
     length = slices[-1].stop
@@ -79,17 +79,12 @@ class Tiling:
     @cached_property
     def rows(self) -> list[slice]:
         """Rows of each row of windows."""
-        return window_slices(self.shape[0], self.window, self.overlap)
+        return _window_slices(self.shape[0], self.window, self.overlap)
 
     @cached_property
     def cols(self) -> list[slice]:
         """Columns of each column of windows."""
-        return window_slices(self.shape[1], self.window, self.overlap)
-
-    @cached_property
-    def weights(self) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
-        """Weights of the rows of windows and of the columns of windows; see `_side_weights`."""
-        return tuple(_side_weights(side, self.overlap, self.margin) for side in (self.rows, self.cols))  # type: ignore[return-value]
+        return _window_slices(self.shape[1], self.window, self.overlap)
 
     def finished(self, i: int) -> slice:
         """Return the rows of the scene that row *i* of windows completes."""
@@ -117,7 +112,8 @@ def blend(
     """
     height, width = tiling.rows[0].stop, tiling.shape[1]
     total, valid = np.zeros((n_classes, height, width), np.float32), np.zeros((height, width), bool)
-    row_weights, col_weights = tiling.weights
+    sizes = tiling.overlap, tiling.margin
+    row_weights, col_weights = _side_weights(tiling.rows, *sizes), _side_weights(tiling.cols, *sizes)
     for window in predictions:
         cols = tiling.cols[window.col]
         valid[:, cols] |= window.valid

@@ -10,7 +10,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,43 +30,35 @@ from lcfuse_core.data.legends import DFC2020, SCORED
 from lcfuse_core.data.rasters import georeference, open_raster, read_errors
 from lcfuse_core.errors import DataError, DiskError, LcfuseError
 from lcfuse_core.mapping.scene import Grid, Source
-from lcfuse_core.mapping.windows import window_slices
 
-STEPS, NODATA = 250, 255
+STEPS, _NODATA = 250, 255
 """Probabilities and confidence are stored as whole numbers 0..250, in steps of 0.004; 255 where there is no class."""
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """
-    A raster of a map, uint8 (bands, H, W).
-
-    scale : value of a step; 1 for codes
-    palette : whether the values are codes of the legend DFC2020
-    """
+    """A raster of a map, uint8 (bands, H, W): codes of the legend DFC2020, or probabilities in `STEPS`."""
 
     bands: Sequence[str]
-    nodata: int
-    scale: float = 1.0
-    palette: bool = False
+    nodata: int = _NODATA
+    is_codes: bool = False
 
 
 LAYERS = {
-    "landcover": _Layer(["land cover"], DFC2020.unknown, palette=True),
-    "confidence": _Layer(["highest probability"], NODATA, 1 / STEPS),
-    "probabilities": _Layer([DFC2020.name_of(code) for code in SCORED], NODATA, 1 / STEPS),
+    "landcover": _Layer(["land cover"], DFC2020.unknown, is_codes=True),
+    "confidence": _Layer(["highest probability"]),
+    "probabilities": _Layer([DFC2020.name_of(code) for code in SCORED]),
 }
 """The rasters of a map, by the name of the file."""
 
 
 @dataclass(frozen=True)
 class _LandCoverMap:
-    """A map as read: classes uint8 (H, W), CRS and transform (both None without georeference), tags."""
+    """A map as read: classes uint8 (H, W), CRS and transform (both None without georeference)."""
 
     classes: NDArray[np.uint8]
-    crs: CRS | None = None
-    transform: Affine | None = None
-    tags: dict[str, str] = field(default_factory=dict)
+    crs: CRS | None
+    transform: Affine | None
 
 
 def read_map(path: Source) -> _LandCoverMap:
@@ -82,32 +74,30 @@ def read_map(path: Source) -> _LandCoverMap:
             do = "Give a map of classes; gdal_translate -ot Byte -b NUMBER writes one of its codes."
             raise DataError(path, found=found, expected="1 band of uint8", do=do)
         with read_errors(path, "Write the map again."):
-            classes, tags = raster.read(1), raster.tags()
+            classes = raster.read(1)
             classes[raster.read_masks(1) == 0] = DFC2020.unknown  # by the nodata value or mask of the file
         crs, transform = georeference(path, raster)
     DFC2020.check(classes, str(path))
-    return _LandCoverMap(classes, crs, transform, tags)
+    return _LandCoverMap(classes, crs, transform)
 
 
-def create(path: Path, layer: _Layer, grid: Grid, tags: Mapping[str, str] | None = None, **options: Any) -> Any:
+def create(path: Path, layer: _Layer, grid: Grid, tags: Mapping[str, str]) -> Any:
     """Open a new GeoTIFF for writing, with the names, colours, nodata value and tags of *layer*."""
     rows, cols = grid.shape
     profile = {"driver": "GTiff", "dtype": "uint8", "count": len(layer.bands), "height": rows, "width": cols}
-    profile |= {"nodata": layer.nodata, "crs": grid.crs, "BIGTIFF": "IF_SAFER"} | options
+    profile |= {"nodata": layer.nodata, "crs": grid.crs, "transform": grid.transform, "BIGTIFF": "IF_SAFER"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        raster = rasterio.open(
-            path, "w", **profile, **({} if grid.transform is None else {"transform": grid.transform})
-        )
+        raster = rasterio.open(path, "w", **profile)
     raster.descriptions = tuple(layer.bands)
-    if layer.palette:
+    if layer.is_codes:
         raster.write_colormap(1, {code: DFC2020.rgba(code) for code in range(256)})
         names = {f"CLASS_{code}": DFC2020.name_of(code) for code in DFC2020.codes}
         raster.update_tags(LEGEND=DFC2020.name, **names)
     else:
         raster.colorinterp = [ColorInterp.gray] * len(layer.bands)
-        raster.scales = [layer.scale] * len(layer.bands)
-    raster.update_tags(**(tags or {}))
+        raster.scales = [1 / STEPS] * len(layer.bands)
+    raster.update_tags(**tags)
     return raster
 
 
@@ -115,23 +105,19 @@ def write_cog(source: Path, path: Path, layer: _Layer, strips: Sequence[slice], 
     """
     Copy a GeoTIFF of `create` to a Cloud-Optimised GeoTIFF: tiles of 512 px, deflated, with overviews.
 
-    Raises OSError if the CRC-32 of the pixels of *path*, read by *strips* of rows, is not *crc*.
+    Raises OSError if the CRC-32 of the pixels of *path*, read by *strips* of rows, is not *crc*, or if an overview
+    cannot be read.
     """
     options = {
         "COMPRESS": "DEFLATE",
-        "LEVEL": "6" if layer.palette else "1",  # probabilities are noise: more effort gains nothing
+        "LEVEL": "6" if layer.is_codes else "1",  # probabilities are noise: more effort gains nothing
         "BLOCKSIZE": "512",
-        "OVERVIEW_RESAMPLING": "MODE" if layer.palette else "AVERAGE",
+        "OVERVIEW_RESAMPLING": "MODE" if layer.is_codes else "AVERAGE",
         "BIGTIFF": "IF_SAFER",
         "NUM_THREADS": "2",
     }
     with rasterio.Env(GDAL_PAM_ENABLED="NO"):
         rasterio.shutil.copy(str(source), str(path), driver="COG", **options)
-    _compare(path, strips, crc)
-
-
-def _compare(path: Path, strips: Sequence[slice], crc: int) -> None:
-    """Raise OSError unless the pixels of a file are those that were written, and its overviews can be read."""
     found = 0
     with open_raster(path) as raster:
         for rows in strips:
@@ -139,8 +125,8 @@ def _compare(path: Path, strips: Sequence[slice], crc: int) -> None:
         n_overviews = len(raster.overviews(1))
     for level in range(n_overviews):
         with rasterio.open(path, driver="GTiff", OVERVIEW_LEVEL=level) as raster:
-            for rows in window_slices(raster.height, 2048, 0):
-                raster.read(window=Window.from_slices(rows, (0, raster.width)))
+            for _, window in raster.block_windows(1):
+                raster.read(window=window)
     if found != crc:
         raise OSError("the pixels read back differ from those written")
 

@@ -47,23 +47,23 @@ def small(monkeypatch):
     """Short trainings of a narrow network and a small forest."""
     monkeypatch.setattr(learn, "train_forest", partial(learn.train_forest, n_pixels=2000, n_trees=5))
     monkeypatch.setattr(learn, "TrainPlan", partial(learn.TrainPlan, width=4))
-    monkeypatch.setattr(learn, "STEPS", 40)
+    monkeypatch.setattr(learn, "_STEPS", 40)
     monkeypatch.setattr(few_cells, "_N_TREES", 5)
 
 
 def probabilities(one, opened, where=ALL):
     prepared = one.prepare(opened.read(*where), where)
-    return one.probabilities(one.forward(prepared, 1) if isinstance(one, Network) else prepared)
+    return (one.forward(prepared, 1) if isinstance(one, Network) else prepared)()
 
 
 def test_training_windows_have_the_labels_and_cells_of_their_pixels(labelled, monkeypatch):
     """Pixels without data and Savanna are ignored; windows are disjoint, and at most as many as allowed."""
     opened, coarse = labelled
     monkeypatch.setattr(learn, "_WINDOW_PX", 64)
-    windows = learn.training_windows(opened, coarse, crop=32, seed=0)
+    windows = learn._training_windows(opened, coarse, crop=32, seed=0)
     corners = {(rows.start, cols.start) for rows, cols in windows}
     assert len(corners) == len(windows) == 2 * 3  # 9 per cent of the corner window have no data: kept
-    stack = learn.labelled_stack(opened, coarse, windows)
+    stack = learn._labelled_stack(opened, coarse, windows)
     for number, window in enumerate(windows):
         part, labels = opened.read(*window), coarse.labels(*window)
         known = part.valid & (labels < SAVANNA_INDEX)
@@ -73,12 +73,12 @@ def test_training_windows_have_the_labels_and_cells_of_their_pixels(labelled, mo
         assert 1 < cells.max() < 9  # 46 pixels per cell
         assert all(len(np.unique(labels[cells == cell])) <= 1 for cell in np.unique(cells))
     monkeypatch.setattr(learn, "_MAX_WINDOWS", 2)
-    assert len(learn.training_windows(opened, coarse, crop=32, seed=0)) == 2
+    assert len(learn._training_windows(opened, coarse, crop=32, seed=0)) == 2
     with pytest.raises(DataError, match="expected 500 per side"):
-        learn.training_windows(opened, coarse, crop=500, seed=0)
+        learn._training_windows(opened, coarse, crop=500, seed=0)
     coarse.codes[:] = 255
     with pytest.raises(DataError, match="no window for training"):
-        learn.training_windows(opened, coarse, crop=32, seed=0)
+        learn._training_windows(opened, coarse, crop=32, seed=0)
 
 
 @pytest.mark.parametrize("start", [False, True])
@@ -97,7 +97,7 @@ def test_network_and_forest_are_trained_on_the_scene_and_found_again(labelled, t
     assert third.digest == given[0].digest if start else isinstance(third, InterpolatedLabel)
     [kept] = (tmp_path / "out").glob("trained-*/last.safetensors")
     written = kept.stat().st_mtime_ns
-    again = learn.train_on_scene(opened, coarse, given, tmp_path / "out", steps=60).members[0]
+    again = learn.train_on_scene(opened, coarse, given, tmp_path / "out", steps=60)[0][0]
     assert kept.stat().st_mtime_ns == written
     assert again.digest == trained.digest
     learn.train_on_scene(opened, coarse, given, tmp_path / "out", steps=2)
@@ -149,7 +149,7 @@ def test_the_map_and_its_record_have_the_third_member(inputs, labelled, tmp_path
     assert any("labelled coarse cells, fewer than 200" in text for text in reports)
     assert [one["name"] for one in record["members"][1:]] == ["random forest", "interpolated label"]
     assert record["members"][2]["weight"] == pytest.approx(training["third_weight"])
-    members = learn.train_on_scene(opened, coarse, [], made.folder, steps=training["steps"]).members
+    members = learn.train_on_scene(opened, coarse, [], made.folder, steps=training["steps"])[0]
     label = baselines.interpolated(coarse.labels(*ALL))
     mean = combine([*(probabilities(one, opened) for one in members[:2]), label], [one.weight for one in members])
     best = np.array(SCORED)[mean.argmax(axis=0)]
@@ -171,7 +171,7 @@ def test_with_enough_cells_the_map_is_the_mean_of_network_and_forest(inputs, lab
         "preference": None,
     }  # fmt: skip
     assert reports == ["training a network and a random forest on the coarse map of this scene"]
-    members = learn.train_on_scene(opened, coarse, [], made.folder).members
+    members = learn.train_on_scene(opened, coarse, [], made.folder)[0]
     assert [one.weight for one in members] == [1.0, 1.0]
     mean = combine([probabilities(one, opened) for one in members], [1.0, 1.0])
     valid = opened.read(*ALL).valid

@@ -156,11 +156,11 @@ def test_runs_of_the_chapter_fill_the_ledger_once(service, tmp_path, monkeypatch
 def test_the_places_of_the_book():
     """They are those of the claims, by name and digest: a list that was changed afterwards decides nothing."""
     places = read_places(ROOT / "book" / "places.yaml")
-    name = place.list_name(ROOT / "book" / "places.yaml", places)
+    name = place._list_name(ROOT / "book" / "places.yaml", places)
     assert {one.protocol["data.places"] for one in claims.of_places(claims.read_claims())} == {name}
     assert {one.protocol["scores.n_places"] for one in claims.of_places(claims.read_claims())} == {len(places)}
-    assert name == place.list_name(ROOT / "places.yaml", places[::-1])
-    assert name != place.list_name(ROOT / "book" / "places.yaml", places[1:])
+    assert name == place._list_name(ROOT / "places.yaml", places[::-1])
+    assert name != place._list_name(ROOT / "book" / "places.yaml", places[1:])
     assert len(places) >= 20
     assert all(isinstance(request, Request) for request in places)
     assert place.places.read_services()

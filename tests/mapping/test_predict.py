@@ -5,21 +5,16 @@ import pytest
 from places import AT, UTM, member, scene_arrays, write
 from rasterio.crs import CRS
 
-from lcfuse_core.data.legends import SCORED
+from lcfuse_core.data.legends import index_to_dfc
 from lcfuse_core.data.patches import Patch
 from lcfuse_core.errors import DataError
 from lcfuse_core.mapping import predict
 from lcfuse_core.mapping.coarse import open_coarse
-from lcfuse_core.mapping.predict import most_likely, strips
+from lcfuse_core.mapping.predict import strips
 from lcfuse_core.mapping.scene import Grid, open_scene
 from lcfuse_core.mapping.windows import Tiling
 from lcfuse_core.methods.fusion import Fusion, FusionPlan
 from lcfuse_core.training.predict import predict as predict_patch
-
-
-def test_most_likely_class_in_dfc_codes():
-    index = np.array([[0, 3, 7], [6, 5, 1]])
-    np.testing.assert_array_equal(most_likely(np.eye(8)[:, index]), np.array(SCORED)[index])
 
 
 @pytest.fixture
@@ -53,7 +48,9 @@ def test_strips_equal_the_fusion_of_the_whole(files, tmp_path, window):
     np.testing.assert_allclose(got["confidence"][inner] * 0.004, expected.max(0)[None][inner], atol=0.0025)
     margin = np.subtract(*np.sort(expected, axis=0)[[-1, -2]]) > 0.001
     clear = np.broadcast_to(margin, (1, *margin.shape))[inner]
-    np.testing.assert_array_equal(got["landcover"][inner][clear], most_likely(expected)[None][inner][clear])
+    np.testing.assert_array_equal(
+        got["landcover"][inner][clear], index_to_dfc(expected.argmax(axis=0))[None][inner][clear]
+    )
     hidden = np.zeros((1, 150, 200), bool)
     hidden[:, :30, :50] = True
     np.testing.assert_array_equal(got["landcover"] == 0, hidden)

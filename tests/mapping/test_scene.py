@@ -216,6 +216,15 @@ def test_radar_of_another_unit_everywhere_is_named(files, tmp_path):
     refused("x12.tif: found V. from .*expected dB", s2_path, write(tmp_path / "x12.tif", 12 * radar))
 
 
+def test_a_scene_with_few_pixels_with_data_is_read(tmp_path):
+    """Also if no window of the sample meets it."""
+    s2, _ = scene_arrays(1000, 1000)
+    s2[:, :300], s2[:, 340:], s2[:, :, :300], s2[:, :, 340:] = 0, 0, 0, 0
+    part, _, _ = whole(write(tmp_path / "s2.tif", s2))
+    assert part.valid.sum() == 40 * 40
+    np.testing.assert_array_equal(part.s2, s2)
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (100, 300), (256, 257), (700, 900)])
 def test_the_sample_of_a_mask_has_its_corners_and_its_middle(tmp_path, shape):
     """At most nine windows are read, however large the mask is."""

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcfuse_core.errors import ParameterError
-from lcfuse_core.mapping.windows import Predicted, Tiling, _side_weights, blend, window_slices
+from lcfuse_core.mapping.windows import Predicted, Tiling, _side_weights, _window_slices, blend
 
 SIDE = st.integers(1, 300)
 
@@ -16,7 +16,7 @@ SIDE = st.integers(1, 300)
 @given(SIDE, st.integers(1, 80), st.integers(0, 40))
 def test_windows_are_equal_cover_all_and_overlap_enough(length, window, overlap):
     overlap = min(overlap, window // 2)
-    slices = window_slices(length, window, overlap)
+    slices = _window_slices(length, window, overlap)
     assert {part.stop - part.start for part in slices} == {min(window, length)}
     assert (slices[0].start, slices[-1].stop) == (0, length)
     for before, after in pairwise(slices):
@@ -28,7 +28,7 @@ def test_weights_sum_to_one_and_are_zero_in_margins(length, window, overlap, mar
     """At every pixel; and the outermost pixels of a window count only at the scene's own edge."""
     overlap = min(overlap, window // 2)
     margin = min(margin, overlap // 2)
-    slices = window_slices(length, window, overlap)
+    slices = _window_slices(length, window, overlap)
     total = np.zeros(length)
     for pixels, weight in zip(slices, _side_weights(slices, overlap, margin), strict=True):
         assert (weight >= 0).all()

@@ -26,8 +26,8 @@ def test_a_map_is_read_back_with_legend_georeference_and_tags(tmp_path):
     back = read_map(path)
     np.testing.assert_array_equal(back.classes, classes)
     assert (back.crs, back.transform) == (rasterio.crs.CRS.from_string(UTM), AT)
-    assert (back.tags["RUN"], back.tags["CLASS_7"]) == ("seed 3", "Urban/Built-up")
     with rasterio.open(path) as raster:
+        assert (raster.tags()["RUN"], raster.tags()["CLASS_7"]) == ("seed 3", "Urban/Built-up")
         assert (raster.nodata, raster.colorinterp[0].name) == (0, "palette")
         palette = raster.colormap(1)
         assert [palette[code] for code in DFC2020.codes] == [DFC2020.rgba(code) for code in DFC2020.codes]
