@@ -52,7 +52,7 @@ class Refused(Exception):
     """The source does not have the file; another one may."""
 
 
-class Changed(Exception):
+class Changed(Refused):
     """The bytes are not those of the file that was begun; an attempt from byte 0 may succeed."""
 
 
