@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -137,7 +137,7 @@ class Store:
         if record is None:
             return False
         if item.unpack is None:
-            return path.is_file() and _version(path) == (record.size, record.mtime_ns)
+            return path.is_file() and version_of(path) == (record.size, record.mtime_ns)
         enough = not record.scenes or (choice.scenes and set(choice.scenes) <= set(record.scenes))
         return bool(enough and record.members) and not self._n_missing(item, record.members or [])
 
@@ -179,15 +179,24 @@ class Store:
         return f"begun, {part.stat().st_size} bytes" if part.is_file() else "missing"
 
 
-def _version(path: Path) -> tuple[int, int]:
-    facts = path.stat()
+def version_of(path: Path) -> tuple[int, int]:
+    """Return size in bytes and modification time in nanoseconds of a file."""
+    facts = os.stat(path)
     return facts.st_size, facts.st_mtime_ns
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    """Return the GeoTIFFs of a folder by relative path or, if there are none, all files that are not hidden."""
-    paths = sorted(folder.rglob("*.tif")) or [path for path in sorted(folder.rglob("[!.]*")) if path.is_file()]
-    return {path.relative_to(folder).as_posix(): path for path in paths}
+def files_under(folder: Path, onerror: Callable[[OSError], object] | None = None) -> list[str]:
+    """
+    Return the relative paths of the GeoTIFFs under a folder or, if there are none, of all files that are not hidden.
+
+    The order is that of the parts of the paths. Links to folders are not followed. A folder that cannot be listed is
+    passed over, or given to *onerror* as `os.walk` does.
+    """
+    walk, start = os.walk(folder, onerror=onerror), len(str(folder)) + 1
+    paths = [os.path.join(top, name)[start:].replace(os.sep, "/") for top, _, names in walk for name in names]
+    chosen = [path for path in paths if path.endswith(".tif")]
+    chosen = chosen or [path for path in paths if not path.rpartition("/")[2].startswith(".")]
+    return sorted(chosen, key=lambda path: path.replace("/", "\0"))
 
 
 def _members(folder: Path) -> dict[str, tuple[Member, str]]:
@@ -236,9 +245,9 @@ def provenance(folder: str | os.PathLike[str]) -> str:
     """
     where = Path(folder).absolute()
     known, marks = _members(where), set()
-    for name, path in _files(where).items():
+    for name in files_under(where):
         member, mark = known.get(name, (None, UNVERIFIED))
-        marks.add(mark if member and _version(path) == (member.size, member.mtime_ns) else UNVERIFIED)
+        marks.add(mark if member and version_of(where / name) == (member.size, member.mtime_ns) else UNVERIFIED)
     return max(marks, key=(VERIFIED, ADOPTED, UNVERIFIED).index, default=UNVERIFIED)
 
 
@@ -250,7 +259,7 @@ def recorded_hashes(folder: str | os.PathLike[str]) -> dict[str, tuple[int, int,
 
 def mark_folder(folder: Path, name: str, mark: str, how: str) -> None:
     """Record all files of a folder, as they are now, under *name* with a mark."""
-    versions = {name: _version(path) for name, path in _files(folder.absolute()).items()}
+    versions = {name: version_of(folder / name) for name in files_under(folder)}
     members = [Member(name, size, "", mtime_ns) for name, (size, mtime_ns) in versions.items()]
     record = Record(mark, how, str(folder), now(), members=members)
     _runtime.write_atomic(_adopted(folder.absolute()) / f"{name}.json", json.dumps(asdict(record)) + "\n")
@@ -267,25 +276,25 @@ def adopt(folder: Path, manifest: Manifest, lists: Path) -> list[str]:
     Returns what was checked, one line per item. Raises DataError that names the first files that are missing, in no
     known place, or of another size, and then records nothing; MissingDataError if the lists are not there.
     """
-    left, faults, lines = _files(folder), [], []
+    left, faults, lines = files_under(folder), [], []
     for item in manifest.items:
         if item.unpack is None or item.unpack.place is None or item.kind is None:
             continue
-        mine = {name: path for name, path in left.items() if item.unpack.destination(name) == name}
+        mine = {name for name in left if item.unpack.destination(name) == name}
         if not mine:
             continue
-        left = {name: path for name, path in left.items() if name not in mine}
+        left = [name for name in left if name not in mine]
         kind = manifest.dataset(item).kinds[item.kind]
         slack, size = (0.0, kind.bytes) if kind.bytes != "unknown" else (0.05, kind.about or kind.at_most)
-        for name, path in mine.items():
-            if abs(path.stat().st_size - size) > slack * size:
-                faults.append(f"{name} of {path.stat().st_size:,} bytes instead of {size:,}")
+        for name in sorted(mine):
+            if abs((n_bytes := (folder / name).stat().st_size) - size) > slack * size:
+                faults.append(f"{name} of {n_bytes:,} bytes instead of {size:,}")
         n_files = item.unpack.files
         if n_files == "unknown":
             scenes = {name.rpartition("/")[0] for name in mine}
             places = [item.unpack.destination(name) for name in _listed(item, manifest, lists)]
             expected = {place for place in places if place and place.rpartition("/")[0] in scenes}
-            faults += [f"{name} of the official lists missing" for name in sorted(expected - set(mine))]
+            faults += [f"{name} of the official lists missing" for name in sorted(expected - mine)]
             n_files = len(expected)
         elif len(mine) != n_files:
             faults.append(f"{len(mine)} files of {item.id} instead of {n_files}")
