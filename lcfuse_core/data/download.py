@@ -28,7 +28,7 @@ from tqdm import tqdm
 from lcfuse_core._runtime import lock
 from lcfuse_core.data import archives
 from lcfuse_core.data.archives import Member, no_room
-from lcfuse_core.data.fetched import ADOPTED, VERIFIED, Record, Store, Sums, now
+from lcfuse_core.data.fetched import ADOPTED, VERIFIED, Record, Store, Sums
 from lcfuse_core.data.manifest import (
     AnySource,
     ByHand,
@@ -41,12 +41,11 @@ from lcfuse_core.data.manifest import (
     in_words,
     packed_size,
 )  # fmt: skip
-from lcfuse_core.data.transfer import PATIENT, Changed, Refused, Retry, get
+from lcfuse_core.data.transfer import Changed, Refused, Retry, get
 from lcfuse_core.errors import DataError, FetchError, LcfuseError
 
 _RESERVE = 10**9
 """Bytes of the disk that a file of unknown size leaves free, and by which it may exceed twice its estimate."""
-
 
 _NOTE = TypeAdapter(dict[str, str])
 
@@ -80,9 +79,9 @@ class Fetcher:
     """
 
     def __init__(
-        self, manifest: Manifest, store: Store, *, retry: Retry = PATIENT, keep: bool = True, progress: bool = True
+        self, manifest: Manifest, store: Store, *, retry: Retry | None = None, keep: bool = True, progress: bool = True
     ) -> None:
-        self.manifest, self.store, self.retry = manifest, store, retry
+        self.manifest, self.store, self.retry = manifest, store, retry or Retry()
         self.keep, self.progress = keep, progress
         self.stop = threading.Event()
         self._streamed: set[str] = set()
@@ -245,8 +244,8 @@ class Fetcher:
         final = self.store.file(item)
         os.replace(path, final)
         _note_path(self.store.part(item)).unlink(missing_ok=True)
-        record = Record(VERIFIED, _how(item, members), source, now(), sums.size, final.stat().st_mtime_ns)
-        record.checksums = sums.checksums
+        record = Record(VERIFIED, _how(item, members), source, size=sums.size, checksums=sums.checksums)
+        record.mtime_ns = final.stat().st_mtime_ns
         outcome = self._settle(choice, item, members, record)
         if members is not None and (choice.stream or not self.keep):
             final.unlink()
@@ -277,7 +276,7 @@ class Fetcher:
             # What was begun is perhaps of a source that has another version: once more, without it.
             raise (Changed if was_begun else Refused)(wrong)
         sums = reader.sums
-        record = Record(VERIFIED, _how(item, members), source.url, now(), sums.size, checksums=sums.checksums)
+        record = Record(VERIFIED, _how(item, members), source.url, size=sums.size, checksums=sums.checksums)
         return self._settle(choice, item, members, record)
 
     def _finish_scenes(self, choice: Choice, item: Item) -> _Outcome | None:
@@ -290,7 +289,7 @@ class Fetcher:
         if not choice.scenes:
             return None
         how = "number of files per scene; the stream was ended before the checksum of the archive"
-        return self._settle(choice, item, members, Record(ADOPTED, how, "an interrupted stream", now()))
+        return self._settle(choice, item, members, Record(ADOPTED, how, "an interrupted stream"))
 
     def _settle(self, choice: Choice, item: Item, members: list[Member] | None, record: Record) -> _Outcome:
         """Move extracted files to their places, each whole or not at all, and record them."""
@@ -305,7 +304,7 @@ class Fetcher:
                     os.replace(folder / member.path, target)
                 except OSError as error:
                     raise no_room(target, error, "to put it there") from None
-            old = self.store.record(item) or Record("", "", "", "")
+            old = self.store.record(item) or Record("", "", "")
             if {old.mark, record.mark} == {VERIFIED, ADOPTED}:
                 record.mark = ADOPTED
             is_whole = not choice.scenes or (old.members is not None and not old.scenes)

@@ -79,7 +79,7 @@ class Record:
     mark: str
     how: str
     source: str
-    at: str
+    at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     size: int = 0
     mtime_ns: int = 0
     checksums: dict[str, str] = field(default_factory=dict)
@@ -261,7 +261,7 @@ def mark_folder(folder: Path, name: str, mark: str, how: str) -> None:
     """Record all files of a folder, as they are now, under *name* with a mark."""
     versions = {name: version_of(folder / name) for name in files_under(folder)}
     members = [Member(name, size, "", mtime_ns) for name, (size, mtime_ns) in versions.items()]
-    record = Record(mark, how, str(folder), now(), members=members)
+    record = Record(mark, how, str(folder), members=members)
     _runtime.write_atomic(_adopted(folder.absolute()) / f"{name}.json", json.dumps(asdict(record)) + "\n")
 
 
@@ -318,8 +318,3 @@ def _listed(item: Item, manifest: Manifest, folder: Path) -> Iterator[str]:
                 do = f"Fetch it: `data fetch {source.id}`, with the same --root."
                 raise MissingDataError(path, found=wrong, expected="an official list of patches", do=do)
             yield from (line.replace("_s2_", f"_{item.kind}_") for line in path.read_text(encoding="utf-8").split())
-
-
-def now() -> str:
-    """Return the time for a record."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

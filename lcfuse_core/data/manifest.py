@@ -21,15 +21,7 @@ from lcfuse_core import _runtime
 from lcfuse_core._yaml import load_yaml
 from lcfuse_core.errors import DataError, ParameterError
 
-_SHIPPED = _runtime.SHIPPED / "data_manifest.yaml"
-"""A link to `data_manifest.yaml` at the top of the repository; a built package holds a copy."""
-
-_DIGITS = {"md5": 32, "sha256": 64}
-"""Checksum algorithms, and how many hexadecimal digits each has."""
-
-_FORMS = {".zip": "zip", ".tar.gz": "tar.gz"}
 _HOLE = re.compile(r"\{(\w+)\}")
-_LOCAL = re.compile(r"(http|ftp)://(127\.0\.0\.1|localhost)[:/]")
 
 
 def _inside(path: str) -> str:
@@ -41,13 +33,14 @@ def _inside(path: str) -> str:
 
 def _hexadecimal(checksums: dict[str, str]) -> dict[str, str]:
     for algorithm, value in checksums.items():
-        if not re.fullmatch(rf"[0-9a-f]{{{_DIGITS[algorithm]}}}", value):
-            raise ValueError(f"{algorithm} of {_DIGITS[algorithm]} digits 0-9 a-f")
+        n_digits = {"md5": 32, "sha256": 64}[algorithm]
+        if not re.fullmatch(rf"[0-9a-f]{{{n_digits}}}", value):
+            raise ValueError(f"{algorithm} of {n_digits} digits 0-9 a-f")
     return checksums
 
 
 def _secure(url: str) -> str:
-    if not re.match(r"(https|ftp)://[\w.-]+/", url) and not _LOCAL.match(url):
+    if not re.match(r"(https|ftp)://[\w.-]+/|(http|ftp)://(127\.0\.0\.1|localhost)[:/]", url):
         raise ValueError("an address that begins with https:// or ftp://")
     return url
 
@@ -185,7 +178,7 @@ class Item(_Strict):
     @property
     def form(self) -> str:
         """`zip`, `tar.gz`, or `plain`."""
-        return next((form for end, form in _FORMS.items() if (self.file or "").endswith(end)), "plain")
+        return next((form for form in ("zip", "tar.gz") if str(self.file).endswith(f".{form}")), "plain")
 
 
 class Choice(_Strict):
@@ -246,27 +239,18 @@ def read(path: Path | None = None) -> Manifest:
     """
     Return the manifest: the package's own, or that of *path*.
 
-    Raises MissingDataError without a file, DataError that names the field of the first mistake.
+    Raises MissingDataError without a file, DataError that names the field of the first mistake, or the line of what is
+    not YAML.
     """
-    path = path or _SHIPPED
-    return parse(_runtime.read_document(path, "a data manifest"), path.name)
-
-
-def parse(text: str | bytes, where: str = "manifest") -> Manifest:
-    """
-    Return a manifest from its text; *where* names it in errors.
-
-    Raises DataError that names the field of the first mistake, or the line of what is not YAML.
-    """
-    values = load_yaml(text, where)
+    path = path or _runtime.SHIPPED / "data_manifest.yaml"  # a link to the file at the top; in a built package a copy
+    values, where = load_yaml(_runtime.read_document(path, "a data manifest"), path.name), path.name
     try:
         manifest = Manifest.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         found = "nothing" if first["type"] == "missing" else repr(first["input"])[:120]
-        raise _mistake(
-            where, values, first["loc"], found, re.sub("^(Value error, |Input should be )", "", first["msg"])
-        ) from None
+        expected = re.sub("^(Value error, |Input should be )", "", first["msg"])
+        raise _mistake(where, values, first["loc"], found, expected) from None
     for loc, found, expected in _contradictions(manifest):
         raise _mistake(where, values, loc, found, expected)
     return manifest
