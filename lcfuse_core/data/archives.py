@@ -231,20 +231,16 @@ def _zip_contents(file: IO[bytes], where: str, limits: Limits) -> Iterator[_Cont
     for entry in entries:
         if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise _hostile(where, f"{entry.orig_filename[:80]!r}, a link or device", "plain files")
-        member = archive.open(entry)
-        if not entry.file_size:
-            member.read(1)  # compares the CRC-32, which else happens at the last byte
-        yield entry.orig_filename, entry.file_size, _exactly(member.read, entry.file_size)
+        yield entry.orig_filename, entry.file_size, _exactly(archive.open(entry), entry.file_size)
 
 
-def _exactly(read: Callable[[int], bytes], size: int) -> Iterator[bytes]:
-    """Yield *size* bytes in blocks, or raise EOFError. At the last one zipfile compares the CRC-32."""
-    while size:
-        chunk = read(min(_BLOCK, size))
-        if not chunk:
-            raise EOFError(f"a member that lacks {size} bytes")
+def _exactly(file: IO[bytes], size: int) -> Iterator[bytes]:
+    """Yield *size* bytes in blocks, or raise EOFError. At the end zipfile compares the CRC-32."""
+    while chunk := file.read(_BLOCK):
         size -= len(chunk)
         yield chunk
+    if size:
+        raise EOFError(f"a member that lacks {size} bytes")
 
 
 class _Counted:
@@ -296,7 +292,7 @@ def _tar_contents(file: IO[bytes], where: str, limits: Limits) -> Iterator[_Cont
             if entry.sparse is not None:
                 raise _hostile(where, f"{entry.name[:80]!r}, a sparse file", "plain files")
             content = archive.extractfile(entry)
-            chunks = _exactly(content.read, entry.size) if content else iter(())
+            chunks = _exactly(content, entry.size) if content else iter(())
             yield entry.name + "/" * entry.isdir(), entry.size, chunks
             archive.members.clear()  # else they fill the memory
         while block := archive.fileobj.read(_BLOCK):  # a damaged header of zeros would look like the end

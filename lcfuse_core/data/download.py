@@ -283,10 +283,11 @@ class Fetcher:
         """Use the files of a stream that was ended after the last wanted scene but before the end of the archive."""
         assert item.unpack is not None
         members = list(archives.extracted(self.store.staging(item)).values())
-        for scene, n in choice.scenes.items():
-            if sum(item.unpack.destination(m.path, frozenset({scene})) is not None for m in members) != n:
-                return None
-        if not choice.scenes:
+        found = {
+            scene: sum(item.unpack.destination(member.path, frozenset({scene})) is not None for member in members)
+            for scene in choice.scenes
+        }
+        if not choice.scenes or found != choice.scenes:
             return None
         how = "number of files per scene; the stream was ended before the checksum of the archive"
         return self._settle(choice, item, members, Record(ADOPTED, how, "an interrupted stream"))

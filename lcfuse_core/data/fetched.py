@@ -60,9 +60,7 @@ class Sums:
         if self.size == 0 or item.size not in ("unknown", self.size):
             return f"{self.size} bytes instead of {'a file' if item.size == 'unknown' else item.size}"
         known, seen = ({} if item.checksums == "unknown" else item.checksums), self.checksums
-        return "; ".join(
-            f"{name} {seen[name]} instead of {value}" for name, value in known.items() if seen[name] != value
-        )
+        return "; ".join(f"{name} {seen[name]} instead of {known[name]}" for name in known if seen[name] != known[name])
 
 
 @dataclass
@@ -89,6 +87,7 @@ class Record:
 
 
 _RECORD = TypeAdapter(Record)
+_published = cache(read)  # the package's own manifest
 
 
 def _read_record(path: Path) -> Record | None:
@@ -201,13 +200,11 @@ def files_under(folder: Path, onerror: Callable[[OSError], object] | None = None
 
 def _members(folder: Path) -> dict[str, tuple[Member, str]]:
     """Return recorded files and their marks by path under *folder*: of items unpacked there, and of an adoption."""
-    found = [(_read_record(path), True) for path in _adopted(folder).glob("*.json")]
+    found = [(record, record.mark) for path in _adopted(folder).glob("*.json") if (record := _read_record(path))]
     for path in sorted((folder.parent / "fetched").glob("*.json")):
-        record = _read_record(path)
-        if record and record.into == folder.name:
-            found.append((record, _is_published(path.stem, record)))
-    marked = [(record, record.mark if is_known else UNVERIFIED) for record, is_known in found if record]
-    return {member.path: (member, mark) for record, mark in marked for member in record.members or []}
+        if (record := _read_record(path)) and record.into == folder.name:
+            found.append((record, record.mark if _is_published(path.stem, record) else UNVERIFIED))
+    return {member.path: (member, mark) for record, mark in found for member in record.members or []}
 
 
 def _is_published(name: str, record: Record) -> bool:
@@ -216,18 +213,12 @@ def _is_published(name: str, record: Record) -> bool:
 
     `data fetch --manifest` verifies by any manifest, also by that of a miniature.
     """
-    item = _published().get(name)
+    item = next((item for item in _published().items if item.id == name), None)
     if item is None or item.unpack is None:
         return False
     known = {} if item.checksums == "unknown" else item.checksums
     is_same = all(record.checksums.get(kind, value) == value for kind, value in known.items())
     return is_same and (bool(record.scenes) or item.unpack.files in ("unknown", len(record.members or [])))
-
-
-@cache
-def _published() -> dict[str, Item]:
-    """Return the items of the package's own manifest by id."""
-    return {item.id: item for item in read().items}
 
 
 def _adopted(folder: Path) -> Path:
@@ -251,9 +242,9 @@ def provenance(folder: str | os.PathLike[str]) -> str:
     return max(marks, key=(VERIFIED, ADOPTED, UNVERIFIED).index, default=UNVERIFIED)
 
 
-def recorded_hashes(folder: str | os.PathLike[str]) -> dict[str, tuple[int, int, str]]:
+def recorded_hashes(folder: Path) -> dict[str, tuple[int, int, str]]:
     """Return size, modification time (ns) and SHA-256 of the recorded files of a folder, by path under it."""
-    known = _members(Path(folder).absolute())
+    known = _members(folder.absolute())
     return {name: (one.size, one.mtime_ns, one.sha256) for name, (one, _) in known.items() if one.sha256}
 
 

@@ -342,7 +342,7 @@ def packed_size(manifest: Manifest, item: Item) -> Sizes:
         return Sizes(exact=item.size if isinstance(item.size, int) else 0)
     if item.about is not None:
         return Sizes(about=item.about)
-    files = _unpacked(manifest, item, Choice(item=item.id)) if item.unpack and item.kind else Sizes(unknown=(item.id,))
+    files = Sizes(unknown=(item.id,)) if item.unpack is None else _unpacked(manifest, Choice(item=item.id))
     return Sizes(estimate=files.total, unknown=files.unknown)
 
 
@@ -353,34 +353,28 @@ def download_size(manifest: Manifest, choices: Iterable[Choice]) -> Sizes:
 
 def disk_size(manifest: Manifest, choices: Iterable[Choice]) -> Sizes:
     """Bytes of the files that are unpacked or kept, without the archives."""
-    chosen, total = list(choices), Sizes()
+    chosen = list(choices)
     whole = {choice.item for choice in chosen if not choice.scenes}
-    for choice in chosen:
-        item = manifest.item(choice.item)
-        if item.unpack is None or item.kind is None:
-            total += packed_size(manifest, item)
-            continue
-        size = _unpacked(manifest, item, choice)
-        if size.estimate and {other.id for other in _alike(manifest, item)} <= whole:  # the number of all is published
-            size = Sizes(exact=size.estimate)
-        total += size
-    return total
+    return sum((_unpacked(manifest, choice, whole) for choice in chosen), Sizes())
 
 
-def _alike(manifest: Manifest, item: Item) -> list[Item]:
-    """The archives among which the files of one kind of a data set are divided."""
-    return [other for other in manifest.items if (other.dataset, other.kind) == (item.dataset, item.kind)]
+def _unpacked(manifest: Manifest, choice: Choice, whole: Iterable[str] = ()) -> Sizes:
+    """
+    Bytes of the files of an archive, or of the file itself.
 
-
-def _unpacked(manifest: Manifest, item: Item, choice: Choice) -> Sizes:
-    """Bytes of the files of an archive; where their number is not published, an equal fraction of all patches."""
-    assert item.unpack is not None
-    dataset = manifest.dataset(item)
+    Where their number is not published, an equal fraction of all patches; if all archives among which these are divided
+    are chosen (*whole*), the sum is exact.
+    """
+    item = manifest.item(choice.item)
+    if item.unpack is None:
+        return packed_size(manifest, item)
+    dataset, n_files = manifest.dataset(item), sum(choice.scenes.values()) if choice.scenes else item.unpack.files
     kind = dataset.kinds[str(item.kind)]
-    files = sum(choice.scenes.values()) if choice.scenes else item.unpack.files
     each = kind.about if kind.bytes == "unknown" else kind.bytes
-    if each is None or (files == "unknown" and dataset.patches == "unknown"):
+    if each is None or (n_files == "unknown" and dataset.patches == "unknown"):
         return Sizes(unknown=(item.id,))
-    if files == "unknown":
-        return Sizes(estimate=round(int(dataset.patches) * each / len(_alike(manifest, item))))
-    return Sizes(about=files * each) if kind.bytes == "unknown" else Sizes(exact=files * each)
+    if n_files == "unknown":
+        alike = {other.id for other in manifest.items if (other.dataset, other.kind) == (item.dataset, item.kind)}
+        size = round(int(dataset.patches) * each / len(alike))
+        return Sizes(exact=size) if alike <= set(whole) else Sizes(estimate=size)
+    return Sizes(about=n_files * each) if kind.bytes == "unknown" else Sizes(exact=n_files * each)
