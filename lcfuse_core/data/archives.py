@@ -38,7 +38,6 @@ _HEADER_BYTES = 8192
 _RESERVED = re.compile(r'.*[:<>"|?*]|.*[ .]$|(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE | re.DOTALL).match
 """Names of devices, streams and wildcards of Windows."""
 
-_EXTENDED = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE)
 _JOURNAL = ".members.jsonl"
 _BROKEN = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, struct.error, ValueError, LookupError,
@@ -269,7 +268,7 @@ class _Entry(tarfile.TarInfo):
         except tarfile.HeaderError as error:
             raise EOFError(str(error)) from None
         is_plain = entry.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE)
-        if not is_plain and entry.type not in _EXTENDED:
+        if not is_plain and entry.type not in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE):
             raise ValueError(f"{entry.name[:80]!r}, a link, device or sparse file")
         if entry.size < 0 or (entry.size > _HEADER_BYTES and not is_plain):
             raise ValueError(f"a header of {entry.size} bytes")

@@ -29,18 +29,7 @@ from lcfuse_core._runtime import lock
 from lcfuse_core.data import archives
 from lcfuse_core.data.archives import Member, no_room
 from lcfuse_core.data.fetched import ADOPTED, VERIFIED, Record, Store, Sums
-from lcfuse_core.data.manifest import (
-    AnySource,
-    ByHand,
-    Choice,
-    Item,
-    Made,
-    Manifest,
-    Remote,
-    disk_size,
-    in_words,
-    packed_size,
-)  # fmt: skip
+from lcfuse_core.data.manifest import ByHand, Choice, Item, Made, Manifest, Remote, disk_size, in_words, packed_size
 from lcfuse_core.data.transfer import Changed, Refused, Retry, get
 from lcfuse_core.errors import DataError, FetchError, LcfuseError
 
@@ -85,8 +74,8 @@ class Fetcher:
         self.keep, self.progress = keep, progress
         self.stop = threading.Event()
         self._streamed: set[str] = set()
-        self._hosts: dict[str, threading.BoundedSemaphore] = {}
-        self._lock = threading.Lock()
+        remote = [s for item in manifest.items for s in manifest.sources(item) if isinstance(s, Remote)]
+        self._hosts = {urlsplit(s.url).netloc: threading.BoundedSemaphore(s.connections) for s in remote}
 
     def fetch(self, choices: Iterable[Choice], *, workers: int = 4) -> list[_Outcome]:
         """
@@ -129,15 +118,13 @@ class Fetcher:
 
     def _one(self, choice: Choice) -> _Outcome:
         item, store = self.manifest.item(choice.item), self.store
-        sources = self.manifest.sources(item)
-        made = [source for source in sources if isinstance(source, Made)]
-        if made:
+        if made := [source for source in self.manifest.sources(item) if isinstance(source, Made)]:
             return _Outcome(item.id, "made", f"nothing to fetch: `{made[0].command}` makes it")
         if store.is_done(choice, item):
             return _Outcome(item.id, "here", store.state(item))
         why: list[str] = []
         try:
-            return self._from_disk(choice, item, why) or self._from_sources(choice, item, sources, why)
+            return self._from_disk(choice, item, why) or self._from_sources(choice, item, why)
         except (LcfuseError, OSError) as error:
             return _Outcome(item.id, "failed", str(error))
 
@@ -154,17 +141,14 @@ class Fetcher:
             why.append(f"the file at {path} was {error.found}: it is now {wrong.name}")
             return None
 
-    def _from_sources(self, choice: Choice, item: Item, sources: list[AnySource], why: list[str]) -> _Outcome:
+    def _from_sources(self, choice: Choice, item: Item, why: list[str]) -> _Outcome:
         """Use the first source that has the item, or report why none has, and what a person can do."""
-        take = self._stream if item.id in self._streamed else self._download
-        if take == self._stream and (outcome := self._finish_scenes(choice, item)):
+        take, sources = self._stream if item.id in self._streamed else self._download, self.manifest.sources(item)
+        if item.id in self._streamed and (outcome := self._finish_scenes(choice, item)):
             return outcome
         for source in sources:
             if isinstance(source, Remote):
-                with self._lock:  # no more connections to a host than its page allows
-                    host = threading.BoundedSemaphore(source.connections)
-                    free = self._hosts.setdefault(urlsplit(source.url).netloc, host)
-                with free:
+                with self._hosts[urlsplit(source.url).netloc]:  # no more connections than its page allows
                     for _ in range(2):
                         try:
                             return take(choice, item, source)

@@ -104,8 +104,8 @@ class Made(_Strict):
 
 
 Remote = Ftp | Https
-AnySource = Ftp | Https | ByHand | Made
-_Source = Annotated[AnySource, Field(discriminator="kind")]
+_AnySource = Ftp | Https | ByHand | Made
+_Source = Annotated[_AnySource, Field(discriminator="kind")]
 
 
 class _Kind(_Strict):
@@ -217,22 +217,19 @@ class Manifest(_Strict):
         """Return the data set of an item."""
         return self.datasets[item.dataset]
 
-    def sources(self, item: Item) -> list[AnySource]:
-        """Return where to get an item, best first, with its file name filled in."""
-        listed = self.dataset(item).sources if item.sources is None else item.sources
-        return [_filled(source, item.file or "") for source in listed]
+    def sources(self, item: Item) -> list[_AnySource]:
+        """Return where to get an item, best first, with its file name in place of `{file}`."""
+        listed, file = self.dataset(item).sources if item.sources is None else item.sources, item.file or ""
+        return [
+            source.model_copy(update={name: v.replace("{file}", file) for name, v in source if isinstance(v, str)})
+            for source in listed
+        ]
 
 
 def _named(what: str, name: str, known: dict[str, _Value]) -> _Value:
     if name not in known:
         raise ParameterError(what, found=repr(name), expected=f"one of {', '.join(known)}", do="Choose one of them.")
     return known[name]
-
-
-def _filled(source: AnySource, file: str) -> AnySource:
-    """The source with the name of the file in its address."""
-    name = "url" if isinstance(source, Remote) else "do" if isinstance(source, ByHand) else "command"
-    return source.model_copy(update={name: getattr(source, name).replace("{file}", file)})
 
 
 def read(path: Path | None = None) -> Manifest:
