@@ -77,7 +77,7 @@ class Fetcher:
         remote = [s for item in manifest.items for s in manifest.sources(item) if isinstance(s, Remote)]
         self._hosts = {urlsplit(s.url).netloc: threading.BoundedSemaphore(s.connections) for s in remote}
 
-    def fetch(self, choices: Iterable[Choice], *, workers: int = 4) -> list[_Outcome]:
+    def fetch(self, choices: Iterable[Choice]) -> list[_Outcome]:
         """
         Fetch all of them; one that fails does not stop the others.
 
@@ -85,7 +85,7 @@ class Fetcher:
         """
         chosen, root = list(choices), self.store.root
         try:
-            with lock(root / ".fetching", wait=False), ThreadPoolExecutor(workers) as pool:
+            with lock(root / ".fetching", wait=False), ThreadPoolExecutor(4) as pool:
                 self._plan(chosen)
                 jobs = [pool.submit(self._one, choice) for choice in chosen]
                 try:

@@ -14,7 +14,7 @@ from typing import Any
 from lcfuse_core import _runtime
 from lcfuse_core.data import fetched
 from lcfuse_core.data.archives import sha256_of
-from lcfuse_core.data.fetched import version_of
+from lcfuse_core.data.fetched import files_under, version_of
 from lcfuse_core.data.packed import open_scene, packed_paths
 from lcfuse_core.data.sample import world
 from lcfuse_core.errors import MissingDataError
@@ -28,29 +28,21 @@ SHIPPED_SERVICES = "shipped"
 
 def data_digest(root: str | os.PathLike[str]) -> str:
     """
-    Return the SHA-256 that identifies the data in a folder.
+    Return the SHA-256 that identifies the data in a folder of patches or of packed scenes.
 
-    Folders whose files differ in one byte have different digests. Two copies of the same files have the same one.
-
-    Parameters
-    ----------
-    root : path
-        A folder of patches or of packed scenes. The digests of its files come from the records of verified downloads,
-        or are cached in the data folder, by path, size and modification time: only the first call reads everything.
-
-    Returns
-    -------
-    str
-        For a sample world that is complete and not younger than its record: the digest of all pixels in that record.
-        For packed scenes: a digest of their descriptions, which hold a checksum of each tile. For all other data: a
-        digest of the contents of all GeoTIFFs or, if there are none, of all files.
+    Folders whose files differ in one byte have different digests; two copies of the same files have the same one. It is
+    for a sample world that is complete and not younger than its record: the digest of all pixels in that record; for
+    packed scenes: a digest of their descriptions, which hold a checksum of each tile; for all other data: a digest of
+    the contents of all files that `fetched.files_under` lists. The hashes of these come from the records of verified
+    downloads, or are cached in the data folder, by path, size and modification time: only the first call reads
+    everything.
     """
     root = Path(root).absolute()
     if scenes := packed_paths(root):
         return _digest(open_scene(str(path)).digest for path in scenes)
     if _in_world(root):
         record, made = world.read_world(root.parent), (root.parent / "world.json").stat().st_mtime_ns
-        times = [os.stat(root / name).st_mtime_ns for name in _files(root)]
+        times = [os.stat(root / name).st_mtime_ns for name in files_under(root, _refuse)]
         if record.get("files", {}).get(root.name) == len(times) and max(times, default=0) <= made:
             return str(record["sha256"])
     return _digest(f"{name} {sha256}" for name, sha256 in _hashes(root))
@@ -58,7 +50,7 @@ def data_digest(root: str | os.PathLike[str]) -> str:
 
 def _hashes(root: Path) -> Iterator[tuple[str, str]]:
     """Yield relative path and SHA-256 of the files under a folder; only those that are new or changed are read."""
-    cache, names = _runtime.data_folder() / "digests" / f"{_digest([str(root)])[:16]}.jsonl", _files(root)
+    cache, names = _runtime.data_folder() / "digests" / f"{_digest([str(root)])[:16]}.jsonl", files_under(root, _refuse)
     known = _read_cache(cache)
     if any(known.get(name, ())[:2] != version_of(root / name) for name in names):
         sources, linked = (known, fetched.recorded_hashes(root)), dict[tuple[int, int], str]()
@@ -88,15 +80,10 @@ def _read_cache(cache: Path) -> dict[str, tuple[int, int, str]]:
     return known
 
 
-def _files(root: Path) -> list[str]:
-    """Return what `fetched.files_under` does. Raises MissingDataError if a folder cannot be listed."""
-
-    def refuse(error: OSError) -> None:
-        found = f"a folder that cannot be listed ({error.strerror})"
-        do = "Check the path, its permissions and the disk."
-        raise MissingDataError(error.filename, found=found, expected="a data folder", do=do) from None
-
-    return fetched.files_under(root, refuse)
+def _refuse(error: OSError) -> None:
+    found = f"a folder that cannot be listed ({error.strerror})"
+    do = "Check the path, its permissions and the disk."
+    raise MissingDataError(error.filename, found=found, expected="a data folder", do=do) from None
 
 
 def data_name(root: Path) -> str:
