@@ -126,7 +126,7 @@ def _verify_data(options: argparse.Namespace) -> int:
     for name, damaged in faults.items():
         print(f"{name}: " + (f"{len(damaged)} files damaged or missing; fetch it again" if damaged else "whole"))
         print("".join(f"  {path}: {why}\n" for path, why in damaged), end="")
-    return 1 if any(faults.values()) else 0
+    return int(any(faults.values()))
 
 
 def _show_status(options: argparse.Namespace) -> int:
@@ -178,9 +178,9 @@ def _print_patches(root: Path, name: str, need: tuple[str, ...], wanted: list[st
     if lists is not None:
         print("".join(f"  {line}\n" for line in patches.official_differences(table, lists)), end="")
     status = patches.scene_status(table, lists=lists, wanted=wanted, report=report, need=need)
-    print(status.to_string(max_rows=_SHOWN) if len(status) else "", end="\n" * bool(len(status)))
-    skipped = [] if report is None else report.skipped
-    _print_lines(["  ".join(pair) for pair in [*left_out.itertuples(index=False), *skipped]])
+    if len(status):
+        print(status.to_string(max_rows=_SHOWN))
+    _print_lines(["  ".join(pair) for pair in [*left_out.itertuples(index=False), *(report.skipped if report else [])]])
 
 
 def _pack_scenes(options: argparse.Namespace) -> int:

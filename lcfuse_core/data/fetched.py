@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -60,9 +60,7 @@ class Sums:
         if self.size == 0 or item.size not in ("unknown", self.size):
             return f"{self.size} bytes instead of {'a file' if item.size == 'unknown' else item.size}"
         known, seen = ({} if item.checksums == "unknown" else item.checksums), self.checksums
-        return "; ".join(
-            f"{name} {seen[name]} instead of {value}" for name, value in known.items() if seen[name] != value
-        )
+        return "; ".join(f"{name} {seen[name]} instead of {known[name]}" for name in known if seen[name] != known[name])
 
 
 @dataclass
@@ -79,7 +77,7 @@ class Record:
     mark: str
     how: str
     source: str
-    at: str
+    at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     size: int = 0
     mtime_ns: int = 0
     checksums: dict[str, str] = field(default_factory=dict)
@@ -89,6 +87,7 @@ class Record:
 
 
 _RECORD = TypeAdapter(Record)
+_published = cache(read)  # the package's own manifest
 
 
 def _read_record(path: Path) -> Record | None:
@@ -137,7 +136,7 @@ class Store:
         if record is None:
             return False
         if item.unpack is None:
-            return path.is_file() and _version(path) == (record.size, record.mtime_ns)
+            return path.is_file() and version_of(path) == (record.size, record.mtime_ns)
         enough = not record.scenes or (choice.scenes and set(choice.scenes) <= set(record.scenes))
         return bool(enough and record.members) and not self._n_missing(item, record.members or [])
 
@@ -179,26 +178,33 @@ class Store:
         return f"begun, {part.stat().st_size} bytes" if part.is_file() else "missing"
 
 
-def _version(path: Path) -> tuple[int, int]:
-    facts = path.stat()
+def version_of(path: Path) -> tuple[int, int]:
+    """Return size in bytes and modification time in nanoseconds of a file."""
+    facts = os.stat(path)
     return facts.st_size, facts.st_mtime_ns
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    """Return the GeoTIFFs of a folder by relative path or, if there are none, all files that are not hidden."""
-    paths = sorted(folder.rglob("*.tif")) or [path for path in sorted(folder.rglob("[!.]*")) if path.is_file()]
-    return {path.relative_to(folder).as_posix(): path for path in paths}
+def files_under(folder: Path, onerror: Callable[[OSError], object] | None = None) -> list[str]:
+    """
+    Return the relative paths of the GeoTIFFs under a folder or, if there are none, of all files that are not hidden.
+
+    The order is that of the parts of the paths. Links to folders are not followed. A folder that cannot be listed is
+    passed over, or given to *onerror* as `os.walk` does.
+    """
+    walk, start = os.walk(folder, onerror=onerror), len(str(folder)) + 1
+    paths = [os.path.join(top, name)[start:].replace(os.sep, "/") for top, _, names in walk for name in names]
+    chosen = [path for path in paths if path.endswith(".tif")]
+    chosen = chosen or [path for path in paths if not path.rpartition("/")[2].startswith(".")]
+    return sorted(chosen, key=lambda path: path.replace("/", "\0"))
 
 
 def _members(folder: Path) -> dict[str, tuple[Member, str]]:
     """Return recorded files and their marks by path under *folder*: of items unpacked there, and of an adoption."""
-    found = [(_read_record(path), True) for path in _adopted(folder).glob("*.json")]
+    found = [(record, record.mark) for path in _adopted(folder).glob("*.json") if (record := _read_record(path))]
     for path in sorted((folder.parent / "fetched").glob("*.json")):
-        record = _read_record(path)
-        if record and record.into == folder.name:
-            found.append((record, _is_published(path.stem, record)))
-    marked = [(record, record.mark if is_known else UNVERIFIED) for record, is_known in found if record]
-    return {member.path: (member, mark) for record, mark in marked for member in record.members or []}
+        if (record := _read_record(path)) and record.into == folder.name:
+            found.append((record, record.mark if _is_published(path.stem, record) else UNVERIFIED))
+    return {member.path: (member, mark) for record, mark in found for member in record.members or []}
 
 
 def _is_published(name: str, record: Record) -> bool:
@@ -207,18 +213,12 @@ def _is_published(name: str, record: Record) -> bool:
 
     `data fetch --manifest` verifies by any manifest, also by that of a miniature.
     """
-    item = _published().get(name)
+    item = next((item for item in _published().items if item.id == name), None)
     if item is None or item.unpack is None:
         return False
     known = {} if item.checksums == "unknown" else item.checksums
     is_same = all(record.checksums.get(kind, value) == value for kind, value in known.items())
     return is_same and (bool(record.scenes) or item.unpack.files in ("unknown", len(record.members or [])))
-
-
-@cache
-def _published() -> dict[str, Item]:
-    """Return the items of the package's own manifest by id."""
-    return {item.id: item for item in read().items}
 
 
 def _adopted(folder: Path) -> Path:
@@ -236,23 +236,23 @@ def provenance(folder: str | os.PathLike[str]) -> str:
     """
     where = Path(folder).absolute()
     known, marks = _members(where), set()
-    for name, path in _files(where).items():
+    for name in files_under(where):
         member, mark = known.get(name, (None, UNVERIFIED))
-        marks.add(mark if member and _version(path) == (member.size, member.mtime_ns) else UNVERIFIED)
+        marks.add(mark if member and version_of(where / name) == (member.size, member.mtime_ns) else UNVERIFIED)
     return max(marks, key=(VERIFIED, ADOPTED, UNVERIFIED).index, default=UNVERIFIED)
 
 
-def recorded_hashes(folder: str | os.PathLike[str]) -> dict[str, tuple[int, int, str]]:
+def recorded_hashes(folder: Path) -> dict[str, tuple[int, int, str]]:
     """Return size, modification time (ns) and SHA-256 of the recorded files of a folder, by path under it."""
-    known = _members(Path(folder).absolute())
+    known = _members(folder.absolute())
     return {name: (one.size, one.mtime_ns, one.sha256) for name, (one, _) in known.items() if one.sha256}
 
 
 def mark_folder(folder: Path, name: str, mark: str, how: str) -> None:
     """Record all files of a folder, as they are now, under *name* with a mark."""
-    versions = {name: _version(path) for name, path in _files(folder.absolute()).items()}
+    versions = {name: version_of(folder / name) for name in files_under(folder)}
     members = [Member(name, size, "", mtime_ns) for name, (size, mtime_ns) in versions.items()]
-    record = Record(mark, how, str(folder), now(), members=members)
+    record = Record(mark, how, str(folder), members=members)
     _runtime.write_atomic(_adopted(folder.absolute()) / f"{name}.json", json.dumps(asdict(record)) + "\n")
 
 
@@ -267,25 +267,25 @@ def adopt(folder: Path, manifest: Manifest, lists: Path) -> list[str]:
     Returns what was checked, one line per item. Raises DataError that names the first files that are missing, in no
     known place, or of another size, and then records nothing; MissingDataError if the lists are not there.
     """
-    left, faults, lines = _files(folder), [], []
+    left, faults, lines = files_under(folder), [], []
     for item in manifest.items:
         if item.unpack is None or item.unpack.place is None or item.kind is None:
             continue
-        mine = {name: path for name, path in left.items() if item.unpack.destination(name) == name}
+        mine = {name for name in left if item.unpack.destination(name) == name}
         if not mine:
             continue
-        left = {name: path for name, path in left.items() if name not in mine}
+        left = [name for name in left if name not in mine]
         kind = manifest.dataset(item).kinds[item.kind]
         slack, size = (0.0, kind.bytes) if kind.bytes != "unknown" else (0.05, kind.about or kind.at_most)
-        for name, path in mine.items():
-            if abs(path.stat().st_size - size) > slack * size:
-                faults.append(f"{name} of {path.stat().st_size:,} bytes instead of {size:,}")
+        for name in sorted(mine):
+            if abs((n_bytes := (folder / name).stat().st_size) - size) > slack * size:
+                faults.append(f"{name} of {n_bytes:,} bytes instead of {size:,}")
         n_files = item.unpack.files
         if n_files == "unknown":
             scenes = {name.rpartition("/")[0] for name in mine}
             places = [item.unpack.destination(name) for name in _listed(item, manifest, lists)]
             expected = {place for place in places if place and place.rpartition("/")[0] in scenes}
-            faults += [f"{name} of the official lists missing" for name in sorted(expected - set(mine))]
+            faults += [f"{name} of the official lists missing" for name in sorted(expected - mine)]
             n_files = len(expected)
         elif len(mine) != n_files:
             faults.append(f"{len(mine)} files of {item.id} instead of {n_files}")
@@ -309,8 +309,3 @@ def _listed(item: Item, manifest: Manifest, folder: Path) -> Iterator[str]:
                 do = f"Fetch it: `data fetch {source.id}`, with the same --root."
                 raise MissingDataError(path, found=wrong, expected="an official list of patches", do=do)
             yield from (line.replace("_s2_", f"_{item.kind}_") for line in path.read_text(encoding="utf-8").split())
-
-
-def now() -> str:
-    """Return the time for a record."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
