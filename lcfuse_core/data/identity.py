@@ -6,18 +6,19 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from multiprocessing.pool import ThreadPool
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lcfuse_core import _runtime
 from lcfuse_core.data import fetched
-from lcfuse_core.data.archives import sha256_of
-from lcfuse_core.data.fetched import files_under, version_of
 from lcfuse_core.data.packed import open_scene, packed_paths
 from lcfuse_core.data.sample import world
 from lcfuse_core.errors import MissingDataError
+
+_MOST_LINKED = 4096
+"""Files that are recognised behind several links, at a time."""
 
 PLACE_RECORD = "place.json"
 """File in the folder of a place, with its origin and the digest of its files."""
@@ -28,62 +29,128 @@ SHIPPED_SERVICES = "shipped"
 
 def data_digest(root: str | os.PathLike[str]) -> str:
     """
-    Return the SHA-256 that identifies the data in a folder of patches or of packed scenes.
+    Return the SHA-256 that identifies the data in a folder.
 
-    Folders whose files differ in one byte have different digests; two copies of the same files have the same one. It is
-    for a sample world that is complete and not younger than its record: the digest of all pixels in that record; for
-    packed scenes: a digest of their descriptions, which hold a checksum of each tile; for all other data: a digest of
-    the contents of all files that `fetched.files_under` lists. The hashes of these come from the records of verified
-    downloads, or are cached in the data folder, by path, size and modification time: only the first call reads
-    everything.
+    Folders whose files differ in one byte have different digests. Two copies of the same files have the same one.
+
+    Parameters
+    ----------
+    root : path
+        A folder of patches or of packed scenes. The digests of its files come from the records of verified downloads,
+        or are cached in the data folder, by path, size and modification time: only the first call reads everything.
+
+    Returns
+    -------
+    str
+        For a sample world that is complete and not younger than its record: the digest of all pixels in that record.
+        For packed scenes: a digest of their descriptions, which hold a checksum of each tile. For all other data: a
+        digest of the contents of all GeoTIFFs or, if there are none, of all files.
     """
     root = Path(root).absolute()
     if scenes := packed_paths(root):
         return _digest(open_scene(str(path)).digest for path in scenes)
     if _in_world(root):
         record, made = world.read_world(root.parent), (root.parent / "world.json").stat().st_mtime_ns
-        times = [os.stat(root / name).st_mtime_ns for name in files_under(root, _refuse)]
+        times = [os.stat(path).st_mtime_ns for _, path in _files(root)]
         if record.get("files", {}).get(root.name) == len(times) and max(times, default=0) <= made:
             return str(record["sha256"])
-    return _digest(f"{name} {sha256}" for name, sha256 in _hashes(root))
+    cache = _runtime.data_folder() / "digests" / f"{_digest([str(root)])[:16]}.jsonl"
+    try:
+        return _digest(f"{known.name} {known.sha256}" for known in _unchanged(root, cache))
+    except LookupError:
+        return _digest(f"{known.name} {known.sha256}" for known in _hashed(root, cache))
 
 
-def _hashes(root: Path) -> Iterator[tuple[str, str]]:
-    """Yield relative path and SHA-256 of the files under a folder; only those that are new or changed are read."""
-    cache, names = _runtime.data_folder() / "digests" / f"{_digest([str(root)])[:16]}.jsonl", files_under(root, _refuse)
-    known = _read_cache(cache)
-    if any(known.get(name, ())[:2] != version_of(root / name) for name in names):
-        sources, linked = (known, fetched.recorded_hashes(root)), dict[tuple[int, int], str]()
+class _Known(NamedTuple):
+    """A line of the cache: a file by its path under the root, its version, and its hash."""
 
-        def entry(name: str) -> tuple[int, int, str]:
-            facts = os.stat(root / name)
-            version, file = (facts.st_size, facts.st_mtime_ns), (facts.st_dev, facts.st_ino)
-            for source in sources:
-                if source.get(name, ())[:2] == version:
-                    return source[name]
-            linked[file] = linked.get(file) or sha256_of(root / name)  # links to one file are read once
-            return *version, linked[file]
-
-        with ThreadPool(4) as pool:
-            known = dict(zip(names, pool.imap(entry, names, chunksize=64), strict=True))
-        with _runtime.atomic_path(cache) as part, part.open("w", encoding="utf-8") as file:
-            file.writelines(f"{json.dumps([name, *known[name]])}\n" for name in names)
-    return ((name, known[name][2]) for name in names)
+    name: str
+    size: int
+    mtime_ns: int
+    sha256: str
 
 
-def _read_cache(cache: Path) -> dict[str, tuple[int, int, str]]:
-    """Return size, modification time and SHA-256 by relative path, from the lines up to the first that is damaged."""
-    known = {}
-    with suppress(OSError, ValueError, TypeError), cache.open(encoding="utf-8") as file:
-        for name, size, mtime_ns, sha256 in map(json.loads, file):
-            known[name] = size, mtime_ns, sha256
-    return known
+def _with_cached(root: Path, cache: Path) -> Iterator[tuple[str, str, _Known | None]]:
+    """Yield name and path of each file, and what the cache has of it; both are read side by side, in one order."""
+    lines = _read_cache(cache)
+    known = next(lines, None)
+    for name, path in _files(root):
+        while known is not None and known.name.split("/") < name.split("/"):
+            known = next(lines, None)
+        yield name, path, known if known is not None and known.name == name else None
 
 
-def _refuse(error: OSError) -> None:
-    found = f"a folder that cannot be listed ({error.strerror})"
-    do = "Check the path, its permissions and the disk."
-    raise MissingDataError(error.filename, found=found, expected="a data folder", do=do) from None
+def _read_cache(cache: Path) -> Iterator[_Known]:
+    """Yield the lines of a cache up to the first that is damaged."""
+    try:
+        with cache.open(encoding="utf-8") as file:
+            yield from (_Known(*json.loads(line)) for line in file)
+    except (OSError, ValueError, TypeError):
+        return
+
+
+def _unchanged(root: Path, cache: Path) -> Iterator[_Known]:
+    """Yield the cached lines of all files; LookupError at the first that has none, or has changed."""
+    for name, path, known in _with_cached(root, cache):
+        if known is None or known[1:3] != _version(path):
+            raise LookupError(name)
+        yield known
+
+
+def _hashed(root: Path, cache: Path) -> Iterator[_Known]:
+    """Yield the lines of all files and write the cache; unchanged files and links are not read again."""
+    recorded, linked = fetched.recorded_hashes(root), dict[tuple[int, int], str]()
+
+    def hashed(found: tuple[str, str, _Known | None]) -> _Known:
+        name, path, cached = found
+        version = _version(path)
+        if cached is not None and cached[1:3] == version:
+            return cached
+        if name in recorded and recorded[name][:2] == version:
+            return _Known(name, *recorded[name])
+        facts = os.stat(path)
+        identity = facts.st_dev, facts.st_ino
+        sha256 = linked.get(identity)
+        if sha256 is None:
+            if len(linked) >= _MOST_LINKED:
+                linked.clear()  # while another thread may be about to look
+            with open(path, "rb") as file:
+                sha256 = linked[identity] = hashlib.file_digest(file, "sha256").hexdigest()
+        return _Known(name, *version, sha256)
+
+    files = _with_cached(root, cache)
+    with _runtime.atomic_path(cache) as part, part.open("w", encoding="utf-8") as new, ThreadPoolExecutor(4) as pool:
+        while batch := list(islice(files, 256)):
+            for known in pool.map(hashed, batch):
+                new.write(f"{json.dumps(known)}\n")
+                yield known
+
+
+def _files(root: Path) -> Iterator[tuple[str, str]]:
+    """Yield relative and full path of the GeoTIFFs under a folder, or of all files if there are none, in order."""
+    only_tif = any(name.endswith(".tif") for name, _ in _walk(root))
+    return ((name, path) for name, path in _walk(root) if name.endswith(".tif") or not only_tif)
+
+
+def _walk(folder: Path | str, above: str = "") -> Iterator[tuple[str, str]]:
+    """Yield all files under a folder; links to folders are not followed."""
+    try:
+        with os.scandir(folder) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+    except OSError as error:
+        found = f"a folder that cannot be listed ({error.strerror})"
+        do = "Check the path, its permissions and the disk."
+        raise MissingDataError(folder, found=found, expected="a data folder", do=do) from None
+    for entry in entries:
+        if not entry.is_dir():
+            yield above + entry.name, entry.path
+        elif not entry.is_symlink():
+            yield from _walk(entry.path, f"{above}{entry.name}/")
+
+
+def _version(path: str) -> tuple[int, int]:
+    facts = os.stat(path)
+    return facts.st_size, facts.st_mtime_ns
 
 
 def data_name(root: Path) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from multiprocessing.pool import ThreadPool
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from miniatures import WHOLE, scene_arrays, write_patch, write_scene
@@ -81,7 +81,7 @@ def test_links_to_one_file_are_read_once_and_a_folder_in_any_nesting_has_a_fixed
     monkeypatch.setattr(
         identity.hashlib, "file_digest", lambda file, kind: read.append(file.name) or digest(file, kind)
     )
-    monkeypatch.setattr(identity, "ThreadPool", lambda _: ThreadPool(1))
+    monkeypatch.setattr(identity, "ThreadPoolExecutor", lambda _: ThreadPoolExecutor(1))
     found = identity.data_digest(folder)
     assert len(read) == 2
     order = sorted(names[:-1], key=lambda name: name.split("/"))
@@ -115,8 +115,8 @@ def test_relabelled_copies_train_anew_and_the_folder_is_read_once_per_experiment
     write_patch(folder)
     roots = [folder, shutil.copytree(folder, tmp_path / "b"), relabelled(folder, tmp_path / "c")]
     listed = []
-    hashes = identity._hashes
-    monkeypatch.setattr(identity, "_hashes", lambda root: listed.append(root) or hashes(root))
+    hashed = identity._hashed
+    monkeypatch.setattr(identity, "_hashed", lambda root, cache: listed.append(root) or hashed(root, cache))
     names = []
     for root in roots:
         parameters = {"train_root": str(root), "data_root": str(root), "profile": "smoke", "seed": 0}
