@@ -13,11 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import asdict
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,12 @@ from lcfuse_core.data.packed import STORED, digest_of, open_scene
 from lcfuse_core.data.patches import Patch, Report, complete, index, is_packed, patch_name, read_patch
 from lcfuse_core.data.source import (
     LABEL_KINDS,
-    Crops,
     PatchSource,
-    Place,
     channel_sums,
     check_labels,
     class_counts,
     classes_of,
+    label_index,
     other_size,
     patch_cells,
     read_stack,
@@ -64,7 +63,8 @@ def open_source(
     """
     Open patches for training: in memory if they fit, else on disk.
 
-    Damaged patches are left out. Their number and names, and those of repaired patches, are printed.
+    Damaged patches are left out. Their number and names, and those of repaired patches, are printed. Raises
+    MissingDataError if none has the files for these labels, DataError if all are damaged, GridError if sizes differ.
 
     Parameters
     ----------
@@ -74,17 +74,6 @@ def open_source(
         Kind of the labels, out of `source.LABEL_KINDS`.
     memory_gb : float, optional
         Budget for patches in memory, in 10^9 bytes; by default LCFUSE_MEMORY_GB or `_MEMORY_GB`.
-
-    Raises
-    ------
-    MissingDataError
-        If no patch has the files that these labels need.
-    DataError
-        If all patches are damaged.
-    GridError
-        If patches differ in size.
-    ParameterError
-        If the budget is not a number, or there are no such labels.
     """
     rows = labelled(data, labels)
     rows_px, cols_px = _size(rows)
@@ -145,28 +134,18 @@ class PatchFiles(PatchSource):
     """
     Patches on disk, of which only the pixels of a crop are read: GeoTIFFs or packed scenes.
 
-    Parameters
-    ----------
-    rows : DataFrame
-        Rows of `patches.index` that have the files for the labels.
-    labels : str
-        As for `PatchStack`.
-
-    Attributes
-    ----------
-    report : Report
-        The patches that were repaired, and those that are left out because they are damaged.
-
-    Raises
-    ------
-    DataError, GridError
-        As for `open_source`.
+    `rows` are those of `patches.index` that have the files for the labels; `report` lists the patches that were
+    repaired, and those that are left out because they are damaged. Raises as `open_source` does.
     """
 
     def __init__(self, rows: pd.DataFrame, labels: str = "modis") -> None:
         self.labels, self.report = labels, Report()
-        self._kind, self._classes = LABEL_KINDS[labels][-1], _class_table(labels)
+        self._kind = LABEL_KINDS[labels][-1]
         self._code_layer = STORED[self._kind][0]
+        codes = np.array([0, *(DFC2020 if labels == "fine" else IGBP).codes], np.uint8)
+        classes = np.full(256, IGNORE, np.uint8)  # patches with other codes are refused
+        classes[codes] = classes_of(codes, labels)
+        self._classes = classes.tobytes()
         facts = _check(rows, labels, self.report)
         self.report.check()
         is_whole = facts["size"].all(axis=1)
@@ -180,26 +159,6 @@ class PatchFiles(PatchSource):
         self.shape = tuple(self._facts["size"][0].tolist())
         for number in np.flatnonzero((self._facts["size"] != self.shape).any(axis=1))[:1]:
             raise other_size(self.names[number], self._facts["size"][number].tolist(), self)
-
-    def cut(self, places: Sequence[Place], size: int, *, cells: bool = True) -> Crops:
-        """Return the squares of *size* pixels at these positions; their cells are numbered differently in a stack."""
-        arrays = _empty(len(places), size, size, cells)
-        for n, (number, row, col, symmetry) in enumerate(places):
-            self._fill(number, row, col, *(_turned(array[n], symmetry) for array in arrays))
-        return self._crops(arrays)
-
-    def windows(self, *, cells: bool = True) -> Iterator[Crops]:
-        """Yield the patches."""
-        for number in range(len(self)):
-            arrays = _empty(1, *self.shape, cells)
-            self._fill(number, 0, 0, *(array[0] for array in arrays))
-            yield Crops(*(tensor[0] for tensor in self._crops(arrays)))
-
-    def _crops(self, arrays: tuple[NDArray[Any], ...]) -> Crops:
-        """Return arrays as tensors, with the classes of the label codes."""
-        s2, s1, codes, cells = arrays
-        classes = np.frombuffer(bytearray(codes).translate(self._classes.tobytes()), np.uint8)  # faster than indexing
-        return Crops(*map(torch.from_numpy, (s2, s1, classes.reshape(codes.shape), cells)))
 
     def part(self, numbers: Sequence[int]) -> PatchFiles:
         """Return the patches of these numbers as a source of their own."""
@@ -224,29 +183,17 @@ class PatchFiles(PatchSource):
         head = "\n".join([self.labels, *self.names])
         return hashlib.sha256(head.encode() + self._facts["sha256"].tobytes()).hexdigest()
 
-    def _fill(
-        self,
-        number: int,
-        row: int,
-        col: int,
-        s2: NDArray[np.uint16],
-        s1: NDArray[np.float32],
-        codes: NDArray[np.uint8],
-        cells: NDArray[np.int32],
-    ) -> None:
-        """Copy the window of a patch that begins at *row*, *col* into these arrays (views; *cells* may be empty)."""
+    def _fill(self, number: int, row: int, col: int, out: Sequence[NDArray[Any]]) -> None:
+        s2, s1, labels, cells = out  # the cells are numbered differently in a stack
         paths = dict(zip(LABEL_KINDS[self.labels], self._paths[number], strict=True))
-        scene, shape = self._scenes[number], (codes.shape[0], codes.shape[1])
+        scene, shape = self._scenes[number], (labels.shape[0], labels.shape[1])
+        codes, layers = np.empty(shape, np.uint8), dict[str, NDArray[Any]]()
         if scene is not None:
             top, left, _, _ = scene.window_of(self.names[number])
-            layers: dict[str, NDArray[Any]] = {"s2": s2, "s1": s1}
-            if cells.size:
-                layers["cells"] = cells[None]
+            layers = {"s2": s2, "s1": s1} | ({"cells": cells[None]} if cells.size else {})
             if self._code_layer in scene.layers:
                 layers[self._code_layer] = codes[None]
             scene.fill(layers, top + row, left + col, *shape)
-            if self._code_layer in scene.layers:
-                return
         else:
             read_window(paths["s2"], "s2", row, col, s2)
             if offset := int(self._facts["offset"][number]):
@@ -259,28 +206,10 @@ class PatchFiles(PatchSource):
             else:
                 whole = _cells(self.names[number], tuple(paths.items()))
                 cells[:] = whole[row : row + shape[0], col : col + shape[1]]
-        read_window(paths[self._kind], self._kind, row, col, codes[None])
-
-
-@cache
-def _class_table(labels: str) -> NDArray[np.uint8]:
-    """Return the network class of each code in the first band of a file with such labels, uint8 (256,)."""
-    codes = np.array([0, *(DFC2020 if labels == "fine" else IGBP).codes], np.uint8)
-    classes = np.full(256, IGNORE, np.uint8)  # patches with other codes are refused
-    classes[codes] = classes_of(codes, labels)
-    return classes
-
-
-def _empty(n: int, rows: int, cols: int, cells: bool) -> tuple[NDArray[Any], ...]:
-    """Return arrays for S2, S1, labels and, unless they are left out, *cells* of *n* windows."""
-    s2, s1 = np.empty((n, N_S2, rows, cols), np.uint16), np.empty((n, N_S1, rows, cols), np.float32)
-    return s2, s1, np.empty((n, rows, cols), np.uint8), np.empty((n, rows, cols) if cells else (n, 0, 0), np.int32)
-
-
-def _turned(square: NDArray[Any], symmetry: int) -> NDArray[Any]:
-    """Return a view of *square* (..., H, W) in which an array is stored as `source.turn` would turn it."""
-    upright = square[..., :: -1 if symmetry & 2 else 1, :: -1 if symmetry & 4 else 1]
-    return upright.swapaxes(-1, -2) if symmetry & 1 else upright
+        if self._code_layer not in layers:
+            read_window(paths[self._kind], self._kind, row, col, codes[None])
+        classes = codes.tobytes().translate(self._classes)  # faster than indexing
+        labels[:] = np.frombuffer(classes, np.uint8).reshape(shape)
 
 
 @lru_cache(maxsize=128)  # 262 kB each
@@ -377,9 +306,7 @@ def _identities(row: Any, labels: str) -> tuple[Any, ...]:
 
 def _facts_of(patch: Patch, labels: str) -> NDArray[Any]:
     facts = np.zeros((), _FACTS)
-    codes = patch.dfc if labels == "fine" else None if patch.lc is None else patch.lc[0]
-    assert codes is not None  # its file is among those that were read
-    classes = np.take(_class_table(labels), codes)
+    classes = label_index(patch, labels)
     _, sums, squares = channel_sums(patch.s2, patch.s1)
     sha256 = hashlib.sha256(f"{patch.crs} {patch.transform}".encode())
     for layer in (patch.s2, patch.s1, classes):
