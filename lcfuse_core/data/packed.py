@@ -78,32 +78,10 @@ def _open_scene(path: str, _: int) -> PackedScene:
 
 class PackedScene:
     """
-    One packed scene of H x W pixels of 10 m; parts of it may be covered by no patch.
+    One packed scene of H x W pixels of 10 m, from its `.json` file; parts of it may be covered by no patch.
 
-    Parameters
-    ----------
-    path : path
-        Its `.json` file; the `.npy` file lies beside it.
-
-    Attributes
-    ----------
-    scene_id, crs, transform, shape
-        Name, georeference, and size in pixels (H, W).
-    digest : str
-        SHA-256 of its description, which holds a CRC-32 of each tile.
-    names : list of str
-        The patches that the scene was joined from, north to south.
-    tile : int
-        Side of a tile in pixels.
-    layers : dict
-        Memory-mapped tiles by layer, (n, bands, tile, tile).
-
-    Raises
-    ------
-    MissingDataError
-        If one of the two files is missing.
-    DataError
-        If the description is damaged, or the pixels do not have the size that it states.
+    Raises MissingDataError if one of its two files is missing, DataError if the description is damaged, or the pixels
+    do not have the size that it states.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -114,12 +92,12 @@ class PackedScene:
         self.source: str = record["source"]  # a digest of names, sizes and times of the files it was packed from
         self.crs, self.transform = CRS.from_wkt(record["crs"]), Affine(*record["transform"])
         self.shape: tuple[int, int] = tuple(record["size"])
-        self.tile: int = record["tile"]
+        self.tile: int = record["tile"]  # side of a tile in pixels
         self._patches = {patch["name"]: patch for patch in record["patches"]}
-        self.names = list(self._patches)
+        self.names = list(self._patches)  # of the patches, north to south
         self._tiles: list[tuple[int, int, int]] = record["tiles"]  # row, column, CRC-32
         self._records = _mapped(self.path.with_suffix(".npy"), tile_type(record["layers"], self.tile), len(self._tiles))
-        self.layers = {name: self._records[name] for name in record["layers"]}
+        self.layers = {name: self._records[name] for name in record["layers"]}  # (n, bands, tile, tile)
         self._number = {(row, col): number for number, (row, col, _) in enumerate(self._tiles)}
 
     def window_of(self, name: str) -> tuple[int, int, int, int]:

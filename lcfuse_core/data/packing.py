@@ -54,12 +54,8 @@ def pack(table: pd.DataFrame, out: str | os.PathLike[str], *, progress: bool = F
 
     A scene that was packed from the same files is kept: an interrupted call continues where it was. A damaged patch
     is left out; a scene whose patches differ where they overlap, or lie on different grids, is refused, and the report
-    names both. The patches are only read.
-
-    Raises
-    ------
-    DiskError
-        If the disk is full or cannot be written, or another process packs into the folder; finished scenes are kept.
+    names both. The patches are only read. Raises DiskError if the disk is full or cannot be written, or another process
+    packs into the folder; finished scenes are kept.
     """
     report, out = _PackReport(), Path(out)
     try:

@@ -69,12 +69,8 @@ def open_raster(path: str | os.PathLike[str], do: str = AGAIN, *, is_mapped: boo
     *do* is the advice for a damaged file. The file is closed by `with`, as any of rasterio's. If *is_mapped*, an
     uncompressed GeoTIFF on a local disk is read through a memory map: for 13 interleaved bands a third of the time.
 
-    Raises
-    ------
-    MissingDataError
-        If there is no such file.
-    DataError
-        If it is of another format or damaged, or declares blocks that would take too much memory.
+    Raises MissingDataError if there is no such file, DataError if it is of another format, damaged, or declares blocks
+    that would take too much memory.
     """
     path = Path(path).absolute()  # rasterio then takes no name for an address
     if re.search("[\ud800-\udfff]", str(path)):  # bytes that are no text, for which Python has such characters
@@ -151,8 +147,6 @@ def read_errors(path: str | os.PathLike[str], do: str = AGAIN) -> Iterator[None]
         raise DataError(path, found=found, expected="a whole raster", do=do) from None
 
 
-_WGS84 = Geod(ellps="WGS84")
-
 # Georeference --------------------------------------------------------------------------------------------------------
 
 
@@ -220,7 +214,7 @@ def _ground_size(crs: Any, t: Affine, shape: tuple[int, int]) -> tuple[float, fl
     lon, lat = _transformer(crs, "EPSG:4326").transform(*t @ corners)
     if not np.isfinite([lon, lat]).all() or np.abs(lat).max() > 90:
         return np.inf, np.inf
-    sizes = _WGS84.inv(np.repeat(lon[0], 2), np.repeat(lat[0], 2), lon[1:], lat[1:])[2]
+    sizes = Geod(ellps="WGS84").inv(np.repeat(lon[0], 2), np.repeat(lat[0], 2), lon[1:], lat[1:])[2]
     return float(sizes[0]), float(sizes[1])
 
 
@@ -300,9 +294,8 @@ def sensor_bands(path: str | os.PathLike[str], file: Any, kind: str, *, single: 
         do = "Convert the file to that dtype and unit, or take the published one."
         if kind == "s1":
             do = "Digital numbers must be calibrated to sigma0, terrain-corrected and converted to dB, as in SNAP."
-        raise DataError(
-            path, found=f"dtype {file.dtypes[0]}", expected=f"{' or '.join(DTYPES[kind])}: {UNITS[kind]}", do=do
-        )
+        expected = f"{' or '.join(DTYPES[kind])}: {UNITS[kind]}"
+        raise DataError(path, found=f"dtype {file.dtypes[0]}", expected=expected, do=do)
     flags = file.mask_flag_enums[0]
     has_mask = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
     nodata = None if single and kind == "s2" and not file.nodata else file.nodata

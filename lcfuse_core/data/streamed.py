@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import asdict
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -269,33 +269,29 @@ def _version(rows: pd.DataFrame, labels: str) -> str:
 
 
 def _check_scene(rows: pd.DataFrame, labels: str, linked: _Linked) -> dict[str, Any]:
-    """Read the patches of a scene; return their `_FACTS`, and the report as JSON."""
+    """Read the patches of a scene; return their `_FACTS`, and the report as JSON. Links to a file are read once."""
     facts, report = np.zeros(len(rows), _FACTS), Report()
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for number, (found, own) in enumerate(pool.map(partial(_check_patch, labels, linked), rows.itertuples())):
-            facts[number] = found
-            report.add(own)
-    return {"facts": facts, "report": json.dumps(asdict(report))}
 
-
-def _check_patch(labels: str, linked: _Linked, row: Any) -> tuple[NDArray[Any], Report]:
-    """Read one patch, unless its files are links to those of another."""
-    facts, report, name = np.zeros((), _FACTS), Report(), patch_name(row)
-    try:
+    def check(row: Any) -> tuple[NDArray[Any], tuple[str, ...]]:
         files = _identities(row, labels)
-        if files not in linked:
+        known = linked.get(files)
+        if known is None:
             patch = read_patch(row, LABEL_KINDS[labels])
             known = _facts_of(patch, labels), patch.repairs
             if len(linked) >= _MOST_LINKED:
                 linked.clear()
             linked[files] = known
-        else:
-            known = linked[files]
-    except LcfuseError as error:
-        report.skipped.append((name, str(error)))
-        return facts, report
-    report.note(name, known[1])
-    return known[0], report
+        return known
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        checks = [(patch_name(row), pool.submit(check, row)) for row in rows.itertuples()]
+        for number, (name, checked) in enumerate(checks):
+            try:
+                facts[number], repairs = checked.result()
+                report.note(name, repairs)
+            except LcfuseError as error:
+                report.skipped.append((name, str(error)))
+    return {"facts": facts, "report": json.dumps(asdict(report))}
 
 
 def _identities(row: Any, labels: str) -> tuple[Any, ...]:
