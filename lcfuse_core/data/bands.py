@@ -29,9 +29,7 @@ S2_BANDS = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", 
 B10 = S2_BANDS.index("B10")
 """Index of the cirrus band, which is nearly black."""
 
-_BANDS = {"s1": 2, "s2": 13, "lc": 4, "dfc": 1}
-"""Number of bands of each kind."""
-
+_BANDS = {"s1": 2, "s2": 13, "lc": 4, "dfc": 1}  # of each kind
 N_S2, N_S1 = _BANDS["s2"], _BANDS["s1"]
 
 DTYPES = {"s1": ("float32", "float64"), "s2": ("uint16", "int16"), "lc": ("uint8",), "dfc": ("uint8",)}

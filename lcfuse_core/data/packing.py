@@ -31,8 +31,7 @@ from lcfuse_core.data.packed import FORMAT, STORED, PackedScene, digest_of, tile
 from lcfuse_core.data.patches import Patch, Report, iter_patches, patch_name
 from lcfuse_core.errors import DataError, DiskError, GridError, LcfuseError, disk_error
 
-_TILE_PX = (16, 256)
-"""Smallest and largest side of a tile: half a patch of SEN12MS is 128."""
+_TILE_PX = (16, 256)  # smallest and largest side of a tile: half a patch of SEN12MS is 128
 
 
 @dataclass

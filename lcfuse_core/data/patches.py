@@ -84,10 +84,7 @@ def index(root: str | os.PathLike[str]) -> pd.DataFrame:
         scene_id (what a split keeps together).
         `attrs["odd"]` holds (file, reason) of TIFF files that were not used; `incomplete` lists them.
 
-    Raises
-    ------
-    MissingDataError
-        If *root* is not a folder, holds no patch, or a folder in it cannot be listed.
+    Raises MissingDataError if *root* is not a folder, holds no patch, or a folder in it cannot be listed.
     """
     root = Path(root)
     found: dict[tuple[str, str, int], list[str | None]] = {}  # paths by patch, in the order of KINDS

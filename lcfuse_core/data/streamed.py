@@ -51,9 +51,7 @@ from lcfuse_core.data.source import (
 )
 from lcfuse_core.errors import LcfuseError, MissingDataError, ParameterError, disk_error
 
-_MEMORY_GB = 1.0
-"""Patches that need less are held in memory (390 of 256 x 256 pixels); LCFUSE_MEMORY_GB overrides it."""
-
+_MEMORY_GB = 1.0  # patches that need less (390 of 256 x 256 pixels) are held in memory
 _BYTES_PER_PIXEL = 2 * N_S2 + 4 * N_S1 + 1 + 4  # as `Crops` holds them
 
 
@@ -229,11 +227,9 @@ _FACTS = np.dtype(
 )  # fmt: skip
 """What is kept of each patch; the size of a damaged patch is 0."""
 
+# Facts and repairs of some patches, some 600 bytes each, by the identity of their files: links to a file share them.
 _Linked = dict[tuple[Any, ...], tuple[NDArray[Any], tuple[str, ...]]]
-"""Facts and repairs of some patches by the identity of their files: links to a file share them."""
-
 _MOST_LINKED = 4096
-"""Patches in such a record, some 600 bytes each."""
 
 
 def _check(rows: pd.DataFrame, labels: str, report: Report) -> NDArray[Any]:
