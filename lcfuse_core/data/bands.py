@@ -260,11 +260,7 @@ class Statistics:
 
 
 def sensor_channels(channels: Collection[str], inputs: Sequence[str]) -> list[tuple[str, ...]]:
-    """
-    Return those of *channels* that belong to each sensor of *inputs*, S2 first, without sensors that have none.
-
-    Raises DataError if no channel is left.
-    """
+    """Return those of *channels* of each sensor of *inputs* that has any, S2 first; DataError if none has."""
     own = [tuple(name for name in _SENSORS[sensor] if name in channels) for sensor in ("s2", "s1") if sensor in inputs]
     if not any(own):
         found, expected = f"no band of {' or '.join(inputs)}", "one that is not constant"

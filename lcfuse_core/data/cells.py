@@ -48,11 +48,7 @@ _WIDTH_PX = 0.8  # standard deviation of the distance between an edge of labels 
 
 
 def lonlat_to_modis(lon_deg: Any, lat_deg: Any) -> tuple[Any, Any]:
-    """
-    Project geodetic longitude and latitude (degrees) to x and y in metres of the MODIS sinusoidal grid.
-
-    MODIS uses geodetic latitude directly on the sphere, as GDAL does for `SINUSOIDAL`.
-    """
+    """Project geodetic longitude and latitude (degrees), taken as on the sphere, to metres of the MODIS grid (x, y)."""
     lon, lat = np.radians(lon_deg), np.radians(lat_deg)
     return _SPHERE_RADIUS_M * lon * np.cos(lat), _SPHERE_RADIUS_M * lat
 
@@ -216,11 +212,8 @@ class _Lines:
 
 
 def _row_lines(across: NDArray[np.bool_]) -> _Lines:
-    """
-    Fit the lines between rows of cells to the label changes down the columns of pixels.
-
-    Sheared columns of cells cause such changes too, but in runs of at most _MAX_SHEAR pixels, which are left out.
-    """
+    """Fit the lines between rows of cells to the label changes down the columns of pixels."""
+    # Sheared columns of cells cause such changes too, but in runs of at most _MAX_SHEAR pixels, which are left out.
     run = 2 * (int(_MAX_SHEAR) + 1) + 1
     padded = np.pad(across, ((0, 0), (run // 2, run // 2)))
     row, col = np.nonzero(np.lib.stride_tricks.sliding_window_view(padded, run, axis=1).all(axis=2))

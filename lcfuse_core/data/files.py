@@ -20,15 +20,7 @@ from rasterio.crs import CRS
 
 from lcfuse_core.data import legends
 from lcfuse_core.data.bands import OFFSET_REMOVED, check_s1, check_s2, subtract_offset
-from lcfuse_core.data.rasters import (
-    AGAIN,
-    Raster,
-    corners_apart,
-    georeference,
-    ground_size,
-    open_raster,
-    sensor_bands,
-)
+from lcfuse_core.data.rasters import Raster, corners_apart, georeference, ground_size, open_raster, sensor_bands
 from lcfuse_core.errors import DataError, GridError
 
 KINDS = ("s1", "s2", "lc", "dfc")
@@ -160,7 +152,7 @@ def read_georeference(path: str | os.PathLike[str], kind: str) -> tuple[CRS | No
 @contextmanager
 def _opened(path: str | os.PathLike[str], kind: str) -> Iterator[tuple[Raster, CRS | None, Affine | None]]:
     """Open a file of a patch and check bands, dtype, size and pixel size."""
-    with open_raster(path, AGAIN) as file:
+    with open_raster(path) as file:
         raster, (crs, transform) = sensor_bands(path, file, kind), georeference(path, file)
         low, high = _SIDE_PX
         if not low <= min(file.shape) <= max(file.shape) <= high:

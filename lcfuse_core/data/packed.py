@@ -80,8 +80,7 @@ class PackedScene:
     """
     One packed scene of H x W pixels of 10 m, from its `.json` file; parts of it may be covered by no patch.
 
-    Raises MissingDataError if one of its two files is missing, DataError if the description is damaged, or the pixels
-    do not have the size that it states.
+    Raises MissingDataError if one of its two files is missing, DataError if one is damaged.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

@@ -161,11 +161,7 @@ def _off_grid(path: str, found: str, expected: str) -> GridError:
 
 
 def _write_tiles(file: BinaryIO, dtype: np.dtype[Any], grid: _Grid, kinds: list[str], report: Report) -> dict[str, Any]:
-    """
-    Write the tiles of a scene, row by row, and return its description.
-
-    Only the patches that touch a row of tiles are in memory: two rows of patches, 140 MB for a scene of SEN12MS.
-    """
+    """Write the tiles of a scene and return its description; at most two rows of patches are in memory (140 MB)."""
     side, (height, width), (rows, cols) = grid.tile, grid.shape, grid.size
     first_row, first_col, n_cols = _cell_numbers(grid)
     tiles: list[list[int]] = []

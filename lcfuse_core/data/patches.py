@@ -111,7 +111,8 @@ def index(root: str | os.PathLike[str]) -> pd.DataFrame:
         raise MissingDataError(root, found="no file named like a patch", expected=expected, do=do)
     regions, columns = _regions(root), ("layout", "split", "season", "scene", "patch", *KINDS, "scene_id")
     about = {key: _about(*key, regions) for key in found}
-    keys = sorted(found, key=lambda key: _order(about[key][0], *key))
+    # Scene 9 before scene 10; layouts do not mix.
+    keys = sorted(found, key=lambda key: (about[key][0], key[0], int(key[1]) if key[1].isdigit() else -1, *key[1:]))
     rows = ((*about[key][:2], *key, *found[key], about[key][2]) for key in keys)
     table = pd.DataFrame(dict(zip(columns, zip(*rows, strict=True), strict=True)), dtype=object)  # as str, None is NaN
     table = table.astype({"patch": "int64"})
@@ -158,10 +159,6 @@ def _about(season: str, scene: str, patch: int, regions: dict[str, dict[str, str
     return "dfc2020-bundle", "", scene
 
 
-def _order(layout: str, season: str, scene: str, patch: int) -> tuple[Any, ...]:
-    return layout, season, int(scene) if scene.isdigit() else -1, scene, patch
-
-
 def _parts_of(name: str) -> tuple[str, str, int]:
     """Return season, scene and number of a patch from its name."""
     roi, season, rest = name.split("_", 2)
@@ -201,11 +198,7 @@ def _kinds(need: Iterable[str]) -> list[str]:
 
 
 def with_truth(table: pd.DataFrame, truth_root: str | os.PathLike[str]) -> pd.DataFrame:
-    """
-    Return the index with the `dfc` files under *truth_root* filled in where season, scene and patch agree.
-
-    Raises MissingDataError if not a single patch has one.
-    """
+    """Return the index with the `dfc` files of its patches under *truth_root*; MissingDataError if no patch has one."""
     files = {(row.season, row.scene, row.patch): row.dfc for row in index(truth_root).itertuples()}
     keys = zip(table["season"], table["scene"], table["patch"], strict=True)
     filled = table.copy()
@@ -279,11 +272,7 @@ def iter_patches(table: pd.DataFrame, report: Report, need: Iterable[str] | None
 
 
 def read_many(table: pd.DataFrame, need: Iterable[str] | None = None) -> tuple[list[Patch], Report]:
-    """
-    Read all rows of an index as `iter_patches` does, 2.6 MB for each patch of 256 x 256.
-
-    Raises DataError if not a single patch could be read.
-    """
+    """Read all rows of an index as `iter_patches`, 2.6 MB for a patch of 256 x 256; DataError if none could be read."""
     report = Report()
     patches = list(iter_patches(table, report, need))
     report.check()

@@ -89,11 +89,7 @@ def open_source(
 
 
 def labelled(data: Path | str | pd.DataFrame, labels: str) -> pd.DataFrame:
-    """
-    Return the rows of a folder or an index that have the files for *labels*, and print how many lack one.
-
-    Raises MissingDataError if all do, ParameterError on labels that are not in `source.LABEL_KINDS`.
-    """
+    """Return the rows with the files for *labels*; print how many lack one, MissingDataError if all do."""
     check_labels(labels)
     table = data if isinstance(data, pd.DataFrame) else index(data)
     rows = complete(table, LABEL_KINDS[labels])
@@ -120,9 +116,9 @@ def _size(rows: pd.DataFrame) -> tuple[int, int]:
     for row in rows.itertuples():
         path = str(row.s1)
         try:
-            return (
-                open_scene(path).window_of(patch_name(row))[2:] if is_packed(path) else read_georeference(path, "s1")[2]
-            )
+            if is_packed(path):
+                return open_scene(path).window_of(patch_name(row))[2:]
+            return read_georeference(path, "s1")[2]
         except LcfuseError:
             continue  # it is reported when the patches are read
     return 256, 256

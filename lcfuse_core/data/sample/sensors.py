@@ -61,10 +61,7 @@ _MIXTURE = np.array(
 )
 # Mean sigma0 in dB, VV and VH, of each class (order of SCORED), and how much one object differs from the next.
 _BACKSCATTER_DB = np.array(
-    [
-        [-9.5, -12.0, -13.0, -12.0, -11.5, -7.0, -15.0, -19.5],
-        [-15.0, -18.5, -20.0, -19.0, -18.5, -13.5, -23.0, -27.0],
-    ]
+    [[-9.5, -12.0, -13.0, -12.0, -11.5, -7.0, -15.0, -19.5], [-15.0, -18.5, -20.0, -19.0, -18.5, -13.5, -23.0, -27.0]]
 ).T.copy()
 _LOOKS = 4.4  # equivalent number of looks of Sentinel-1 GRD in interferometric wide swath mode
 LABEL_NOISE = 0.45
@@ -170,7 +167,7 @@ def see_sentinel2(rng: np.random.Generator, land: Landscape, region: Region) -> 
     """Simulate top-of-atmosphere reflectance x 10000 of a landscape, uint16 (13, H, W)."""
     shape = land.truth.shape
     logits = region.mixture[dfc_to_index(land.truth)]  # H, W, 7
-    logits += _by_object(rng, land, (7,), spread=0.55)
+    logits += _by_object(rng, land, 7, spread=0.55)
     for material in range(7):
         patchy = 0.3 * random_field(rng, shape, 40) + 0.3 * random_field(rng, shape, 5)
         logits[..., material] += patchy + 0.45 * rng.standard_normal(shape)
@@ -193,7 +190,7 @@ def see_sentinel1(rng: np.random.Generator, land: Landscape, region: Region) -> 
     """
     shape = land.truth.shape
     mean_db = region.backscatter_db[dfc_to_index(land.truth)]
-    mean_db += _by_object(rng, land, (2,), spread=1.0)
+    mean_db += _by_object(rng, land, 2, spread=1.0)
     mean_db = np.moveaxis(mean_db, -1, 0) + 0.8 * random_field(rng, shape, 40) + 0.7 * random_field(rng, shape, 5)
     power = ndimage.gaussian_filter(special.exp10(mean_db / 10), (0, 0.7, 0.7))
     speckle = rng.gamma(_LOOKS, 1 / _LOOKS, power.shape)
@@ -201,12 +198,10 @@ def see_sentinel1(rng: np.random.Generator, land: Landscape, region: Region) -> 
     return np.minimum(in_db, 0.0).astype(np.float32).astype(np.float64)
 
 
-def _by_object(
-    rng: np.random.Generator, land: Landscape, size: tuple[int, ...], *, spread: float
-) -> NDArray[np.float64]:
-    """Draw one value per field or town, shared by its pixels; crops, which are at all stages of growth, vary more."""
+def _by_object(rng: np.random.Generator, land: Landscape, n: int, *, spread: float) -> NDArray[np.float64]:
+    """Draw *n* values per field or town, shared by its pixels; crops, which are at all stages of growth, vary more."""
     numbers, place = np.unique(land.objects, return_inverse=True)
-    draw = rng.normal(0, spread, (len(numbers), *size))
+    draw = rng.normal(0, spread, (len(numbers), n))
     draw[(numbers == 0) | (numbers == ROAD_OBJECT)] = 0
     shift = draw[place.reshape(land.objects.shape)]
     return np.where((land.truth == Cover.CROP)[..., None], 1.5 * shift, shift)

@@ -104,12 +104,7 @@ TEST_REGIONS = (
 )  # fmt: skip
 
 # SEN12MS folder, and how green the season is (-1..1).
-_SEASONS = (
-    ("ROIs1158_spring", 0.3),
-    ("ROIs1868_summer", 0.8),
-    ("ROIs1970_fall", 0.0),
-    ("ROIs2017_winter", -0.5),
-)
+_SEASONS = (("ROIs1158_spring", 0.3), ("ROIs1868_summer", 0.8), ("ROIs1970_fall", 0.0), ("ROIs2017_winter", -0.5))
 _EVALUATION_SEASON = -0.1
 
 
