@@ -71,7 +71,7 @@ _B1_LEAST = 350  # scattering by the air gives 500 and more; reflectance x 1000 
 _S2_MEDIAN = 12_500  # fresh snow under a low sun; the median of no scene is brighter
 _B1_CLOUD = 4_500  # a surface as bright as this in B1 is snow or cloud, and nearly as bright in B4
 _CLEAR_SPREAD, _CLEAR_B10 = 100, 300  # B10 of a clear part: narrow and nearly black, but for the offset
-_VV_MEDIAN_DB, _VH_MEDIAN_DB = (-40.0, 5.0), (-60.0, -3.0)
+_MEDIAN_DB = {"VV": (-40.0, 5.0), "VH": (-60.0, -3.0)}
 _SWAPPED_DB = 1.5  # VH lies 3 to 10 dB below VV, at the noise floor of both about as high
 _SAMPLE = 4096  # pixels that medians are taken of
 
@@ -132,9 +132,7 @@ def check_s1(
         found = f"VH {medians[1] - medians[0]:.1f} dB above VV in the median"
         do = "Write the bands in the order VV, VH, and convert to dB once."
         raise DataError(where, found=found, expected="VV first, and VH below it", do=do)
-    for band, values, median, (least, most) in zip(
-        ("VV", "VH"), s1, medians, (_VV_MEDIAN_DB, _VH_MEDIAN_DB), strict=True
-    ):
+    for (band, (least, most)), values, median in zip(_MEDIAN_DB.items(), s1, medians, strict=True):
         smallest, largest = values.min(), values.max()
         # Linear power is never below zero, and its median not far above.
         if smallest >= 0 or smallest < low or largest > high or not least <= median <= most:

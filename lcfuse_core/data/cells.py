@@ -44,6 +44,7 @@ GRID_ROWS, GRID_COLS = 18 * 2400, 36 * 2400
 _MAX_STRETCH = 0.02  # of the spacing: the ellipsoid and UTM change it by less
 _MAX_TILT = 0.06  # 3 degrees from the central meridian at the pole, in radians
 _MAX_SHEAR = 3.1  # half the Earth from Greenwich: pi, in radians
+_STEP = 8  # pixels between the points at which the projection is computed
 _WIDTH_PX = 0.8  # standard deviation of the distance between an edge of labels and its line
 
 
@@ -87,9 +88,6 @@ def modis_cells(
         position[:, *near] = _grid_position(transform, crs, *near)
     row, col = np.floor(position).astype(np.int32)
     return GRID_ROWS // 2 - 1 - row, col + GRID_COLS // 2
-
-
-_STEP = 8
 
 
 def _grid_position(

@@ -131,11 +131,7 @@ def _pixels(raster: Raster, kind: str, *window: Any) -> tuple[NDArray[Any], NDAr
 
 
 def join_layers(name: str, paths: dict[str, str], layers: dict[str, Layer]) -> Patch:
-    """
-    Join the layers of one patch, by kind, s1 and s2 among them; *paths* are for the message of a GridError.
-
-    The layers must be of one size and, where georeferenced, lie within `GRID_TOLERANCE_PX` of each other.
-    """
+    """Join the layers of one patch, s1 and s2 among them; GridError names a path unless they are on one grid."""
     crs, transform = _common_grid(paths, layers)
     repairs = tuple(repair for layer in layers.values() for repair in layer.repairs)
     lc = layers["lc"].data if "lc" in layers else None

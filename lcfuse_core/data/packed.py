@@ -115,11 +115,7 @@ class PackedScene:
         return Layer(out, self.crs, Affine(*record["transform"]), tuple(record["repairs"]) if kind == "s2" else ())
 
     def fill(self, out: Mapping[str, NDArray[Any]], row: int, col: int, rows: int, cols: int) -> None:
-        """
-        Copy a window into the arrays of *out*: layer -> array or view of shape (bands, rows, cols).
-
-        Raises ParameterError if a part of the window is covered by no patch; `verify` finds damage.
-        """
+        """Copy a window into arrays (bands, rows, cols) by layer; ParameterError if no patch covers a part of it."""
         side, layers = self.tile, [(self.layers[name], array) for name, array in out.items()]
         for north in range(row - row % side, row + rows, side):
             top, bottom = max(row, north), min(row + rows, north + side)

@@ -232,10 +232,8 @@ def read_patch(row: Any, need: Iterable[str] | None = None) -> Patch:
     Read and check the files of one row of an index (a Series or a named tuple).
 
     Kinds outside *need* are not opened, except s1 and s2; by default all files are read. The +1000 offset of newer
-    Sentinel-2 products is removed and noted in `repairs`; any other fault is an error.
-
-    Raises MissingDataError, DataError (damaged; other bands, dtype or unit), LegendError (unknown class code) or
-    GridError (layers on different grids).
+    Sentinel-2 products is removed and noted in `repairs`. Any other fault is an error: those of `files.read_layer`, and
+    GridError for layers on different grids.
     """
     name = patch_name(row)
     available = {kind: getattr(row, kind) for kind in KINDS if getattr(row, kind) is not None}
@@ -339,8 +337,8 @@ def scene_status(
         patches = pd.concat([patches, lists.loc[~lists["name"].isin(names), ["scene_id"]].assign(kind="missing")])
     scenes = sorted({*patches["scene_id"], *wanted}, key=natural_order)
     columns = ["complete", "incomplete", "damaged", "defective", "missing"]
-    counts = pd.crosstab(patches["scene_id"], patches["kind"]).reindex(scenes, fill_value=0)
-    result = counts.reindex(columns=columns, fill_value=0).astype("Int64").rename_axis(index="scene_id", columns=None)
+    counts = pd.crosstab(patches["scene_id"], patches["kind"]).reindex(index=scenes, columns=columns, fill_value=0)
+    result = counts.astype("Int64").rename_axis(index="scene_id", columns=None)
     result.insert(0, "expected", pd.Series([published.get(scene) for scene in scenes], result.index, "Int64"))
     result.insert(0, "held_out", result.index.isin(facts.hold_out))
     if lists is None:

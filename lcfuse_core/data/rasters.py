@@ -155,7 +155,6 @@ def georeference(path: str | os.PathLike[str], file: Any) -> tuple[CRS | None, A
     Return CRS and transform of an open raster, None and None if it has neither.
 
     Longitudes beyond 180 degrees (0 to 360, or across the line) are counted from a meridian in the raster instead.
-
     Raises GridError if it has only one of them or ground control points instead, or if the transform is not a grid.
     """
     t, points = file.transform, file.gcps[0]

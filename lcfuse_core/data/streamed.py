@@ -214,14 +214,11 @@ def _cells(name: str, paths: tuple[tuple[str, str], ...]) -> NDArray[np.int32]:
 
 # Reading everything once --------------------------------------------------------------------------
 
-_FACTS = np.dtype(
-    [
-        ("size", "i4", 2), ("offset", "i4"), ("sums", "f8", len(CHANNELS)), ("squares", "f8", len(CHANNELS)),
-        ("counts", "i8", N_COARSE), ("sha256", "u1", 32),
-    ],
-    align=True,  # torch needs it
-)  # fmt: skip
-"""What is kept of each patch; the size of a damaged patch is 0."""
+_FACTS = np.dtype([
+    ("size", "i4", 2), ("offset", "i4"), ("sums", "f8", len(CHANNELS)), ("squares", "f8", len(CHANNELS)),
+    ("counts", "i8", N_COARSE), ("sha256", "u1", 32),
+], align=True)  # fmt: skip
+"""What is kept of each patch, aligned as torch needs it; the size of a damaged patch is 0."""
 
 # Facts and repairs of some patches, some 600 bytes each, by the identity of their files: links to a file share them.
 _Linked = dict[tuple[Any, ...], tuple[NDArray[Any], tuple[str, ...]]]
@@ -265,7 +262,9 @@ def _check_scene(rows: pd.DataFrame, labels: str, linked: _Linked) -> dict[str, 
     facts, report = np.zeros(len(rows), _FACTS), Report()
 
     def check(row: Any) -> tuple[NDArray[Any], tuple[str, ...]]:
-        files = _identities(row, labels)
+        stats = [os.stat(path) for kind in LABEL_KINDS[labels] if os.path.isfile(path := getattr(row, kind))]
+        # Files are told apart by device and number on it; a packed scene holds many patches.
+        files = (patch_name(row) if is_packed(row.s1) else "", *((stat.st_dev, stat.st_ino) for stat in stats))
         known = linked.get(files)
         if known is None:
             patch = read_patch(row, LABEL_KINDS[labels])
@@ -284,12 +283,6 @@ def _check_scene(rows: pd.DataFrame, labels: str, linked: _Linked) -> dict[str, 
             except LcfuseError as error:
                 report.skipped.append((name, str(error)))
     return {"facts": facts, "report": json.dumps(asdict(report))}
-
-
-def _identities(row: Any, labels: str) -> tuple[Any, ...]:
-    """Return what tells the files of a patch apart: device and number on it; of a packed scene also the name."""
-    stats = [os.stat(path) for kind in LABEL_KINDS[labels] if os.path.isfile(path := getattr(row, kind))]
-    return (patch_name(row) if is_packed(row.s1) else "", *((stat.st_dev, stat.st_ino) for stat in stats))
 
 
 def _facts_of(patch: Patch, labels: str) -> NDArray[Any]:

@@ -26,6 +26,7 @@ class Cover(IntEnum):
 
 
 ROAD_OBJECT = -1
+_AT_KNOT = (1 / 6, 4 / 6, 1 / 6)  # a cubic B-spline at its knots
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,6 @@ def random_field(rng: np.random.Generator, shape: tuple[int, int], scale_px: flo
     field = _spline(rows.T, starts[1] + np.arange(shape[1]) / step).T
     at_knots = ndimage.convolve1d(ndimage.convolve1d(knots, _AT_KNOT, 0, mode="wrap"), _AT_KNOT, 1, mode="wrap")
     return (field - at_knots.mean()) / at_knots.std()
-
-
-_AT_KNOT = (1 / 6, 4 / 6, 1 / 6)
 
 
 def _spline(knots: NDArray[np.float64], places: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import rasterio
@@ -199,7 +199,11 @@ def make_world(root: str | os.PathLike[str], plan: WorldPlan | None = None, *, w
         jobs = _jobs(plan)
         digest = hashlib.sha256("".join(_write_scenes(unfinished, plan, jobs, workers)).encode()).hexdigest()
         files = {folder.name: len(list(folder.rglob("*.tif"))) for folder in sorted(unfinished.iterdir())}
-        record = {"synthetic": True, **wanted, "regions": _regions(jobs), "files": files, "sha256": digest}
+        regions = {  # by number of the patch: the phase archives do not contain them
+            split: {str(4 * job.number + k): job.biome.name for job in jobs if job.split == split for k in range(4)}
+            for split in ("validation", "test")
+        }
+        record = {"synthetic": True, **wanted, "regions": regions, "files": files, "sha256": digest}
         (unfinished / "world.json").write_text(json.dumps(record, indent=1) + "\n")
         unfinished.chmod(0o755)  # a temporary folder is closed to others
         # Another process may have made the same world meanwhile, and may be reading it.
@@ -229,8 +233,7 @@ def _holds(root: Path, wanted: dict[str, Any]) -> bool:
     return (root / "world.json").exists() and read_world(root).items() >= wanted.items()
 
 
-@dataclass(frozen=True)
-class _Job:
+class _Job(NamedTuple):
     split: str  # train, validation or test
     number: int  # of the scene within its split
     biome: Biome
@@ -249,15 +252,6 @@ def _jobs(plan: WorldPlan) -> list[_Job]:
         for number in range(n):
             jobs.append(_Job(split, number, regions[number % len(regions)], "ROIs0000", _EVALUATION_SEASON))
     return jobs
-
-
-def _regions(jobs: list[_Job]) -> dict[str, dict[str, str]]:
-    """Return the region of each evaluation patch by split and number, which the phase archives do not contain."""
-    regions: dict[str, dict[str, str]] = {"validation": {}, "test": {}}
-    for job in jobs:
-        if job.split != "train":
-            regions[job.split].update({str(4 * job.number + k): job.biome.name for k in range(4)})
-    return regions
 
 
 def _write_scenes(root: Path, plan: WorldPlan, jobs: list[_Job], workers: int) -> list[str]:
@@ -334,8 +328,7 @@ def _write(path: Path, array: NDArray[Any], crs: str | None, transform: Affine |
             file.write(array)
 
 
-@dataclass(frozen=True)
-class _SampleScene:
+class _SampleScene(NamedTuple):
     """Files of the sample scene; `truth` is the 10 m truth, for scoring alone."""
 
     s2: Path
