@@ -212,12 +212,9 @@ class Crops(NamedTuple):
 
 def _empty(n: int, rows: int, cols: int, cells: bool = True) -> Crops:
     """Return `Crops` to be filled; their cells have no pixels if they are left out."""
-    return Crops(
-        torch.empty((n, N_S2, rows, cols), dtype=torch.uint16),
-        torch.empty((n, N_S1, rows, cols), dtype=torch.float32),
-        torch.empty((n, rows, cols), dtype=torch.uint8),
-        torch.empty((n, rows, cols) if cells else (n, 0, 0), dtype=torch.int32),
-    )
+    s2, s1 = np.empty((n, N_S2, rows, cols), np.uint16), np.empty((n, N_S1, rows, cols), np.float32)
+    labels, numbers = np.empty((n, rows, cols), np.uint8), np.empty((n, rows, cols) if cells else (n, 0, 0), np.int32)
+    return Crops(*map(torch.from_numpy, (s2, s1, labels, numbers)))
 
 
 class PatchSource(ABC):
@@ -331,10 +328,10 @@ class PatchStack(PatchSource):
         self.names.append(name)
 
     def _fill(self, number: int, row: int, col: int, out: Sequence[NDArray[Any]]) -> None:
-        rows, cols = out[2].shape
-        for name, array in zip(Crops._fields, out, strict=True):
+        rows, cols = slice(row, row + out[2].shape[0]), slice(col, col + out[2].shape[1])
+        for tensor, array in zip((self.s2, self.s1, self.labels, self.cells), out, strict=True):
             if array.size:
-                array[:] = getattr(self, name)[number, ..., row : row + rows, col : col + cols].numpy()
+                array[:] = tensor.numpy()[number, ..., rows, cols]
 
     def windows(self, *, cells: bool = True) -> Iterator[Crops]:
         """Yield the patches, without copying them."""

@@ -38,7 +38,9 @@ from lcfuse_core.data.packed import STORED, digest_of, open_scene
 from lcfuse_core.data.patches import Patch, Report, complete, index, is_packed, patch_name, read_patch
 from lcfuse_core.data.source import (
     LABEL_KINDS,
+    Crops,
     PatchSource,
+    Place,
     channel_sums,
     check_labels,
     class_counts,
@@ -177,11 +179,17 @@ class PatchFiles(PatchSource):
         head = "\n".join([self.labels, *self.names])
         return hashlib.sha256(head.encode() + self._facts["sha256"].tobytes()).hexdigest()
 
+    def _cut(self, places: Sequence[Place], rows: int, cols: int, cells: bool) -> Crops:
+        crops = super()._cut(places, rows, cols, cells)
+        classes = np.frombuffer(bytearray(crops.labels.numpy()).translate(self._classes), np.uint8)  # not by indexing
+        return crops._replace(labels=torch.from_numpy(classes).view(crops.labels.shape))
+
     def _fill(self, number: int, row: int, col: int, out: Sequence[NDArray[Any]]) -> None:
-        s2, s1, labels, cells = out  # the cells are numbered differently in a stack
+        """Copy as of `PatchSource`, but the codes of labels; the cells are numbered differently in a stack."""
+        s2, s1, codes, cells = out
         paths = dict(zip(LABEL_KINDS[self.labels], self._paths[number], strict=True))
-        scene, shape = self._scenes[number], (labels.shape[0], labels.shape[1])
-        codes, layers = np.empty(shape, np.uint8), dict[str, NDArray[Any]]()
+        scene, shape = self._scenes[number], (codes.shape[0], codes.shape[1])
+        layers: dict[str, NDArray[Any]] = {}
         if scene is not None:
             top, left, _, _ = scene.window_of(self.names[number])
             layers = {"s2": s2, "s1": s1} | ({"cells": cells[None]} if cells.size else {})
@@ -202,8 +210,6 @@ class PatchFiles(PatchSource):
                 cells[:] = whole[row : row + shape[0], col : col + shape[1]]
         if self._code_layer not in layers:
             read_window(paths[self._kind], self._kind, row, col, codes[None])
-        classes = codes.tobytes().translate(self._classes)  # faster than indexing
-        labels[:] = np.frombuffer(classes, np.uint8).reshape(shape)
 
 
 @lru_cache(maxsize=128)  # 262 kB each
