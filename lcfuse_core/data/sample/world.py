@@ -116,8 +116,8 @@ class WorldPlan:
     seed : everything follows from it
     n_train : training scenes of 384 x 384 pixels, four patches each, through the biomes and seasons in turn
     n_validation, n_test : evaluation scenes of 512 x 512 pixels, four patches each, through the regions in turn
-    domain_shift : standard deviation, in logits, of a region's signatures from the mean, in training and evaluation
-        regions alike; chosen so that networks trained on other regions lose as much accuracy as on real data
+    domain_shift : standard deviation, in logits, of a region's signatures from the mean, in all regions alike;
+    chosen so that networks trained on other regions lose as much accuracy as on real data
     label_noise : scale of the noise in the logits of the MODIS label of a cell
     label_confusion : how the label confuses classes: as "reported" for MCD12Q1, or as in "dfc2020"
     area_factor : factor for the size of homogeneous areas; the larger, the purer the coarse cells
