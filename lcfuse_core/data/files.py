@@ -20,15 +20,7 @@ from rasterio.crs import CRS
 
 from lcfuse_core.data import legends
 from lcfuse_core.data.bands import OFFSET_REMOVED, check_s1, check_s2, subtract_offset
-from lcfuse_core.data.rasters import (
-    AGAIN,
-    Raster,
-    corners_apart,
-    georeference,
-    ground_size,
-    open_raster,
-    sensor_bands,
-)
+from lcfuse_core.data.rasters import Raster, corners_apart, georeference, ground_size, open_raster, sensor_bands
 from lcfuse_core.errors import DataError, GridError
 
 KINDS = ("s1", "s2", "lc", "dfc")
@@ -85,16 +77,8 @@ def read_layer(path: str | os.PathLike[str], kind: str) -> Layer:
     """
     Read and check the file at *path* of a kind out of `KINDS`.
 
-    Raises
-    ------
-    MissingDataError
-        If there is no such file.
-    LegendError
-        If it holds an unknown class code.
-    DataError
-        If it is damaged, or has other bands, size, dtype or unit, or pixels without data.
-    GridError
-        If its georeference cannot be used, see `georeference`.
+    Raises MissingDataError, LegendError on an unknown class code, DataError if it is damaged, or has other bands, size,
+    dtype or unit, or pixels without data, and GridError if its georeference cannot be used, see `georeference`.
     """
     with _opened(path, kind) as (raster, crs, transform):
         data, valid = _pixels(raster, kind)
@@ -136,28 +120,18 @@ def read_window(
         return georeference(path, file) if georeferenced else (None, None)
 
 
-def _pixels(
-    raster: Raster,
-    kind: str,
-    rows: slice | None = None,
-    cols: slice | None = None,
-    out: NDArray[Any] | None = None,
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Read pixels of a file of a patch, and where it has data; labels are 0 where it has none. As `Raster.read`."""
+def _pixels(raster: Raster, kind: str, *window: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Read pixels of a file of a patch as `Raster.read`, and where it has data; labels are 0 where it has none."""
     if kind not in LEGENDS:
-        return raster.read(rows, cols, out)
-    data, valid = replace(raster, nodata=None).read(rows, cols, out)
+        return raster.read(*window)
+    data, valid = replace(raster, nodata=None).read(*window)
     if raster.nodata or not valid.all():
         data[(data == raster.nodata) | ~valid] = 0
     return data, valid
 
 
 def join_layers(name: str, paths: dict[str, str], layers: dict[str, Layer]) -> Patch:
-    """
-    Join the layers of one patch, by kind, s1 and s2 among them; *paths* are for the message of a GridError.
-
-    The layers must be of one size and, where georeferenced, lie within `GRID_TOLERANCE_PX` of each other.
-    """
+    """Join the layers of one patch, s1 and s2 among them; GridError names a path unless they are on one grid."""
     crs, transform = _common_grid(paths, layers)
     repairs = tuple(repair for layer in layers.values() for repair in layer.repairs)
     lc = layers["lc"].data if "lc" in layers else None
@@ -174,7 +148,7 @@ def read_georeference(path: str | os.PathLike[str], kind: str) -> tuple[CRS | No
 @contextmanager
 def _opened(path: str | os.PathLike[str], kind: str) -> Iterator[tuple[Raster, CRS | None, Affine | None]]:
     """Open a file of a patch and check bands, dtype, size and pixel size."""
-    with open_raster(path, AGAIN) as file:
+    with open_raster(path) as file:
         raster, (crs, transform) = sensor_bands(path, file, kind), georeference(path, file)
         low, high = _SIDE_PX
         if not low <= min(file.shape) <= max(file.shape) <= high:
@@ -195,23 +169,17 @@ def _common_grid(paths: dict[str, str], layers: dict[str, Layer]) -> tuple[CRS |
     """Return the one georeference of all layers that have any (s1 first); GridError if they lie apart."""
     size = layers["s1"].data.shape[1:]
     placed = next((layer for layer in layers.values() if layer.transform is not None), layers["s1"])
+    crs, transform = placed.crs, placed.transform
+    do = "Bring the layers of the patch onto one grid (gdalwarp), or leave it out."
     for kind, layer in layers.items():
         if layer.data.shape[1:] != size:
             found, expected = f"{layer.data.shape[1:]} pixels", f"{size} as in {paths['s1']}"
-        elif layer.transform is not None and not _same_grid(layer, placed):
-            found = f"{layer.crs}, {tuple(layer.transform)[:6]}"
-            expected = f"{placed.crs}, {tuple(placed.transform or ())[:6]} as the layers before it"
-        else:
+            raise GridError(paths[kind], found=found, expected=expected, do=do)
+        if layer.transform is None or transform is None:
             continue
-        do = "Bring the layers of the patch onto one grid (gdalwarp), or leave it out."
-        raise GridError(paths[kind], found=found, expected=expected, do=do)
-    return placed.crs, placed.transform
-
-
-def _same_grid(layer: Layer, other: Layer) -> bool:
-    """Return whether CRS are equal and corners no further apart than the tolerance."""
-    assert layer.transform is not None
-    assert other.transform is not None
-    pixel = np.hypot(other.transform.a, other.transform.d)
-    apart = corners_apart(layer.transform, other.transform, layer.data.shape[1:])
-    return layer.crs == other.crs and apart <= GRID_TOLERANCE_PX * pixel
+        apart, pixel = corners_apart(layer.transform, transform, size), np.hypot(transform.a, transform.d)
+        if layer.crs != crs or apart > GRID_TOLERANCE_PX * pixel:
+            found = f"{layer.crs}, {tuple(layer.transform)[:6]}"
+            expected = f"{crs}, {tuple(transform)[:6]} as the layers before it"
+            raise GridError(paths[kind], found=found, expected=expected, do=do)
+    return crs, transform

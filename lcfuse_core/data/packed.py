@@ -78,32 +78,9 @@ def _open_scene(path: str, _: int) -> PackedScene:
 
 class PackedScene:
     """
-    One packed scene of H x W pixels of 10 m; parts of it may be covered by no patch.
+    One packed scene of H x W pixels of 10 m, from its `.json` file; parts of it may be covered by no patch.
 
-    Parameters
-    ----------
-    path : path
-        Its `.json` file; the `.npy` file lies beside it.
-
-    Attributes
-    ----------
-    scene_id, crs, transform, shape
-        Name, georeference, and size in pixels (H, W).
-    digest : str
-        SHA-256 of its description, which holds a CRC-32 of each tile.
-    names : list of str
-        The patches that the scene was joined from, north to south.
-    tile : int
-        Side of a tile in pixels.
-    layers : dict
-        Memory-mapped tiles by layer, (n, bands, tile, tile).
-
-    Raises
-    ------
-    MissingDataError
-        If one of the two files is missing.
-    DataError
-        If the description is damaged, or the pixels do not have the size that it states.
+    Raises MissingDataError if one of its two files is missing, DataError if one is damaged.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -114,12 +91,12 @@ class PackedScene:
         self.source: str = record["source"]  # a digest of names, sizes and times of the files it was packed from
         self.crs, self.transform = CRS.from_wkt(record["crs"]), Affine(*record["transform"])
         self.shape: tuple[int, int] = tuple(record["size"])
-        self.tile: int = record["tile"]
+        self.tile: int = record["tile"]  # side of a tile in pixels
         self._patches = {patch["name"]: patch for patch in record["patches"]}
-        self.names = list(self._patches)
+        self.names = list(self._patches)  # of the patches, north to south
         self._tiles: list[tuple[int, int, int]] = record["tiles"]  # row, column, CRC-32
         self._records = _mapped(self.path.with_suffix(".npy"), tile_type(record["layers"], self.tile), len(self._tiles))
-        self.layers = {name: self._records[name] for name in record["layers"]}
+        self.layers = {name: self._records[name] for name in record["layers"]}  # (n, bands, tile, tile)
         self._number = {(row, col): number for number, (row, col, _) in enumerate(self._tiles)}
 
     def window_of(self, name: str) -> tuple[int, int, int, int]:
@@ -138,11 +115,7 @@ class PackedScene:
         return Layer(out, self.crs, Affine(*record["transform"]), tuple(record["repairs"]) if kind == "s2" else ())
 
     def fill(self, out: Mapping[str, NDArray[Any]], row: int, col: int, rows: int, cols: int) -> None:
-        """
-        Copy a window into the arrays of *out*: layer -> array or view of shape (bands, rows, cols).
-
-        Raises ParameterError if a part of the window is covered by no patch; `verify` finds damage.
-        """
+        """Copy a window into arrays (bands, rows, cols) by layer; ParameterError if no patch covers a part of it."""
         side, layers = self.tile, [(self.layers[name], array) for name, array in out.items()]
         for north in range(row - row % side, row + rows, side):
             top, bottom = max(row, north), min(row + rows, north + side)

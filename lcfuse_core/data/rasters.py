@@ -32,7 +32,7 @@ from rasterio.windows import Window
 from lcfuse_core.data.bands import DTYPES, UNITS, band_name, band_order
 from lcfuse_core.errors import DataError, GridError, MissingDataError
 
-AGAIN = "Download or unpack the file again."
+_AGAIN = "Download or unpack the file again."
 
 _BLOCK_BYTES = 2**28
 """GDAL decodes a block at a time: a file that declares larger ones is refused before it takes the memory."""
@@ -54,27 +54,23 @@ _REFUSED = {
     ),
     b"\x89HDF": ("an HDF5 or netCDF file", f"""{_CONVERT}: gdal_translate -b 1 'NETCDF:"{{name}}":LAYER' layer.tif."""),
     b"CDF": ("a netCDF file", f"""{_CONVERT}: gdal_translate -b 1 'NETCDF:"{{name}}":LAYER' layer.tif."""),
-    b"<!": ("a web page", AGAIN),
-    b"<html": ("a web page", AGAIN),
+    b"<!": ("a web page", _AGAIN),
+    b"<html": ("a web page", _AGAIN),
     b"<": ("an XML file (VRT, WMS and their like)", f"It may refer to other files and addresses: {_CONVERT}."),
     b"EHFA": ("an ERDAS Imagine file", f"It may refer to other files: {_CONVERT}."),
 }
 """What is known by its first bytes and is not read, and the advice."""
 
 
-def open_raster(path: str | os.PathLike[str], do: str = AGAIN, *, is_mapped: bool = False) -> Any:
+def open_raster(path: str | os.PathLike[str], *, is_mapped: bool = False) -> Any:
     """
     Open a GeoTIFF, JPEG 2000 or ENVI file for reading, alone: side-car files are not read (but the header of ENVI).
 
-    *do* is the advice for a damaged file. The file is closed by `with`, as any of rasterio's. If *is_mapped*, an
-    uncompressed GeoTIFF on a local disk is read through a memory map: for 13 interleaved bands a third of the time.
+    The file is closed by `with`, as any of rasterio's. If *is_mapped*, an uncompressed GeoTIFF on a local disk is read
+    through a memory map: for 13 interleaved bands a third of the time.
 
-    Raises
-    ------
-    MissingDataError
-        If there is no such file.
-    DataError
-        If it is of another format or damaged, or declares blocks that would take too much memory.
+    Raises MissingDataError if there is no such file, DataError if it is of another format, damaged, or declares blocks
+    that would take too much memory.
     """
     path = Path(path).absolute()  # rasterio then takes no name for an address
     if re.search("[\ud800-\udfff]", str(path)):  # bytes that are no text, for which Python has such characters
@@ -89,11 +85,11 @@ def open_raster(path: str | os.PathLike[str], do: str = AGAIN, *, is_mapped: boo
     options = {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE" if driver == "ENVI" else "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
     if is_mapped and _is_local(os.stat(path).st_dev):
         options["GTIFF_VIRTUAL_MEM_IO"] = "YES"
-    with rasterio.Env(**options), warnings.catch_warnings(), read_errors(path, do):
+    with rasterio.Env(**options), warnings.catch_warnings(), read_errors(path):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # the phase archives of DFC2020 have none
         file = rasterio.open(path, driver=driver)
         if file.count == 0:
-            raise DataError(path, found="no band", expected="a raster", do=do)
+            raise DataError(path, found="no band", expected="a raster", do=_AGAIN)
         bands = file.count if file.interleaving is None or file.interleaving.value == "PIXEL" else 1
         size = max(rows * cols for rows, cols in set(file.block_shapes)) * bands
         n_bytes = max(4 if name == "complex_int16" else np.dtype(name).itemsize for name in set(file.dtypes))
@@ -103,7 +99,7 @@ def open_raster(path: str | os.PathLike[str], do: str = AGAIN, *, is_mapped: boo
             found = f"blocks of {rows} x {cols} pixels in a file of {path.stat().st_size:,} bytes"
             advice = "Write it anew with tiles of 512 pixels: gdal_translate -co TILED=YES."
             if whole:
-                found, advice = f"{path.stat().st_size:,} of {whole:,} bytes that its header declares", do
+                found, advice = f"{path.stat().st_size:,} of {whole:,} bytes that its header declares", _AGAIN
             file.close()
             raise DataError(path, found=found, expected="a whole raster in small blocks", do=advice)
     return file
@@ -134,13 +130,13 @@ def _driver(path: Path) -> str:
                     return "ENVI"
     text = head.lstrip(b"\xef\xbb\xbf \r\n\t")
     known = next((_REFUSED[start] for start in _REFUSED if text.startswith(start)), None)
-    name, advice = known or (f"it begins with {head[:8]!r}", AGAIN)
-    found = name if advice != AGAIN else f"a damaged file of {path.stat().st_size:,} bytes ({name})"
+    name, advice = known or (f"it begins with {head[:8]!r}", _AGAIN)
+    found = name if advice != _AGAIN else f"a damaged file of {path.stat().st_size:,} bytes ({name})"
     raise DataError(path, found=found, expected="a GeoTIFF, JPEG 2000 or ENVI raster", do=advice.format(name=path.name))
 
 
 @contextmanager
-def read_errors(path: str | os.PathLike[str], do: str = AGAIN) -> Iterator[None]:
+def read_errors(path: str | os.PathLike[str], do: str = _AGAIN) -> Iterator[None]:
     """Turn an error of GDAL, or of too little memory, into a DataError that names the file."""
     try:
         yield
@@ -151,8 +147,6 @@ def read_errors(path: str | os.PathLike[str], do: str = AGAIN) -> Iterator[None]
         raise DataError(path, found=found, expected="a whole raster", do=do) from None
 
 
-_WGS84 = Geod(ellps="WGS84")
-
 # Georeference --------------------------------------------------------------------------------------------------------
 
 
@@ -161,7 +155,6 @@ def georeference(path: str | os.PathLike[str], file: Any) -> tuple[CRS | None, A
     Return CRS and transform of an open raster, None and None if it has neither.
 
     Longitudes beyond 180 degrees (0 to 360, or across the line) are counted from a meridian in the raster instead.
-
     Raises GridError if it has only one of them or ground control points instead, or if the transform is not a grid.
     """
     t, points = file.transform, file.gcps[0]
@@ -220,7 +213,7 @@ def _ground_size(crs: Any, t: Affine, shape: tuple[int, int]) -> tuple[float, fl
     lon, lat = _transformer(crs, "EPSG:4326").transform(*t @ corners)
     if not np.isfinite([lon, lat]).all() or np.abs(lat).max() > 90:
         return np.inf, np.inf
-    sizes = _WGS84.inv(np.repeat(lon[0], 2), np.repeat(lat[0], 2), lon[1:], lat[1:])[2]
+    sizes = Geod(ellps="WGS84").inv(np.repeat(lon[0], 2), np.repeat(lat[0], 2), lon[1:], lat[1:])[2]
     return float(sizes[0]), float(sizes[1])
 
 
@@ -270,11 +263,7 @@ class Raster:
 
 
 def sensor_bands(path: str | os.PathLike[str], file: Any, kind: str, *, single: str = "") -> Raster:
-    """
-    Return the bands of *kind* in an open file; with *single*, the one band of that name (file per band).
-
-    Raises DataError unless number, names and dtype of the bands are those of the kind.
-    """
+    """Return the bands of *kind* in an open file, checked; with *single*, the one band of that name (file per band)."""
     path = Path(path)
     order = (0,) if single and file.count == 1 else band_order(path, kind, file.descriptions)
     unused = [number for number, use in enumerate(file.colorinterp) if use == ColorInterp.alpha and number not in order]
@@ -300,9 +289,8 @@ def sensor_bands(path: str | os.PathLike[str], file: Any, kind: str, *, single: 
         do = "Convert the file to that dtype and unit, or take the published one."
         if kind == "s1":
             do = "Digital numbers must be calibrated to sigma0, terrain-corrected and converted to dB, as in SNAP."
-        raise DataError(
-            path, found=f"dtype {file.dtypes[0]}", expected=f"{' or '.join(DTYPES[kind])}: {UNITS[kind]}", do=do
-        )
+        expected = f"{' or '.join(DTYPES[kind])}: {UNITS[kind]}"
+        raise DataError(path, found=f"dtype {file.dtypes[0]}", expected=expected, do=do)
     flags = file.mask_flag_enums[0]
     has_mask = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
     nodata = None if single and kind == "s2" and not file.nodata else file.nodata

@@ -13,7 +13,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lcfuse_core.data.bands import CHANNELS, N_S1, N_S2, Statistics, measured, sensor_channels
+from lcfuse_core.data.bands import (
+    CHANNELS,
+    N_S1,
+    N_S2,
+    Statistics,
+    channels_of,
+    check_channels,
+    measured,
+    sensor_channels,
+)
 from lcfuse_core.data.cells import cell_ids, recover
 from lcfuse_core.data.legends import IGNORE, SAVANNA, SAVANNA_INDEX, SCORED, dfc_to_index, igbp_to_dfc
 from lcfuse_core.data.patches import Patch, Report, iter_patches
@@ -40,9 +49,9 @@ _S2_SCALE = 10000.0  # files hold reflectance x 10000; reflectance is clipped to
 _S1_CLIP_DB = (-30.0, 5.0)  # from below the noise of Sentinel-1 to bright cities
 
 
-def channel_statistics(images: Iterable[Images]) -> Statistics:
+def channel_statistics(patches: Iterable[Patch]) -> Statistics:
     """Compute mean and standard deviation of each measured channel over all pixels of some patches."""
-    return statistics_of(channel_sums(*s2_and_s1(pair)) for pair in images)
+    return statistics_of(channel_sums(patch.s2, patch.s1) for patch in patches)
 
 
 _Sums = tuple[int, Tensor, Tensor]
@@ -78,14 +87,11 @@ def statistics_of(sums: Iterable[_Sums]) -> Statistics:
     return Statistics(tuple(mean[chosen].tolist()), tuple(std[chosen].tolist()), channels)
 
 
-def s2_and_s1(images: Images) -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
-    """Return S2 and S1 of a patch or of a pair."""
-    return (images.s2, images.s1) if isinstance(images, Patch) else images
-
-
-def name_of(images: Images) -> str:
-    """Return the name of a patch for messages."""
-    return images.name if isinstance(images, Patch) else "images"
+def network_input(images: Images, statistics: Statistics, inputs: tuple[str, ...] = ("s2", "s1")) -> Tensor:
+    """Return one patch as `normalise` does; DataError if it does not fit what was trained with these *statistics*."""
+    name, s2, s1 = (images.name, images.s2, images.s1) if isinstance(images, Patch) else ("images", *images)
+    check_channels(name, channels_of(s2, s1), statistics, inputs)
+    return normalise(s2, s1, statistics, inputs)
 
 
 def normalise(
@@ -104,12 +110,11 @@ def normalise(
     statistics : Statistics
         Of the training data.
     inputs : tuple of str
-        Sensors to use, out of "s2" and "s1"; S2 always comes first.
+        Sensors to use, out of "s2" and "s1".
 
     Returns
     -------
-    Tensor
-        float32 (..., C, H, W), on the device of *s2*; C = 15, 13 or 2 if the statistics have all channels.
+    float32 (..., C, H, W) on the device of *s2*, S2 first; C = 15, 13 or 2 if the statistics have all channels.
     """
     channels = _clipped(torch.as_tensor(s2), torch.as_tensor(s1), inputs)
     names = [name for own in sensor_channels(statistics.channels, inputs) for name in own]
@@ -178,8 +183,7 @@ def patch_cells(patch: Patch) -> NDArray[np.int32]:
     """
     Number the coarse cells of a patch: 0..n-1 for each pixel, int32 (H, W).
 
-    From the georeference; without one (phase archives of DFC2020) recovered from the MODIS label (`cells.recover`);
-    without that label the whole patch is one cell.
+    From the georeference, else recovered from the MODIS label (`cells.recover`), else the whole patch is one cell.
     """
     shape = patch.s2.shape[1:]
     if patch.crs is not None and patch.transform is not None:
@@ -206,20 +210,20 @@ class Crops(NamedTuple):
     cells: Tensor
 
 
+def _empty(n: int, rows: int, cols: int, cells: bool = True) -> Crops:
+    """Return `Crops` to be filled; their cells have no pixels if they are left out."""
+    s2, s1 = np.empty((n, N_S2, rows, cols), np.uint16), np.empty((n, N_S1, rows, cols), np.float32)
+    labels, numbers = np.empty((n, rows, cols), np.uint8), np.empty((n, rows, cols) if cells else (n, 0, 0), np.int32)
+    return Crops(*map(torch.from_numpy, (s2, s1, labels, numbers)))
+
+
 class PatchSource(ABC):
     """
     Patches of one size with labels and coarse cells, in memory or on disk: all that training and statistics need.
 
     The same patches give the same crops, statistics and class counts in every subclass. None of the methods needs more
     memory than a batch or a patch. Cells can be left out (*cells* = False): computing those of a patch on disk takes as
-    long as reading it, and only cell-level losses use them.
-
-    Attributes
-    ----------
-    names : list of str
-        Names of the patches.
-    shape : tuple of int
-        Rows and columns of each patch.
+    long as reading it, and only cell-level losses use them. `names` are those of the patches, `shape` is their (H, W).
     """
 
     names: list[str]
@@ -229,11 +233,7 @@ class PatchSource(ABC):
         return len(self.names)
 
     def places(self, n: int, size: int, generator: torch.Generator) -> list[Place]:
-        """
-        Draw the positions of *n* random squares, each equally likely and in one of its eight symmetries.
-
-        Raises ParameterError if a patch does not hold a square of *size* pixels.
-        """
+        """Draw the positions of *n* random squares, each equally likely; ParameterError if patches are smaller."""
         rows, cols = self.shape
         if not 0 < size <= min(rows, cols):
             expected = f"1..{min(rows, cols)}, as the patches have {rows} x {cols} pixels"
@@ -243,12 +243,24 @@ class PatchSource(ABC):
         return list(map(tuple, draws.tolist()))
 
     @abstractmethod
+    def _fill(self, number: int, row: int, col: int, out: Sequence[NDArray[Any]]) -> None:
+        """Copy the window of a patch that begins at *row*, *col* into views *out*, as of `Crops`."""
+
     def cut(self, places: Sequence[Place], size: int, *, cells: bool = True) -> Crops:
         """Return the squares of *size* pixels at these positions."""
+        return self._cut(places, size, size, cells)
 
-    @abstractmethod
     def windows(self, *, cells: bool = True) -> Iterator[Crops]:
         """Yield whole patches, one at a time, in the order of `names`."""
+        for number in range(len(self)):
+            yield Crops(*(tensor[0] for tensor in self._cut([(number, 0, 0, 0)], *self.shape, cells)))
+
+    def _cut(self, places: Sequence[Place], rows: int, cols: int, cells: bool) -> Crops:
+        crops = _empty(len(places), rows, cols, cells)
+        arrays = [tensor.numpy() for tensor in crops]
+        for n, (number, row, col, symmetry) in enumerate(places):
+            self._fill(number, row, col, [_turned(array[n], symmetry) for array in arrays])
+        return crops
 
     @abstractmethod
     def part(self, numbers: Sequence[int]) -> PatchSource:
@@ -282,16 +294,11 @@ class PatchStack(PatchSource):
     Raises GridError if sizes differ, MissingDataError if a patch lacks such labels, DataError without patches.
     """
 
-    s2: Tensor
-    s1: Tensor
-    labels: Tensor
-    cells: Tensor
-
     def __init__(self, patches: Iterable[Patch], labels: str = "modis", *, at_most: int | None = None) -> None:
         """With *at_most* given, *patches* may be a generator that is never held as a list."""
         check_labels(labels)
         patches = list(patches) if at_most is None else patches
-        self.names: list[str] = []
+        self.names = []
         for patch in patches:
             if not self.names:
                 self._allocate(at_most or len(patches), *patch.s2.shape[1:])  # type: ignore[arg-type]
@@ -304,16 +311,13 @@ class PatchStack(PatchSource):
             setattr(self, name, getattr(self, name)[: len(self)])
 
     def _allocate(self, n: int, rows: int, cols: int) -> None:
-        self.s2 = torch.empty((n, N_S2, rows, cols), dtype=torch.uint16)
-        self.s1 = torch.empty((n, N_S1, rows, cols), dtype=torch.float32)
-        self.labels = torch.empty((n, rows, cols), dtype=torch.uint8)
-        self.cells = torch.empty((n, rows, cols), dtype=torch.int32)
+        self.names, self.shape = [], (rows, cols)
+        self.s2, self.s1, self.labels, self.cells = _empty(n, rows, cols)
 
     @classmethod
     def empty(cls, n: int, rows: int, cols: int) -> PatchStack:
         """Return a stack with room for *n* patches, which `put` adds: for images that are not files of patches."""
         stack = cls.__new__(cls)
-        stack.names = []
         stack._allocate(n, rows, cols)
         return stack
 
@@ -323,20 +327,14 @@ class PatchStack(PatchSource):
             tensor[len(self)] = torch.from_numpy(values)
         self.names.append(name)
 
-    @property
-    def shape(self) -> tuple[int, int]:  # type: ignore[override]
-        """Rows and columns of each patch."""
-        return self.labels.shape[1], self.labels.shape[2]
-
-    def cut(self, places: Sequence[Place], size: int, *, cells: bool = True) -> Crops:
-        """Return the squares of *size* pixels at these positions."""
-        # Slices, one crop at a time: ten times as fast as indexing with arrays.
-        s2, s1, labels = (_cut(stack, places, size) for stack in (self.s2, self.s1, self.labels))
-        numbers = _cut(self.cells, places, size) if cells else self.cells.new_empty(len(places), 0, 0)
-        return Crops(s2, s1, labels, numbers)
+    def _fill(self, number: int, row: int, col: int, out: Sequence[NDArray[Any]]) -> None:
+        rows, cols = slice(row, row + out[2].shape[0]), slice(col, col + out[2].shape[1])
+        for tensor, array in zip((self.s2, self.s1, self.labels, self.cells), out, strict=True):
+            if array.size:
+                array[:] = tensor.numpy()[number, ..., rows, cols]
 
     def windows(self, *, cells: bool = True) -> Iterator[Crops]:
-        """Yield the patches."""
+        """Yield the patches, without copying them."""
         return map(Crops, self.s2, self.s1, self.labels, self.cells if cells else self.cells[:, :0, :0])
 
     def digest(self) -> str:
@@ -368,11 +366,7 @@ def _no_patches() -> DataError:
 
 
 def read_stack(table: pd.DataFrame, labels: str = "modis") -> tuple[PatchStack, Report]:
-    """
-    Read the rows of an index into a stack, with half the memory of `read_many` and then a stack.
-
-    Damaged patches are skipped, counted and named in the report; DataError if no patch is left.
-    """
+    """Read an index into a stack, in half the memory of `read_many`; damaged patches are left out and reported."""
     check_labels(labels)
     report = Report()
     patches = iter_patches(table, report, LABEL_KINDS[labels])
@@ -381,16 +375,6 @@ def read_stack(table: pd.DataFrame, labels: str = "modis") -> tuple[PatchStack, 
     except DataError:
         report.check()  # if no patch at all was read: give the reason for the first
         raise
-
-
-def _cut(stack: Tensor, places: Sequence[Place], size: int) -> Tensor:
-    """Cut crops from a stack (N, ..., H, W)."""
-    # torch cannot flip uint16 on the processor: turn the same bits as int16.
-    bits = stack.view(torch.int16) if stack.dtype == torch.uint16 else stack
-    crops = torch.empty((len(places), *stack.shape[1:-2], size, size), dtype=bits.dtype)
-    for number, (patch, row, col, symmetry) in enumerate(places):
-        crops[number] = turn(bits[patch, ..., row : row + size, col : col + size], symmetry)
-    return crops.view(stack.dtype)
 
 
 def turn_each(crops: Crops, symmetries: Sequence[int]) -> Crops:
@@ -412,3 +396,9 @@ def turn(square: Tensor, symmetry: int) -> Tensor:
         square = square.transpose(-1, -2)
     flips = [axis for bit, axis in ((2, -2), (4, -1)) if symmetry & bit]
     return square.flip(flips) if flips else square
+
+
+def _turned(square: NDArray[Any], symmetry: int) -> NDArray[Any]:
+    """Return a view of *square* (..., H, W) in which an array is stored as `turn` would turn it."""
+    upright = square[..., :: -1 if symmetry & 2 else 1, :: -1 if symmetry & 4 else 1]
+    return upright.swapaxes(-1, -2) if symmetry & 1 else upright

@@ -13,11 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import asdict
-from functools import cache, lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ from lcfuse_core.data.source import (
     check_labels,
     class_counts,
     classes_of,
+    label_index,
     other_size,
     patch_cells,
     read_stack,
@@ -52,9 +53,7 @@ from lcfuse_core.data.source import (
 )
 from lcfuse_core.errors import LcfuseError, MissingDataError, ParameterError, disk_error
 
-_MEMORY_GB = 1.0
-"""Patches that need less are held in memory (390 of 256 x 256 pixels); LCFUSE_MEMORY_GB overrides it."""
-
+_MEMORY_GB = 1.0  # patches that need less (390 of 256 x 256 pixels) are held in memory
 _BYTES_PER_PIXEL = 2 * N_S2 + 4 * N_S1 + 1 + 4  # as `Crops` holds them
 
 
@@ -64,7 +63,8 @@ def open_source(
     """
     Open patches for training: in memory if they fit, else on disk.
 
-    Damaged patches are left out. Their number and names, and those of repaired patches, are printed.
+    Damaged patches are left out. Their number and names, and those of repaired patches, are printed. Raises
+    MissingDataError if none has the files for these labels, DataError if all are damaged, GridError if sizes differ.
 
     Parameters
     ----------
@@ -74,17 +74,6 @@ def open_source(
         Kind of the labels, out of `source.LABEL_KINDS`.
     memory_gb : float, optional
         Budget for patches in memory, in 10^9 bytes; by default LCFUSE_MEMORY_GB or `_MEMORY_GB`.
-
-    Raises
-    ------
-    MissingDataError
-        If no patch has the files that these labels need.
-    DataError
-        If all patches are damaged.
-    GridError
-        If patches differ in size.
-    ParameterError
-        If the budget is not a number, or there are no such labels.
     """
     rows = labelled(data, labels)
     rows_px, cols_px = _size(rows)
@@ -102,11 +91,7 @@ def open_source(
 
 
 def labelled(data: Path | str | pd.DataFrame, labels: str) -> pd.DataFrame:
-    """
-    Return the rows of a folder or an index that have the files for *labels*, and print how many lack one.
-
-    Raises MissingDataError if all do, ParameterError on labels that are not in `source.LABEL_KINDS`.
-    """
+    """Return the rows with the files for *labels*; print how many lack one, MissingDataError if all do."""
     check_labels(labels)
     table = data if isinstance(data, pd.DataFrame) else index(data)
     rows = complete(table, LABEL_KINDS[labels])
@@ -133,9 +118,9 @@ def _size(rows: pd.DataFrame) -> tuple[int, int]:
     for row in rows.itertuples():
         path = str(row.s1)
         try:
-            return (
-                open_scene(path).window_of(patch_name(row))[2:] if is_packed(path) else read_georeference(path, "s1")[2]
-            )
+            if is_packed(path):
+                return open_scene(path).window_of(patch_name(row))[2:]
+            return read_georeference(path, "s1")[2]
         except LcfuseError:
             continue  # it is reported when the patches are read
     return 256, 256
@@ -145,28 +130,18 @@ class PatchFiles(PatchSource):
     """
     Patches on disk, of which only the pixels of a crop are read: GeoTIFFs or packed scenes.
 
-    Parameters
-    ----------
-    rows : DataFrame
-        Rows of `patches.index` that have the files for the labels.
-    labels : str
-        As for `PatchStack`.
-
-    Attributes
-    ----------
-    report : Report
-        The patches that were repaired, and those that are left out because they are damaged.
-
-    Raises
-    ------
-    DataError, GridError
-        As for `open_source`.
+    `rows` are those of `patches.index` that have the files for the labels; `report` lists the patches that were
+    repaired, and those that are left out because they are damaged. Raises as `open_source` does.
     """
 
     def __init__(self, rows: pd.DataFrame, labels: str = "modis") -> None:
         self.labels, self.report = labels, Report()
-        self._kind, self._classes = LABEL_KINDS[labels][-1], _class_table(labels)
+        self._kind = LABEL_KINDS[labels][-1]
         self._code_layer = STORED[self._kind][0]
+        codes = np.array([0, *(DFC2020 if labels == "fine" else IGBP).codes], np.uint8)
+        classes = np.full(256, IGNORE, np.uint8)  # patches with other codes are refused
+        classes[codes] = classes_of(codes, labels)
+        self._classes = classes.tobytes()
         facts = _check(rows, labels, self.report)
         self.report.check()
         is_whole = facts["size"].all(axis=1)
@@ -180,26 +155,6 @@ class PatchFiles(PatchSource):
         self.shape = tuple(self._facts["size"][0].tolist())
         for number in np.flatnonzero((self._facts["size"] != self.shape).any(axis=1))[:1]:
             raise other_size(self.names[number], self._facts["size"][number].tolist(), self)
-
-    def cut(self, places: Sequence[Place], size: int, *, cells: bool = True) -> Crops:
-        """Return the squares of *size* pixels at these positions; their cells are numbered differently in a stack."""
-        arrays = _empty(len(places), size, size, cells)
-        for n, (number, row, col, symmetry) in enumerate(places):
-            self._fill(number, row, col, *(_turned(array[n], symmetry) for array in arrays))
-        return self._crops(arrays)
-
-    def windows(self, *, cells: bool = True) -> Iterator[Crops]:
-        """Yield the patches."""
-        for number in range(len(self)):
-            arrays = _empty(1, *self.shape, cells)
-            self._fill(number, 0, 0, *(array[0] for array in arrays))
-            yield Crops(*(tensor[0] for tensor in self._crops(arrays)))
-
-    def _crops(self, arrays: tuple[NDArray[Any], ...]) -> Crops:
-        """Return arrays as tensors, with the classes of the label codes."""
-        s2, s1, codes, cells = arrays
-        classes = np.frombuffer(bytearray(codes).translate(self._classes.tobytes()), np.uint8)  # faster than indexing
-        return Crops(*map(torch.from_numpy, (s2, s1, classes.reshape(codes.shape), cells)))
 
     def part(self, numbers: Sequence[int]) -> PatchFiles:
         """Return the patches of these numbers as a source of their own."""
@@ -224,29 +179,23 @@ class PatchFiles(PatchSource):
         head = "\n".join([self.labels, *self.names])
         return hashlib.sha256(head.encode() + self._facts["sha256"].tobytes()).hexdigest()
 
-    def _fill(
-        self,
-        number: int,
-        row: int,
-        col: int,
-        s2: NDArray[np.uint16],
-        s1: NDArray[np.float32],
-        codes: NDArray[np.uint8],
-        cells: NDArray[np.int32],
-    ) -> None:
-        """Copy the window of a patch that begins at *row*, *col* into these arrays (views; *cells* may be empty)."""
+    def _cut(self, places: Sequence[Place], rows: int, cols: int, cells: bool) -> Crops:
+        crops = super()._cut(places, rows, cols, cells)
+        classes = np.frombuffer(bytearray(crops.labels.numpy()).translate(self._classes), np.uint8)  # not by indexing
+        return crops._replace(labels=torch.from_numpy(classes).view(crops.labels.shape))
+
+    def _fill(self, number: int, row: int, col: int, out: Sequence[NDArray[Any]]) -> None:
+        """Copy as of `PatchSource`, but the codes of labels; the cells are numbered differently in a stack."""
+        s2, s1, codes, cells = out
         paths = dict(zip(LABEL_KINDS[self.labels], self._paths[number], strict=True))
         scene, shape = self._scenes[number], (codes.shape[0], codes.shape[1])
+        layers: dict[str, NDArray[Any]] = {}
         if scene is not None:
             top, left, _, _ = scene.window_of(self.names[number])
-            layers: dict[str, NDArray[Any]] = {"s2": s2, "s1": s1}
-            if cells.size:
-                layers["cells"] = cells[None]
+            layers = {"s2": s2, "s1": s1} | ({"cells": cells[None]} if cells.size else {})
             if self._code_layer in scene.layers:
                 layers[self._code_layer] = codes[None]
             scene.fill(layers, top + row, left + col, *shape)
-            if self._code_layer in scene.layers:
-                return
         else:
             read_window(paths["s2"], "s2", row, col, s2)
             if offset := int(self._facts["offset"][number]):
@@ -259,28 +208,8 @@ class PatchFiles(PatchSource):
             else:
                 whole = _cells(self.names[number], tuple(paths.items()))
                 cells[:] = whole[row : row + shape[0], col : col + shape[1]]
-        read_window(paths[self._kind], self._kind, row, col, codes[None])
-
-
-@cache
-def _class_table(labels: str) -> NDArray[np.uint8]:
-    """Return the network class of each code in the first band of a file with such labels, uint8 (256,)."""
-    codes = np.array([0, *(DFC2020 if labels == "fine" else IGBP).codes], np.uint8)
-    classes = np.full(256, IGNORE, np.uint8)  # patches with other codes are refused
-    classes[codes] = classes_of(codes, labels)
-    return classes
-
-
-def _empty(n: int, rows: int, cols: int, cells: bool) -> tuple[NDArray[Any], ...]:
-    """Return arrays for S2, S1, labels and, unless they are left out, *cells* of *n* windows."""
-    s2, s1 = np.empty((n, N_S2, rows, cols), np.uint16), np.empty((n, N_S1, rows, cols), np.float32)
-    return s2, s1, np.empty((n, rows, cols), np.uint8), np.empty((n, rows, cols) if cells else (n, 0, 0), np.int32)
-
-
-def _turned(square: NDArray[Any], symmetry: int) -> NDArray[Any]:
-    """Return a view of *square* (..., H, W) in which an array is stored as `source.turn` would turn it."""
-    upright = square[..., :: -1 if symmetry & 2 else 1, :: -1 if symmetry & 4 else 1]
-    return upright.swapaxes(-1, -2) if symmetry & 1 else upright
+        if self._code_layer not in layers:
+            read_window(paths[self._kind], self._kind, row, col, codes[None])
 
 
 @lru_cache(maxsize=128)  # 262 kB each
@@ -291,20 +220,15 @@ def _cells(name: str, paths: tuple[tuple[str, str], ...]) -> NDArray[np.int32]:
 
 # Reading everything once --------------------------------------------------------------------------
 
-_FACTS = np.dtype(
-    [
-        ("size", "i4", 2), ("offset", "i4"), ("sums", "f8", len(CHANNELS)), ("squares", "f8", len(CHANNELS)),
-        ("counts", "i8", N_COARSE), ("sha256", "u1", 32),
-    ],
-    align=True,  # torch needs it
-)  # fmt: skip
-"""What is kept of each patch; the size of a damaged patch is 0."""
+_FACTS = np.dtype([
+    ("size", "i4", 2), ("offset", "i4"), ("sums", "f8", len(CHANNELS)), ("squares", "f8", len(CHANNELS)),
+    ("counts", "i8", N_COARSE), ("sha256", "u1", 32),
+], align=True)  # fmt: skip
+"""What is kept of each patch, aligned as torch needs it; the size of a damaged patch is 0."""
 
+# Facts and repairs of some patches, some 600 bytes each, by the identity of their files: links to a file share them.
 _Linked = dict[tuple[Any, ...], tuple[NDArray[Any], tuple[str, ...]]]
-"""Facts and repairs of some patches by the identity of their files: links to a file share them."""
-
 _MOST_LINKED = 4096
-"""Patches in such a record, some 600 bytes each."""
 
 
 def _check(rows: pd.DataFrame, labels: str, report: Report) -> NDArray[Any]:
@@ -340,46 +264,36 @@ def _version(rows: pd.DataFrame, labels: str) -> str:
 
 
 def _check_scene(rows: pd.DataFrame, labels: str, linked: _Linked) -> dict[str, Any]:
-    """Read the patches of a scene; return their `_FACTS`, and the report as JSON."""
+    """Read the patches of a scene; return their `_FACTS`, and the report as JSON. Links to a file are read once."""
     facts, report = np.zeros(len(rows), _FACTS), Report()
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for number, (found, own) in enumerate(pool.map(partial(_check_patch, labels, linked), rows.itertuples())):
-            facts[number] = found
-            report.add(own)
-    return {"facts": facts, "report": json.dumps(asdict(report))}
 
-
-def _check_patch(labels: str, linked: _Linked, row: Any) -> tuple[NDArray[Any], Report]:
-    """Read one patch, unless its files are links to those of another."""
-    facts, report, name = np.zeros((), _FACTS), Report(), patch_name(row)
-    try:
-        files = _identities(row, labels)
-        if files not in linked:
+    def check(row: Any) -> tuple[NDArray[Any], tuple[str, ...]]:
+        stats = [os.stat(path) for kind in LABEL_KINDS[labels] if os.path.isfile(path := getattr(row, kind))]
+        # Files are told apart by device and number on it; a packed scene holds many patches.
+        files = (patch_name(row) if is_packed(row.s1) else "", *((stat.st_dev, stat.st_ino) for stat in stats))
+        known = linked.get(files)
+        if known is None:
             patch = read_patch(row, LABEL_KINDS[labels])
             known = _facts_of(patch, labels), patch.repairs
             if len(linked) >= _MOST_LINKED:
                 linked.clear()
             linked[files] = known
-        else:
-            known = linked[files]
-    except LcfuseError as error:
-        report.skipped.append((name, str(error)))
-        return facts, report
-    report.note(name, known[1])
-    return known[0], report
+        return known
 
-
-def _identities(row: Any, labels: str) -> tuple[Any, ...]:
-    """Return what tells the files of a patch apart: device and number on it; of a packed scene also the name."""
-    stats = [os.stat(path) for kind in LABEL_KINDS[labels] if os.path.isfile(path := getattr(row, kind))]
-    return (patch_name(row) if is_packed(row.s1) else "", *((stat.st_dev, stat.st_ino) for stat in stats))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        checks = [(patch_name(row), pool.submit(check, row)) for row in rows.itertuples()]
+        for number, (name, checked) in enumerate(checks):
+            try:
+                facts[number], repairs = checked.result()
+                report.note(name, repairs)
+            except LcfuseError as error:
+                report.skipped.append((name, str(error)))
+    return {"facts": facts, "report": json.dumps(asdict(report))}
 
 
 def _facts_of(patch: Patch, labels: str) -> NDArray[Any]:
     facts = np.zeros((), _FACTS)
-    codes = patch.dfc if labels == "fine" else None if patch.lc is None else patch.lc[0]
-    assert codes is not None  # its file is among those that were read
-    classes = np.take(_class_table(labels), codes)
+    classes = label_index(patch, labels)
     _, sums, squares = channel_sums(patch.s2, patch.s1)
     sha256 = hashlib.sha256(f"{patch.crs} {patch.transform}".encode())
     for layer in (patch.s2, patch.s1, classes):

@@ -21,10 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lcfuse_core.data.bands import Statistics, channels_of, check_channels
+from lcfuse_core.data.bands import Statistics
 from lcfuse_core.data.legends import N_COARSE, SCORED
 from lcfuse_core.data.patches import Patch
-from lcfuse_core.data.source import Crops, Images, PatchSource, Place, name_of, normalise, s2_and_s1, turn
+from lcfuse_core.data.source import Crops, Images, PatchSource, network_input, normalise
 from lcfuse_core.errors import DataError
 from lcfuse_core.models.transition import Matrix
 from lcfuse_core.training.checkpoint import Run
@@ -85,15 +85,10 @@ class PseudoLabels(PatchSource):
     def __init__(self, source: PatchSource, labels: Sequence[Tensor]) -> None:
         self.source, self.labels, self.names, self.shape = source, labels, source.names, source.shape
 
-    def cut(self, places: Sequence[Place], size: int, *, cells: bool = True) -> Crops:
-        """Return the squares of *size* pixels at these positions."""
-        labels = (turn(self.labels[n][r : r + size, c : c + size], symmetry) for n, r, c, symmetry in places)
-        return self.source.cut(places, size, cells=cells)._replace(labels=torch.stack(list(labels)))
-
-    def windows(self, *, cells: bool = True) -> Iterator[Crops]:
-        """Yield the patches."""
-        for window, labels in zip(self.source.windows(cells=cells), self.labels, strict=True):
-            yield window._replace(labels=labels)
+    def _fill(self, number: int, row: int, col: int, out: Sequence[NDArray[Any]]) -> None:
+        self.source._fill(number, row, col, out)
+        rows, cols = out[2].shape
+        out[2][:] = self.labels[number][row : row + rows, col : col + cols].numpy()
 
     def part(self, numbers: Sequence[int]) -> PseudoLabels:
         """Return the patches of these numbers."""
@@ -184,10 +179,9 @@ def _classes_of_clusters(shares: NDArray, labels: NDArray, weights: NDArray, mat
 
 def predict_clusters(clusters: _Clusters, images: Images) -> NDArray[np.float32]:
     """Return probabilities, float32 (8, H, W): those of the nearest cluster of each pixel."""
-    s2, s1 = s2_and_s1(images)
-    check_channels(name_of(images), channels_of(s2, s1), clusters.statistics, ("s2", "s1"))
-    group = _nearest(_pixels(torch.as_tensor(s2), torch.as_tensor(s1), clusters.statistics), clusters.centres)
-    return clusters.classes.astype(np.float32)[group].T.reshape(_N, *s2.shape[1:])
+    channels = network_input(images, clusters.statistics)
+    group = _nearest(channels.flatten(1).T.numpy(), clusters.centres)
+    return clusters.classes.astype(np.float32)[group].T.reshape(_N, *channels.shape[1:])
 
 
 def _pixels(s2: Tensor, s1: Tensor, statistics: Statistics) -> NDArray[np.float32]:

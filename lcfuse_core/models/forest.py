@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from lcfuse_core.data.bands import Statistics, channels_of, check_channels
+from lcfuse_core.data.bands import Statistics
 from lcfuse_core.data.legends import SCORED, index_to_dfc
-from lcfuse_core.data.source import Crops, Images, PatchSource, name_of, normalise, s2_and_s1
+from lcfuse_core.data.source import Crops, Images, PatchSource, network_input, normalise
 from lcfuse_core.errors import ParameterError
 from lcfuse_core.models.losses import class_weights
 
@@ -142,9 +142,7 @@ def predict(forest: Forest, images: Images, prior_power: float = 0.0) -> NDArray
     They are divided by (share of the class among the labels)^prior_power. A power of 1 gives likelihoods, for a forest
     whose sample has classes as often as they occur. Raises DataError if the images do not have the forest's channels.
     """
-    s2, s1 = s2_and_s1(images)
-    check_channels(name_of(images), channels_of(s2, s1), forest.statistics, ("s2", "s1"))
-    channels = features(normalise(torch.as_tensor(s2), torch.as_tensor(s1), forest.statistics), forest.neighbourhood)
+    channels = features(network_input(images, forest.statistics), forest.neighbourhood)
     pixels = channels.flatten(1).numpy().T
     present, n_threads = forest.trees.classes_, torch.get_num_threads()
     votes_of = forest._votes_of  # before the threads

@@ -15,10 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lcfuse_core.data.bands import channels_of, check_channels
 from lcfuse_core.data.legends import IGNORE, SCORED, index_to_dfc
 from lcfuse_core.data.patches import Patch
-from lcfuse_core.data.source import Images, PatchSource, name_of, normalise, s2_and_s1, turn
+from lcfuse_core.data.source import Images, PatchSource, network_input, turn
 from lcfuse_core.errors import DataError
 from lcfuse_core.scoring.scores import Scores, confusion_of_many, summarise
 from lcfuse_core.training.checkpoint import Run
@@ -31,11 +30,9 @@ def predict(run: Run, images: Images) -> NDArray[np.float32]:
     *images* is a patch, or a pair: S2 (13, H, W), reflectance x 10000, and S1 (2, H, W), dB. Raises DataError if a
     result is NaN, as for NaN in the images, or if the images do not have the channels of the network.
     """
-    s2, s1 = s2_and_s1(images)
-    check_channels(name_of(images), channels_of(s2, s1), run.statistics, run.plan.inputs)
+    channels = network_input(images, run.statistics, run.plan.inputs)
     was_training = run.network.training
     run.network.eval()
-    channels = normalise(torch.as_tensor(s2), torch.as_tensor(s1), run.statistics, run.plan.inputs)
     result = probabilities(logits(run, channels[None]))
     run.network.train(was_training)
     if not np.isfinite(result).all():
