@@ -9,7 +9,7 @@ region, which is drawn around a mean matrix Q. Many Q give about the same p(clas
 distance to the published values (`published.yaml`; the diagonal counts four times) and to their order (the most
 frequent class of a label), plus `CLOSENESS` times two relative entropies: of its rows to the confusions that are
 reported for the product, and of the frequencies of the labels to those before. The result, rounded, is
-`sensors.MEAN_CONFUSION["dfc2020"]`.
+`confusion.MEAN_CONFUSION["dfc2020"]`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from lcfuse_core import _runtime
 from lcfuse_core.data.cells import cell_ids
 from lcfuse_core.data.legends import DFC2020, SCORED, dfc_to_index
 from lcfuse_core.data.sample import sensors, world
+from lcfuse_core.data.sample.confusion import CALIBRATED, MEAN_CONFUSION, MOSAIC_WEIGHT, REPORTED
 from lcfuse_core.data.sample.landscape import make_landscape
-from lcfuse_core.data.sample.sensors import CALIBRATED, MEAN_CONFUSION, MOSAIC_WEIGHT, REPORTED
 from lcfuse_core.scoring import protocol
 
 CLOSENESS, _STEPS, _RATE = 0.015, 300, 0.05

@@ -30,7 +30,7 @@ import pandas as pd
 from lcfuse_core import _runtime
 from lcfuse_core.data.cells import majority_share
 from lcfuse_core.data.patches import read_many
-from lcfuse_core.data.sample.sensors import CALIBRATED
+from lcfuse_core.data.sample.confusion import CALIBRATED
 from lcfuse_core.data.sample.world import WorldPlan, make_world
 from lcfuse_core.data.source import patch_cells
 from lcfuse_core.methods import ensemble

@@ -121,7 +121,7 @@ def measure(name: str, stack: PatchSource, table: pd.DataFrame, options: argpars
     share = max(0.0, 1 - bare / fed) if processes.on_gpu else made / (made + bare)
     shown["loading share"] = round(share, 3)
     shown["times the plain recipe"] = round(median(ratios(seconds["plain"], seconds["fed"])), 2)
-    shown |= counted | floor(counted, bare, options) | inference(run, table, options.rounds) | monitor._memory()
+    shown |= counted | floor(counted, bare, options) | inference(run, table, options.rounds) | monitor.memory()
     return shown
 
 

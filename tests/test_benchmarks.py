@@ -1,6 +1,8 @@
 """The benchmarks are run by hand, months apart: each must still find what it measures."""
 
+import ast
 import importlib
+from types import ModuleType
 
 import pytest
 
@@ -13,7 +15,12 @@ COMMANDS = [name for name in FILES if "def main(" in (FOLDER / f"{name}.py").rea
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_benchmark_finds_all_that_it_will_use(name):
-    importlib.import_module(name)
+    """It can be imported, and what it takes from modules exists."""
+    names = vars(importlib.import_module(name))
+    for node in ast.walk(ast.parse((FOLDER / f"{name}.py").read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = names.get(node.value.id)
+            assert not isinstance(module, ModuleType) or hasattr(module, node.attr), f"{node.value.id}.{node.attr}"
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -7,6 +7,7 @@ runs of a grid and scenes of a list are executed in this process: `tests/book/te
 `tests/mapping/test_commands.py` start the kernels and processes.
 """
 
+import argparse
 import re
 import shlex
 from contextlib import chdir
@@ -67,17 +68,21 @@ assert "data_root" not in given or len(here.rows)
 """What follows the set-up of a cut chapter: paths are those of the caller's folder, and the data can be opened."""
 
 
+def texts():
+    """Name and text of the README, the guide for contributors, and all pages and text cells."""
+    files = [chapters.ROOT / "README.md", chapters.ROOT / "CONTRIBUTING.md"]
+    for path in (*files, *sorted((chapters.ROOT / "book").glob("*.md"))):
+        yield path.name, path.read_text()
+    for name in chapters.names():
+        yield from ((name, cell.source) for cell in chapters.read(name).cells if cell.cell_type == "markdown")
+
+
 def printed():
     """Command -> the files that print it."""
-    texts = [(path.name, path.read_text()) for path in (chapters.ROOT / "README.md", chapters.ROOT / "CONTRIBUTING.md")]
-    texts += [(path.name, path.read_text()) for path in sorted((chapters.ROOT / "book").glob("*.md"))]
-    for name in chapters.names():
-        cells = chapters.read(name).cells
-        texts += [(name, cell.source) for cell in cells if cell.cell_type == "markdown"]
     claims = yaml.safe_load((chapters.ROOT / "book" / "claims.yaml").read_text())["claims"]
-    texts += [("claims.yaml", claim["command"]) for claim in claims if "command" in claim]
+    commands = [("claims.yaml", claim["command"]) for claim in claims if "command" in claim]
     found = {}
-    for name, text in texts:
+    for name, text in (*texts(), *commands):
         for command in re.findall(r"-m lcfuse_core ([^\n`#]+)", re.sub(r"\\\n\s*", " ", text)):
             found.setdefault(" ".join(command.split()), []).append(name)
     return {command: files for command, files in found.items() if not any(part in command for part in ELSEWHERE)}
@@ -160,3 +165,28 @@ def test_a_printed_command_works(command, folder, in_this_process, monkeypatch, 
 def test_commands_are_found_in_every_kind_of_text():
     files = {file for files in printed().values() for file in files}
     assert {"README.md", "run_it.md", "claims.yaml", "data_at_scale", "scaling_out"} <= files
+
+
+OF_OTHER_PROGRAMS = {"--tags", "--nproc-per-node", "--log-level", "--nthreads"}  # git, torchrun, papermill, dask
+
+
+def options_of(parser):
+    """All options of a parser and of its commands."""
+    found = set()
+    for action in parser._actions:
+        found.update(action.option_strings)
+        if isinstance(action, argparse._SubParsersAction):
+            found.update(*map(options_of, action.choices.values()))
+    return found
+
+
+def test_options_that_a_text_names_exist():
+    """In running text, where `test_a_printed_command_works` does not look."""
+    own, named = options_of(shell._parser()), {}
+    for name, text in texts():
+        for span in re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
+            named |= dict.fromkeys(re.findall(r"(?<![\w-])--[a-z][a-z-]*", span), name)
+    assert len(named) > 20
+    assert {option: name for option, name in named.items() if option not in own} == {
+        option: named.get(option) for option in OF_OTHER_PROGRAMS
+    }

@@ -79,8 +79,11 @@ def show_scores(table: pd.DataFrame) -> Figure:
     """
     Draw scores in per cent, one row per name and one kind of dot per column; NaN is left out.
 
-    *table* is one of `score_table` (its columns that end in `%` are drawn) or `class_table` (all columns). Rows of one
-    name, as of several seeds, share a line.
+    Parameters
+    ----------
+    table : DataFrame
+        Of `score_table` (its columns that end in `%` are drawn) or `class_table` (all columns). Rows of one name, as
+        of several seeds, share a line.
     """
     percent = [name for name in table.columns if str(name).endswith("%")] or list(table.columns)
     table, names = table[percent], list(dict.fromkeys(map(str, table.index)))

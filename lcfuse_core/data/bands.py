@@ -29,8 +29,10 @@ S2_BANDS = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", 
 B10 = S2_BANDS.index("B10")
 """Index of the cirrus band, which is nearly black."""
 
-_BANDS = {"s1": 2, "s2": 13, "lc": 4, "dfc": 1}  # of each kind
-N_S2, N_S1 = _BANDS["s2"], _BANDS["s1"]
+BANDS = {"s1": 2, "s2": 13, "lc": 4, "dfc": 1}
+"""Number of bands of each kind."""
+
+N_S2, N_S1 = BANDS["s2"], BANDS["s1"]
 
 DTYPES = {"s1": ("float32", "float64"), "s2": ("uint16", "int16"), "lc": ("uint8",), "dfc": ("uint8",)}
 """DFC2020 has S1 as float64; some copies have S2 as int16. Both are converted to the first of the pair."""
@@ -60,10 +62,12 @@ _PATTERNS = {
     "s2": r"(?<![A-Z0-9])B(?:0?([1-9])|(1[0-2]|8A))(?![A-Z0-9])",
     "lc": r"(LC_(?:TYPE|PROP)[1-5])$",
 }
-_COMMON_NAMES = dict(zip((
-    "coastal", "blue", "green", "red", "rededge1", "rededge2", "rededge3", "nir", "nir08", "nir09", "cirrus", "swir16",
-    "swir22",
-), S2_BANDS, strict=True))  # fmt: skip
+_COMMON_NAMES = dict(
+    zip(
+        ("coastal", "blue", "green", "red", "rededge1", "rededge2", "rededge3", "nir", "nir08", "nir09", "cirrus",
+         "swir16", "swir22"), S2_BANDS, strict=True,
+    )
+)  # fmt: skip
 """Names of the EO extension of STAC."""
 
 _S2_DARKEST = 256  # the brightest value lies above: scattering by the air alone gives about 1000 in B1
@@ -71,7 +75,7 @@ _B1_LEAST = 350  # scattering by the air gives 500 and more; reflectance x 1000 
 _S2_MEDIAN = 12_500  # fresh snow under a low sun; the median of no scene is brighter
 _B1_CLOUD = 4_500  # a surface as bright as this in B1 is snow or cloud, and nearly as bright in B4
 _CLEAR_SPREAD, _CLEAR_B10 = 100, 300  # B10 of a clear part: narrow and nearly black, but for the offset
-_MEDIAN_DB = {"VV": (-40.0, 5.0), "VH": (-60.0, -3.0)}
+_VV_MEDIAN_DB, _VH_MEDIAN_DB = (-40.0, 5.0), (-60.0, -3.0)
 _SWAPPED_DB = 1.5  # VH lies 3 to 10 dB below VV, at the noise floor of both about as high
 _SAMPLE = 4096  # pixels that medians are taken of
 
@@ -85,21 +89,21 @@ def band_order(where: str | os.PathLike[str], kind: str, names: Sequence[str | N
     >>> band_order("s1.tif", "s1", ["Sigma0_VH_db", "Sigma0_VV_db"])
     (1, 0)
     """
-    if not any(names) and len(names) == _BANDS[kind]:
+    if not any(names) and len(names) == BANDS[kind]:
         return tuple(range(len(names)))
     found, wanted = [band_name(kind, name or "") for name in names], _NAMES.get(kind, ())
     known = [name for name in found if name]
     if wanted and all(known.count(name) == 1 for name in wanted):
         return tuple(found.index(name) for name in wanted)
     fits = all(name in (None, own) for name, own in zip(found, wanted, strict=False))
-    if len(names) == _BANDS[kind] and fits:
+    if len(names) == BANDS[kind] and fits:
         return tuple(range(len(names)))
     if kind == "s2" and (len(names) == 12 or (len(known) >= 12 and "B10" not in known)):
         do = "A Sentinel-2 L2A product does not fit: it has no B10. Take the L1C product of the same scene."
     else:
         do = "Download the published file again, or write one of these bands; names, if any, must be theirs."
     said = f" named {', '.join(name or '-' for name in names[:20])}" if known else ""
-    raise DataError(where, found=f"{len(names)} bands{said}", expected=f"{_BANDS[kind]}: {UNITS[kind]}", do=do)
+    raise DataError(where, found=f"{len(names)} bands{said}", expected=f"{BANDS[kind]}: {UNITS[kind]}", do=do)
 
 
 def band_name(kind: str, text: str) -> str | None:
@@ -132,7 +136,9 @@ def check_s1(
         found = f"VH {medians[1] - medians[0]:.1f} dB above VV in the median"
         do = "Write the bands in the order VV, VH, and convert to dB once."
         raise DataError(where, found=found, expected="VV first, and VH below it", do=do)
-    for (band, (least, most)), values, median in zip(_MEDIAN_DB.items(), s1, medians, strict=True):
+    for band, values, median, (least, most) in zip(
+        ("VV", "VH"), s1, medians, (_VV_MEDIAN_DB, _VH_MEDIAN_DB), strict=True
+    ):
         smallest, largest = values.min(), values.max()
         # Linear power is never below zero, and its median not far above.
         if smallest >= 0 or smallest < low or largest > high or not least <= median <= most:
@@ -258,7 +264,11 @@ class Statistics:
 
 
 def sensor_channels(channels: Collection[str], inputs: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return those of *channels* of each sensor of *inputs* that has any, S2 first; DataError if none has."""
+    """
+    Return those of *channels* that belong to each sensor of *inputs*, S2 first, without sensors that have none.
+
+    Raises DataError if no channel is left.
+    """
     own = [tuple(name for name in _SENSORS[sensor] if name in channels) for sensor in ("s2", "s1") if sensor in inputs]
     if not any(own):
         found, expected = f"no band of {' or '.join(inputs)}", "one that is not constant"
@@ -274,8 +284,10 @@ def channels_of(s2: Any, s1: Any) -> tuple[str, ...]:
 
 def measured(has_s2: NDArray[np.bool_], varies_s1: NDArray[np.bool_]) -> tuple[str, ...]:
     """Return the channels that were measured, from whether each S2 band has values, and whether each S1 band varies."""
-    names = [name for name, there in zip(S2_BANDS, has_s2, strict=True) if there]
-    return (*names, *_SENSORS["s1"][: 2 * any(varies_s1)])
+    return (
+        *(name for name, there in zip(S2_BANDS, has_s2, strict=True) if there),
+        *_SENSORS["s1"][: 2 * any(varies_s1)],
+    )
 
 
 def check_channels(

@@ -28,7 +28,8 @@ from pyproj import CRS, Transformer
 
 from lcfuse_core.data.legends import IGNORE
 
-_SPHERE_RADIUS_M = 6371007.181  # MODLAND grid definition
+_SPHERE_RADIUS_M = 6371007.181
+"""Radius of the MODIS sphere (MODLAND grid definition)."""
 
 SINUSOIDAL = f"+proj=sinu +R={_SPHERE_RADIUS_M} +units=m +no_defs"
 """The projection of MODIS land products."""
@@ -36,7 +37,8 @@ SINUSOIDAL = f"+proj=sinu +R={_SPHERE_RADIUS_M} +units=m +no_defs"
 CELL_M = 926.625433055833 / 2
 """Side of a 500 m cell: a tile of 10 degrees holds 2400 of them (MODLAND grid definition)."""
 
-_CELL_PX = CELL_M / 10  # pixels of 10 m
+_CELL_PX = CELL_M / 10
+"""Side of a cell in pixels of 10 m."""
 
 GRID_ROWS, GRID_COLS = 18 * 2400, 36 * 2400
 """Size of the global 500 m grid; row 0 is the north, column 0 the west."""
@@ -44,12 +46,15 @@ GRID_ROWS, GRID_COLS = 18 * 2400, 36 * 2400
 _MAX_STRETCH = 0.02  # of the spacing: the ellipsoid and UTM change it by less
 _MAX_TILT = 0.06  # 3 degrees from the central meridian at the pole, in radians
 _MAX_SHEAR = 3.1  # half the Earth from Greenwich: pi, in radians
-_STEP = 8  # pixels between the points at which the projection is computed
 _WIDTH_PX = 0.8  # standard deviation of the distance between an edge of labels and its line
 
 
 def lonlat_to_modis(lon_deg: Any, lat_deg: Any) -> tuple[Any, Any]:
-    """Project geodetic longitude and latitude (degrees), taken as on the sphere, to metres of the MODIS grid (x, y)."""
+    """
+    Project geodetic longitude and latitude (degrees) to x and y in metres of the MODIS sinusoidal grid.
+
+    MODIS uses geodetic latitude directly on the sphere, as GDAL does for `SINUSOIDAL`.
+    """
     lon, lat = np.radians(lon_deg), np.radians(lat_deg)
     return _SPHERE_RADIUS_M * lon * np.cos(lat), _SPHERE_RADIUS_M * lat
 
@@ -64,14 +69,19 @@ def modis_cells(
     transform: Affine, crs: CRS | str, shape: tuple[int, int]
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """
-    Return row and column, in the global 500 m MODIS grid, of the cell that holds each pixel centre: int32 (H, W).
+    Return row and column, in the global 500 m MODIS grid, of the cell that holds each pixel centre.
 
     Parameters
     ----------
     transform, crs : Affine, CRS
-        Georeference of the raster, in any CRS that pyproj supports. Overlapping rasters agree.
+        Georeference of the raster, in any CRS that pyproj supports.
     shape : tuple of int
         Size (H, W) in pixels.
+
+    Returns
+    -------
+    row, col : int32 arrays, shape (H, W)
+        The same for a pixel in whatever raster it is: overlapping patches agree.
     """
     # The projection is smooth: interpolate it between points _STEP pixels apart, and compute it exactly for the few
     # pixels that lie so near a border of a cell that the error could matter.
@@ -88,6 +98,9 @@ def modis_cells(
         position[:, *near] = _grid_position(transform, crs, *near)
     row, col = np.floor(position).astype(np.int32)
     return GRID_ROWS // 2 - 1 - row, col + GRID_COLS // 2
+
+
+_STEP = 8
 
 
 def _grid_position(
@@ -112,10 +125,14 @@ def _between(points: NDArray[np.float64], n: int) -> NDArray[np.float64]:
 
 def cell_ids(transform: Affine, crs: CRS | str, shape: tuple[int, int]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """
-    Number the cells of a raster 0..n-1, north to south and west to east; parameters as for `modis_cells`.
+    Number the cells of a raster 0..n-1, north to south and west to east.
 
-    Returns the number of the cell of each pixel, int32 (H, W), and the position of each cell in the global grid, int64
-    (n,): row * GRID_COLS + col, the same in every raster.
+    Returns
+    -------
+    ids : int32 array, shape (H, W)
+        Number of the cell of each pixel.
+    keys : int64 array, shape (n,)
+        Position of each cell in the global grid, row * GRID_COLS + col: the same in every raster.
     """
     row, col = modis_cells(transform, crs, shape)
     top, left, n_cols = int(row.min()), int(col.min()), int(np.ptp(col)) + 1
@@ -210,8 +227,11 @@ class _Lines:
 
 
 def _row_lines(across: NDArray[np.bool_]) -> _Lines:
-    """Fit the lines between rows of cells to the label changes down the columns of pixels."""
-    # Sheared columns of cells cause such changes too, but in runs of at most _MAX_SHEAR pixels, which are left out.
+    """
+    Fit the lines between rows of cells to the label changes down the columns of pixels.
+
+    Sheared columns of cells cause such changes too, but in runs of at most _MAX_SHEAR pixels, which are left out.
+    """
     run = 2 * (int(_MAX_SHEAR) + 1) + 1
     padded = np.pad(across, ((0, 0), (run // 2, run // 2)))
     row, col = np.nonzero(np.lib.stride_tricks.sliding_window_view(padded, run, axis=1).all(axis=2))

@@ -115,18 +115,31 @@ def _adopt_data(options: argparse.Namespace) -> int:
 
 
 def _verify_data(options: argparse.Namespace) -> int:
-    """Read what is here; 0 when it is as it was when it was fetched."""
+    """Read what is here, packed scenes too unless items are named; 0 when it is as it was when it was written."""
+    from lcfuse_core.data.packed import PackedScene, packed_paths  # only here: other commands start at once
+
     book, store = manifest.read(options.manifest), fetched.Store(options.root)
     items = [book.item(choice.item) for choice in _choices(options, book)]
     here = [item for item in items if item.file and store.record(item) is not None]
-    if not here:
+    packs = [] if options.items else packed_paths(store.root / "packs")
+    if not here and not packs:
         do = "Fetch something first: `data fetch`."
         raise MissingDataError(store.root, found="no record of fetched data", expected="some", do=do)
     faults = {item.id: store.faults(item) for item in here}
     for name, damaged in faults.items():
         print(f"{name}: " + (f"{len(damaged)} files damaged or missing; fetch it again" if damaged else "whole"))
         print("".join(f"  {path}: {why}\n" for path, why in damaged), end="")
-    return int(any(faults.values()))
+    wrong: dict[Path, list[str]] = {}
+    for path in packs:
+        try:
+            wrong[path] = PackedScene(path).verify()
+        except LcfuseError as error:
+            wrong[path] = [str(error)]
+    n_damaged = sum(map(bool, wrong.values()))
+    if packs:
+        print(f"packed scenes: {f'{n_damaged} of {len(packs)} damaged' if n_damaged else f'{len(packs)} whole'}")
+    _print_lines([line for lines in wrong.values() for line in lines])
+    return int(any(faults.values()) or n_damaged > 0)
 
 
 def _show_status(options: argparse.Namespace) -> int:

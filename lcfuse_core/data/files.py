@@ -77,8 +77,16 @@ def read_layer(path: str | os.PathLike[str], kind: str) -> Layer:
     """
     Read and check the file at *path* of a kind out of `KINDS`.
 
-    Raises MissingDataError, LegendError on an unknown class code, DataError if it is damaged, or has other bands, size,
-    dtype or unit, or pixels without data, and GridError if its georeference cannot be used, see `georeference`.
+    Raises
+    ------
+    MissingDataError
+        If there is no such file.
+    LegendError
+        If it holds an unknown class code.
+    DataError
+        If it is damaged, or has other bands, size, dtype or unit, or pixels without data.
+    GridError
+        If its georeference cannot be used, see `georeference`.
     """
     with _opened(path, kind) as (raster, crs, transform):
         data, valid = _pixels(raster, kind)
@@ -120,18 +128,28 @@ def read_window(
         return georeference(path, file) if georeferenced else (None, None)
 
 
-def _pixels(raster: Raster, kind: str, *window: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Read pixels of a file of a patch as `Raster.read`, and where it has data; labels are 0 where it has none."""
+def _pixels(
+    raster: Raster,
+    kind: str,
+    rows: slice | None = None,
+    cols: slice | None = None,
+    out: NDArray[Any] | None = None,
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Read pixels of a file of a patch, and where it has data; labels are 0 where it has none. As `Raster.read`."""
     if kind not in LEGENDS:
-        return raster.read(*window)
-    data, valid = replace(raster, nodata=None).read(*window)
+        return raster.read(rows, cols, out)
+    data, valid = replace(raster, nodata=None).read(rows, cols, out)
     if raster.nodata or not valid.all():
         data[(data == raster.nodata) | ~valid] = 0
     return data, valid
 
 
 def join_layers(name: str, paths: dict[str, str], layers: dict[str, Layer]) -> Patch:
-    """Join the layers of one patch, s1 and s2 among them; GridError names a path unless they are on one grid."""
+    """
+    Join the layers of one patch, by kind, s1 and s2 among them; *paths* are for the message of a GridError.
+
+    The layers must be of one size and, where georeferenced, lie within `GRID_TOLERANCE_PX` of each other.
+    """
     crs, transform = _common_grid(paths, layers)
     repairs = tuple(repair for layer in layers.values() for repair in layer.repairs)
     lc = layers["lc"].data if "lc" in layers else None

@@ -78,42 +78,56 @@ def _check_codes(where: str, labels: NDArray[np.integer], known: Iterable[int], 
 IGBP = Legend(
     "IGBP",
     tuple(range(1, 18)),
-    ("Evergreen needleleaf forest", "Evergreen broadleaf forest", "Deciduous needleleaf forest",
-     "Deciduous broadleaf forest", "Mixed forest", "Closed shrubland", "Open shrubland", "Woody savanna", "Savanna",
-     "Grassland", "Permanent wetland", "Cropland", "Urban and built-up", "Cropland/natural mosaic", "Snow and ice",
-     "Barren", "Water"),
-    ("05450a", "086a10", "54a708", "78d203", "009900", "c6b044", "dcd159", "dade48", "fbff13", "b6ff05",
-     "27ff87", "c24f44", "a5a5a5", "ff6d4c", "69fff8", "f9ffa4", "1c0dff"),
+    (
+        "Evergreen needleleaf forest", "Evergreen broadleaf forest", "Deciduous needleleaf forest",
+        "Deciduous broadleaf forest", "Mixed forest", "Closed shrubland", "Open shrubland", "Woody savanna", "Savanna",
+        "Grassland", "Permanent wetland", "Cropland", "Urban and built-up", "Cropland/natural mosaic", "Snow and ice",
+        "Barren", "Water",
+    ),
+    (
+        "05450a", "086a10", "54a708", "78d203", "009900", "c6b044", "dcd159", "dade48", "fbff13", "b6ff05",
+        "27ff87", "c24f44", "a5a5a5", "ff6d4c", "69fff8", "f9ffa4", "1c0dff",
+    ),
     unknown=255,
 )  # fmt: skip
 
 LCCS_LAND_COVER = Legend(
     "LCCS land cover",
     (1, 2, 3, 11, 12, 13, 14, 15, 16, 21, 22, 31, 32, 41, 42, 43),
-    ("Barren", "Permanent snow and ice", "Water bodies", "Evergreen needleleaf forest", "Evergreen broadleaf forest",
-     "Deciduous needleleaf forest", "Deciduous broadleaf forest", "Mixed broadleaf/needleleaf forest",
-     "Mixed broadleaf evergreen/deciduous forest", "Open forest", "Sparse forest", "Dense herbaceous",
-     "Sparse herbaceous", "Dense shrubland", "Shrubland/grassland mosaic", "Sparse shrubland"),
-    ("f9ffa4", "69fff8", "1c0dff", "05450a", "086a10", "54a708", "78d203", "005a00", "009900", "52b352",
-     "a3d6a3", "b6ff05", "e3ffa3", "c6b044", "dcd159", "e8e0a0"),
+    (
+        "Barren", "Permanent snow and ice", "Water bodies", "Evergreen needleleaf forest", "Evergreen broadleaf forest",
+        "Deciduous needleleaf forest", "Deciduous broadleaf forest", "Mixed broadleaf/needleleaf forest",
+        "Mixed broadleaf evergreen/deciduous forest", "Open forest", "Sparse forest", "Dense herbaceous",
+        "Sparse herbaceous", "Dense shrubland", "Shrubland/grassland mosaic", "Sparse shrubland",
+    ),
+    (
+        "f9ffa4", "69fff8", "1c0dff", "05450a", "086a10", "54a708", "78d203", "005a00", "009900", "52b352",
+        "a3d6a3", "b6ff05", "e3ffa3", "c6b044", "dcd159", "e8e0a0",
+    ),
     unknown=255,
 )  # fmt: skip
 
 LCCS_LAND_USE = Legend(
     "LCCS land use",
     (1, 2, 3, 9, 10, 20, 25, 30, 35, 36, 40),
-    ("Barren", "Permanent snow and ice", "Water bodies", "Urban and built-up", "Dense forest", "Open forest",
-     "Forest/cropland mosaic", "Natural herbaceous", "Natural herbaceous/cropland mosaic", "Herbaceous cropland",
-     "Shrubland"),
-    ("f9ffa4", "69fff8", "1c0dff", "a5a5a5", "003f00", "006c00", "db9e5b", "b6ff05", "ff6d4c", "c24f44", "c6b044"),
+    (
+        "Barren", "Permanent snow and ice", "Water bodies", "Urban and built-up", "Dense forest", "Open forest",
+        "Forest/cropland mosaic", "Natural herbaceous", "Natural herbaceous/cropland mosaic", "Herbaceous cropland",
+        "Shrubland",
+    ),
+    (
+        "f9ffa4", "69fff8", "1c0dff", "a5a5a5", "003f00", "006c00", "db9e5b", "b6ff05", "ff6d4c", "c24f44", "c6b044",
+    ),
     unknown=255,
 )  # fmt: skip
 
 LCCS_HYDROLOGY = Legend(
     "LCCS surface hydrology",
     (1, 2, 3, 10, 20, 27, 30, 40, 50, 51),
-    ("Barren", "Permanent snow and ice", "Water bodies", "Dense forest", "Open forest", "Woody wetland",
-     "Grassland", "Shrubland", "Herbaceous wetland", "Tundra"),
+    (
+        "Barren", "Permanent snow and ice", "Water bodies", "Dense forest", "Open forest", "Woody wetland",
+        "Grassland", "Shrubland", "Herbaceous wetland", "Tundra",
+    ),
     ("f9ffa4", "69fff8", "1c0dff", "003f00", "006c00", "1f8a70", "b6ff05", "c6b044", "27ff87", "a3c9a8"),
     unknown=255,
 )  # fmt: skip
@@ -121,8 +135,10 @@ LCCS_HYDROLOGY = Legend(
 DFC2020 = Legend(
     "DFC2020",
     tuple(range(1, 11)),
-    ("Forest", "Shrubland", "Savanna", "Grassland", "Wetlands", "Croplands", "Urban/Built-up", "Snow/Ice", "Barren",
-     "Water"),
+    (
+        "Forest", "Shrubland", "Savanna", "Grassland", "Wetlands", "Croplands", "Urban/Built-up", "Snow/Ice", "Barren",
+        "Water",
+    ),
     ("009900", "c6b044", "fbff13", "b6ff05", "27ff87", "c24f44", "a5a5a5", "69fff8", "f9ffa4", "1c0dff"),
     unknown=0,
 )  # fmt: skip

@@ -78,9 +78,32 @@ def _open_scene(path: str, _: int) -> PackedScene:
 
 class PackedScene:
     """
-    One packed scene of H x W pixels of 10 m, from its `.json` file; parts of it may be covered by no patch.
+    One packed scene of H x W pixels of 10 m; parts of it may be covered by no patch.
 
-    Raises MissingDataError if one of its two files is missing, DataError if one is damaged.
+    Parameters
+    ----------
+    path : path
+        Its `.json` file; the `.npy` file lies beside it.
+
+    Attributes
+    ----------
+    scene_id, crs, transform, shape
+        Name, georeference, and size in pixels (H, W).
+    digest : str
+        SHA-256 of its description, which holds a CRC-32 of each tile.
+    names : list of str
+        The patches that the scene was joined from, north to south.
+    tile : int
+        Side of a tile in pixels.
+    layers : dict
+        Memory-mapped tiles by layer, (n, bands, tile, tile).
+
+    Raises
+    ------
+    MissingDataError
+        If one of the two files is missing.
+    DataError
+        If the description is damaged, or the pixels do not have the size that it states.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -115,7 +138,11 @@ class PackedScene:
         return Layer(out, self.crs, Affine(*record["transform"]), tuple(record["repairs"]) if kind == "s2" else ())
 
     def fill(self, out: Mapping[str, NDArray[Any]], row: int, col: int, rows: int, cols: int) -> None:
-        """Copy a window into arrays (bands, rows, cols) by layer; ParameterError if no patch covers a part of it."""
+        """
+        Copy a window into the arrays of *out*: layer -> array or view of shape (bands, rows, cols).
+
+        Raises ParameterError if a part of the window is covered by no patch; `verify` finds damage.
+        """
         side, layers = self.tile, [(self.layers[name], array) for name, array in out.items()]
         for north in range(row - row % side, row + rows, side):
             top, bottom = max(row, north), min(row + rows, north + side)

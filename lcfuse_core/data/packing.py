@@ -31,7 +31,8 @@ from lcfuse_core.data.packed import FORMAT, STORED, PackedScene, digest_of, tile
 from lcfuse_core.data.patches import Patch, Report, iter_patches, patch_name
 from lcfuse_core.errors import DataError, DiskError, GridError, LcfuseError, disk_error
 
-_TILE_PX = (16, 256)  # smallest and largest side of a tile: half a patch of SEN12MS is 128
+_TILE_PX = (16, 256)
+"""Smallest and largest side of a tile: half a patch of SEN12MS is 128."""
 
 
 @dataclass
@@ -53,8 +54,12 @@ def pack(table: pd.DataFrame, out: str | os.PathLike[str], *, progress: bool = F
 
     A scene that was packed from the same files is kept: an interrupted call continues where it was. A damaged patch
     is left out; a scene whose patches differ where they overlap, or lie on different grids, is refused, and the report
-    names both. The patches are only read. Raises DiskError if the disk is full or cannot be written, or another process
-    packs into the folder; finished scenes are kept.
+    names both. The patches are only read.
+
+    Raises
+    ------
+    DiskError
+        If the disk is full or cannot be written, or another process packs into the folder; finished scenes are kept.
     """
     report, out = _PackReport(), Path(out)
     try:
@@ -161,7 +166,11 @@ def _off_grid(path: str, found: str, expected: str) -> GridError:
 
 
 def _write_tiles(file: BinaryIO, dtype: np.dtype[Any], grid: _Grid, kinds: list[str], report: Report) -> dict[str, Any]:
-    """Write the tiles of a scene and return its description; at most two rows of patches are in memory (140 MB)."""
+    """
+    Write the tiles of a scene, row by row, and return its description.
+
+    Only the patches that touch a row of tiles are in memory: two rows of patches, 140 MB for a scene of SEN12MS.
+    """
     side, (height, width), (rows, cols) = grid.tile, grid.shape, grid.size
     first_row, first_col, n_cols = _cell_numbers(grid)
     tiles: list[list[int]] = []

@@ -84,7 +84,10 @@ def index(root: str | os.PathLike[str]) -> pd.DataFrame:
         scene_id (what a split keeps together).
         `attrs["odd"]` holds (file, reason) of TIFF files that were not used; `incomplete` lists them.
 
-    Raises MissingDataError if *root* is not a folder, holds no patch, or a folder in it cannot be listed.
+    Raises
+    ------
+    MissingDataError
+        If *root* is not a folder, holds no patch, or a folder in it cannot be listed.
     """
     root = Path(root)
     found: dict[tuple[str, str, int], list[str | None]] = {}  # paths by patch, in the order of KINDS
@@ -111,8 +114,7 @@ def index(root: str | os.PathLike[str]) -> pd.DataFrame:
         raise MissingDataError(root, found="no file named like a patch", expected=expected, do=do)
     regions, columns = _regions(root), ("layout", "split", "season", "scene", "patch", *KINDS, "scene_id")
     about = {key: _about(*key, regions) for key in found}
-    # Scene 9 before scene 10; layouts do not mix.
-    keys = sorted(found, key=lambda key: (about[key][0], key[0], int(key[1]) if key[1].isdigit() else -1, *key[1:]))
+    keys = sorted(found, key=lambda key: _order(about[key][0], *key))
     rows = ((*about[key][:2], *key, *found[key], about[key][2]) for key in keys)
     table = pd.DataFrame(dict(zip(columns, zip(*rows, strict=True), strict=True)), dtype=object)  # as str, None is NaN
     table = table.astype({"patch": "int64"})
@@ -159,6 +161,10 @@ def _about(season: str, scene: str, patch: int, regions: dict[str, dict[str, str
     return "dfc2020-bundle", "", scene
 
 
+def _order(layout: str, season: str, scene: str, patch: int) -> tuple[Any, ...]:
+    return layout, season, int(scene) if scene.isdigit() else -1, scene, patch
+
+
 def _parts_of(name: str) -> tuple[str, str, int]:
     """Return season, scene and number of a patch from its name."""
     roi, season, rest = name.split("_", 2)
@@ -198,7 +204,11 @@ def _kinds(need: Iterable[str]) -> list[str]:
 
 
 def with_truth(table: pd.DataFrame, truth_root: str | os.PathLike[str]) -> pd.DataFrame:
-    """Return the index with the `dfc` files of its patches under *truth_root*; MissingDataError if no patch has one."""
+    """
+    Return the index with the `dfc` files under *truth_root* filled in where season, scene and patch agree.
+
+    Raises MissingDataError if not a single patch has one.
+    """
     files = {(row.season, row.scene, row.patch): row.dfc for row in index(truth_root).itertuples()}
     keys = zip(table["season"], table["scene"], table["patch"], strict=True)
     filled = table.copy()
@@ -232,8 +242,10 @@ def read_patch(row: Any, need: Iterable[str] | None = None) -> Patch:
     Read and check the files of one row of an index (a Series or a named tuple).
 
     Kinds outside *need* are not opened, except s1 and s2; by default all files are read. The +1000 offset of newer
-    Sentinel-2 products is removed and noted in `repairs`. Any other fault is an error: those of `files.read_layer`, and
-    GridError for layers on different grids.
+    Sentinel-2 products is removed and noted in `repairs`; any other fault is an error.
+
+    Raises MissingDataError, DataError (damaged; other bands, dtype or unit), LegendError (unknown class code) or
+    GridError (layers on different grids).
     """
     name = patch_name(row)
     available = {kind: getattr(row, kind) for kind in KINDS if getattr(row, kind) is not None}
@@ -270,7 +282,11 @@ def iter_patches(table: pd.DataFrame, report: Report, need: Iterable[str] | None
 
 
 def read_many(table: pd.DataFrame, need: Iterable[str] | None = None) -> tuple[list[Patch], Report]:
-    """Read all rows of an index as `iter_patches`, 2.6 MB for a patch of 256 x 256; DataError if none could be read."""
+    """
+    Read all rows of an index as `iter_patches` does, 2.6 MB for each patch of 256 x 256.
+
+    Raises DataError if not a single patch could be read.
+    """
     report = Report()
     patches = list(iter_patches(table, report, need))
     report.check()
@@ -337,8 +353,8 @@ def scene_status(
         patches = pd.concat([patches, lists.loc[~lists["name"].isin(names), ["scene_id"]].assign(kind="missing")])
     scenes = sorted({*patches["scene_id"], *wanted}, key=natural_order)
     columns = ["complete", "incomplete", "damaged", "defective", "missing"]
-    counts = pd.crosstab(patches["scene_id"], patches["kind"]).reindex(index=scenes, columns=columns, fill_value=0)
-    result = counts.astype("Int64").rename_axis(index="scene_id", columns=None)
+    counts = pd.crosstab(patches["scene_id"], patches["kind"]).reindex(scenes, fill_value=0)
+    result = counts.reindex(columns=columns, fill_value=0).astype("Int64").rename_axis(index="scene_id", columns=None)
     result.insert(0, "expected", pd.Series([published.get(scene) for scene in scenes], result.index, "Int64"))
     result.insert(0, "held_out", result.index.isin(facts.hold_out))
     if lists is None:

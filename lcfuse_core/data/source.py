@@ -223,7 +223,14 @@ class PatchSource(ABC):
 
     The same patches give the same crops, statistics and class counts in every subclass. None of the methods needs more
     memory than a batch or a patch. Cells can be left out (*cells* = False): computing those of a patch on disk takes as
-    long as reading it, and only cell-level losses use them. `names` are those of the patches, `shape` is their (H, W).
+    long as reading it, and only cell-level losses use them.
+
+    Attributes
+    ----------
+    names : list of str
+        Names of the patches.
+    shape : tuple of int
+        Rows and columns of each patch.
     """
 
     names: list[str]

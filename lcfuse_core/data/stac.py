@@ -103,7 +103,10 @@ class Item:
         Products since processing baseline 04.00 are stored with +1000. A catalogue may have removed it already
         (`earthsearch:boa_offset_applied`), may state it (`raster:bands`), or give the baseline alone.
 
-        Raises DataError if the item states none: a guess from its date would be wrong for reprocessed products.
+        Raises
+        ------
+        DataError
+            If the item states none of the three: a guess from its date would be wrong for reprocessed products.
         """
         if self.properties.get("earthsearch:boa_offset_applied") is True:
             return 0
@@ -141,7 +144,18 @@ class Catalogue:
             self._session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=retry))
 
     def search(self, collection: str, grid: Grid, dates: str) -> list[Item]:
-        """Return all items of a collection over a grid between two *dates*, as in "2021-06-01/2021-08-31"."""
+        """
+        Return all items of a collection over a grid.
+
+        Parameters
+        ----------
+        collection : str
+            Name in the catalogue.
+        grid : Grid
+            The place.
+        dates : str
+            Two dates, as in "2021-06-01/2021-08-31".
+        """
         first, last = dates.split("/")
         body: dict[str, Any] = {
             "collections": [collection],

@@ -63,8 +63,7 @@ def open_source(
     """
     Open patches for training: in memory if they fit, else on disk.
 
-    Damaged patches are left out. Their number and names, and those of repaired patches, are printed. Raises
-    MissingDataError if none has the files for these labels, DataError if all are damaged, GridError if sizes differ.
+    Damaged patches are left out. Their number and names, and those of repaired patches, are printed.
 
     Parameters
     ----------
@@ -74,6 +73,17 @@ def open_source(
         Kind of the labels, out of `source.LABEL_KINDS`.
     memory_gb : float, optional
         Budget for patches in memory, in 10^9 bytes; by default LCFUSE_MEMORY_GB or `_MEMORY_GB`.
+
+    Raises
+    ------
+    MissingDataError
+        If no patch has the files that these labels need.
+    DataError
+        If all patches are damaged.
+    GridError
+        If patches differ in size.
+    ParameterError
+        If the budget is not a number, or there are no such labels.
     """
     rows = labelled(data, labels)
     rows_px, cols_px = _size(rows)
@@ -130,8 +140,22 @@ class PatchFiles(PatchSource):
     """
     Patches on disk, of which only the pixels of a crop are read: GeoTIFFs or packed scenes.
 
-    `rows` are those of `patches.index` that have the files for the labels; `report` lists the patches that were
-    repaired, and those that are left out because they are damaged. Raises as `open_source` does.
+    Parameters
+    ----------
+    rows : DataFrame
+        Rows of `patches.index` that have the files for the labels.
+    labels : str
+        As for `PatchStack`.
+
+    Attributes
+    ----------
+    report : Report
+        The patches that were repaired, and those that are left out because they are damaged.
+
+    Raises
+    ------
+    DataError, GridError
+        As for `open_source`.
     """
 
     def __init__(self, rows: pd.DataFrame, labels: str = "modis") -> None:

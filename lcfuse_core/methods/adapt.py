@@ -45,11 +45,24 @@ _N, _N_CLUSTERS = len(SCORED), 128
 
 def adapted(run: Run | None, source: PatchSource, plan: TrainPlan, folder: str | os.PathLike[str] | None = None) -> Run:
     """
-    Return a copy of a network (None: of fresh weights) that was fine-tuned on the coarse labels of a target region.
+    Return a copy of a network that was fine-tuned on the coarse labels of a target region.
 
-    Class weights and shares are the region's own, and so are the statistics of batch normalisation (adaptive batch
-    normalisation, Li et al. 2016, arXiv 1603.04779). Without a label of the eight classes the network stays as it is,
-    and for fresh weights DataError is raised. An interrupted training continues from *folder*.
+    Parameters
+    ----------
+    run : Run or None
+        The network to start from; None starts from fresh weights.
+    source : PatchSource
+        Of the region. Without a label of the eight classes the network stays as it is.
+    plan : TrainPlan
+        Of the fine-tuning. Class weights and shares are the region's own, and so are the statistics of batch
+        normalisation (adaptive batch normalisation, Li et al. 2016, arXiv 1603.04779).
+    folder : path, optional
+        From which an interrupted training continues.
+
+    Raises
+    ------
+    DataError
+        If the region has no label and *run* is None.
     """
     if run is not None and not source.class_counts().any():
         return run
@@ -73,7 +86,12 @@ def pseudo_labelled(predict: Predict, source: PatchSource) -> PseudoLabels:
     """
     Return a source of the same images with the most probable class of each pixel as labels for a student network.
 
-    *predict* gives the teacher's probabilities. The labels, a byte per pixel, are held in memory.
+    Parameters
+    ----------
+    predict : callable
+        The teacher's probabilities.
+    source : PatchSource
+        What to label. The labels, a byte per pixel, are held in memory.
     """
     classes = (predict(patch).argmax(axis=0).astype(np.uint8) for patch, _ in images_of(source))
     return PseudoLabels(source, [torch.from_numpy(one) for one in classes])
@@ -121,7 +139,7 @@ def fit_clusters(source: PatchSource, matrix: Matrix, *, seed: int, guess: Predi
     Parameters
     ----------
     source : PatchSource
-        Of the region, with labels "modis+savanna"; DataError if no pixel has one.
+        Of the region, with labels "modis+savanna".
     matrix : ndarray, shape (8, 9)
         p(coarse | fine).
     seed : int
@@ -129,6 +147,11 @@ def fit_clusters(source: PatchSource, matrix: Matrix, *, seed: int, guess: Predi
     guess : callable, optional
         Probabilities of a network, whose mean over each cluster is the prior of its classes, with the weight of half a
         cell; by default all classes alike.
+
+    Raises
+    ------
+    DataError
+        If no pixel has a label.
     """
     statistics = source.statistics()
     rng, n_pixels = np.random.default_rng(seed), source.shape[0] * source.shape[1]

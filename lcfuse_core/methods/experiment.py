@@ -212,7 +212,7 @@ class Experiment:
         self, start: Run | TrainPlan, *, each_region: bool = False, **changes: Any
     ) -> tuple[Predict, float]:
         """
-        Return the probabilities of a network fine-tuned on the target regions (transductive learning), and the seconds.
+        Return a network that was fine-tuned on the target regions: transductive learning.
 
         Parameters
         ----------
@@ -222,6 +222,11 @@ class Experiment:
             Whether to train a copy for each region, with its part of the steps, instead of one for all regions.
         **changes
             To the plan; see `adapt.adaptation_plan`.
+
+        Returns
+        -------
+        predict, seconds : callable, float
+            Probabilities of a patch, and the duration of the fine-tuning.
         """
         run, base = (start, start.plan) if isinstance(start, Run) else (None, start)
         own = self.plan(base.network, base.class_weight_power)  # of a given checkpoint only the kind counts

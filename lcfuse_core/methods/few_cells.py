@@ -49,8 +49,12 @@ def third_weight(cells: float, preference: float) -> float:
     """
     Return the weight of a third member, which has not learned from the target regions.
 
-    From half of `FEW_CELLS` *cells* per region on the weight falls, and from `FEW_CELLS` on it is exactly 0. For a
-    *preference* (see the function of that name) of 0 it is `_LEAST_WEIGHT`, for 1 it is 1, and in proportion between.
+    Parameters
+    ----------
+    cells : float
+        Coarse cells per region. From half of `FEW_CELLS` on the weight falls, and from `FEW_CELLS` on it is exactly 0.
+    preference : float
+        Of `preference`: for 0 the weight is `LEAST_WEIGHT`, for 1 it is 1, and in proportion between.
     """
     return min(1.0, 2.0 * scarcity(cells)) * (_LEAST_WEIGHT + (1.0 - _LEAST_WEIGHT) * preference)
 
@@ -69,8 +73,6 @@ def preference(third: Predict, other: Predict, source: PatchSource, matrix: Matr
     """
     Return the probability that *third* predicts the labels of coarse cells better than *other*, 0 to 1.
 
-    It is that of a normal distribution with the mean difference of log p(label) over the cells and its standard error.
-
     Parameters
     ----------
     third, other : callable
@@ -81,6 +83,11 @@ def preference(third: Predict, other: Predict, source: PatchSource, matrix: Matr
         p(coarse | fine).
     pixels : int
         Sampled per patch, see `fusion.gather`.
+
+    Returns
+    -------
+    float
+        By the normal distribution, from the mean difference of log p(label) over the cells and its standard error.
     """
     evidence = gather({"third": third, "other": other}, source, pixels=pixels)
     ratio = np.log(np.maximum([own.likelihood(matrix) for own in evidence.values()], 1e-12))

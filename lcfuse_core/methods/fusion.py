@@ -66,8 +66,14 @@ class FusionPlan:
         """
         Return the factor by which the coarse labels multiply the probabilities, float32 (8, H, W).
 
-        *labels* (H, W) are 0..8, 255 = unknown; *posterior* (9, 8) is p(fine | coarse). A part of a scene gets the
-        factor of the whole scene at all pixels that lie `prior_reach_px` or more inside.
+        A part of a scene gets the factor of the whole scene at all pixels that lie `prior_reach_px` or more inside.
+
+        Parameters
+        ----------
+        labels : ndarray of uint8, shape (H, W)
+            Coarse labels 0..8, 255 = unknown.
+        posterior : ndarray, shape (9, 8)
+            p(fine | coarse).
         """
         doubted = (1 - self.prior_doubt) * posterior + self.prior_doubt / _N
         prior = coarse_prior(labels, doubted, self.prior_blur_px)
@@ -98,8 +104,12 @@ class Fusion:
         """
         Fit temperatures and weights, as the plan has them, on the coarse labels of cells.
 
-        *evidence* is that of `gather`; not of training patches, on which overfitted members look too good. *matrix*
-        (8, 9) is p(coarse | fine).
+        Parameters
+        ----------
+        evidence : mapping
+            Of each member by `gather`; not of training patches, on which overfitted members look too good.
+        matrix : ndarray, shape (8, 9)
+            p(coarse | fine).
         """
         if self.plan.calibrated:
             self.temperatures |= {name: _best_temperature(found, matrix) for name, found in evidence.items()}
@@ -192,11 +202,16 @@ def gather(
     members : mapping
         Functions that give probabilities from the images of a patch.
     source : PatchSource
-        With labels "modis+savanna"; DataError if no patch has one.
+        With labels "modis+savanna".
     pixels : int
         Per patch; fewer if the sample would exceed `adapt.MOST_PIXELS`.
     seed : int
         Of the sample.
+
+    Raises
+    ------
+    DataError
+        If no patch has a coarse label.
     """
     rng, pixels = np.random.default_rng(seed), min(pixels, max(1, MOST_PIXELS // len(source)))
     # Not lists of parts: see `forest.train_forest`.
@@ -239,9 +254,13 @@ def member_weights(likelihoods: NDArray[np.floating]) -> NDArray[np.float64]:
     """
     Return the weights of members, (A,), sum 1, under whose mean the labels of the cells are likeliest.
 
-    *likelihoods* (A, J) are p(label of cell j) by member a alone. Maximises sum_j log sum_a w_a L_aj, which has one
-    maximum, by the EM steps of a mixture. A member that adds nothing to the others gets a weight near 0; equal members
-    keep equal weights.
+    Maximises sum_j log sum_a w_a L_aj, which has one maximum, by the EM steps of a mixture. A member that adds nothing
+    to the others gets a weight near 0; equal members keep equal weights.
+
+    Parameters
+    ----------
+    likelihoods : ndarray, shape (A, J)
+        p(label of cell j) by member a alone.
     """
     likelihood = np.asarray(likelihoods, np.float64)
     weights = np.full(len(likelihood), 1 / len(likelihood))

@@ -65,11 +65,27 @@ class LabelModel:
 
 def class_weights(counts: Tensor | NDArray[np.integer], power: float = 0.5) -> Tensor:
     """
-    Return class weights proportional to 1 / frequency^power, float32 (K,): mean 1 over classes that occur, else 0.
+    Return class weights proportional to 1 / frequency^power, float32 (K,).
 
-    *counts* (K,) are the pixels of each class. *power* 0 weights all pixels equally, 1 all classes equally. Raises
-    DataError if no class occurs, ParameterError if *power* is outside 0..1.
+    Parameters
+    ----------
+    counts : Tensor or ndarray
+        Pixels of each class, (K,).
+    power : float
+        0 weights all pixels equally, 1 all classes equally.
 
+    Returns
+    -------
+    Tensor
+        Weights with mean 1 over the classes that occur, 0 for the others.
+
+    Raises
+    ------
+    DataError, ParameterError
+        If no class occurs, or *power* is outside 0..1.
+
+    Examples
+    --------
     >>> class_weights(torch.tensor([900, 100, 0])).tolist()
     [0.5, 1.5, 0.0]
     """
@@ -137,7 +153,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None =
     logits : Tensor
         Float (N, K, H, W).
     labels : Tensor
-        Integer (N, H, W): classes 0..K-1; other values, such as 255, are ignored. Raises GridError on another size.
+        Integer (N, H, W): classes 0..K-1; other values, such as 255, are ignored.
     class_weights : Tensor, optional
         Float (K,). The mean divides by the sum of the weights used. None: all 1.
 
@@ -146,6 +162,13 @@ def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None =
     Tensor
         Scalar, at least float32; 0 with a gradient of 0 if no pixel has a label with a weight.
 
+    Raises
+    ------
+    GridError
+        If the sizes differ.
+
+    Examples
+    --------
     >>> float(cross_entropy(torch.zeros(1, 8, 2, 2), torch.zeros(1, 2, 2, dtype=torch.uint8)))  # log 8
     2.079441547393799
     """

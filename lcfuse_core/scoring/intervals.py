@@ -246,13 +246,28 @@ def components(scores: NDArray[np.floating]) -> dict[str, float]:
     Split the variance of a score into parts of worlds, regions, trainings and their interaction.
 
     The model is y[w, t, r] = mean + world w + region r + (region r in world w) + training t in w + rest, all random and
-    independent. Each part is estimated from the mean squares of the balanced design (method of moments: Searle, Casella
-    and McCulloch 1992, Variance Components, chapter 4); a negative estimate becomes 0.
+    independent. Each part is estimated from the mean squares of the balanced design (method of moments); a negative
+    estimate becomes 0.
 
-    *scores*, float (worlds, trainings, regions), are such as the AA of each region. The trainings of different worlds
-    are unrelated. Returned are the variances of "world", "region", "region in world", "training" (common to all
-    regions) and "rest" (training in one region), in squared units of *scores*. Raises GridError if a factor has fewer
-    than two levels, or a score is missing.
+    Parameters
+    ----------
+    scores : ndarray of float, shape (worlds, trainings, regions)
+        Such as the AA of each region, at least two of each factor. The trainings of different worlds are unrelated.
+
+    Returns
+    -------
+    dict of str to float
+        Variances of "world", "region", "region in world", "training" (common to all regions) and "rest" (training in
+        one region), in squared units of *scores*.
+
+    Raises
+    ------
+    GridError
+        If a factor has fewer than two levels, or a score is missing.
+
+    References
+    ----------
+    Searle, Casella and McCulloch (1992), Variance Components, chapter 4.
     """
     y = np.asarray(scores, np.float64)
     if y.ndim != 3 or min(y.shape) < 2 or not np.isfinite(y).all():

@@ -118,8 +118,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Run:
     """
     Read a network for the processor, in evaluation mode; no code from the file is run.
 
-    Raises MissingDataError if there is no such file, CheckpointError if it is not a checkpoint of this package, is
-    damaged or does not fit its plan.
+    Raises
+    ------
+    MissingDataError, CheckpointError
+        If there is no such file; if it is not a checkpoint of this package, is damaged or does not fit its plan.
     """
     return read_checkpoint(path)[0]
 

@@ -177,7 +177,7 @@ class Monitor(ExitStack):
             row |= {"aa": agreement if row["aa"] is None else row["aa"]} | ({f"aa_{name}": agreement} if name else {})
         (earlier, before), self._reported = self._reported, (step, time.perf_counter())
         row["crops_per_s"] = round((step - earlier) * self.plan.batch / max(now - before, 1e-9), 1)
-        row |= _memory()
+        row |= memory()
         self.run.history.append(row)
         self._bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
         if self._events is not None:
@@ -194,7 +194,7 @@ def _spread(source: PatchSource) -> PatchSource:
     return source.part(np.linspace(0, len(source) - 1, _MOST_VALIDATION).astype(int).tolist())
 
 
-def _memory() -> dict[str, float]:
+def memory() -> dict[str, float]:
     """Return the peak memory of this process in MB (2**20 bytes), and of its GPU if it has one."""
     used = {"memory_mb": round(_runtime.peak_memory_mb(), 1)}
     if torch.cuda.is_available():

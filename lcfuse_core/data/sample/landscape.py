@@ -26,7 +26,6 @@ class Cover(IntEnum):
 
 
 ROAD_OBJECT = -1
-_AT_KNOT = (1 / 6, 4 / 6, 1 / 6)  # a cubic B-spline at its knots
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,9 @@ def random_field(rng: np.random.Generator, shape: tuple[int, int], scale_px: flo
     return (field - at_knots.mean()) / at_knots.std()
 
 
+_AT_KNOT = (1 / 6, 4 / 6, 1 / 6)
+
+
 def _spline(knots: NDArray[np.float64], places: NDArray[np.float64]) -> NDArray[np.float64]:
     """Evaluate a uniform cubic B-spline along axis 0, with coefficients *knots* (K, M), at *places* in 0..K-4."""
     first = places.astype(int)
@@ -98,7 +100,7 @@ def _spline(knots: NDArray[np.float64], places: NDArray[np.float64]) -> NDArray[
 
 def make_landscape(rng: np.random.Generator, biome: Biome, shape: tuple[int, int]) -> Landscape:
     """Draw the land cover of one scene of *shape* (H, W) pixels of 10 m."""
-    truth, objects = _nature(rng, biome, shape), np.zeros(shape, np.int32)
+    truth, objects = _nature(rng, biome, shape)
     _farm(rng, biome, truth, objects)
     water = _water(rng, biome, shape)
     truth[water] = Cover.WATER
@@ -107,7 +109,9 @@ def make_landscape(rng: np.random.Generator, biome: Biome, shape: tuple[int, int
     return Landscape(truth, objects)
 
 
-def _nature(rng: np.random.Generator, biome: Biome, shape: tuple[int, int]) -> NDArray[np.uint8]:
+def _nature(
+    rng: np.random.Generator, biome: Biome, shape: tuple[int, int]
+) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
     """Draw natural classes: at each pixel the largest of four weighted fields of a coarse and a fine scale."""
     codes = np.array((Cover.FOREST, Cover.SHRUB, Cover.GRASS, Cover.BARREN), np.uint8)
     weights = (biome.forest, biome.shrub, biome.grass, biome.barren)
@@ -118,7 +122,8 @@ def _nature(rng: np.random.Generator, biome: Biome, shape: tuple[int, int]) -> N
         + 0.15 * random_field(rng, shape, biome.size * rng.uniform(9, 18))
         for weight in weights
     ]
-    return codes[np.argmax(strength, axis=0)]
+    truth = codes[np.argmax(strength, axis=0)]
+    return truth, np.zeros(shape, np.int32)
 
 
 def _farm(rng: np.random.Generator, biome: Biome, truth: NDArray[np.uint8], objects: NDArray[np.int32]) -> None:

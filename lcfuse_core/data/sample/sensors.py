@@ -22,20 +22,24 @@ from scipy import ndimage, special
 
 from lcfuse_core.data.cells import cell_ids
 from lcfuse_core.data.legends import SAVANNA, SCORED, dfc_to_index
+from lcfuse_core.data.sample.confusion import MEAN_CONFUSION, MOSAIC_WEIGHT, REPORTED
 from lcfuse_core.data.sample.landscape import ROAD_OBJECT, Biome, Cover, Landscape, random_field
 
 # Surface reflectance x 10000 of seven materials in B1..B8, B8A, B9, B10, B11, B12: round figures in the shape of
 # published spectra (leaf pigments in the red, cell structure in the near infrared, water at 1.6 and 2.2 micrometres).
 _MATERIALS = ("green leaves", "needles", "dry plants", "soil", "built", "water", "shade")
-_REFLECTANCE = np.array([
-    [250, 300, 620, 350, 950, 2500, 3250, 3450, 3650, 3500, 0, 1900, 850],
-    [180, 200, 380, 260, 520, 1400, 1750, 1850, 1950, 1900, 0, 900, 400],
-    [550, 750, 1150, 1500, 1850, 2150, 2350, 2550, 2750, 2750, 0, 3300, 2400],
-    [750, 950, 1400, 1900, 2200, 2400, 2600, 2750, 2950, 2950, 0, 3700, 3200],
-    [1150, 1250, 1400, 1550, 1680, 1780, 1880, 1980, 2050, 2050, 0, 2200, 2000],
-    [450, 420, 400, 260, 180, 140, 120, 110, 100, 90, 0, 50, 30],
-    [60, 60, 80, 70, 90, 170, 220, 230, 250, 240, 0, 130, 70],
-], float)  # fmt: skip
+_REFLECTANCE = np.array(
+    [
+        [250, 300, 620, 350, 950, 2500, 3250, 3450, 3650, 3500, 0, 1900, 850],
+        [180, 200, 380, 260, 520, 1400, 1750, 1850, 1950, 1900, 0, 900, 400],
+        [550, 750, 1150, 1500, 1850, 2150, 2350, 2550, 2750, 2750, 0, 3300, 2400],
+        [750, 950, 1400, 1900, 2200, 2400, 2600, 2750, 2950, 2950, 0, 3700, 3200],
+        [1150, 1250, 1400, 1550, 1680, 1780, 1880, 1980, 2050, 2050, 0, 2200, 2000],
+        [450, 420, 400, 260, 180, 140, 120, 110, 100, 90, 0, 50, 30],
+        [60, 60, 80, 70, 90, 170, 220, 230, 250, 240, 0, 130, 70],
+    ],
+    float,
+)
 # Light scattered by the air before it reaches the ground: the blue bands see mostly that.
 _PATH = np.array([1000, 750, 480, 300, 240, 190, 160, 140, 120, 60, 8, 20, 10], float)
 # Share of the surface signal left after water vapour; B9 and B10 look at its absorption bands.
@@ -43,63 +47,36 @@ _VAPOUR = np.array([0.9, 0.92, 0.94, 0.95, 0.95, 0.96, 0.96, 0.96, 0.97, 0.28, 0
 BAND_RESOLUTION_M = (60, 10, 10, 10, 20, 20, 20, 10, 20, 60, 60, 20, 20)
 
 # Mean logits of the materials in each class, in the order of SCORED.
-_MIXTURE = np.array([
-    # leaves needles dry   soil  built  water shade
-    [1.6, 0.4, -0.8, -2.2, -4.0, -4.0, 0.6],  # Forest
-    [0.6, -1.2, 0.8, 0.3, -3.5, -4.0, -0.4],  # Shrubland
-    [1.3, -3.0, 0.9, -0.5, -4.0, -4.0, -1.6],  # Grassland
-    [1.0, -2.0, 0.3, -1.0, -4.0, 0.3, 0.0],  # Wetlands
-    [1.4, -3.5, 0.3, 0.4, -3.5, -4.0, -1.8],  # Croplands
-    [-0.2, -2.5, -0.4, 0.2, 1.4, -3.5, -0.6],  # Urban
-    [-2.0, -4.0, 0.0, 1.8, 0.0, -3.5, -0.8],  # Barren
-    [-3.5, -5.0, -4.0, -3.5, -4.0, 2.5, -1.5],  # Water
-])  # fmt: skip
+_MIXTURE = np.array(
+    [
+        # leaves needles dry   soil  built  water shade
+        [1.6, 0.4, -0.8, -2.2, -4.0, -4.0, 0.6],  # Forest
+        [0.6, -1.2, 0.8, 0.3, -3.5, -4.0, -0.4],  # Shrubland
+        [1.3, -3.0, 0.9, -0.5, -4.0, -4.0, -1.6],  # Grassland
+        [1.0, -2.0, 0.3, -1.0, -4.0, 0.3, 0.0],  # Wetlands
+        [1.4, -3.5, 0.3, 0.4, -3.5, -4.0, -1.8],  # Croplands
+        [-0.2, -2.5, -0.4, 0.2, 1.4, -3.5, -0.6],  # Urban
+        [-2.0, -4.0, 0.0, 1.8, 0.0, -3.5, -0.8],  # Barren
+        [-3.5, -5.0, -4.0, -3.5, -4.0, 2.5, -1.5],  # Water
+    ]
+)
 # Mean sigma0 in dB, VV and VH, of each class (order of SCORED), and how much one object differs from the next.
 _BACKSCATTER_DB = np.array(
-    [[-9.5, -12.0, -13.0, -12.0, -11.5, -7.0, -15.0, -19.5], [-15.0, -18.5, -20.0, -19.0, -18.5, -13.5, -23.0, -27.0]]
-).T.copy()
-_LOOKS = 4.4  # equivalent number of looks of Sentinel-1 GRD in interferometric wide swath mode
+    [
+        [-9.5, -15.0],
+        [-12.0, -18.5],
+        [-13.0, -20.0],
+        [-12.0, -19.0],
+        [-11.5, -18.5],
+        [-7.0, -13.5],
+        [-15.0, -23.0],
+        [-19.5, -27.0],
+    ]
+)
 LABEL_NOISE = 0.45
 """Scale of the noise of the MODIS label in the sample."""
-
-REPORTED, CALIBRATED = "reported", "dfc2020"
-# p(MODIS class | class that dominates the cell), rows and columns in the order of SCORED, then Savanna: round
-# figures after the confusions reported for MCD12Q1 Collection 6 (Sulla-Menashe et al. 2019): cropland, grassland,
-# shrubland and savanna are taken for one another, wetlands are mostly missed, water and towns mostly found.
-_REPORTED = np.array([
-    # forest shrub grass wetl  crop  urban barren water savanna
-    [0.51, 0.01, 0.03, 0.02, 0.03, 0.01, 0.00, 0.00, 0.39],
-    [0.04, 0.29, 0.18, 0.01, 0.05, 0.01, 0.05, 0.00, 0.37],
-    [0.02, 0.05, 0.45, 0.01, 0.14, 0.01, 0.03, 0.00, 0.29],
-    [0.10, 0.04, 0.19, 0.22, 0.10, 0.01, 0.01, 0.06, 0.27],
-    [0.02, 0.02, 0.15, 0.01, 0.60, 0.02, 0.00, 0.00, 0.18],
-    [0.02, 0.01, 0.06, 0.01, 0.09, 0.70, 0.03, 0.01, 0.07],
-    [0.00, 0.23, 0.25, 0.00, 0.04, 0.02, 0.40, 0.02, 0.04],
-    [0.01, 0.00, 0.01, 0.04, 0.01, 0.01, 0.02, 0.90, 0.00],
-])  # fmt: skip
-# The same, calibrated so that p(DFC2020 class | MODIS label) in the test regions of the sample is about that of the
-# real test set (GDAOSU; `shipped/published.yaml`), by `benchmarks/label_confusion.py`. It is no estimate of the
-# confusions of the real label: the sample has other class proportions, so the same p(class | label) needs others.
-_CALIBRATED = np.array([
-    # forest shrub grass wetl  crop  urban barren water savanna
-    [0.52, 0.01, 0.02, 0.09, 0.01, 0.00, 0.01, 0.00, 0.34],
-    [0.01, 0.58, 0.27, 0.03, 0.01, 0.00, 0.04, 0.00, 0.06],
-    [0.01, 0.31, 0.44, 0.05, 0.04, 0.02, 0.04, 0.00, 0.09],
-    [0.07, 0.06, 0.48, 0.10, 0.06, 0.02, 0.02, 0.01, 0.18],
-    [0.00, 0.01, 0.60, 0.04, 0.30, 0.01, 0.01, 0.00, 0.03],
-    [0.01, 0.01, 0.10, 0.05, 0.02, 0.71, 0.09, 0.00, 0.01],
-    [0.01, 0.35, 0.33, 0.01, 0.03, 0.03, 0.19, 0.01, 0.04],
-    [0.01, 0.05, 0.22, 0.09, 0.01, 0.03, 0.15, 0.43, 0.01],
-])  # fmt: skip
-MEAN_CONFUSION = {REPORTED: _REPORTED, CALIBRATED: _CALIBRATED}
-"""Means over the world, around which each region draws its own; real confusions depend on continent and neighbours."""
-
-_CONFUSION_CONCENTRATION = 20.0
-# A 500 m classifier overlooks small towns and narrow wetlands.
-_DETECTION = np.array([1.0, 0.9, 1.0, 0.6, 1.0, 0.7, 1.0, 1.0])
-
-MOSAIC_WEIGHT = {REPORTED: 1.6, CALIBRATED: 0.0}
-"""Weight of Savanna in cells where woody and open land mix; the calibration left next to none (0.01 if free)."""
+_LOOKS = 4.4
+"""Equivalent number of looks of Sentinel-1 GRD in interferometric wide swath mode."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +108,7 @@ def draw_region(
     season : -1 (leafless, dry) .. 1 (high season); scales the green share of all but needle-leaved plants
     domain_shift : standard deviation, in logits, of the region's own departure in each class and material
     label_noise : scale of the Gumbel noise in the logits of a cell's label
-    label_confusion : key of `MEAN_CONFUSION`, around which the confusions of the region's label are drawn
+    label_confusion : key of `confusion.MEAN_CONFUSION`, around which the confusions of the region's label are drawn
     """
     vigour = 1.2 * season - 1.1 * biome.aridity
     leaves, needles, dry, soil = 0, 1, 2, 3
@@ -162,7 +139,7 @@ def see_sentinel2(rng: np.random.Generator, land: Landscape, region: Region) -> 
     """Simulate top-of-atmosphere reflectance x 10000 of a landscape, uint16 (13, H, W)."""
     shape = land.truth.shape
     logits = region.mixture[dfc_to_index(land.truth)]  # H, W, 7
-    logits += _by_object(rng, land, 7, spread=0.55)
+    logits += _by_object(rng, land, (7,), spread=0.55)
     for material in range(7):
         patchy = 0.3 * random_field(rng, shape, 40) + 0.3 * random_field(rng, shape, 5)
         logits[..., material] += patchy + 0.45 * rng.standard_normal(shape)
@@ -185,7 +162,7 @@ def see_sentinel1(rng: np.random.Generator, land: Landscape, region: Region) -> 
     """
     shape = land.truth.shape
     mean_db = region.backscatter_db[dfc_to_index(land.truth)]
-    mean_db += _by_object(rng, land, 2, spread=1.0)
+    mean_db += _by_object(rng, land, (2,), spread=1.0)
     mean_db = np.moveaxis(mean_db, -1, 0) + 0.8 * random_field(rng, shape, 40) + 0.7 * random_field(rng, shape, 5)
     power = ndimage.gaussian_filter(special.exp10(mean_db / 10), (0, 0.7, 0.7))
     speckle = rng.gamma(_LOOKS, 1 / _LOOKS, power.shape)
@@ -193,10 +170,12 @@ def see_sentinel1(rng: np.random.Generator, land: Landscape, region: Region) -> 
     return np.minimum(in_db, 0.0).astype(np.float32).astype(np.float64)
 
 
-def _by_object(rng: np.random.Generator, land: Landscape, n: int, *, spread: float) -> NDArray[np.float64]:
-    """Draw *n* values per field or town, shared by its pixels; crops, which are at all stages of growth, vary more."""
+def _by_object(
+    rng: np.random.Generator, land: Landscape, size: tuple[int, ...], *, spread: float
+) -> NDArray[np.float64]:
+    """Draw one value per field or town, shared by its pixels; crops, which are at all stages of growth, vary more."""
     numbers, place = np.unique(land.objects, return_inverse=True)
-    draw = rng.normal(0, spread, (len(numbers), n))
+    draw = rng.normal(0, spread, (len(numbers), *size))
     draw[(numbers == 0) | (numbers == ROAD_OBJECT)] = 0
     shift = draw[place.reshape(land.objects.shape)]
     return np.where((land.truth == Cover.CROP)[..., None], 1.5 * shift, shift)
@@ -212,6 +191,9 @@ def _resolve(band: NDArray[np.float64], resolution_m: int) -> NDArray[np.float64
     rows, cols = (n // factor for n in padded.shape)
     mean = padded.reshape(rows, factor, cols, factor).mean(axis=(1, 3))
     return mean.repeat(factor, 0).repeat(factor, 1)[: band.shape[0], : band.shape[1]]
+
+
+_CONFUSION_CONCENTRATION = 20.0
 
 
 def _draw_confusion(rng: np.random.Generator, mean: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -251,6 +233,10 @@ def as_classified(share: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDAr
     return belief, np.minimum(woody, open_)
 
 
+# A 500 m classifier overlooks small towns and narrow wetlands.
+_DETECTION = np.array([1.0, 0.9, 1.0, 0.6, 1.0, 0.7, 1.0, 1.0])
+
+
 def cell_shares(
     rng: np.random.Generator, truth: NDArray[np.uint8], ids: NDArray[np.int32], n_cells: int
 ) -> NDArray[np.float64]:
@@ -281,7 +267,11 @@ def _igbp(code: NDArray[np.uint8], share: NDArray[np.float64], biome: Biome) -> 
 
 
 def lccs_layers(igbp: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the three LCCS layers of an IGBP map, uint8 (3, H, W), by a table; real ones may contradict IGBP."""
+    """
+    Return the three LCCS layers of an IGBP map: land cover, land use, surface hydrology, uint8 (3, H, W).
+
+    A plain table: in the real product they are classified on their own and may contradict IGBP.
+    """
     return _LCCS[:, igbp]
 
 

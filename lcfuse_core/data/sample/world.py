@@ -27,9 +27,8 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -42,11 +41,10 @@ from lcfuse_core import _runtime
 from lcfuse_core.data.bands import B10
 from lcfuse_core.data.cells import SINUSOIDAL, modis_raster
 from lcfuse_core.data.legends import IGNORE
+from lcfuse_core.data.sample.confusion import MEAN_CONFUSION, REPORTED
 from lcfuse_core.data.sample.landscape import Biome, Landscape, make_landscape
 from lcfuse_core.data.sample.sensors import (
     LABEL_NOISE,
-    MEAN_CONFUSION,
-    REPORTED,
     Region,
     draw_region,
     lccs_layers,
@@ -77,7 +75,7 @@ BIOMES = (
           conifers=0.0, towns=4.0, town_radius_m=450, aridity=0.2),
 )  # fmt: skip
 
-_VALIDATION_REGIONS = (
+VALIDATION_REGIONS = (
     Biome("lowland port", 9.9, 106.5, forest=0.1, grass=0.2, shrub=0.0, barren=-0.8, crops=0.3, lakes=0.05,
           wetlands=0.4, water=("coast",), conifers=0.0, towns=4.0, town_radius_m=450, aridity=0.2),
     Biome("dry basin", 36.6, 59.2, forest=-0.6, grass=0.4, shrub=0.5, barren=0.4, crops=0.3, wetlands=0.05, towns=3.0,
@@ -104,7 +102,12 @@ TEST_REGIONS = (
 )  # fmt: skip
 
 # SEN12MS folder, and how green the season is (-1..1).
-_SEASONS = (("ROIs1158_spring", 0.3), ("ROIs1868_summer", 0.8), ("ROIs1970_fall", 0.0), ("ROIs2017_winter", -0.5))
+_SEASONS = (
+    ("ROIs1158_spring", 0.3),
+    ("ROIs1868_summer", 0.8),
+    ("ROIs1970_fall", 0.0),
+    ("ROIs2017_winter", -0.5),
+)
 _EVALUATION_SEASON = -0.1
 
 
@@ -113,14 +116,23 @@ class WorldPlan:
     """
     Size and seed of a sample world.
 
-    seed : everything follows from it
-    n_train : training scenes of 384 x 384 pixels, four patches each, through the biomes and seasons in turn
-    n_validation, n_test : evaluation scenes of 512 x 512 pixels, four patches each, through the regions in turn
-    domain_shift : standard deviation, in logits, of a region's signatures from the mean, in all regions alike;
-    chosen so that networks trained on other regions lose as much accuracy as on real data
-    label_noise : scale of the noise in the logits of the MODIS label of a cell
-    label_confusion : how the label confuses classes: as "reported" for MCD12Q1, or as in "dfc2020"
-    area_factor : factor for the size of homogeneous areas; the larger, the purer the coarse cells
+    Attributes
+    ----------
+    seed : int
+        Everything follows from it.
+    n_train : int
+        Training scenes of 384 x 384 pixels, four patches each, through the biomes and seasons in turn.
+    n_validation, n_test : int
+        Evaluation scenes of 512 x 512 pixels, four patches each, through the regions in turn.
+    domain_shift : float
+        Standard deviation, in logits, of a region's signatures from the mean, in training and evaluation regions alike.
+        Chosen so that networks trained on other regions lose as much accuracy as on real data.
+    label_noise : float
+        Scale of the noise in the logits of the MODIS label of a cell.
+    label_confusion : str
+        How the label confuses classes (`confusion`): as "reported" for MCD12Q1, or as in "dfc2020".
+    area_factor : float
+        Factor for the size of homogeneous areas; the larger, the purer the coarse cells.
     """
 
     seed: int = 0
@@ -199,11 +211,7 @@ def make_world(root: str | os.PathLike[str], plan: WorldPlan | None = None, *, w
         jobs = _jobs(plan)
         digest = hashlib.sha256("".join(_write_scenes(unfinished, plan, jobs, workers)).encode()).hexdigest()
         files = {folder.name: len(list(folder.rglob("*.tif"))) for folder in sorted(unfinished.iterdir())}
-        regions = {  # by number of the patch: the phase archives do not contain them
-            split: {str(4 * job.number + k): job.biome.name for job in jobs if job.split == split for k in range(4)}
-            for split in ("validation", "test")
-        }
-        record = {"synthetic": True, **wanted, "regions": regions, "files": files, "sha256": digest}
+        record = {"synthetic": True, **wanted, "regions": _regions(jobs), "files": files, "sha256": digest}
         (unfinished / "world.json").write_text(json.dumps(record, indent=1) + "\n")
         unfinished.chmod(0o755)  # a temporary folder is closed to others
         # Another process may have made the same world meanwhile, and may be reading it.
@@ -233,7 +241,8 @@ def _holds(root: Path, wanted: dict[str, Any]) -> bool:
     return (root / "world.json").exists() and read_world(root).items() >= wanted.items()
 
 
-class _Job(NamedTuple):
+@dataclass(frozen=True)
+class _Job:
     split: str  # train, validation or test
     number: int  # of the scene within its split
     biome: Biome
@@ -247,11 +256,20 @@ def _jobs(plan: WorldPlan) -> list[_Job]:
         # Shifted by one per round, so that a biome appears in all four seasons.
         season, greenness = _SEASONS[(number + number // len(BIOMES)) % len(_SEASONS)]
         jobs.append(_Job("train", number, BIOMES[number % len(BIOMES)], season, greenness))
-    evaluation = (("validation", _VALIDATION_REGIONS, plan.n_validation), ("test", TEST_REGIONS, plan.n_test))
+    evaluation = (("validation", VALIDATION_REGIONS, plan.n_validation), ("test", TEST_REGIONS, plan.n_test))
     for split, regions, n in evaluation:
         for number in range(n):
             jobs.append(_Job(split, number, regions[number % len(regions)], "ROIs0000", _EVALUATION_SEASON))
     return jobs
+
+
+def _regions(jobs: list[_Job]) -> dict[str, dict[str, str]]:
+    """Return the region of each evaluation patch by split and number, which the phase archives do not contain."""
+    regions: dict[str, dict[str, str]] = {"validation": {}, "test": {}}
+    for job in jobs:
+        if job.split != "train":
+            regions[job.split].update({str(4 * job.number + k): job.biome.name for k in range(4)})
+    return regions
 
 
 def _write_scenes(root: Path, plan: WorldPlan, jobs: list[_Job], workers: int) -> list[str]:
@@ -284,8 +302,9 @@ def _write_scene(root: Path, plan: WorldPlan, job: _Job) -> str:
     chosen = {name: getattr(plan, name) for name in ("domain_shift", "label_noise", "label_confusion")}
     region = draw_region(rng, biome, season=job.greenness, **chosen)
     rng = np.random.default_rng((plan.seed, stream, job.number, 2))
-    scene = make_scene(rng, region, _TRAIN_SIZE if job.split == "train" else _EVALUATION_SIZE)
-    _write_patches(root, job, scene)
+    training = job.split == "train"
+    scene = make_scene(rng, region, _TRAIN_SIZE if training else _EVALUATION_SIZE)
+    (_write_training if training else _write_evaluation)(root, job, scene)
     arrays = (scene.s1, scene.s2, scene.lc, scene.truth)
     return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()
 
@@ -294,27 +313,32 @@ def _region_number(biome: Biome) -> int:
     return int.from_bytes(biome.name.encode()[:7], "big")
 
 
-def _write_patches(root: Path, job: _Job, scene: Scene) -> None:
-    """
-    Write the 256 px patches of a scene in one of two layouts.
-
-    SEN12MS: at every 128 px, named <season>_<kind>_<scene>_p<patch>.tif. The phase archives of DFC2020: four separate
-    patches without georeference, S1 in float64.
-    """
-    training, suffix = job.split == "train", "0" if job.split == "test" else "validation"
-    s1: NDArray[Any] = scene.s1.astype(np.float32) if training else scene.s1
-    layers: dict[str, NDArray[Any]] = {"s1": s1, "s2": scene.s2, "lc": scene.lc, "dfc": scene.truth[None]}
-    starts = range(0, scene.truth.shape[0] - _PATCH + 1, _STRIDE if training else _PATCH)
-    for patch, (row, col) in enumerate(product(starts, starts), start=30 if training else 4 * job.number):
+def _write_training(root: Path, job: _Job, scene: Scene) -> None:
+    """Write the SEN12MS layout: 256 px patches at every 128 px, named <season>_<kind>_<scene>_p<patch>.tif."""
+    starts = range(0, _TRAIN_SIZE - _PATCH + 1, _STRIDE)
+    layers: dict[str, NDArray[Any]] = {
+        "s1": scene.s1.astype(np.float32),
+        "s2": scene.s2,
+        "lc": scene.lc,
+        "dfc": scene.truth[None],
+    }
+    for patch, (row, col) in enumerate(((row, col) for row in starts for col in starts), start=30):
         for kind, array in layers.items():
+            top = root / ("truth" if kind == "dfc" else "sen12ms")
+            path = top / job.season / f"{kind}_{job.number + 1}" / f"{job.season}_{kind}_{job.number + 1}_p{patch}.tif"
             window = array[:, row : row + _PATCH, col : col + _PATCH]
-            if training:
-                top, name = root / ("truth" if kind == "dfc" else "sen12ms"), f"{kind}_{job.number + 1}"
-                path = top / job.season / name / f"{job.season}_{name}_p{patch}.tif"
-                _write(path, window, scene.crs, scene.transform @ Affine.translation(col, row))
-            else:
-                path = root / "dfc2020" / f"{kind}_{suffix}" / f"ROIs0000_{job.split}_{kind}_0_p{patch}.tif"
-                _write(path, window, None, None)
+            _write(path, window, scene.crs, scene.transform @ Affine.translation(col, row))
+
+
+def _write_evaluation(root: Path, job: _Job, scene: Scene) -> None:
+    """Write the DFC2020 phase archives: four separate patches without georeference, S1 in float64."""
+    suffix = "0" if job.split == "test" else "validation"
+    layers: dict[str, NDArray[Any]] = {"s1": scene.s1, "s2": scene.s2, "lc": scene.lc, "dfc": scene.truth[None]}
+    corners = [(row, col) for row in (0, _PATCH) for col in (0, _PATCH)]
+    for patch, (row, col) in enumerate(corners, start=4 * job.number):
+        for kind, array in layers.items():
+            path = root / "dfc2020" / f"{kind}_{suffix}" / f"ROIs0000_{job.split}_{kind}_0_p{patch}.tif"
+            _write(path, array[:, row : row + _PATCH, col : col + _PATCH], None, None)
 
 
 def _write(path: Path, array: NDArray[Any], crs: str | None, transform: Affine | None, **options: Any) -> None:
@@ -328,7 +352,8 @@ def _write(path: Path, array: NDArray[Any], crs: str | None, transform: Affine |
             file.write(array)
 
 
-class _SampleScene(NamedTuple):
+@dataclass(frozen=True)
+class _SampleScene:
     """Files of the sample scene; `truth` is the 10 m truth, for scoring alone."""
 
     s2: Path

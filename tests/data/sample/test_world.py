@@ -17,7 +17,7 @@ from affine import Affine
 import label_confusion
 from lcfuse_core import _runtime
 from lcfuse_core.data import cells, legends, patches
-from lcfuse_core.data.sample import landscape, sensors, world
+from lcfuse_core.data.sample import confusion, landscape, sensors, world
 from lcfuse_core.errors import ParameterError
 
 SMALL = world.WorldPlan(seed=7, n_train=2, n_validation=1, n_test=2)
@@ -98,7 +98,7 @@ def test_every_file_passes_the_checks_of_the_reader(training, evaluation):
         assert len(read) == len(table)
         assert not report.skipped
         assert not report.repaired
-    expected = {world._VALIDATION_REGIONS[0].name, *(region.name for region in world.TEST_REGIONS[:2])}
+    expected = {world.VALIDATION_REGIONS[0].name, *(region.name for region in world.TEST_REGIONS[:2])}
     assert set(evaluation.scene_id) == expected
 
 
@@ -341,9 +341,9 @@ def test_label_noise_changes_the_label_and_nothing_else():
     assert world.WorldPlan().label_noise == sensors.LABEL_NOISE == 0.45
 
 
-@pytest.mark.parametrize("name", sensors.MEAN_CONFUSION)
+@pytest.mark.parametrize("name", confusion.MEAN_CONFUSION)
 def test_confusion_rows_are_probabilities_around_the_mean(name):
-    mean = sensors.MEAN_CONFUSION[name]
+    mean = confusion.MEAN_CONFUSION[name]
     np.testing.assert_allclose(mean.sum(axis=1), 1)
     draws = np.mean([sensors._draw_confusion(np.random.default_rng(k), mean) for k in range(400)], axis=0)
     np.testing.assert_allclose(draws.sum(axis=1), 1)
@@ -356,9 +356,9 @@ def test_the_calibrated_label_is_right_about_as_often_as_the_real_one():
     seen = [label_confusion.cells_of(0, number) for number in range(12)]
     torch.manual_seed(0)
     real, distance = label_confusion.targets(), {}
-    for name, mean in sensors.MEAN_CONFUSION.items():
+    for name, mean in confusion.MEAN_CONFUSION.items():
         matrices = label_confusion.drawn(torch.from_numpy(mean), len(seen))
-        p = label_confusion.given_label(label_confusion.joint(seen, matrices, sensors.MOSAIC_WEIGHT[name]))
+        p = label_confusion.given_label(label_confusion.joint(seen, matrices, confusion.MOSAIC_WEIGHT[name]))
         assert torch.allclose(p.sum(dim=1), torch.ones(8, dtype=torch.float64))
         distance[name] = (p - real).abs().nan_to_num(0)
     assert distance["dfc2020"].diagonal().max() < 0.15 < 0.5 < distance["reported"].diagonal().max()
