@@ -29,10 +29,10 @@ S2_BANDS = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B10", 
 B10 = S2_BANDS.index("B10")
 """Index of the cirrus band, which is nearly black."""
 
-BANDS = {"s1": 2, "s2": 13, "lc": 4, "dfc": 1}
+_BANDS = {"s1": 2, "s2": 13, "lc": 4, "dfc": 1}
 """Number of bands of each kind."""
 
-N_S2, N_S1 = BANDS["s2"], BANDS["s1"]
+N_S2, N_S1 = _BANDS["s2"], _BANDS["s1"]
 
 DTYPES = {"s1": ("float32", "float64"), "s2": ("uint16", "int16"), "lc": ("uint8",), "dfc": ("uint8",)}
 """DFC2020 has S1 as float64; some copies have S2 as int16. Both are converted to the first of the pair."""
@@ -89,21 +89,21 @@ def band_order(where: str | os.PathLike[str], kind: str, names: Sequence[str | N
     >>> band_order("s1.tif", "s1", ["Sigma0_VH_db", "Sigma0_VV_db"])
     (1, 0)
     """
-    if not any(names) and len(names) == BANDS[kind]:
+    if not any(names) and len(names) == _BANDS[kind]:
         return tuple(range(len(names)))
     found, wanted = [band_name(kind, name or "") for name in names], _NAMES.get(kind, ())
     known = [name for name in found if name]
     if wanted and all(known.count(name) == 1 for name in wanted):
         return tuple(found.index(name) for name in wanted)
     fits = all(name in (None, own) for name, own in zip(found, wanted, strict=False))
-    if len(names) == BANDS[kind] and fits:
+    if len(names) == _BANDS[kind] and fits:
         return tuple(range(len(names)))
     if kind == "s2" and (len(names) == 12 or (len(known) >= 12 and "B10" not in known)):
         do = "A Sentinel-2 L2A product does not fit: it has no B10. Take the L1C product of the same scene."
     else:
         do = "Download the published file again, or write one of these bands; names, if any, must be theirs."
     said = f" named {', '.join(name or '-' for name in names[:20])}" if known else ""
-    raise DataError(where, found=f"{len(names)} bands{said}", expected=f"{BANDS[kind]}: {UNITS[kind]}", do=do)
+    raise DataError(where, found=f"{len(names)} bands{said}", expected=f"{_BANDS[kind]}: {UNITS[kind]}", do=do)
 
 
 def band_name(kind: str, text: str) -> str | None:

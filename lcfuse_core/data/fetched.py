@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -136,7 +136,7 @@ class Store:
         if record is None:
             return False
         if item.unpack is None:
-            return path.is_file() and version_of(path) == (record.size, record.mtime_ns)
+            return path.is_file() and _version(path) == (record.size, record.mtime_ns)
         enough = not record.scenes or (choice.scenes and set(choice.scenes) <= set(record.scenes))
         return bool(enough and record.members) and not self._n_missing(item, record.members or [])
 
@@ -178,20 +178,20 @@ class Store:
         return f"begun, {part.stat().st_size} bytes" if part.is_file() else "missing"
 
 
-def version_of(path: Path) -> tuple[int, int]:
+def _version(path: Path) -> tuple[int, int]:
     """Return size in bytes and modification time in nanoseconds of a file."""
     facts = os.stat(path)
     return facts.st_size, facts.st_mtime_ns
 
 
-def files_under(folder: Path, onerror: Callable[[OSError], object] | None = None) -> list[str]:
+def _files(folder: Path) -> list[str]:
     """
     Return the relative paths of the GeoTIFFs under a folder or, if there are none, of all files that are not hidden.
 
     The order is that of the parts of the paths. Links to folders are not followed. A folder that cannot be listed is
     passed over, or given to *onerror* as `os.walk` does.
     """
-    walk, start = os.walk(folder, onerror=onerror), len(str(folder)) + 1
+    walk, start = os.walk(folder), len(str(folder)) + 1
     paths = [os.path.join(top, name)[start:].replace(os.sep, "/") for top, _, names in walk for name in names]
     chosen = [path for path in paths if path.endswith(".tif")]
     chosen = chosen or [path for path in paths if not path.rpartition("/")[2].startswith(".")]
@@ -236,9 +236,9 @@ def provenance(folder: str | os.PathLike[str]) -> str:
     """
     where = Path(folder).absolute()
     known, marks = _members(where), set()
-    for name in files_under(where):
+    for name in _files(where):
         member, mark = known.get(name, (None, UNVERIFIED))
-        marks.add(mark if member and version_of(where / name) == (member.size, member.mtime_ns) else UNVERIFIED)
+        marks.add(mark if member and _version(where / name) == (member.size, member.mtime_ns) else UNVERIFIED)
     return max(marks, key=(VERIFIED, ADOPTED, UNVERIFIED).index, default=UNVERIFIED)
 
 
@@ -250,7 +250,7 @@ def recorded_hashes(folder: Path) -> dict[str, tuple[int, int, str]]:
 
 def mark_folder(folder: Path, name: str, mark: str, how: str) -> None:
     """Record all files of a folder, as they are now, under *name* with a mark."""
-    versions = {name: version_of(folder / name) for name in files_under(folder)}
+    versions = {name: _version(folder / name) for name in _files(folder)}
     members = [Member(name, size, "", mtime_ns) for name, (size, mtime_ns) in versions.items()]
     record = Record(mark, how, str(folder), members=members)
     _runtime.write_atomic(_adopted(folder.absolute()) / f"{name}.json", json.dumps(asdict(record)) + "\n")
@@ -267,7 +267,7 @@ def adopt(folder: Path, manifest: Manifest, lists: Path) -> list[str]:
     Returns what was checked, one line per item. Raises DataError that names the first files that are missing, in no
     known place, or of another size, and then records nothing; MissingDataError if the lists are not there.
     """
-    left, faults, lines = files_under(folder), [], []
+    left, faults, lines = _files(folder), [], []
     for item in manifest.items:
         if item.unpack is None or item.unpack.place is None or item.kind is None:
             continue
