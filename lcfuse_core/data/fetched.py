@@ -188,8 +188,8 @@ def _files(folder: Path) -> list[str]:
     """
     Return the relative paths of the GeoTIFFs under a folder or, if there are none, of all files that are not hidden.
 
-    The order is that of the parts of the paths. Links to folders are not followed. A folder that cannot be listed is
-    passed over, or given to *onerror* as `os.walk` does.
+    The order is that of the parts of the paths. Links to folders are not followed, and a folder that cannot be listed
+    is passed over.
     """
     walk, start = os.walk(folder), len(str(folder)) + 1
     paths = [os.path.join(top, name)[start:].replace(os.sep, "/") for top, _, names in walk for name in names]

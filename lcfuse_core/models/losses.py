@@ -118,7 +118,7 @@ class _Pixels(NamedTuple):
         return self.log_p.gather(1, self.label[:, None]).squeeze(1)
 
 
-def _known_pixels(logits: Tensor, batch: Batch, known: LabelModel, n_labels: int | None = None) -> _Pixels:
+def known_pixels(logits: Tensor, batch: Batch, known: LabelModel, n_labels: int | None = None) -> _Pixels:
     """Return the pixels that have one of the first *n_labels* (None: K) labels; GridError if sizes differ."""
     logits = _checked(logits, batch.labels)
     n_labels = logits.shape[1] if n_labels is None else n_labels
@@ -139,7 +139,7 @@ def _checked(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     """Return sum(weight x value) / sum(weight), or 0 with a gradient of 0 if all weights are 0."""
     return (values * weights).sum() / weights.sum().clamp(min=torch.finfo(values.dtype).tiny)
 
@@ -183,41 +183,41 @@ def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None =
     return total / weight.clamp(min=torch.finfo(total.dtype).tiny)
 
 
-def _generalised(logits: Tensor, batch: Batch, known: LabelModel) -> Tensor:
+def generalised_cross_entropy(logits: Tensor, batch: Batch, known: LabelModel) -> Tensor:
     """
     Compute (1 - p(label)^q) / q: between cross-entropy (q -> 0) and mean absolute error (q = 1).
 
     Zhang & Sabuncu 2018 (arXiv 1805.07836), with their q = 0.7. The gradient of a pixel is p^q times that of
     cross-entropy, so labels that contradict the prediction are not memorised.
     """
-    pixels = _known_pixels(logits, batch, known)
-    return _weighted_mean(-torch.expm1(0.7 * pixels.log_p_label) / 0.7, pixels.weight)
+    pixels = known_pixels(logits, batch, known)
+    return weighted_mean(-torch.expm1(0.7 * pixels.log_p_label) / 0.7, pixels.weight)
 
 
-def _symmetric(logits: Tensor, batch: Batch, known: LabelModel) -> Tensor:
+def symmetric_cross_entropy(logits: Tensor, batch: Batch, known: LabelModel) -> Tensor:
     """
     Compute 0.1 x cross-entropy + 1 x reverse cross-entropy, in which label and prediction are exchanged.
 
     Wang et al. 2019 (arXiv 1908.06112). The logarithm of a label that is 0 is set to -4, so the reverse part is
     4 (1 - p(label)). The larger its factor, the less wrong labels are memorised.
     """
-    pixels = _known_pixels(logits, batch, known)
+    pixels = known_pixels(logits, batch, known)
     reverse = -4.0 * torch.expm1(pixels.log_p_label)  # 4 (1 - p)
-    return _weighted_mean(reverse - 0.1 * pixels.log_p_label, pixels.weight)
+    return weighted_mean(reverse - 0.1 * pixels.log_p_label, pixels.weight)
 
 
-def _bootstrapping(logits: Tensor, batch: Batch, known: LabelModel) -> Tensor:
+def bootstrapping(logits: Tensor, batch: Batch, known: LabelModel) -> Tensor:
     """
     Compute cross-entropy with the target 0.95 x label + 0.05 x p: partly the network's own prediction.
 
     The soft form of Reed et al. 2015 (arXiv 1412.6596), with their weight.
     """
-    pixels = _known_pixels(logits, batch, known)
+    pixels = known_pixels(logits, batch, known)
     entropy = -(pixels.log_p.exp() * pixels.log_p).sum(dim=1)
-    return _weighted_mean((1 - 0.95) * entropy - 0.95 * pixels.log_p_label, pixels.weight)
+    return weighted_mean((1 - 0.95) * entropy - 0.95 * pixels.log_p_label, pixels.weight)
 
 
-def _forward_correction(logits: Tensor, batch: Batch, known: LabelModel) -> Tensor:
+def forward_correction(logits: Tensor, batch: Batch, known: LabelModel) -> Tensor:
     """
     Compute the cross-entropy of the coarse label that the prediction implies: -log sum_k p(k) T[k, label].
 
@@ -225,12 +225,12 @@ def _forward_correction(logits: Tensor, batch: Batch, known: LabelModel) -> Tens
     forests are often labelled Croplands.
     """
     matrix = known.matrix.to(logits.device)
-    log_p, label, weight, _ = _known_pixels(logits, batch, known, matrix.shape[1])
+    log_p, label, weight, _ = known_pixels(logits, batch, known, matrix.shape[1])
     p_label = (log_p.exp() * matrix.to(log_p).T[label]).sum(dim=1)
-    return _weighted_mean(-p_label.clamp(min=_TINY).log(), weight)
+    return weighted_mean(-p_label.clamp(min=_TINY).log(), weight)
 
 
-def _implicit_posterior(logits: Tensor, batch: Batch, known: LabelModel, *, direction: str) -> Tensor:
+def implicit_posterior(logits: Tensor, batch: Batch, known: LabelModel, *, direction: str) -> Tensor:
     """
     Compute the divergence from a prior p(fine | label), (M, K), which replaces the label as target.
 
@@ -245,7 +245,7 @@ def _implicit_posterior(logits: Tensor, batch: Batch, known: LabelModel, *, dire
     pixels of the batch with the weights of their labels, so they are noisy in small batches.
     """
     table = known.posterior.to(logits.device)
-    log_q, label, weight, _ = _known_pixels(logits, batch, known, len(table))
+    log_q, label, weight, _ = known_pixels(logits, batch, known, len(table))
     if not weight.any():
         return logits.sum() * 0
     # A class that a label excludes costs 9, not infinity.
@@ -279,7 +279,7 @@ class _Segments(NamedTuple):
 
 def _segments_of(logits: Tensor, batch: Batch, known: LabelModel, n_labels: int | None = None) -> _Segments:
     """Return the segments of a batch; labels from *n_labels* on (None: K) are ignored."""
-    log_p, label, _, position = _known_pixels(logits, batch, known, n_labels)
+    log_p, label, _, position = known_pixels(logits, batch, known, n_labels)
     n_labels = logits.shape[1] if n_labels is None else n_labels
     crop = position // batch.labels[0].numel()
     cell = torch.zeros_like(crop) if batch.cells is None else batch.cells.reshape(-1)[position].long()
@@ -296,7 +296,7 @@ def _segments_of(logits: Tensor, batch: Batch, known: LabelModel, n_labels: int 
     return _Segments(log_p.exp(), number[key], label, pixels, weight)
 
 
-def _cell_aggregation(logits: Tensor, batch: Batch, known: LabelModel, *, corrected: bool) -> Tensor:
+def cell_aggregation(logits: Tensor, batch: Batch, known: LabelModel, *, corrected: bool) -> Tensor:
     """
     Compute the cross-entropy of the mean prediction over the cell: -log sum_k T[k, label] mean p(k).
 
@@ -308,10 +308,10 @@ def _cell_aggregation(logits: Tensor, batch: Batch, known: LabelModel, *, correc
     if corrected:
         share = share @ known.matrix.to(share)  # (S, M)
     p_label = share.gather(1, cells.label[:, None]).squeeze(1)
-    return _weighted_mean(-p_label.clamp(min=_TINY).log(), cells.weight)
+    return weighted_mean(-p_label.clamp(min=_TINY).log(), cells.weight)
 
 
-def _label_super_resolution(logits: Tensor, batch: Batch, known: LabelModel) -> Tensor:
+def label_super_resolution(logits: Tensor, batch: Batch, known: LabelModel) -> Tensor:
     """
     Compare the predicted class shares of a cell with the distribution of shares that its label implies.
 
@@ -330,10 +330,10 @@ def _label_super_resolution(logits: Tensor, batch: Batch, known: LabelModel) -> 
     expected = known.posterior.to(mean)[cells.label]
     spread = (expected * (1 - expected) / 4.0).clamp(min=0.1**2)
     misfit = (mean - expected).square() / (2 * (variance + spread)) + torch.log1p(variance / spread) / 2
-    return _weighted_mean(misfit.sum(dim=1), cells.weight)
+    return weighted_mean(misfit.sum(dim=1), cells.weight)
 
 
-def _bag(logits: Tensor, batch: Batch, known: LabelModel) -> Tensor:
+def bag_loss(logits: Tensor, batch: Batch, known: LabelModel) -> Tensor:
     """
     Multiple-instance loss: the label's class occurs somewhere in the cell; all other pixels are unlabelled.
 
@@ -350,23 +350,23 @@ def _bag(logits: Tensor, batch: Batch, known: LabelModel) -> Tensor:
     excess = (cells.mean(cells.p) - known.posterior.to(cells.p)[cells.label]).clamp(0, 1 - _TINY)
     others = 1 - torch.eye(logits.shape[1]).to(excess)[cells.label]
     unlabelled = -(torch.log1p(-excess) * others).sum(dim=1)
-    return _weighted_mean(positive + unlabelled, cells.weight)
+    return weighted_mean(positive + unlabelled, cells.weight)
 
 
 # Registry ----------------------------------------------------------------------------------------
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "cross_entropy": lambda logits, batch, known: cross_entropy(logits, batch.labels, known.class_weights),
-    "generalised": _generalised,
-    "symmetric": _symmetric,
-    "bootstrapping": _bootstrapping,
-    "forward": _forward_correction,
-    "posterior_qr": partial(_implicit_posterior, direction="qr"),
-    "posterior_rq": partial(_implicit_posterior, direction="rq"),
-    "cell_mean": partial(_cell_aggregation, corrected=False),
-    "cell_forward": partial(_cell_aggregation, corrected=True),
-    "super_resolution": _label_super_resolution,
-    "bag": _bag,
+    "generalised": generalised_cross_entropy,
+    "symmetric": symmetric_cross_entropy,
+    "bootstrapping": bootstrapping,
+    "forward": forward_correction,
+    "posterior_qr": partial(implicit_posterior, direction="qr"),
+    "posterior_rq": partial(implicit_posterior, direction="rq"),
+    "cell_mean": partial(cell_aggregation, corrected=False),
+    "cell_forward": partial(cell_aggregation, corrected=True),
+    "super_resolution": label_super_resolution,
+    "bag": bag_loss,
 }
 """Losses by name: functions of logits, `Batch` and `LabelModel`."""
 
