@@ -147,14 +147,17 @@ def show_history(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure
 # Losses on one coarse cell -----------------------------------------------------------------------
 
 
-def show_curves(table: pd.DataFrame, *, xlabel: str, ylabel: str) -> Figure:
-    """Draw a formula, such as a loss: a line per column over the table's index; it rests on no data."""
+def show_curves(table: pd.DataFrame, *, xlabel: str, ylabel: str, top: float | None = None) -> Figure:
+    """Draw a formula, such as a loss: a line per column over the table's index, up to *top*; it rests on no data."""
     with plt.rc_context({"figure.hooks": []}):  # so the figure carries no origin
         fig, ax = plt.subplots(figsize=(WIDTH_IN, 3.2), layout="constrained")
     for number, name in enumerate(table.columns):
         look = {"color": COLOURS[number % len(COLOURS)], "ls": _DASHES[number % len(_DASHES)]}
         ax.plot(table.index, table[name], label=name, **look)
     ax.set(xlabel=xlabel, ylabel=ylabel)
+    if top is not None:
+        least = float(table.to_numpy().min())
+        ax.set_ylim(least - 0.05 * (top - least), top)
     ax.grid(True)
     if len(table.columns) > 1:
         fig.legend(loc="outside upper left", ncols=3)

@@ -63,7 +63,10 @@ def test_scores_of_several_seeds_share_a_line():
 
 def test_recall_by_class_names_every_class():
     """Eight lines with code numbers, a kind of dot a method; a class that is absent has none."""
-    scores = {"MODIS": summarise(confusion(REFERENCE, PREDICTED)), "all right": summarise(np.diag([0] + [9] * 10))}
+    scores = {
+        "MODIS": summarise(confusion(REFERENCE, PREDICTED)),
+        "all right": summarise(np.diag([0] + [9] * 10)),
+    }
     ax = charts.show_scores(class_table(scores)).axes[0]
     assert [text.get_text() for text in ax.get_yticklabels()][4:6] == ["Croplands  6", "Urban/Built-up  7"]
     drawn = dots(ax)
@@ -128,9 +131,10 @@ def test_curves_differ_in_more_than_colour_and_carry_no_origin():
     """A formula is not data."""
     images.use_book_style("synthetic sample")
     table = pd.DataFrame({name: [1.0, 2.0] for name in "abcdef"}, index=[0, 1])
-    fig = charts.show_curves(table, xlabel="x", ylabel="y")
+    fig = charts.show_curves(table, xlabel="x", ylabel="y", top=3)
     images.use_book_style()
     ax = fig.axes[0]
     assert [line.get_label() for line in ax.lines] == list("abcdef")
     assert len({(line._dash_pattern[0], str(line._dash_pattern[1])) for line in ax.lines}) == 6
+    assert ax.get_ylim()[1] == 3
     assert not fig.texts
