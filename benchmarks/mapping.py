@@ -26,6 +26,7 @@ import rasterio
 import torch
 from affine import Affine
 
+from lcfuse_core.data.bands import sensor_channels
 from lcfuse_core.data.legends import index_to_dfc
 from lcfuse_core.data.sample import world
 from lcfuse_core.mapping import predict
@@ -76,7 +77,7 @@ def chosen(paths: list[Path]) -> list[predict.Network]:
 def bare_seconds(member: predict.Network, tiling: Tiling, n: int) -> tuple[float, float]:
     """Wall and processor seconds of *n* forward passes on a window of this tiling, and nothing else."""
     size = min(tiling.window, *tiling.shape)
-    n_channels = next(member.run.network.parameters()).shape[1]
+    n_channels = sum(map(len, sensor_channels(member.run.statistics.channels, member.run.plan.inputs)))
     image = torch.randn(1, n_channels, size, size).contiguous(memory_format=torch.channels_last)
     wall, cpu = time.perf_counter(), time.process_time()
     with torch.inference_mode(), precision(member.run.plan.precision, torch.device("cpu")):
@@ -100,7 +101,7 @@ def scale(options: argparse.Namespace) -> dict[str, Any]:
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     after = bare_seconds(member, tiling, n_windows - n_windows // 2)
-    n_channels = next(member.run.network.parameters()).shape[1]
+    n_channels = sum(map(len, sensor_channels(member.run.statistics.channels, member.run.plan.inputs)))
     return {
         "rows": options.rows, "cols": options.cols, "windows": n_windows, "window": options.window,
         "network": f"{member.run.plan.network}, {n_channels} channels, {member.name}",

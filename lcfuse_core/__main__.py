@@ -109,6 +109,7 @@ def _write(stream: Any, text: str = "") -> bool:
 
 def _refuse_empty(words: list[str]) -> None:
     """Raise ParameterError on an empty argument, which as a path is the current folder, where it has no meaning."""
+    # Each word with the two before it.
     for before, last, word in zip(["", "", *words], ["arguments", *words], words, strict=False):
         may_be_empty = last in _MAY_BE_EMPTY or before == "-p"
         if not may_be_empty and not (word.partition("=")[2] if re.match("--[a-z0-9-]+=", word) else word).strip():

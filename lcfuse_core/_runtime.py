@@ -151,8 +151,9 @@ def _source_files(*modules: str, package: Path = PACKAGE) -> list[Path]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 waiting += [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):  # `from a.b import c` may mean a/b.py or a/b/c.py
-                waiting += [f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                # `from a.b import c` may mean a/b.py or a/b/c.py.
+                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
     return sorted(found if modules else files.values())
 
 
@@ -178,6 +179,7 @@ def lock_digest() -> str | None:
 
 def machine() -> dict[str, Any]:
     """Return versions and processors, without any name or path of a machine or person."""
+    cuda = _cuda()
     return {
         "python": platform.python_version(),
         "torch": importlib.metadata.version("torch"),
@@ -185,7 +187,7 @@ def machine() -> dict[str, Any]:
         "system": platform.system(),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "gpu": cuda.get_device_name(0) if (cuda := _cuda()) else None,
+        "gpu": cuda.get_device_name(0) if cuda else None,
     }
 
 

@@ -7,6 +7,6 @@ from astroid.manager import AstroidManager
 
 
 def setup(app: Any) -> dict[str, bool]:
-    """Keep autoapi's parser from loading torch, pandas and others, for classes of which no page shows anything."""
+    """Keep autoapi's parser from reading other packages, of whose classes no page shows anything."""
     AstroidManager().module_denylist |= set(packages_distributions()) - {"lcfuse_core"}
     return {"parallel_read_safe": True}

@@ -154,7 +154,7 @@ def scene_rgb(s2: NDArray[np.uint16], valid: NDArray[np.bool_]) -> NDArray[np.fl
 
 def _label_image(codes: NDArray[np.integer], legend: Legend = DFC2020) -> NDArray[np.uint8]:
     """Return the colours, uint8 RGBA (H, W, 4), of class codes (H, W); pixels without a class are transparent."""
-    legend.check(codes, "label_image")
+    legend.check(codes, "map")
     palette = np.array([legend.rgba(code) for code in range(256)], np.uint8)
     return np.take(palette, codes, axis=0)
 

@@ -205,7 +205,11 @@ def execute(run: Run) -> Outcome:
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    began, source = time.monotonic(), run.book / f"{run.chapter}.ipynb"
+    began = time.monotonic()
+    # papermill fills in `{name}` in paths.
+    source, target = (
+        str(path).replace("{", "{{").replace("}", "}}") for path in (run.book / f"{run.chapter}.ipynb", run.notebook)
+    )
     run.folder.mkdir(parents=True, exist_ok=True)
     run.record.unlink(missing_ok=True)
     # Absolute, because the kernel runs in the folder of the run.
@@ -213,10 +217,8 @@ def execute(run: Run) -> Outcome:
     os.environ["LCFUSE_LEDGER"] = os.path.abspath(os.environ.get("LCFUSE_LEDGER") or run.folder / "ledger.jsonl")
     try:
         with kernel_config() as config:
-            # papermill fills in `{name}` in paths
             papermill.execute_notebook(
-                *(str(path).replace("{", "{{").replace("}", "}}") for path in (source, run.notebook)),
-                run.parameters, kernel_name="python3", language="python", cwd=str(run.folder),
+                source, target, run.parameters, kernel_name="python3", language="python", cwd=str(run.folder),
                 start_timeout=_START_TIMEOUT_S, progress_bar=sys.stderr.isatty(), config=config,
             )  # fmt: skip
     except PapermillExecutionError as error:

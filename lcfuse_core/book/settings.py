@@ -184,10 +184,8 @@ def from_text(name: str, text: str) -> Any:
     try:
         value: Any = field.annotation(text) if field.annotation in (int, float) else text
     except ValueError:
-        expected, do = (
-            f"{field.description}, of type {getattr(field.annotation, '__name__', 'text')}",
-            "Correct the value.",
-        )
+        expected = f"{field.description}, of type {getattr(field.annotation, '__name__', 'text')}"
+        do = "Correct the value."
         raise ParameterError(f"parameter {name}", found=repr(text), expected=expected, do=do) from None
     check({name: value})
     return value

@@ -23,7 +23,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from lcfuse_core.errors import DataError, FetchError
@@ -38,16 +38,13 @@ _HEADER_BYTES = 8192
 _RESERVED = re.compile(r'.*[:<>"|?*]|.*[ .]$|(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE | re.DOTALL).match
 """Names of devices, streams and wildcards of Windows."""
 
+_EXTENDED = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE)
 _JOURNAL = ".members.jsonl"
 _BROKEN = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, struct.error, ValueError, LookupError,
     NotImplementedError, RuntimeError, OverflowError, MemoryError, OSError,
 )  # fmt: skip
 """What the libraries raise on a damaged, encrypted or unknown archive."""
-
-
-_Content = tuple[str, int, Iterator[bytes]]
-"""Name, size in bytes and content of a member; each content is read before the next member."""
 
 
 class Limits(NamedTuple):
@@ -94,28 +91,21 @@ def extract(
     FetchError
         If the disk is full or cannot be written. *folder* then keeps the members extracted so far.
     """
-    kept, members, files, folders = extracted(folder), [], set[str](), set[str]()
-    walk = {"zip": _zip_contents, "tar.gz": _tar_contents}[form](file, where, limits)
+    kept, members, files, folders = extracted(folder), [], set[str](), {""}
     try:
-        for n, (name, size, chunks) in enumerate(_guarded(walk, where), start=1):
-            if n > limits.members:
-                raise _hostile(where, f"more than {limits.members} members", "fewer")
-            if size > limits.member_bytes:
-                raise _hostile(where, f"{size} bytes in one member", f"at most {limits.member_bytes}")
-            safe, content = _safe_name(name, where), _guarded(chunks, where)
-            if safe is None:
-                continue
-            if (path := place(safe)) is None:
-                for _ in content:  # a damaged member refuses the archive
+        for name, chunks in _contents(file, form, where, limits):
+            path = place(name)
+            if path is None:
+                for _ in chunks:
                     pass
                 continue
             folded = unicodedata.normalize("NFC", path).casefold()  # some file systems take these for one name
-            parents = {str(parent) for parent in PurePosixPath(folded).parents}
+            parents = {folded[: slash.start()] for slash in re.finditer("/", folded)}
             if folded in files or folded in folders or files & parents:
                 raise _hostile(where, f"two members for {path}", "each file once, and none as a folder")
             files.add(folded)
             folders |= parents
-            members.append(_write(folder, path, content, kept.get(path), where))
+            members.append(_write(folder, path, chunks, kept.get(path), where))
         if not members:
             raise DataError(where, found="none of the files wanted", expected="at least one", do="Check what it is.")
     except DataError:
@@ -204,6 +194,17 @@ def _hostile(where: str, found: str, expected: str) -> DataError:
     return DataError(where, found=found, expected=expected, do="Do not use the file; fetch it from another source.")
 
 
+def _contents(file: IO[bytes], form: str, where: str, limits: Limits) -> Iterator[tuple[str, Iterator[bytes]]]:
+    """Safe name and content of each file, in the order of the archive; each content is read before the next."""
+    walk = {"zip": _zip_contents, "tar.gz": _tar_contents}[form](file, where, limits)
+    for n, (name, chunks) in enumerate(_guarded(walk, where), start=1):
+        if n > limits.members:
+            raise _hostile(where, f"more than {limits.members} members", "fewer")
+        safe = _safe_name(name, where)
+        if safe is not None:
+            yield safe, _guarded(chunks, where)
+
+
 def _guarded(values: Iterator[Any], where: str) -> Iterator[Any]:
     """The same values; what the libraries raise on a damaged archive becomes a DataError."""
     try:
@@ -215,12 +216,17 @@ def _guarded(values: Iterator[Any], where: str) -> Iterator[Any]:
         raise _hostile(where, found, "a whole one") from None
 
 
+def _check_size(size: int, where: str, limits: Limits) -> None:
+    if size > limits.member_bytes:
+        raise _hostile(where, f"{size} bytes in one member", f"at most {limits.member_bytes}")
+
+
 def _check_ratio(plain: int, packed: int, where: str, limits: Limits) -> None:
     if plain > limits.ratio * packed + _SLACK:
         raise _hostile(where, f"{plain} bytes packed into {packed}", f"at most {limits.ratio} : 1")
 
 
-def _zip_contents(file: IO[bytes], where: str, limits: Limits) -> Iterator[_Content]:
+def _zip_contents(file: IO[bytes], where: str, limits: Limits) -> Iterator[tuple[str, Iterator[bytes]]]:
     archive = zipfile.ZipFile(file)
     entries = archive.infolist()
     _check_ratio(sum(entry.file_size for entry in entries), file.seek(0, os.SEEK_END), where, limits)
@@ -230,22 +236,27 @@ def _zip_contents(file: IO[bytes], where: str, limits: Limits) -> Iterator[_Cont
     for entry in entries:
         if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise _hostile(where, f"{entry.orig_filename[:80]!r}, a link or device", "plain files")
-        yield entry.orig_filename, entry.file_size, _exactly(archive.open(entry), entry.file_size)
+        _check_size(entry.file_size, where, limits)
+        member = archive.open(entry)
+        if not entry.file_size:
+            member.read(1)  # compares the CRC-32, which else happens at the last byte
+        yield entry.orig_filename, _exactly(member.read, entry.file_size)
 
 
-def _exactly(file: IO[bytes], size: int) -> Iterator[bytes]:
-    """Yield *size* bytes in blocks, or raise EOFError. At the end zipfile compares the CRC-32."""
-    while chunk := file.read(_BLOCK):
+def _exactly(read: Callable[[int], bytes], size: int) -> Iterator[bytes]:
+    """Yield *size* bytes in blocks, or raise EOFError. At the last one zipfile compares the CRC-32."""
+    while size:
+        chunk = read(min(_BLOCK, size))
+        if not chunk:
+            raise EOFError(f"a member that lacks {size} bytes")
         size -= len(chunk)
         yield chunk
-    if size:
-        raise EOFError(f"a member that lacks {size} bytes")
 
 
 class _Counted:
     """A file that is read from front to back; *check* gets the number of bytes so far."""
 
-    def __init__(self, file: Any, check: Callable[[int], None]) -> None:
+    def __init__(self, file: Any, check: Callable[[int], None] = lambda total: None) -> None:
         self.file, self.check, self.total = file, check, 0
 
     def read(self, size: int = -1) -> bytes:
@@ -268,14 +279,14 @@ class _Entry(tarfile.TarInfo):
         except tarfile.HeaderError as error:
             raise EOFError(str(error)) from None
         is_plain = entry.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE)
-        if not is_plain and entry.type not in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE):
+        if not is_plain and entry.type not in _EXTENDED:
             raise ValueError(f"{entry.name[:80]!r}, a link, device or sparse file")
-        if entry.size < 0 or (entry.size > _HEADER_BYTES and not is_plain):
+        if not 0 <= entry.size <= (entry.size if is_plain else _HEADER_BYTES):
             raise ValueError(f"a header of {entry.size} bytes")
         return entry
 
 
-def _tar_contents(file: IO[bytes], where: str, limits: Limits) -> Iterator[_Content]:
+def _tar_contents(file: IO[bytes], where: str, limits: Limits) -> Iterator[tuple[str, Iterator[bytes]]]:
 
     def check_packed(total: int) -> None:  # a header without an end holds nothing, and is read byte by byte
         if total > 2 * plain.total + _SLACK:
@@ -290,9 +301,10 @@ def _tar_contents(file: IO[bytes], where: str, limits: Limits) -> Iterator[_Cont
         for entry in archive:
             if entry.sparse is not None:
                 raise _hostile(where, f"{entry.name[:80]!r}, a sparse file", "plain files")
+            _check_size(entry.size, where, limits)
             content = archive.extractfile(entry)
-            chunks = _exactly(content, entry.size) if content else iter(())
-            yield entry.name + "/" * entry.isdir(), entry.size, chunks
+            read = content.read if content else archive.fileobj.read
+            yield entry.name + "/" * entry.isdir(), _exactly(read, entry.size if content else 0)
             archive.members.clear()  # else they fill the memory
         while block := archive.fileobj.read(_BLOCK):  # a damaged header of zeros would look like the end
             if block.strip(b"\0"):

@@ -4,7 +4,7 @@ The real data from a shell: `python -m lcfuse_core data ...`.
     data list   [--profile P]              what there is, how large, under which licence
     data fetch  --profile P | ID ...       download, verify, unpack; continues where it was cut; twice does nothing
     data adopt  FOLDER                     check an unpacked SEN12MS or DFC2020 by its names, numbers and sizes
-    data verify [--profile P | ID ...]     read all that was fetched to the last byte
+    data verify [--profile P | ID ...]     read what was fetched, and without P or ID what was packed, to the last byte
     data status [--profile P] [--inspect]  what is here, by item and by scene
     data pack   [SCENE ...]                put the scenes together from their patches, for training
 """
@@ -115,13 +115,13 @@ def _adopt_data(options: argparse.Namespace) -> int:
 
 
 def _verify_data(options: argparse.Namespace) -> int:
-    """Read what is here, packed scenes too unless items are named; 0 when it is as it was when it was written."""
+    """Read what is here, packed scenes too unless items or a profile are named; 0 when it is as it was written."""
     from lcfuse_core.data.packed import PackedScene, packed_paths  # only here: other commands start at once
 
     book, store = manifest.read(options.manifest), fetched.Store(options.root)
     items = [book.item(choice.item) for choice in _choices(options, book)]
     here = [item for item in items if item.file and store.record(item) is not None]
-    packs = [] if options.items else packed_paths(store.root / "packs")
+    packs = [] if options.items or options.profile else packed_paths(store.root / "packs")
     if not here and not packs:
         do = "Fetch something first: `data fetch`."
         raise MissingDataError(store.root, found="no record of fetched data", expected="some", do=do)
@@ -137,7 +137,8 @@ def _verify_data(options: argparse.Namespace) -> int:
             wrong[path] = [str(error)]
     n_damaged = sum(map(bool, wrong.values()))
     if packs:
-        print(f"packed scenes: {f'{n_damaged} of {len(packs)} damaged' if n_damaged else f'{len(packs)} whole'}")
+        state = f"{n_damaged} of {len(packs)} damaged" if n_damaged else f"{len(packs)} whole"
+        print(f"packed scenes: {state}")
     _print_lines([line for lines in wrong.values() for line in lines])
     return int(any(faults.values()) or n_damaged > 0)
 

@@ -13,13 +13,12 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 from urllib.parse import urlsplit
 
 from pydantic import TypeAdapter
@@ -28,13 +27,25 @@ from tqdm import tqdm
 from lcfuse_core._runtime import lock
 from lcfuse_core.data import archives
 from lcfuse_core.data.archives import Member, no_room
-from lcfuse_core.data.fetched import ADOPTED, VERIFIED, Record, Store, Sums
-from lcfuse_core.data.manifest import ByHand, Choice, Item, Made, Manifest, Remote, disk_size, in_words, packed_size
-from lcfuse_core.data.transfer import Changed, Refused, Retry, get
+from lcfuse_core.data.fetched import ADOPTED, VERIFIED, Record, Store, Sums, now
+from lcfuse_core.data.manifest import (
+    AnySource,
+    ByHand,
+    Choice,
+    Item,
+    Made,
+    Manifest,
+    Remote,
+    disk_size,
+    in_words,
+    packed_size,
+)  # fmt: skip
+from lcfuse_core.data.transfer import PATIENT, Changed, OnOpen, Refused, Retry, get
 from lcfuse_core.errors import DataError, FetchError, LcfuseError
 
 _RESERVE = 10**9
 """Bytes of the disk that a file of unknown size leaves free, and by which it may exceed twice its estimate."""
+
 
 _NOTE = TypeAdapter(dict[str, str])
 
@@ -68,16 +79,16 @@ class Fetcher:
     """
 
     def __init__(
-        self, manifest: Manifest, store: Store, *, retry: Retry | None = None, keep: bool = True, progress: bool = True
+        self, manifest: Manifest, store: Store, *, retry: Retry = PATIENT, keep: bool = True, progress: bool = True
     ) -> None:
-        self.manifest, self.store, self.retry = manifest, store, retry or Retry()
+        self.manifest, self.store, self.retry = manifest, store, retry
         self.keep, self.progress = keep, progress
         self.stop = threading.Event()
         self._streamed: set[str] = set()
-        remote = [s for item in manifest.items for s in manifest.sources(item) if isinstance(s, Remote)]
-        self._hosts = {urlsplit(s.url).netloc: threading.BoundedSemaphore(s.connections) for s in remote}
+        self._hosts: dict[str, threading.BoundedSemaphore] = {}
+        self._lock = threading.Lock()
 
-    def fetch(self, choices: Iterable[Choice]) -> list[_Outcome]:
+    def fetch(self, choices: Iterable[Choice], *, workers: int = 4) -> list[_Outcome]:
         """
         Fetch all of them; one that fails does not stop the others.
 
@@ -85,7 +96,7 @@ class Fetcher:
         """
         chosen, root = list(choices), self.store.root
         try:
-            with lock(root / ".fetching", wait=False), ThreadPoolExecutor(4) as pool:
+            with lock(root / ".fetching", wait=False), ThreadPoolExecutor(workers) as pool:
                 self._plan(chosen)
                 jobs = [pool.submit(self._one, choice) for choice in chosen]
                 try:
@@ -118,13 +129,15 @@ class Fetcher:
 
     def _one(self, choice: Choice) -> _Outcome:
         item, store = self.manifest.item(choice.item), self.store
-        if made := [source for source in self.manifest.sources(item) if isinstance(source, Made)]:
+        sources = self.manifest.sources(item)
+        made = [source for source in sources if isinstance(source, Made)]
+        if made:
             return _Outcome(item.id, "made", f"nothing to fetch: `{made[0].command}` makes it")
         if store.is_done(choice, item):
             return _Outcome(item.id, "here", store.state(item))
         why: list[str] = []
         try:
-            return self._from_disk(choice, item, why) or self._from_sources(choice, item, why)
+            return self._from_disk(choice, item, why) or self._from_sources(choice, item, sources, why)
         except (LcfuseError, OSError) as error:
             return _Outcome(item.id, "failed", str(error))
 
@@ -141,22 +154,21 @@ class Fetcher:
             why.append(f"the file at {path} was {error.found}: it is now {wrong.name}")
             return None
 
-    def _from_sources(self, choice: Choice, item: Item, why: list[str]) -> _Outcome:
+    def _from_sources(self, choice: Choice, item: Item, sources: list[AnySource], why: list[str]) -> _Outcome:
         """Use the first source that has the item, or report why none has, and what a person can do."""
-        take, sources = self._stream if item.id in self._streamed else self._download, self.manifest.sources(item)
-        if item.id in self._streamed and (outcome := self._finish_scenes(choice, item)):
+        take = self._stream if item.id in self._streamed else self._download
+        if take == self._stream and (outcome := self._finish_scenes(choice, item)):
             return outcome
         for source in sources:
             if isinstance(source, Remote):
-                with self._hosts[urlsplit(source.url).netloc]:  # no more connections than its page allows
-                    for _ in range(2):
-                        try:
-                            return take(choice, item, source)
-                        except Refused as error:
-                            reason = f"{source.url}: {error}"
-                            if not isinstance(error, Changed):
-                                break
-                why.append(reason)
+                with self._lock:  # no more connections to a host than its page allows
+                    host = threading.BoundedSemaphore(source.connections)
+                    free = self._hosts.setdefault(urlsplit(source.url).netloc, host)
+                try:
+                    with free:
+                        return take(choice, item, source)
+                except (Refused, Changed) as error:
+                    why.append(f"{source.url}: {error}")
         ways = [source for source in sources if isinstance(source, ByHand)]
         lines = [*why, *(f"{way.do} The page: {way.page}" + " (log-in)" * way.log_in for way in ways)]
         if ways:
@@ -165,19 +177,24 @@ class Fetcher:
         return _Outcome(item.id, "failed" if why else "by hand", "\n  ".join(lines))
 
     def _download(self, choice: Choice, item: Item, source: Remote) -> _Outcome:
-        """Fetch the whole file and use it. Raises Refused, or Changed if an attempt from byte 0 may succeed."""
-        part, has_size = self.store.part(item), False
-        if self._note(item).get("url") != source.url and item.checksums == "unknown":
-            part.unlink(missing_ok=True)  # nothing could show whether two parts belong together
-        began_at = part.stat().st_size if part.exists() else 0
-        try:
-            has_size = self._write_part(item, source, began_at)
-            return self._accept(choice, item, part, source.url)
-        except (Changed, DataError) as error:
+        """Fetch the whole file and use it; a second attempt begins at byte 0. Raises Refused."""
+        part, why = self.store.part(item), ""
+        for _ in range(2):
+            if self._note(item).get("url") != source.url and item.checksums == "unknown":
+                part.unlink(missing_ok=True)  # nothing could show whether two parts belong together
+            began_at = part.stat().st_size if part.exists() else 0
+            has_size = False
+            try:
+                has_size = self._write_part(item, source, began_at)
+                return self._accept(choice, item, part, source.url)
+            except Changed as error:
+                why = str(error)
+            except DataError as error:
+                why = error.found
             part.unlink(missing_ok=True)
-            is_whole = has_size and not began_at  # all of it came from here, and nothing was lost on the way
-            found = error.found if isinstance(error, DataError) else str(error)
-            raise (Refused if is_whole else Changed)(found) from None
+            if has_size and not began_at:  # all of it came from here, and nothing was lost on the way
+                break
+        raise Refused(why)
 
     def _write_part(self, item: Item, source: Remote, at: int) -> bool:
         """Fetch into the part; return whether the source stated the size."""
@@ -187,7 +204,7 @@ class Fetcher:
             nonlocal has_size
             if at and tag and old.get("url") == source.url and old.get("tag") not in ("", tag):
                 raise Changed("another version of the file than was begun")
-            has_size = total is not None
+            has_size, bar.total = total is not None, total
             try:
                 self._check_room(part, (total or 0) - at)
             except FetchError as error:  # another source may state less
@@ -196,11 +213,12 @@ class Fetcher:
 
         try:
             part.parent.mkdir(parents=True, exist_ok=True)
-            with open(part, "ab") as out, closing(self._chunks(source, at, item, on_open)) as chunks:
-                for chunk in chunks:
+            with self._bar(item, at) as bar, open(part, "ab") as out:
+                for chunk in self._get(source, at, item, on_open):
                     if out.tell() == 0 and chunk.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
                         raise Refused("a web page instead of the file")
                     out.write(chunk)
+                    bar.update(len(chunk))
                 out.flush()
                 os.fsync(out.fileno())
         except FetchError:
@@ -228,8 +246,8 @@ class Fetcher:
         final = self.store.file(item)
         os.replace(path, final)
         _note_path(self.store.part(item)).unlink(missing_ok=True)
-        record = Record(VERIFIED, _how(item, members), source, size=sums.size, checksums=sums.checksums)
-        record.mtime_ns = final.stat().st_mtime_ns
+        record = Record(VERIFIED, _how(item, members), source, now(), sums.size, final.stat().st_mtime_ns)
+        record.checksums = sums.checksums
         outcome = self._settle(choice, item, members, record)
         if members is not None and (choice.stream or not self.keep):
             final.unlink()
@@ -246,35 +264,49 @@ class Fetcher:
     def _stream(self, choice: Choice, item: Item, source: Remote) -> _Outcome:
         """Unpack while the archive is received; no file gets its name before the last byte is verified."""
         was_begun = self.store.staging(item).exists()
-        with closing(self._chunks(source, 0, item)) as chunks:
-            reader = _Reader(chunks)
+        sums, members, wrong = self._receive(choice, item, source)
+        if wrong and was_begun:  # perhaps by a source that has another version: without what it left
+            sums, members, wrong = self._receive(choice, item, source)
+        if wrong:
+            raise Refused(wrong)
+        record = Record(VERIFIED, _how(item, members), source.url, now(), sums.size, checksums=sums.checksums)
+        return self._settle(choice, item, members, record)
+
+    def _receive(self, choice: Choice, item: Item, source: Remote) -> tuple[Sums, list[Member], str]:
+        """Extract from a stream; return also what is wrong, if anything: then nothing that was extracted is left."""
+        sums, members = Sums(), list[Member]()
+
+        def on_open(total: int | None, tag: str) -> None:
+            bar.total = total
+
+        def see(chunk: bytes) -> None:
+            sums.update(chunk)
+            bar.update(len(chunk))
+
+        with self._bar(item, 0) as bar:
+            reader = _Reader(self._get(source, 0, item, on_open), see)
             try:
                 members = self._extract(choice, item, cast(IO[bytes], reader))
                 while reader.read(1 << 18):
                     pass
-                wrong = reader.sums.difference(item)
+                wrong = sums.difference(item)
             except DataError as error:
                 wrong = error.found
         if wrong:
             shutil.rmtree(self.store.staging(item), ignore_errors=True)
-            # What was begun is perhaps of a source that has another version: once more, without it.
-            raise (Changed if was_begun else Refused)(wrong)
-        sums = reader.sums
-        record = Record(VERIFIED, _how(item, members), source.url, size=sums.size, checksums=sums.checksums)
-        return self._settle(choice, item, members, record)
+        return sums, members, wrong
 
     def _finish_scenes(self, choice: Choice, item: Item) -> _Outcome | None:
         """Use the files of a stream that was ended after the last wanted scene but before the end of the archive."""
         assert item.unpack is not None
         members = list(archives.extracted(self.store.staging(item)).values())
-        found = {
-            scene: sum(item.unpack.destination(member.path, frozenset({scene})) is not None for member in members)
-            for scene in choice.scenes
-        }
-        if not choice.scenes or found != choice.scenes:
+        for scene, n in choice.scenes.items():
+            if sum(item.unpack.destination(m.path, frozenset({scene})) is not None for m in members) != n:
+                return None
+        if not choice.scenes:
             return None
         how = "number of files per scene; the stream was ended before the checksum of the archive"
-        return self._settle(choice, item, members, Record(ADOPTED, how, "an interrupted stream"))
+        return self._settle(choice, item, members, Record(ADOPTED, how, "an interrupted stream", now()))
 
     def _settle(self, choice: Choice, item: Item, members: list[Member] | None, record: Record) -> _Outcome:
         """Move extracted files to their places, each whole or not at all, and record them."""
@@ -289,7 +321,7 @@ class Fetcher:
                     os.replace(folder / member.path, target)
                 except OSError as error:
                     raise no_room(target, error, "to put it there") from None
-            old = self.store.record(item) or Record("", "", "")
+            old = self.store.record(item) or Record("", "", "", "")
             if {old.mark, record.mark} == {VERIFIED, ADOPTED}:
                 record.mark = ADOPTED
             is_whole = not choice.scenes or (old.members is not None and not old.scenes)
@@ -302,10 +334,7 @@ class Fetcher:
         state = "fetched" if members is None else "unpacked"
         return _Outcome(item.id, state, f"{self.store.state(item)}; from {record.source}, verified by {record.how}")
 
-    def _chunks(
-        self, source: Remote, at: int, item: Item, on_open: Callable[[int | None, str], object] = lambda *_: None
-    ) -> Generator[bytes, None, None]:
-        """Yield the bytes of a file from *at* on, behind a progress bar and within the room that there is."""
+    def _get(self, source: Remote, at: int, item: Item, on_open: OnOpen) -> Iterator[bytes]:
         size, expected = None if item.size == "unknown" else item.size, packed_size(self.manifest, item).total
         free = at + shutil.disk_usage(self.store.root).free - _RESERVE
         bound = 2 * expected + _RESERVE if expected else math.inf
@@ -314,14 +343,13 @@ class Fetcher:
         def check(total: int | None, tag: str) -> None:
             if (total or 0) > bound:
                 raise Refused(f"{total:,} bytes, where about {expected:,} are expected")
-            bar.total = total
             on_open(total, tag)
 
+        return get(source, at, size, most=most, retry=self.retry, stop=self.stop, on_open=check)
+
+    def _bar(self, item: Item, at: int) -> Any:
         disable = None if self.progress else True
-        with tqdm(initial=at, desc=item.file, unit="B", unit_scale=True, unit_divisor=1000, disable=disable) as bar:
-            for chunk in get(source, at, size, most=most, retry=self.retry, stop=self.stop, on_open=check):
-                yield chunk
-                bar.update(len(chunk))
+        return tqdm(initial=at, desc=item.file, unit="B", unit_scale=True, unit_divisor=1000, disable=disable)
 
     def _check_room(self, path: Path, need: int) -> None:
         free = shutil.disk_usage(self.store.root).free
@@ -330,15 +358,15 @@ class Fetcher:
 
 
 class _Reader:
-    """Chunks as a file that is read from front to back, and the sums of what was taken of them."""
+    """Chunks as a file that is read from front to back; *see* is called with each chunk."""
 
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self.chunks, self.sums, self.left = chunks, Sums(), b""
+    def __init__(self, chunks: Iterator[bytes], see: Callable[[bytes], object]) -> None:
+        self.chunks, self.see, self.left = chunks, see, b""
 
     def read(self, size: int) -> bytes:
         if not self.left:
             self.left = next(self.chunks, b"")
-            self.sums.update(self.left)
+            self.see(self.left)
         taken, self.left = self.left[:size], self.left[size:]
         return taken
 

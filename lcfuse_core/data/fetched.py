@@ -60,7 +60,9 @@ class Sums:
         if self.size == 0 or item.size not in ("unknown", self.size):
             return f"{self.size} bytes instead of {'a file' if item.size == 'unknown' else item.size}"
         known, seen = ({} if item.checksums == "unknown" else item.checksums), self.checksums
-        return "; ".join(f"{name} {seen[name]} instead of {known[name]}" for name in known if seen[name] != known[name])
+        return "; ".join(
+            f"{name} {seen[name]} instead of {value}" for name, value in known.items() if seen[name] != value
+        )
 
 
 @dataclass
@@ -77,7 +79,7 @@ class Record:
     mark: str
     how: str
     source: str
-    at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    at: str
     size: int = 0
     mtime_ns: int = 0
     checksums: dict[str, str] = field(default_factory=dict)
@@ -87,7 +89,6 @@ class Record:
 
 
 _RECORD = TypeAdapter(Record)
-_published = cache(read)  # the package's own manifest
 
 
 def _read_record(path: Path) -> Record | None:
@@ -179,32 +180,25 @@ class Store:
 
 
 def _version(path: Path) -> tuple[int, int]:
-    """Return size in bytes and modification time in nanoseconds of a file."""
-    facts = os.stat(path)
+    facts = path.stat()
     return facts.st_size, facts.st_mtime_ns
 
 
-def _files(folder: Path) -> list[str]:
-    """
-    Return the relative paths of the GeoTIFFs under a folder or, if there are none, of all files that are not hidden.
-
-    The order is that of the parts of the paths. Links to folders are not followed, and a folder that cannot be listed
-    is passed over.
-    """
-    walk, start = os.walk(folder), len(str(folder)) + 1
-    paths = [os.path.join(top, name)[start:].replace(os.sep, "/") for top, _, names in walk for name in names]
-    chosen = [path for path in paths if path.endswith(".tif")]
-    chosen = chosen or [path for path in paths if not path.rpartition("/")[2].startswith(".")]
-    return sorted(chosen, key=lambda path: path.replace("/", "\0"))
+def _files(folder: Path) -> dict[str, Path]:
+    """Return the GeoTIFFs of a folder by relative path or, if there are none, all files that are not hidden."""
+    paths = sorted(folder.rglob("*.tif")) or [path for path in sorted(folder.rglob("[!.]*")) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path for path in paths}
 
 
 def _members(folder: Path) -> dict[str, tuple[Member, str]]:
     """Return recorded files and their marks by path under *folder*: of items unpacked there, and of an adoption."""
-    found = [(record, record.mark) for path in _adopted(folder).glob("*.json") if (record := _read_record(path))]
+    found = [(_read_record(path), True) for path in _adopted(folder).glob("*.json")]
     for path in sorted((folder.parent / "fetched").glob("*.json")):
-        if (record := _read_record(path)) and record.into == folder.name:
-            found.append((record, record.mark if _is_published(path.stem, record) else UNVERIFIED))
-    return {member.path: (member, mark) for record, mark in found for member in record.members or []}
+        record = _read_record(path)
+        if record and record.into == folder.name:
+            found.append((record, _is_published(path.stem, record)))
+    marked = [(record, record.mark if is_known else UNVERIFIED) for record, is_known in found if record]
+    return {member.path: (member, mark) for record, mark in marked for member in record.members or []}
 
 
 def _is_published(name: str, record: Record) -> bool:
@@ -213,12 +207,18 @@ def _is_published(name: str, record: Record) -> bool:
 
     `data fetch --manifest` verifies by any manifest, also by that of a miniature.
     """
-    item = next((item for item in _published().items if item.id == name), None)
+    item = _published().get(name)
     if item is None or item.unpack is None:
         return False
     known = {} if item.checksums == "unknown" else item.checksums
     is_same = all(record.checksums.get(kind, value) == value for kind, value in known.items())
     return is_same and (bool(record.scenes) or item.unpack.files in ("unknown", len(record.members or [])))
+
+
+@cache
+def _published() -> dict[str, Item]:
+    """Return the items of the package's own manifest by id."""
+    return {item.id: item for item in read().items}
 
 
 def _adopted(folder: Path) -> Path:
@@ -236,23 +236,23 @@ def provenance(folder: str | os.PathLike[str]) -> str:
     """
     where = Path(folder).absolute()
     known, marks = _members(where), set()
-    for name in _files(where):
+    for name, path in _files(where).items():
         member, mark = known.get(name, (None, UNVERIFIED))
-        marks.add(mark if member and _version(where / name) == (member.size, member.mtime_ns) else UNVERIFIED)
+        marks.add(mark if member and _version(path) == (member.size, member.mtime_ns) else UNVERIFIED)
     return max(marks, key=(VERIFIED, ADOPTED, UNVERIFIED).index, default=UNVERIFIED)
 
 
-def recorded_hashes(folder: Path) -> dict[str, tuple[int, int, str]]:
+def recorded_hashes(folder: str | os.PathLike[str]) -> dict[str, tuple[int, int, str]]:
     """Return size, modification time (ns) and SHA-256 of the recorded files of a folder, by path under it."""
-    known = _members(folder.absolute())
+    known = _members(Path(folder).absolute())
     return {name: (one.size, one.mtime_ns, one.sha256) for name, (one, _) in known.items() if one.sha256}
 
 
 def mark_folder(folder: Path, name: str, mark: str, how: str) -> None:
     """Record all files of a folder, as they are now, under *name* with a mark."""
-    versions = {name: _version(folder / name) for name in _files(folder)}
+    versions = {name: _version(path) for name, path in _files(folder.absolute()).items()}
     members = [Member(name, size, "", mtime_ns) for name, (size, mtime_ns) in versions.items()]
-    record = Record(mark, how, str(folder), members=members)
+    record = Record(mark, how, str(folder), now(), members=members)
     _runtime.write_atomic(_adopted(folder.absolute()) / f"{name}.json", json.dumps(asdict(record)) + "\n")
 
 
@@ -271,21 +271,21 @@ def adopt(folder: Path, manifest: Manifest, lists: Path) -> list[str]:
     for item in manifest.items:
         if item.unpack is None or item.unpack.place is None or item.kind is None:
             continue
-        mine = {name for name in left if item.unpack.destination(name) == name}
+        mine = {name: path for name, path in left.items() if item.unpack.destination(name) == name}
         if not mine:
             continue
-        left = [name for name in left if name not in mine]
+        left = {name: path for name, path in left.items() if name not in mine}
         kind = manifest.dataset(item).kinds[item.kind]
         slack, size = (0.0, kind.bytes) if kind.bytes != "unknown" else (0.05, kind.about or kind.at_most)
-        for name in sorted(mine):
-            if abs((n_bytes := (folder / name).stat().st_size) - size) > slack * size:
-                faults.append(f"{name} of {n_bytes:,} bytes instead of {size:,}")
+        for name, path in mine.items():
+            if abs(path.stat().st_size - size) > slack * size:
+                faults.append(f"{name} of {path.stat().st_size:,} bytes instead of {size:,}")
         n_files = item.unpack.files
         if n_files == "unknown":
             scenes = {name.rpartition("/")[0] for name in mine}
             places = [item.unpack.destination(name) for name in _listed(item, manifest, lists)]
             expected = {place for place in places if place and place.rpartition("/")[0] in scenes}
-            faults += [f"{name} of the official lists missing" for name in sorted(expected - mine)]
+            faults += [f"{name} of the official lists missing" for name in sorted(expected - set(mine))]
             n_files = len(expected)
         elif len(mine) != n_files:
             faults.append(f"{len(mine)} files of {item.id} instead of {n_files}")
@@ -309,3 +309,8 @@ def _listed(item: Item, manifest: Manifest, folder: Path) -> Iterator[str]:
                 do = f"Fetch it: `data fetch {source.id}`, with the same --root."
                 raise MissingDataError(path, found=wrong, expected="an official list of patches", do=do)
             yield from (line.replace("_s2_", f"_{item.kind}_") for line in path.read_text(encoding="utf-8").split())
+
+
+def now() -> str:
+    """Return the time for a record."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

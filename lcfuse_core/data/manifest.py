@@ -21,7 +21,15 @@ from lcfuse_core import _runtime
 from lcfuse_core._yaml import load_yaml
 from lcfuse_core.errors import DataError, ParameterError
 
+_SHIPPED = _runtime.SHIPPED / "data_manifest.yaml"
+"""A link to `data_manifest.yaml` at the top of the repository; a built package holds a copy."""
+
+_DIGITS = {"md5": 32, "sha256": 64}
+"""Checksum algorithms, and how many hexadecimal digits each has."""
+
+_FORMS = {".zip": "zip", ".tar.gz": "tar.gz"}
 _HOLE = re.compile(r"\{(\w+)\}")
+_LOCAL = re.compile(r"(http|ftp)://(127\.0\.0\.1|localhost)[:/]")
 
 
 def _inside(path: str) -> str:
@@ -33,14 +41,13 @@ def _inside(path: str) -> str:
 
 def _hexadecimal(checksums: dict[str, str]) -> dict[str, str]:
     for algorithm, value in checksums.items():
-        n_digits = {"md5": 32, "sha256": 64}[algorithm]
-        if not re.fullmatch(rf"[0-9a-f]{{{n_digits}}}", value):
-            raise ValueError(f"{algorithm} of {n_digits} digits 0-9 a-f")
+        if not re.fullmatch(rf"[0-9a-f]{{{_DIGITS[algorithm]}}}", value):
+            raise ValueError(f"{algorithm} of {_DIGITS[algorithm]} digits 0-9 a-f")
     return checksums
 
 
 def _secure(url: str) -> str:
-    if not re.match(r"(https|ftp)://[\w.-]+/|(http|ftp)://(127\.0\.0\.1|localhost)[:/]", url):
+    if not re.match(r"(https|ftp)://[\w.-]+/", url) and not _LOCAL.match(url):
         raise ValueError("an address that begins with https:// or ftp://")
     return url
 
@@ -104,8 +111,8 @@ class Made(_Strict):
 
 
 Remote = Ftp | Https
-_AnySource = Ftp | Https | ByHand | Made
-_Source = Annotated[_AnySource, Field(discriminator="kind")]
+AnySource = Ftp | Https | ByHand | Made
+_Source = Annotated[AnySource, Field(discriminator="kind")]
 
 
 class _Kind(_Strict):
@@ -178,7 +185,7 @@ class Item(_Strict):
     @property
     def form(self) -> str:
         """`zip`, `tar.gz`, or `plain`."""
-        return next((form for form in ("zip", "tar.gz") if str(self.file).endswith(f".{form}")), "plain")
+        return next((form for end, form in _FORMS.items() if (self.file or "").endswith(end)), "plain")
 
 
 class Choice(_Strict):
@@ -217,13 +224,10 @@ class Manifest(_Strict):
         """Return the data set of an item."""
         return self.datasets[item.dataset]
 
-    def sources(self, item: Item) -> list[_AnySource]:
-        """Return where to get an item, best first, with its file name in place of `{file}`."""
-        listed, file = self.dataset(item).sources if item.sources is None else item.sources, item.file or ""
-        return [
-            source.model_copy(update={name: v.replace("{file}", file) for name, v in source if isinstance(v, str)})
-            for source in listed
-        ]
+    def sources(self, item: Item) -> list[AnySource]:
+        """Return where to get an item, best first, with its file name filled in."""
+        listed = self.dataset(item).sources if item.sources is None else item.sources
+        return [_filled(source, item.file or "") for source in listed]
 
 
 def _named(what: str, name: str, known: dict[str, _Value]) -> _Value:
@@ -232,22 +236,37 @@ def _named(what: str, name: str, known: dict[str, _Value]) -> _Value:
     return known[name]
 
 
+def _filled(source: AnySource, file: str) -> AnySource:
+    """The source with the name of the file in its address."""
+    name = "url" if isinstance(source, Remote) else "do" if isinstance(source, ByHand) else "command"
+    return source.model_copy(update={name: getattr(source, name).replace("{file}", file)})
+
+
 def read(path: Path | None = None) -> Manifest:
     """
     Return the manifest: the package's own, or that of *path*.
 
-    Raises MissingDataError without a file, DataError that names the field of the first mistake, or the line of what is
-    not YAML.
+    Raises MissingDataError without a file, DataError that names the field of the first mistake.
     """
-    path = path or _runtime.SHIPPED / "data_manifest.yaml"  # a link to the file at the top; in a built package a copy
-    values, where = load_yaml(_runtime.read_document(path, "a data manifest"), path.name), path.name
+    path = path or _SHIPPED
+    return parse(_runtime.read_document(path, "a data manifest"), path.name)
+
+
+def parse(text: str | bytes, where: str = "manifest") -> Manifest:
+    """
+    Return a manifest from its text; *where* names it in errors.
+
+    Raises DataError that names the field of the first mistake, or the line of what is not YAML.
+    """
+    values = load_yaml(text, where)
     try:
         manifest = Manifest.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         found = "nothing" if first["type"] == "missing" else repr(first["input"])[:120]
-        expected = re.sub("^(Value error, |Input should be )", "", first["msg"])
-        raise _mistake(where, values, first["loc"], found, expected) from None
+        raise _mistake(
+            where, values, first["loc"], found, re.sub("^(Value error, |Input should be )", "", first["msg"])
+        ) from None
     for loc, found, expected in _contradictions(manifest):
         raise _mistake(where, values, loc, found, expected)
     return manifest
@@ -339,7 +358,7 @@ def packed_size(manifest: Manifest, item: Item) -> Sizes:
         return Sizes(exact=item.size if isinstance(item.size, int) else 0)
     if item.about is not None:
         return Sizes(about=item.about)
-    files = Sizes(unknown=(item.id,)) if item.unpack is None else _unpacked(manifest, Choice(item=item.id))
+    files = _unpacked(manifest, item, Choice(item=item.id)) if item.unpack and item.kind else Sizes(unknown=(item.id,))
     return Sizes(estimate=files.total, unknown=files.unknown)
 
 
@@ -350,28 +369,34 @@ def download_size(manifest: Manifest, choices: Iterable[Choice]) -> Sizes:
 
 def disk_size(manifest: Manifest, choices: Iterable[Choice]) -> Sizes:
     """Bytes of the files that are unpacked or kept, without the archives."""
-    chosen = list(choices)
+    chosen, total = list(choices), Sizes()
     whole = {choice.item for choice in chosen if not choice.scenes}
-    return sum((_unpacked(manifest, choice, whole) for choice in chosen), Sizes())
+    for choice in chosen:
+        item = manifest.item(choice.item)
+        if item.unpack is None or item.kind is None:
+            total += packed_size(manifest, item)
+            continue
+        size = _unpacked(manifest, item, choice)
+        if size.estimate and {other.id for other in _alike(manifest, item)} <= whole:  # the number of all is published
+            size = Sizes(exact=size.estimate)
+        total += size
+    return total
 
 
-def _unpacked(manifest: Manifest, choice: Choice, whole: Iterable[str] = ()) -> Sizes:
-    """
-    Bytes of the files of an archive, or of the file itself.
+def _alike(manifest: Manifest, item: Item) -> list[Item]:
+    """The archives among which the files of one kind of a data set are divided."""
+    return [other for other in manifest.items if (other.dataset, other.kind) == (item.dataset, item.kind)]
 
-    Where their number is not published, an equal fraction of all patches; if all archives among which these are divided
-    are chosen (*whole*), the sum is exact.
-    """
-    item = manifest.item(choice.item)
-    if item.unpack is None:
-        return packed_size(manifest, item)
-    dataset, n_files = manifest.dataset(item), sum(choice.scenes.values()) if choice.scenes else item.unpack.files
+
+def _unpacked(manifest: Manifest, item: Item, choice: Choice) -> Sizes:
+    """Bytes of the files of an archive; where their number is not published, an equal fraction of all patches."""
+    assert item.unpack is not None
+    dataset = manifest.dataset(item)
     kind = dataset.kinds[str(item.kind)]
+    files = sum(choice.scenes.values()) if choice.scenes else item.unpack.files
     each = kind.about if kind.bytes == "unknown" else kind.bytes
-    if each is None or (n_files == "unknown" and dataset.patches == "unknown"):
+    if each is None or (files == "unknown" and dataset.patches == "unknown"):
         return Sizes(unknown=(item.id,))
-    if n_files == "unknown":
-        alike = {other.id for other in manifest.items if (other.dataset, other.kind) == (item.dataset, item.kind)}
-        size = round(int(dataset.patches) * each / len(alike))
-        return Sizes(exact=size) if alike <= set(whole) else Sizes(estimate=size)
-    return Sizes(about=n_files * each) if kind.bytes == "unknown" else Sizes(exact=n_files * each)
+    if files == "unknown":
+        return Sizes(estimate=round(int(dataset.patches) * each / len(_alike(manifest, item))))
+    return Sizes(about=files * each) if kind.bytes == "unknown" else Sizes(exact=files * each)

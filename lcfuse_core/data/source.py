@@ -250,8 +250,12 @@ class PatchSource(ABC):
         return list(map(tuple, draws.tolist()))
 
     @abstractmethod
-    def _fill(self, number: int, row: int, col: int, out: Sequence[NDArray[Any]]) -> None:
-        """Copy the window of a patch that begins at *row*, *col* into views *out*, as of `Crops`."""
+    def fill(self, number: int, row: int, col: int, out: Sequence[NDArray[Any]]) -> None:
+        """
+        Copy the window of a patch that begins at *row*, *col* into views *out* of the fields of `Crops`.
+
+        What stands for labels may be codes that `_cut` translates; a source of other labels replaces them.
+        """
 
     def cut(self, places: Sequence[Place], size: int, *, cells: bool = True) -> Crops:
         """Return the squares of *size* pixels at these positions."""
@@ -266,7 +270,7 @@ class PatchSource(ABC):
         crops = _empty(len(places), rows, cols, cells)
         arrays = [tensor.numpy() for tensor in crops]
         for n, (number, row, col, symmetry) in enumerate(places):
-            self._fill(number, row, col, [_turned(array[n], symmetry) for array in arrays])
+            self.fill(number, row, col, [_turned(array[n], symmetry) for array in arrays])
         return crops
 
     @abstractmethod
@@ -334,7 +338,8 @@ class PatchStack(PatchSource):
             tensor[len(self)] = torch.from_numpy(values)
         self.names.append(name)
 
-    def _fill(self, number: int, row: int, col: int, out: Sequence[NDArray[Any]]) -> None:
+    def fill(self, number: int, row: int, col: int, out: Sequence[NDArray[Any]]) -> None:
+        """Copy the window of a patch that begins at *row*, *col*."""
         rows, cols = slice(row, row + out[2].shape[0]), slice(col, col + out[2].shape[1])
         for tensor, array in zip((self.s2, self.s1, self.labels, self.cells), out, strict=True):
             if array.size:

@@ -31,7 +31,11 @@ _LEAST = 1024
 _MOST_LINES = 500
 """Lines of all replies of an FTP server in one connection."""
 
-_BUSY = {202, 408, 425, 429, 500, 502, 503, 504}  # 202: the file is being prepared
+_LONGEST_SIZE = 4096
+"""Bytes of the line that states the size of a chunk."""
+
+_BUSY = {202, 408, 425, 429, 500, 502, 503, 504}
+"""Of these, 202 means that the file is being prepared."""
 
 _ERRORS = (OSError, HTTPException, ValueError, EOFError, ftplib.Error)
 
@@ -48,7 +52,7 @@ class Refused(Exception):
     """The source does not have the file; another one may."""
 
 
-class Changed(Refused):
+class Changed(Exception):
     """The bytes are not those of the file that was begun; an attempt from byte 0 may succeed."""
 
 
@@ -64,11 +68,18 @@ class Retry:
     rate: float = 20_000.0
 
 
+PATIENT = Retry()
+
+
 class _Body(NamedTuple):
     start: int  # the first byte
     total: int | None  # bytes of the whole file, if stated
     tag: str = ""  # of this version of the file
     chunks: Iterator[bytes] = iter(())
+
+
+OnOpen = Callable[[int | None, str], object]
+"""Receives the total size (or None) and the version tag of a connection."""
 
 
 def get(
@@ -77,9 +88,9 @@ def get(
     size: int | None = None,
     *,
     most: int | None = None,
-    retry: Retry,
+    retry: Retry = PATIENT,
     stop: threading.Event | None = None,
-    on_open: Callable[[int | None, str], object] = lambda total, tag: None,
+    on_open: OnOpen = lambda total, tag: None,
 ) -> Iterator[bytes]:
     """
     Yield the bytes of a file from *start* on, over as many connections as necessary.
@@ -235,7 +246,7 @@ class _Response(http.client.HTTPResponse):
     """A response whose chunks have plain sizes. The library takes `0x5` and `-0`, and a size that was cut, for one."""
 
     def _read_next_chunk_size(self) -> int:
-        line = self.fp.readline(4096)  # with an extension, which nobody uses
+        line = self.fp.readline(_LONGEST_SIZE)
         if not re.fullmatch(rb"[0-9a-fA-F]{1,15}[ \t]*(;[^\n]*)?\n", line.replace(b"\r\n", b"\n")):
             raise HTTPException(f"a chunk of size {line[:20]!r}")
         return int(line.partition(b";")[0], 16)
@@ -339,7 +350,9 @@ def _ftp(stack: ExitStack, watch: _Watch, source: Ftp, at: int) -> _Body:
         total = ftp.size(path)
     except ftplib.error_perm:
         total = None  # not every server supports SIZE; RETR fails if there is no such file
-    if at and total is not None and at >= total:
+    if total is not None and at > total:
+        raise Changed(f"the file ends at {total}, before byte {at}")
+    if at and at == total:
         return _Body(at, total)
     try:
         data = ftp.transfercmd(f"RETR {path}", at or None)

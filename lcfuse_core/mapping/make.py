@@ -237,15 +237,7 @@ def _write(
         hashes = stack.enter_context(ThreadPoolExecutor(1)).submit(_hashes, inputs)
         raw = {name: Path(folder) / f"{name}.tif" for name in names}
         tags = {"SOFTWARE": f"lcfuse_core {__version__}", "PRIOR_POWER": f"{record['fusion']['prior_power']:g}"}
-        counts, written, crc = np.zeros(256, np.int64), [], dict.fromkeys(names, 0)
-        with ExitStack() as plain:
-            rasters = {name: plain.enter_context(create(raw[name], LAYERS[name], grid, tags)) for name in names}
-            for rows, strip in made:
-                for name, pixels in strip.items():
-                    rasters[name].write(pixels, window=Window.from_slices(rows, (0, grid.shape[1])))
-                    crc[name] = zlib.crc32(pixels.data, crc[name])
-                counts += np.bincount(strip["landcover"].ravel(), minlength=256)
-                written.append(rows)
+        counts, written, crc = _write_strips(raw, made, grid, tags)
         for name in names:
             write_cog(raw[name], parts[f"{name}.tif"], LAYERS[name], written, crc[name])
         record["inputs"] = hashes.result()
@@ -257,6 +249,25 @@ def _write(
         # Products of an earlier map must never lie beside those of this one, also if the renaming is interrupted.
         for name in ("landcover.json", *(f"{name}.tif" for name in LAYERS)):
             (out / name).unlink(missing_ok=True)
+
+
+def _write_strips(
+    raw: Mapping[str, Path],
+    made: Iterable[tuple[slice, dict[str, NDArray[np.uint8]]]],
+    grid: Grid,
+    tags: dict[str, str],
+) -> tuple[NDArray[np.int64], list[slice], dict[str, int]]:
+    """Write the strips of a map to plain files; return pixels by code, the rows of each strip, and CRC-32 by layer."""
+    counts, written, crc = np.zeros(256, np.int64), [], dict.fromkeys(raw, 0)
+    with ExitStack() as stack:
+        rasters = {name: stack.enter_context(create(raw[name], LAYERS[name], grid, tags)) for name in raw}
+        for rows, strip in made:
+            for name, pixels in strip.items():
+                rasters[name].write(pixels, window=Window.from_slices(rows, (0, grid.shape[1])))
+                crc[name] = zlib.crc32(pixels.data, crc[name])
+            counts += np.bincount(strip["landcover"].ravel(), minlength=256)
+            written.append(rows)
+    return counts, written, crc
 
 
 def _digest(record: Mapping[str, Any]) -> str:

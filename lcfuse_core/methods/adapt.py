@@ -101,10 +101,13 @@ class PseudoLabels(PatchSource):
     """Images and cells of a source of patches with other labels: uint8 (H, W), 0..7, for each patch."""
 
     def __init__(self, source: PatchSource, labels: Sequence[Tensor]) -> None:
+        if len(labels) != len(source):
+            raise ValueError(f"{len(labels)} label maps for {len(source)} patches")
         self.source, self.labels, self.names, self.shape = source, labels, source.names, source.shape
 
-    def _fill(self, number: int, row: int, col: int, out: Sequence[NDArray[Any]]) -> None:
-        self.source._fill(number, row, col, out)
+    def fill(self, number: int, row: int, col: int, out: Sequence[NDArray[Any]]) -> None:
+        """Copy the window of a patch that begins at *row*, *col*, with the own labels."""
+        self.source.fill(number, row, col, out)
         rows, cols = out[2].shape
         out[2][:] = self.labels[number][row : row + rows, col : col + cols].numpy()
 

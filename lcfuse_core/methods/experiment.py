@@ -64,11 +64,19 @@ _Made = TypeVar("_Made")
 
 @dataclass
 class Experiment:
-    """The data and networks of one set of parameters."""
+    """
+    The data and networks of one set of parameters.
+
+    Parameters
+    ----------
+    name : str
+        What is done, such as the name of a chapter; the `kind` of its ledger lines.
+    parameters : dict
+        Values by parameter name (`settings.Settings`); `profile` and `seed` are needed. An empty or missing root means
+        the synthetic sample of `world`, by default that of `seed`. A `checkpoint` replaces the network of its kind.
+    """
 
     name: str  # what is done, such as the name of a chapter; the `kind` of its ledger lines
-    # By name (`settings.Settings`); `profile` and `seed` are needed. An empty or missing root means the sample
-    # of `world`, by default that of `seed`. A `checkpoint` replaces the network of its kind.
     parameters: dict[str, Any]
     progress: bool = False  # whether to show progress bars
     memory: dict[Any, Any] = field(default_factory=dict, repr=False)

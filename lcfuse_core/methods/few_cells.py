@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import special
 
-from lcfuse_core.data.legends import IGNORE, N_COARSE
+from lcfuse_core.data.legends import IGNORE, N_COARSE, SCORED
 from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.source import PatchSource, label_index
 from lcfuse_core.methods import baselines
@@ -54,7 +54,7 @@ def third_weight(cells: float, preference: float) -> float:
     cells : float
         Coarse cells per region. From half of `FEW_CELLS` on the weight falls, and from `FEW_CELLS` on it is exactly 0.
     preference : float
-        Of `preference`: for 0 the weight is `LEAST_WEIGHT`, for 1 it is 1, and in proportion between.
+        Of `preference`: for 0 the weight is 0.25, for 1 it is 1, and in proportion between.
     """
     return min(1.0, 2.0 * scarcity(cells)) * (_LEAST_WEIGHT + (1.0 - _LEAST_WEIGHT) * preference)
 
@@ -130,7 +130,7 @@ def held_out_label(source: PatchSource, seed: int) -> Predict:
 
     def predict(patch: Patch) -> NDArray[np.float32]:
         labels, held_out = labels_of(patch, source), folds[patch.name]
-        probabilities = np.empty((N_COARSE - 1, *labels.shape), np.float32)
+        probabilities = np.empty((len(SCORED), *labels.shape), np.float32)
         for fold in range(_FOLDS):
             inside = held_out == fold
             probabilities[:, inside] = baselines.interpolated(np.where(inside, IGNORE, labels))[:, inside]
@@ -149,7 +149,8 @@ def labels_of(patch: Patch, source: PatchSource) -> NDArray[np.uint8]:
 
 def _folds(source: PatchSource, seed: int) -> dict[str, NDArray[np.int64]]:
     """Return the part, 0 to `_FOLDS` - 1, to which the cell of each pixel belongs, (H, W), by name of the patch."""
-    rng, cells = np.random.default_rng(seed), (window.cells.numpy() for window in source.windows())
-    return {
-        name: rng.integers(0, _FOLDS, int(own.max()) + 1)[own] for name, own in zip(source.names, cells, strict=True)
-    }
+    rng, parts = np.random.default_rng(seed), {}
+    for name, window in zip(source.names, source.windows(), strict=True):
+        cells = window.cells.numpy()
+        parts[name] = rng.integers(0, _FOLDS, int(cells.max()) + 1)[cells]
+    return parts

@@ -43,19 +43,32 @@ _N = len(SCORED)
 @parameter_errors("fusion", "Correct the plan.")
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(strict=True, extra="forbid"))
 class FusionPlan:
-    """How members are combined. Raises ParameterError on an unknown name or value."""
+    """
+    How members are combined. Raises ParameterError on an unknown name or value.
 
-    # Of probabilities: in the "mean" an uncertain member leaves the decision to the others; in the "product", the
-    # normalised geometric mean, any member can rule out a class.
+    Attributes
+    ----------
+    rule : str
+        Of probabilities: in the "mean" an uncertain member leaves the decision to the others; in the "product", the
+        normalised geometric mean, any member can rule out a class.
+    symmetries : int
+        Flips and rotations whose predictions are averaged, 1, 2, 4 or 8: test-time augmentation.
+    prior_power : float
+        Exponent of p(fine | coarse label of the cell): 0 leaves it out, 1 treats it as independent evidence; members
+        that were trained on the labels of the target region contain it already.
+    prior_blur_px, prior_doubt : float
+        Standard deviation of a Gaussian that smooths it; fraction of the uniform distribution mixed into it.
+    calibrated, weighted : bool
+        Whether `Fusion.fit` finds a temperature, and a weight, for each member.
+    """
+
     rule: Literal["mean", "product"] = "mean"
-    symmetries: Annotated[int, one_of((1, 2, 4, 8))] = 1  # flips and rotations to average: test-time augmentation
-    # Exponent of p(fine | coarse label of the cell): 0 leaves it out, 1 treats it as independent evidence; members that
-    # were trained on the labels of the target region contain it already.
+    symmetries: Annotated[int, one_of((1, 2, 4, 8))] = 1
     prior_power: Annotated[float, Field(ge=0, le=4)] = 0.0
-    prior_blur_px: Annotated[float, Field(ge=0, le=500)] = 12.0  # standard deviation of a Gaussian that smooths it
-    prior_doubt: Annotated[float, Field(ge=0, le=1)] = 0.2  # fraction of the uniform distribution mixed into it
-    calibrated: bool = False  # whether `Fusion.fit` finds a temperature for each member
-    weighted: bool = False  # whether it finds a weight for each member
+    prior_blur_px: Annotated[float, Field(ge=0, le=500)] = 12.0
+    prior_doubt: Annotated[float, Field(ge=0, le=1)] = 0.2
+    calibrated: bool = False
+    weighted: bool = False
 
     @property
     def prior_reach_px(self) -> int:
@@ -82,11 +95,24 @@ class FusionPlan:
 
 @dataclass
 class Fusion:
-    """Ensemble members, the plan of their combination, and what was fitted."""
+    """
+    Ensemble members, the plan of their combination, and what was fitted.
 
-    members: Mapping[str, Predict]  # functions by name that give the probabilities (8, H, W) of a patch
+    Parameters
+    ----------
+    members : mapping
+        Functions by name that give the probabilities (8, H, W) of a patch.
+    plan : FusionPlan
+        How they are combined.
+    posterior : ndarray, shape (9, 8), optional
+        p(fine | coarse), as `transition.posterior` returns it; unknown labels have a uniform prior.
+    temperatures, weights : dict
+        By name; 1 and equal until `fit`.
+    """
+
+    members: Mapping[str, Predict]
     plan: FusionPlan = field(default_factory=FusionPlan)
-    posterior: Matrix | None = None  # (9, 8), p(fine | coarse), see `transition.posterior`; unknown labels: all alike
+    posterior: Matrix | None = None
     temperatures: dict[str, float] = field(default_factory=dict)  # by name; 1 until `fit`
     weights: dict[str, float] = field(default_factory=dict)  # by name; equal until `fit`
 
@@ -177,11 +203,17 @@ def coarse_prior(labels: NDArray[np.uint8], posterior: Matrix, blur_px: float = 
 
 
 class Evidence(NamedTuple):
-    """The predictions of one member for a sample of pixels, with the coarse labels of their cells."""
+    """
+    The predictions of one member for a sample of pixels, with the coarse labels of their cells.
 
-    log_p: NDArray[np.float32]  # (n, 8), log-probabilities
-    cell: NDArray[np.int64]  # (n,), the cell of each pixel, 0..J-1
-    label: NDArray[np.int64]  # (J,), coarse label 0..8 of each cell
+    log_p : float32 (n, 8), log-probabilities
+    cell : int64 (n,), the cell of each pixel, 0..J-1
+    label : int64 (J,), coarse label 0..8 of each cell
+    """
+
+    log_p: NDArray[np.float32]
+    cell: NDArray[np.int64]
+    label: NDArray[np.int64]
 
     def likelihood(self, matrix: Matrix, temperature: float = 1.0) -> NDArray[np.float64]:
         """Return p(label) of each cell, (J,): its pixels' mean of sum_k p(k)^(1/temperature) / Z x T[k, label]."""

@@ -47,22 +47,46 @@ _Regime = Literal["inductive", "transductive"]
 
 @dataclass(frozen=True)
 class Learned:
-    """A trained method; `hashes` and `parameters` are for the ledger."""
+    """
+    A trained method.
 
-    classify: Classify  # draws the map of a patch
-    train_s: float = 0.0  # duration of the training, seconds
-    rows: pd.DataFrame | None = None  # index rows to evaluate on; None: those of the test split
-    hashes: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of the checkpoint
-    parameters: Mapping[str, Any] = field(default_factory=dict)  # where they differ from those of the experiment
+    Attributes
+    ----------
+    classify : callable
+        Draws the map of a patch.
+    train_s : float
+        Duration of the training, seconds.
+    rows : DataFrame, optional
+        Index rows to evaluate on; None: those of the test split.
+    hashes, parameters : mapping
+        For the ledger: SHA-256 of the checkpoint; parameters that differ from those of the experiment.
+    """
+
+    classify: Classify
+    train_s: float = 0.0
+    rows: pd.DataFrame | None = None
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the registry."""
+    """
+    A row of the registry.
 
-    learn: Callable[[Experiment], Learned]  # trains the method on the data of an experiment
-    regime: _Regime = "inductive"  # transductive: it learns from images and coarse labels of the evaluated regions
-    label_regime: str = "coarse only"  # one of `ledger.LABEL_REGIMES`
+    Attributes
+    ----------
+    learn : callable
+        Trains the method on the data of an experiment.
+    regime : str
+        "inductive", or "transductive": it learns from images and coarse labels of the evaluated regions.
+    label_regime : str
+        One of `ledger.LABEL_REGIMES`.
+    """
+
+    learn: Callable[[Experiment], Learned]
+    regime: _Regime = "inductive"
+    label_regime: str = "coarse only"
 
 
 def _row(regime: _Regime, learn: Callable[..., Learned]) -> Callable[..., Method]:

@@ -202,8 +202,9 @@ def symmetric_cross_entropy(logits: Tensor, batch: Batch, known: LabelModel) -> 
     4 (1 - p(label)). The larger its factor, the less wrong labels are memorised.
     """
     pixels = known_pixels(logits, batch, known)
-    reverse = -4.0 * torch.expm1(pixels.log_p_label)  # 4 (1 - p)
-    return weighted_mean(reverse - 0.1 * pixels.log_p_label, pixels.weight)
+    log_p = pixels.log_p_label
+    reverse = -4.0 * torch.expm1(log_p)  # 4 (1 - p)
+    return weighted_mean(reverse - 0.1 * log_p, pixels.weight)
 
 
 def bootstrapping(logits: Tensor, batch: Batch, known: LabelModel) -> Tensor:

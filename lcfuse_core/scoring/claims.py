@@ -192,17 +192,21 @@ def _pooled_places(lines: Iterable[_Entry]) -> list[_Entry]:
     for line in lines:
         groups.setdefault(tuple(line.get(name) for name in names), {})[str(line.get("hashes.evaluation"))] = line
     pooled: list[_Entry] = []
-    for hashes, own in ((list(group), list(group.values())) for group in groups.values()):
+    for group in groups.values():
+        own = list(group.values())
         counts = {name: n for line in own for name, n in line.items() if name.startswith("scores.counts.")}
         if not counts:
             continue
-        common = (name for name, value in own[0].items() if all(line.get(name) == value for line in own))
-        head = {name: own[0][name] for name in common if not name.startswith(("scores.", "hashes."))}
+        head = {
+            name: value
+            for name, value in own[0].items()
+            if not name.startswith(("scores.", "hashes.")) and all(line.get(name) == value for line in own)
+        }
         scores = asdict(summarise(np.sum([*counts.values()], axis=0))) | {
             "n_places": len(own),
             "n_patches": sum(int(line.get("scores.n_patches") or 0) for line in own),
         }
-        same = hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
+        same = hashlib.sha256("\n".join(sorted(group)).encode()).hexdigest()
         pooled.append({**head, **ledger.flatten({"scores": scores}), **counts, "hashes.evaluation": same})
     return pooled
 

@@ -213,9 +213,10 @@ def summarise(counts: NDArray[np.integer]) -> Scores:
 
 def score_table(entries: Mapping[str, Scores]) -> pd.DataFrame:
     """Return one row per map (by name), one column per score: per cent, rounded to 0.1, and kappa to 0.01."""
-    columns = ["AA %", "OA %", "mIoU(8) %", "mIoU(9) %"]
-    rows = [[round(100 * score, 1) for score in (one.aa, one.oa, one.miou_8, one.miou_9)] for one in entries.values()]
-    table = pd.DataFrame(rows, list(entries), columns)
+    fields = {"AA %": "aa", "OA %": "oa", "mIoU(8) %": "miou_8", "mIoU(9) %": "miou_9"}
+    table = pd.DataFrame(index=list(entries))
+    for title, name in fields.items():
+        table[title] = [round(100 * getattr(one, name), 1) for one in entries.values()]
     return table.assign(kappa=[round(one.kappa, 2) for one in entries.values()])
 
 

@@ -304,7 +304,8 @@ class Checkpointer(ExitStack):
 
         Raises DiskError if the disk is full or protected, and then leaves whole what is there.
         """
-        assert self.folder is not None
+        if self.folder is None or not self.writes:
+            return
         content = _content(run, state, self.identity)
         last, previous, draft = (self.folder / name for name in (LAST, PREVIOUS, f"{LAST}.new"))
         try:

@@ -12,8 +12,8 @@ import os
 import sys
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import ExitStack, closing, suppress
-from typing import Any
+from contextlib import ExitStack, closing
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -73,9 +73,13 @@ class Monitor(ExitStack):
         self._unread: list[Tensor] = []  # losses and gradient norms
         self._times: list[float] = []  # at the begin and the end of the measured steps
 
-    def resume(self) -> Run | None:
-        """Lock the folder, and return the network of an earlier start in it; the first process looks before others."""
+    def __enter__(self) -> Self:
+        """Lock the folder of the run, and note signals instead of ending at once."""
         self.enter_context(self.checkpointer)
+        return self
+
+    def resume(self) -> Run | None:
+        """Return the network of an earlier start in the same folder; the first process looks before the others."""
         found = self.checkpointer.find() if self.processes.is_first else None
         self.processes.wait()
         found = found if self.processes.is_first else self.checkpointer.find()
@@ -95,9 +99,11 @@ class Monitor(ExitStack):
         self._crops = restore(self.state.tensors, optimiser, scaler) if self.state.tensors else None
         self._events: Any = None
         if self.checkpointer.writes:
-            with suppress(ImportError):
+            try:
                 from torch.utils.tensorboard import SummaryWriter
-
+            except ImportError:  # optional
+                pass
+            else:
                 # Its file hides what an earlier start wrote for this step and later.
                 self._events = SummaryWriter(str(self.checkpointer.folder), purge_step=self.state.step)
                 self.callback(self._events.close)

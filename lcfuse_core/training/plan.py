@@ -54,8 +54,10 @@ def _check_fusion(value: str, info: ValidationInfo) -> str:
 
 def _check_transition(rows: _Rows | None) -> _Rows | None:
     """Check that the rows are distributions over the coarse labels, one for each class."""
-    bad = (len(row) != N_COARSE or min(row) < 0 or not np.isclose(sum(row), 1, atol=1e-6) for row in rows or ())
-    if rows is not None and (len(rows) != len(SCORED) or any(bad)):
+    if rows is None:
+        return None
+    bad = [len(row) != N_COARSE or min(row) < 0 or not np.isclose(sum(row), 1, atol=1e-6) for row in rows]
+    if len(rows) != len(SCORED) or any(bad):
         raise ValueError(f"{len(SCORED)} rows of {N_COARSE} proportions that sum to 1")
     return rows
 

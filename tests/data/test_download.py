@@ -729,7 +729,7 @@ def test_only_files_of_the_own_manifest_are_verified(fetched_toys, published):
         ("toys", {}, 6, False),
     ):
         members = [archives.Member(f"{number}.tif", 1, "", 1) for number in range(n)]
-        one = fetched.Record(fetched.VERIFIED, "", "", checksums=sums, members=members)
+        one = fetched.Record(fetched.VERIFIED, "", "", "", checksums=sums, members=members)
         assert fetched._is_published(name, one) is expected, (name, sums, n)
 
 

@@ -15,7 +15,7 @@ from lcfuse_core.errors import DataError, GridError, LegendError, ParameterError
 from lcfuse_core.scoring import scores
 from lcfuse_core.scoring.scores import class_table, compute_score, confusion, confusion_of_many, score_table, summarise
 
-near_borders, near_small_objects = scores.PARTS.values()
+near_borders, near_small_objects = scores._near_borders, scores._near_small_objects
 
 codes = st.integers(0, 10)
 scored = st.sampled_from(SCORED)
