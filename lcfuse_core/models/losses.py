@@ -236,7 +236,7 @@ def implicit_posterior(logits: Tensor, batch: Batch, known: LabelModel, *, direc
     Compute the divergence from a prior p(fine | label), (M, K), which replaces the label as target.
 
     Rolf et al. 2022 (arXiv 2202.14000): if the predictions q_i come from a generative model, pixel i has the posterior
-    r_i ~ prior_i x q_i / sum_j q_j, class by class. Direction "qr" fits q to r, "rq" fits r to q:
+    r_i ~ prior_i x q_i / sum_j q_j, class by class. Direction "qr" fits q to r, "rq" fits r to q::
 
         QR = sum_k Q_k log Q_k - mean_i sum_k q_ik log prior_ik + log K,    Q = mean of q over the pixels
         RQ = mean_i KL(r_i || q_i)
