@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from lcfuse_core.data import manifest
 from lcfuse_core.data.manifest import Ftp, Https, Item, Manifest
-from lcfuse_core.data.transfer import Refused, Retry, get
+from lcfuse_core.data.transfer import Changed, Refused, Retry, get
 
 AT_MOST = 5_000_000
 
@@ -30,7 +30,7 @@ def sources(book: Manifest) -> Iterator[tuple[Item, Ftp | Https]]:
 
 
 def ask(source: Ftp | Https, at_most: int) -> tuple[int | None, bytes | None]:
-    """Return the size of a file as its server states it, and its content if it is small. Raises Refused."""
+    """Return the size of a file as its server states it, and its content if it is small. Raises Refused or Changed."""
     sizes: list[int | None] = []
     chunks = get(source, retry=Retry(tries=2), on_open=lambda total, tag: sizes.append(total))
     content = next(chunks, b"")
@@ -43,7 +43,7 @@ def complaint(item: Item, source: Ftp | Https, at_most: int = AT_MOST) -> str | 
     """Return what is wrong with one source, in a line; None if nothing is."""
     try:
         size, content = ask(source, at_most)
-    except Refused as error:
+    except (Refused, Changed) as error:
         return f"{item.id}: {source.url} does not answer: {error}"
     if isinstance(item.size, int) and size is not None and size != item.size:
         return f"{item.id}: {source.url} has {size} bytes, the manifest says {item.size}"

@@ -1,4 +1,4 @@
-"""A Sphinx extension: autoapi reads the sources of this module alone, not those of all that it imports."""
+"""A Sphinx extension: autoapi reads fewer sources of the packages that the module imports, and builds faster."""
 
 from importlib.metadata import packages_distributions
 from typing import Any
@@ -7,6 +7,6 @@ from astroid.manager import AstroidManager
 
 
 def setup(app: Any) -> dict[str, bool]:
-    """Keep autoapi's parser from reading other packages, of whose classes no page shows anything."""
+    """Leave out the top of each installed package (`torch`, not `torch.nn`): no page shows anything of them."""
     AstroidManager().module_denylist |= set(packages_distributions()) - {"lcfuse_core"}
     return {"parallel_read_safe": True}

@@ -13,6 +13,7 @@ import canary
 from lcfuse_core import __main__ as shell
 from lcfuse_core.data import manifest
 from lcfuse_core.data.manifest import Ftp, Https, Item
+from lcfuse_core.data.transfer import Changed, Refused
 
 CONTENT = b"a small list of files\n"
 
@@ -42,6 +43,18 @@ def test_a_changed_source_is_reported_and_an_unchanged_one_is_not(servers, kind)
     assert "does not answer" in canary.complaint(item(), gone)
     large = item(checksums={"md5": "0" * 32})
     assert canary.complaint(large, servers[kind], at_most=5) is None, "of a large file only the size is compared"
+
+
+@pytest.mark.parametrize("fault", [Refused, Changed])
+def test_every_failure_of_a_transfer_is_a_complaint(servers, monkeypatch, fault):
+    """A source that fails, in whatever way, does not stop the check of the others."""
+
+    def fail(*_, **__):
+        raise fault("no more")
+        yield
+
+    monkeypatch.setattr(canary, "get", fail)
+    assert canary.complaint(item(), servers["https"]).endswith("does not answer: no more")
 
 
 def test_every_archive_of_the_manifest_that_a_program_can_fetch_is_checked():

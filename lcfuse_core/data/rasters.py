@@ -263,7 +263,11 @@ class Raster:
 
 
 def sensor_bands(path: str | os.PathLike[str], file: Any, kind: str, *, single: str = "") -> Raster:
-    """Return the bands of *kind* in an open file, checked; with *single*, the one band of that name (file per band)."""
+    """
+    Return the bands of *kind* in an open file; with *single*, the one band of that name (file per band).
+
+    Raises DataError unless number, names and dtype of the bands are those of the kind.
+    """
     path = Path(path)
     order = (0,) if single and file.count == 1 else band_order(path, kind, file.descriptions)
     unused = [number for number, use in enumerate(file.colorinterp) if use == ColorInterp.alpha and number not in order]

@@ -110,11 +110,12 @@ def normalise(
     statistics : Statistics
         Of the training data.
     inputs : tuple of str
-        Sensors to use, out of "s2" and "s1".
+        Sensors to use, out of "s2" and "s1"; S2 always comes first.
 
     Returns
     -------
-    float32 (..., C, H, W) on the device of *s2*, S2 first; C = 15, 13 or 2 if the statistics have all channels.
+    Tensor
+        float32 (..., C, H, W), on the device of *s2*; C = 15, 13 or 2 if the statistics have all channels.
     """
     channels = _clipped(torch.as_tensor(s2), torch.as_tensor(s1), inputs)
     names = [name for own in sensor_channels(statistics.channels, inputs) for name in own]
@@ -183,7 +184,8 @@ def patch_cells(patch: Patch) -> NDArray[np.int32]:
     """
     Number the coarse cells of a patch: 0..n-1 for each pixel, int32 (H, W).
 
-    From the georeference, else recovered from the MODIS label (`cells.recover`), else the whole patch is one cell.
+    From the georeference; without one (phase archives of DFC2020) recovered from the MODIS label (`cells.recover`);
+    without that label the whole patch is one cell.
     """
     shape = patch.s2.shape[1:]
     if patch.crs is not None and patch.transform is not None:
@@ -240,7 +242,11 @@ class PatchSource(ABC):
         return len(self.names)
 
     def places(self, n: int, size: int, generator: torch.Generator) -> list[Place]:
-        """Draw the positions of *n* random squares, each equally likely; ParameterError if patches are smaller."""
+        """
+        Draw the positions of *n* random squares, each equally likely and in one of its eight symmetries.
+
+        Raises ParameterError if a patch does not hold a square of *size* pixels.
+        """
         rows, cols = self.shape
         if not 0 < size <= min(rows, cols):
             expected = f"1..{min(rows, cols)}, as the patches have {rows} x {cols} pixels"
@@ -378,7 +384,11 @@ def _no_patches() -> DataError:
 
 
 def read_stack(table: pd.DataFrame, labels: str = "modis") -> tuple[PatchStack, Report]:
-    """Read an index into a stack, in half the memory of `read_many`; damaged patches are left out and reported."""
+    """
+    Read the rows of an index into a stack, with half the memory of `read_many` and then a stack.
+
+    Damaged patches are skipped, counted and named in the report; DataError if no patch is left.
+    """
     check_labels(labels)
     report = Report()
     patches = iter_patches(table, report, LABEL_KINDS[labels])

@@ -101,7 +101,11 @@ def open_source(
 
 
 def labelled(data: Path | str | pd.DataFrame, labels: str) -> pd.DataFrame:
-    """Return the rows with the files for *labels*; print how many lack one, MissingDataError if all do."""
+    """
+    Return the rows of a folder or an index that have the files for *labels*, and print how many lack one.
+
+    Raises MissingDataError if all do, ParameterError on labels that are not in `source.LABEL_KINDS`.
+    """
     check_labels(labels)
     table = data if isinstance(data, pd.DataFrame) else index(data)
     rows = complete(table, LABEL_KINDS[labels])

@@ -5,6 +5,10 @@ Signatures differ between regions: soils, crops, season, haze. A network that wa
 shift to overcome in a target region, but MODIS labels exist there as well. Learning from them is transductive: it uses
 the images that are evaluated. The reference is never read; the label regime stays *coarse only*.
 
+    adapted          fine-tune a network on the region's coarse labels
+    pseudo_labelled  map the region, as labels for a student network (self-training)
+    fit_clusters     without a network: cluster the region's pixels, and estimate the class of each cluster from cells
+
 Everything reads its `PatchSource` patch by patch and keeps a bounded sample of pixels.
 """
 

@@ -74,26 +74,30 @@ def test_fetch_verify_and_status_in_turn(toys, capsys, tmp_path):
 
 
 def test_verify_reads_the_tiles_of_packed_scenes(toys, capsys, tmp_path):
-    """A changed byte, a cut file and a lost description; with or without a record of what was fetched."""
+    """A changed byte, a cut file and a damaged description; not if items or a profile are named."""
     for scene in "123":
         write_scene(tmp_path / "data/sen12ms", WHOLE[:2], scene=scene)
     assert data("pack", *toys) == 0
     assert data("verify", *toys) == 0
     assert capsys.readouterr().out.endswith("packed scenes: 3 whole\n")
-    first, second, _ = sorted((tmp_path / "data/packs").glob("*.npy"))
+    first, second, third = sorted((tmp_path / "data/packs").glob("*.npy"))
     content = bytearray(first.read_bytes())
     content[-1] ^= 1
     first.write_bytes(content)
     second.write_bytes(second.read_bytes()[:-1])
+    third.with_suffix(".json").write_text("{")
     assert data("verify", *toys) == 1
     head, *lines = capsys.readouterr().out.splitlines()
-    assert head == "packed scenes: 2 of 3 damaged"
-    assert [path.name in line for path, line in zip((first, second), lines, strict=True)] == [True, True]
+    assert head == "packed scenes: 3 of 3 damaged"
+    assert [path.stem in line for path, line in zip((first, second, third), lines, strict=True)] == [True] * 3
     assert all("pack the scene again" in line for line in lines)
     assert data("fetch", "--profile", "colab", *toys) == 0
     capsys.readouterr()
-    assert data("verify", "toys", *toys) == 0
-    assert capsys.readouterr().out == "toys: whole\n"
+    for named in (["toys"], ["--profile", "colab"]):
+        assert data("verify", *named, *toys) == 0
+        assert capsys.readouterr().out == "toys: whole\n"
+    assert data("verify", *toys) == 1
+    assert capsys.readouterr().out.startswith("toys: whole\npacked scenes: 3 of 3 damaged\n")
 
 
 def test_data_behind_a_log_in_are_fetched_by_hand(toys, capsys, tmp_path):

@@ -1,5 +1,6 @@
 """The registry: every method learns without the reference, and each row has its regime."""
 
+import hashlib
 from dataclasses import replace
 
 import pytest
@@ -66,6 +67,13 @@ def test_plans_are_named_as_their_rows(tiny, plans):
 def test_a_network_with_other_settings_is_no_method_of_a_claim(changes, end):
     """The width or the learning rate is part of no protocol, so that the name has to tell it."""
     assert name_of(TrainPlan(class_weight_power=0, **changes)) == f"FCN, {end}"
+
+
+def test_a_network_is_recorded_with_the_digest_of_its_file(tiny):
+    """The file is found by the plan that the checkpoint states, which is the plan that was asked for."""
+    learned = registry.learner("fcn", 0.5).learn(tiny)
+    file = experiment.path_of(tiny.checkpoint_name(tiny.plan("fcn", 0.5)))
+    assert learned.hashes["checkpoint"] == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def test_the_ablation_crosses_loss_and_data_with_equal_plans(tiny, plans):

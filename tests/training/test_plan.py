@@ -60,6 +60,11 @@ def test_plans_compare_by_value():
     assert replace(PLAN, inputs=["s2", "s1"]) == replace(PLAN, inputs=("s2", "s1"))
 
 
+def test_a_network_has_the_channels_of_its_sensors():
+    sensors = (("s2",), ("s1",), ("s2", "s1"))
+    assert [next(replace(PLAN, inputs=one).build().parameters()).shape[1] for one in sensors] == [13, 2, 15]
+
+
 def test_headers_of_earlier_versions_may_have_fields_at_their_defaults():
     """Options that were removed are accepted only if they were off."""
     header = json.loads(json.dumps(asdict(PLAN)))
