@@ -24,7 +24,7 @@ from typing import Any
 
 import pandas as pd
 
-from lcfuse_core.data.official import sen12ms
+from lcfuse_core.download.official import sen12ms
 
 STEPS = {
     "import": "",
@@ -39,7 +39,8 @@ STEPS = {
 RUN = """
 import json, sys, time
 from pathlib import Path
-from lcfuse_core.data import official, patches
+from lcfuse_core.download import official
+from lcfuse_core.data import patches
 root = Path(sys.argv[1])
 began = time.perf_counter()
 {step}

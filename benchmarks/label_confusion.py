@@ -3,7 +3,7 @@ Calibrate the confusions of the sample's MODIS label on p(DFC2020 class | MODIS 
 
     python benchmarks/label_confusion.py [--seeds 0 1 2 3 4] [--out FILE]
 
-The label step of the sample (`data.sample.sensors.see_modis`) depends on the land cover alone, so no image is made.
+The label step of the sample (`sample.sensors.see_modis`) depends on the land cover alone, so no image is made.
 The expected frequencies of class and label follow from the classes of the cells and the confusion matrix of each
 region, which is drawn around a mean matrix Q. Many Q give about the same p(class | label). Q minimises the squared
 distance to the published values (`published.yaml`; the diagonal counts four times) and to their order (the most
@@ -28,9 +28,9 @@ from torch import Tensor
 from lcfuse_core import _runtime
 from lcfuse_core.data.cells import cell_ids
 from lcfuse_core.data.legends import DFC2020, SCORED, dfc_to_index
-from lcfuse_core.data.sample import sensors, world
-from lcfuse_core.data.sample.confusion import CALIBRATED, MEAN_CONFUSION, MOSAIC_WEIGHT, REPORTED
-from lcfuse_core.data.sample.landscape import make_landscape
+from lcfuse_core.sample import sensors, world
+from lcfuse_core.sample.confusion import CALIBRATED, MEAN_CONFUSION, MOSAIC_WEIGHT, REPORTED
+from lcfuse_core.sample.landscape import make_landscape
 from lcfuse_core.scoring import protocol
 
 CLOSENESS, _STEPS, _RATE = 0.015, 300, 0.05

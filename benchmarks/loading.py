@@ -46,10 +46,10 @@ from rasterio.windows import Window
 
 from lcfuse_core import _runtime
 from lcfuse_core.data import packing, patches
-from lcfuse_core.data.sample import world
-from lcfuse_core.data.sample.sensors import draw_region
 from lcfuse_core.data.source import normalise
 from lcfuse_core.data.streamed import open_source
+from lcfuse_core.sample import world
+from lcfuse_core.sample.sensors import draw_region
 from stores import STORES
 
 Draw = Callable[[int], Any]

@@ -28,11 +28,11 @@ from affine import Affine
 
 from lcfuse_core.data.bands import sensor_channels
 from lcfuse_core.data.legends import index_to_dfc
-from lcfuse_core.data.sample import world
 from lcfuse_core.mapping import predict
 from lcfuse_core.mapping import scene as rasters
 from lcfuse_core.mapping.make import Inputs, MapOptions, make_map
 from lcfuse_core.mapping.windows import Predicted, Tiling, blend
+from lcfuse_core.sample import world
 from lcfuse_core.training.predict import precision
 
 SIDE_PX = 10980

@@ -33,7 +33,7 @@ STEPS = {"steps": "4", "batch": "4", "crop": "64"}
 
 def commands(folder: Path, size: int) -> dict[str, list[str]]:
     """Return the arguments of `python -m lcfuse_core` by name; those of `evaluate` need the run of the first."""
-    from lcfuse_core.data.sample import world
+    from lcfuse_core.sample import world
 
     files, packs, data = str(folder / f"files-{size}"), str(folder / f"packs-{size}"), world.sample_folder(0)
     target, run = str(data / "dfc2020"), str(folder / f"run-{size}")
@@ -92,7 +92,7 @@ def record(command: str, size: int, figures: dict[str, float], path: Path | None
 
 def link_sample(data: Path) -> None:
     """Let a new data folder share the sample world."""
-    from lcfuse_core.data.sample import world
+    from lcfuse_core.sample import world
 
     data.mkdir()
     (data / "world-0").symlink_to(world.sample_folder(0).absolute())
@@ -101,7 +101,7 @@ def link_sample(data: Path) -> None:
 def link_files(folder: Path, n: int) -> None:
     """Make *n* triplets of links, each to a patch of the sample."""
     from lcfuse_core.data import patches
-    from lcfuse_core.data.sample import world
+    from lcfuse_core.sample import world
 
     rows = list(patches.index(world.sample_folder(0).absolute() / "sen12ms").itertuples())
     for number in range(n):
@@ -115,7 +115,7 @@ def link_files(folder: Path, n: int) -> None:
 def link_test_set(folder: Path, n: int) -> None:
     """Make *n* test patches of four links each, to those of the sample, in the layout of the phase archives."""
     from lcfuse_core.data import patches
-    from lcfuse_core.data.sample import world
+    from lcfuse_core.sample import world
 
     table = patches.index(world.sample_folder(0).absolute() / "dfc2020")
     rows = list(table[table["split"] == "test"].itertuples())
@@ -130,7 +130,7 @@ def link_packs(packed: Path, folder: Path, n: int) -> None:
     """Pack the sample once, and describe *n* patches in scenes whose pixels are links to those of the sample."""
     from lcfuse_core.data import packing, patches
     from lcfuse_core.data.packed import digest_of, packed_paths
-    from lcfuse_core.data.sample import world
+    from lcfuse_core.sample import world
 
     if not packed.exists():
         packing.pack(patches.index(world.sample_folder(0).absolute() / "sen12ms"), packed)

@@ -30,7 +30,7 @@ from lcfuse_core.book import reruns, settings
 from lcfuse_core.data import commands as data_commands
 from lcfuse_core.errors import LcfuseError, ParameterError
 from lcfuse_core.mapping import commands as map_commands
-from lcfuse_core.mapping import place as place_commands
+from lcfuse_core.mapping import place_commands
 from lcfuse_core.methods import commands as method_commands
 from lcfuse_core.scoring import ledger
 from lcfuse_core.training import commands as train_commands
@@ -184,7 +184,7 @@ def _run_chapter(options: argparse.Namespace) -> int:
 
 def _make_sample(options: argparse.Namespace) -> int:
     """Make the sample world in the data folder and print its path."""
-    from lcfuse_core.data.sample import world
+    from lcfuse_core.sample import world
 
     print(world.sample_folder(options.seed))
     return 0

@@ -14,9 +14,9 @@ import hashlib
 import sys
 from collections.abc import Iterator
 
-from lcfuse_core.data import manifest
-from lcfuse_core.data.manifest import Ftp, Https, Item, Manifest
-from lcfuse_core.data.transfer import Changed, Refused, Retry, get
+from lcfuse_core.download import manifest
+from lcfuse_core.download.manifest import Ftp, Https, Item, Manifest
+from lcfuse_core.download.transfer import Changed, Refused, Retry, get
 
 AT_MOST = 5_000_000
 

@@ -19,7 +19,7 @@ from servers import FTPServer, HTTPServer
 from worlds import make_zip, md5, tar_gz
 
 from lcfuse_core import _runtime
-from lcfuse_core.data.sample import world
+from lcfuse_core.sample import world
 
 logging.getLogger("pyftpdlib").setLevel(logging.CRITICAL)
 logging.getLogger("pyftpdlib").addHandler(logging.NullHandler())  # else it chooses level and output itself

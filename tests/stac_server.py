@@ -29,8 +29,8 @@ from rasterio.warp import Resampling, reproject
 
 from lcfuse_core.data import cells
 from lcfuse_core.data.bands import S2_BANDS
-from lcfuse_core.data.places import SERVICES
-from lcfuse_core.data.sample import world
+from lcfuse_core.mapping.places import SERVICES
+from lcfuse_core.sample import world
 
 ASSETS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", None, "B11", "B12")
 DEGREES = 1 / 240  # of a pixel of the global MODIS copy

@@ -47,7 +47,7 @@ def test_the_built_package_holds_every_file_of_the_module(wheel):
     """What `pip install` from an address gets: modules of every room, profiles, type marker, and the licence."""
     files = [file for file in (wheel.parent / "lcfuse_core").rglob("*.*") if file.is_file()]
     paths = {file.relative_to(wheel.parent).as_posix() for file in files}
-    assert "lcfuse_core/data/sample/world.py" in paths
+    assert "lcfuse_core/sample/world.py" in paths
     names = set(zipfile.ZipFile(wheel).namelist())
     assert paths <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)

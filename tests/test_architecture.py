@@ -7,7 +7,7 @@ from pathlib import Path
 import lcfuse_core
 
 PACKAGE = Path(lcfuse_core.__file__).parent
-ROOMS = ("data", "models", "scoring", "training", "methods", "mapping", "book")
+ROOMS = ("download", "data", "sample", "models", "scoring", "training", "methods", "mapping", "book")
 """In the order in which data flow: a room imports only from itself and those before it."""
 
 BELOW_ALL = ("errors", "_yaml", "_runtime", "__init__")

@@ -11,9 +11,9 @@ from servers import FTPServer, HTTPServer
 
 import canary
 from lcfuse_core import __main__ as shell
-from lcfuse_core.data import manifest
-from lcfuse_core.data.manifest import Ftp, Https, Item
-from lcfuse_core.data.transfer import Changed, Refused
+from lcfuse_core.download import manifest
+from lcfuse_core.download.manifest import Ftp, Https, Item
+from lcfuse_core.download.transfer import Changed, Refused
 
 CONTENT = b"a small list of files\n"
 

@@ -355,7 +355,7 @@ def small_book(tmp_path: Path) -> Path:
     """A project with a module of two rooms, a lock, a profile, and one chapter of one cell."""
     for file, text in {
         "lcfuse_core/a.py": "X = 1\n",
-        "lcfuse_core/data/sample/b.py": "Y = 1\n",
+        "lcfuse_core/sample/b.py": "Y = 1\n",
         "lcfuse_core/shipped/profiles/smoke.json": "{}\n",
         "requirements.lock": "numpy==2.4.6\n",
         "book/_toc.yml": "parts: [{chapters: [{file: one}]}]\n",

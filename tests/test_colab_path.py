@@ -7,9 +7,10 @@ import mirror
 import pytest
 
 from lcfuse_core import __main__ as shell
-from lcfuse_core.data import commands, fetched
-from lcfuse_core.data.download import Fetcher
-from lcfuse_core.data.transfer import Retry
+from lcfuse_core.data import commands
+from lcfuse_core.download import records
+from lcfuse_core.download.fetch import Fetcher
+from lcfuse_core.download.transfer import Retry
 
 
 def data(*arguments):
@@ -33,7 +34,7 @@ def test_the_profile_colab_is_fetched_over_cuts_and_refusals(tmp_path, monkeypat
         said = capsys.readouterr().out
         for name, n in (("sen12ms", 16), ("dfc2020", 8)):
             # The miniature is not the published data, whatever its own manifest verifies.
-            assert f"{name}/ ({fetched.UNVERIFIED}): {n} of {n} patches complete" in said
+            assert f"{name}/ ({records.UNVERIFIED}): {n} of {n} patches complete" in said
         assert not list((root / "downloads").glob("*"))
         assert same_pixels(root, served.world) == 16 * 3 + 8 * 4
 

@@ -19,9 +19,10 @@ from miniatures import write_scene
 from places import network
 
 from lcfuse_core import _runtime
-from lcfuse_core.data import legends, manifest, packed, packing, places
+from lcfuse_core.data import legends, packed, packing
+from lcfuse_core.download import manifest
 from lcfuse_core.errors import LcfuseError
-from lcfuse_core.mapping import commands, make
+from lcfuse_core.mapping import commands, make, places
 from lcfuse_core.scoring import claims, ledger
 from lcfuse_core.training.checkpoint import load_checkpoint
 

@@ -75,7 +75,7 @@ def test_failed_chapter_is_reported_by_cell_and_its_notebook_is_kept(book, capsy
 
 def test_sample_command_prints_the_folder_of_the_sample(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("LCFUSE_DATA", str(tmp_path))
-    monkeypatch.setattr("lcfuse_core.data.sample.world.make_world", lambda root, plan: root)
+    monkeypatch.setattr("lcfuse_core.sample.world.make_world", lambda root, plan: root)
     assert shell.main(["sample", "--seed", "6"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "world-6")
 
@@ -153,7 +153,7 @@ def fails_with(error, monkeypatch):
     def fail(root, plan):
         raise error
 
-    monkeypatch.setattr("lcfuse_core.data.sample.world.make_world", fail)
+    monkeypatch.setattr("lcfuse_core.sample.world.make_world", fail)
     return shell.main(["sample", "--seed", "77"])
 
 
@@ -188,7 +188,7 @@ def test_second_signal_ends_at_once(name):
     number = signal.Signals[name]
     script = """\
 import runpy, signal, sys, time
-from lcfuse_core.data.sample import world
+from lcfuse_core.sample import world
 for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a shell may start the tests with them ignored
     signal.signal(each, signal.SIG_DFL)
 def slow(seed):

@@ -166,7 +166,7 @@ def test_setting_another_address_changes_every_file_in_every_folder(tmp_path):
         copy = tmp_path / file.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(file.read_bytes())
-    deep = tmp_path / "lcfuse_core/data/sample/new.py"
+    deep = tmp_path / "lcfuse_core/sample/new.py"
     deep.write_text(f'HOME = "{ADDRESS}"\n')
     was_current = {
         name: chapters.is_current(chapters.read(name, tmp_path / "book"), tmp_path) for name in chapters.names()

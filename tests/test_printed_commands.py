@@ -26,8 +26,8 @@ import chapters
 from lcfuse_core import __main__ as shell
 from lcfuse_core.book import reruns
 from lcfuse_core.data import cells
-from lcfuse_core.data.sample import world
 from lcfuse_core.mapping import commands as mapping
+from lcfuse_core.sample import world
 
 ELSEWHERE = {
     "focal": "the example of CONTRIBUTING.md: tests/test_contributing.py",

@@ -19,8 +19,9 @@ from rasterio.warp import transform_bounds
 from rasterio.windows import from_bounds
 
 from lcfuse_core import __main__ as shell
-from lcfuse_core.data import patches, places
+from lcfuse_core.data import patches
 from lcfuse_core.data.bands import B10, CHANNELS, channels_of
+from lcfuse_core.mapping import places
 from lcfuse_core.scoring import claims, ledger
 
 pytestmark = needs_semireal

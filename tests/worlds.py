@@ -8,7 +8,7 @@ import random
 import tarfile
 import zipfile
 
-from lcfuse_core.data.manifest import Manifest
+from lcfuse_core.download.manifest import Manifest
 
 SHARED = {
     "title": "toys", "doi": "10.1/toys", "page": "https://example.org/toys", "citation": "Nobody (2026)",

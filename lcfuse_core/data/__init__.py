@@ -1,1 +1,1 @@
-"""Data: legends, the MODIS grid, image files, patches, downloads, packed scenes and the synthetic sample."""
+"""Data: legends, bands, the MODIS grid, image files, patches, packed scenes and sources of training data."""

@@ -16,9 +16,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lcfuse_core.data import fetched, manifest, official, patches
-from lcfuse_core.data.download import Fetcher
-from lcfuse_core.data.manifest import Choice, Item, Manifest, disk_size, download_size, packed_size
+from lcfuse_core.data import patches
+from lcfuse_core.download import manifest, official, records
+from lcfuse_core.download.fetch import Fetcher
+from lcfuse_core.download.manifest import Choice, Item, Manifest, disk_size, download_size, packed_size
 from lcfuse_core.errors import LcfuseError, MissingDataError, ParameterError
 
 _NEED = {
@@ -97,7 +98,7 @@ def _fetch_data(options: argparse.Namespace) -> int:
     chosen = _choices(options, book)
     print(f"download {download_size(book, chosen)}\non disk, unpacked {disk_size(book, chosen)}")
     try:
-        outcomes = Fetcher(book, fetched.Store(options.root), keep=not options.drop_archives).fetch(chosen)
+        outcomes = Fetcher(book, records.Store(options.root), keep=not options.drop_archives).fetch(chosen)
     except KeyboardInterrupt:
         print("What is here stays: the same command goes on.", file=sys.stderr)
         raise
@@ -109,7 +110,7 @@ def _adopt_data(options: argparse.Namespace) -> int:
     """Check folders that were unpacked without `fetch`, and mark them as adopted; 0 when all are."""
     book = manifest.read(options.manifest)
     for name in options.items:
-        lines = fetched.adopt(Path(name), book, options.root / "downloads")
+        lines = records.adopt(Path(name), book, options.root / "downloads")
         print("\n  ".join([f"{name}: adopted", *lines]))
     return 0
 
@@ -118,7 +119,7 @@ def _verify_data(options: argparse.Namespace) -> int:
     """Read what is here, packed scenes too unless items or a profile are named; 0 when it is as it was written."""
     from lcfuse_core.data.packed import PackedScene, packed_paths  # only here: other commands start at once
 
-    book, store = manifest.read(options.manifest), fetched.Store(options.root)
+    book, store = manifest.read(options.manifest), records.Store(options.root)
     items = [book.item(choice.item) for choice in _choices(options, book)]
     here = [item for item in items if item.file and store.record(item) is not None]
     packs = [] if options.items or options.profile else packed_paths(store.root / "packs")
@@ -145,7 +146,7 @@ def _verify_data(options: argparse.Namespace) -> int:
 
 def _show_status(options: argparse.Namespace) -> int:
     """Print what is here, by item and by scene; 0 when all that was named is."""
-    book, store = manifest.read(options.manifest), fetched.Store(options.root)
+    book, store = manifest.read(options.manifest), records.Store(options.root)
     chosen = [(choice, item) for choice in _choices(options, book) if (item := book.item(choice.item)).file]
     for _, item in chosen:
         state = store.state(item)
@@ -177,7 +178,7 @@ def _ways(book: Manifest, item: Item) -> list[str]:
 
 def _print_patches(root: Path, name: str, need: tuple[str, ...], wanted: list[str], inspect: bool) -> None:
     """Print the patches under a folder: how many are complete, the state of each scene, what is left out and why."""
-    print(f"{name}/ ({fetched.provenance(root / name)}): ", end="")
+    print(f"{name}/ ({records.provenance(root / name)}): ", end="")
     try:
         table, lists = patches.index(root / name), None
         files = [root / "downloads" / file for file, _ in official.sen12ms().lists.values()]
@@ -211,8 +212,8 @@ def _pack_scenes(options: argparse.Namespace) -> int:
     from lcfuse_core.data import packing
 
     report = packing.pack(chosen, root / "packs", progress=True)
-    mark = fetched.provenance(root / "sen12ms")
-    fetched.mark_folder(root / "packs", "packs", mark, f"packed from files that were {mark}")
+    mark = records.provenance(root / "sen12ms")
+    records.mark_folder(root / "packs", "packs", mark, f"packed from files that were {mark}")
     print(report)
     _print_lines([f"left out {'  '.join(row)}" for row in left_out.to_numpy().tolist()])
     return 1 if report.refused else 0

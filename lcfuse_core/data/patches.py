@@ -29,8 +29,8 @@ from tqdm import tqdm
 
 from lcfuse_core.data.files import KINDS, join_layers, read_layer
 from lcfuse_core.data.files import Patch as Patch  # where a reader looks for it
-from lcfuse_core.data.official import natural_order, sen12ms
 from lcfuse_core.data.packed import STORED, open_scene, packed_paths
+from lcfuse_core.download.official import natural_order, sen12ms
 from lcfuse_core.errors import DataError, LcfuseError, MissingDataError, ParameterError
 
 _FILE_NAME = re.compile(r"(ROIs\d+_[a-z]+)_(s1|s2|lc|dfc)_(\w+)_p(\d+)\.tif")

@@ -1,1 +1,1 @@
-"""Land-cover maps of whole scenes: reading a scene, windowed prediction, fusion and writing GeoTIFFs."""
+"""Land-cover maps of scenes and of any place: catalogues, reading, windowed prediction, fusion, GeoTIFFs."""

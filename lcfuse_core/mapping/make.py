@@ -32,10 +32,9 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from lcfuse_core import __version__, _runtime
-from lcfuse_core.data.archives import sha256_of
 from lcfuse_core.data.bands import check_channels
 from lcfuse_core.data.legends import DFC2020, SCORED
-from lcfuse_core.data.sample import world
+from lcfuse_core.download.archives import sha256_of
 from lcfuse_core.errors import ParameterError
 from lcfuse_core.mapping.coarse import open_coarse
 from lcfuse_core.mapping.learn import train_on_scene
@@ -44,6 +43,7 @@ from lcfuse_core.mapping.scene import Grid, Source, open_scene
 from lcfuse_core.mapping.windows import Tiling
 from lcfuse_core.mapping.write import LAYERS, create, disk_errors, write_cog
 from lcfuse_core.methods.fusion import FusionPlan
+from lcfuse_core.sample import world
 
 _PRIOR_POWER = 0.6
 """

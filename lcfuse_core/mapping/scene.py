@@ -53,8 +53,8 @@ from lcfuse_core.data.rasters import (
     transformer,
     utm,
 )
-from lcfuse_core.data.stac import CLEAR
 from lcfuse_core.errors import DataError, GridError
+from lcfuse_core.mapping.stac import CLEAR
 
 Source = str | os.PathLike[str]
 

@@ -171,8 +171,8 @@ def _chosen(only: Sequence[str] | None) -> dict[str, Method]:
 
 def _experiment_of(options: argparse.Namespace, world_seed: int | None, seed: int) -> Experiment:
     """Return the experiment that the options of `compare` describe, for one world and training."""
-    from lcfuse_core.data.sample import world
     from lcfuse_core.methods.experiment import Experiment
+    from lcfuse_core.sample import world
 
     changes = {name: getattr(options, name) for name in (*_PATHS, *_SIZES)} | {"world": world_seed}
     if options.small:

@@ -15,12 +15,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from lcfuse_core.data.identity import is_sample
 from lcfuse_core.methods import baselines, few_cells, fusion
 from lcfuse_core.methods.adapt import Predict, adaptation_plan
 from lcfuse_core.methods.experiment import Experiment, seconds
 from lcfuse_core.methods.fusion import Fusion, FusionPlan
 from lcfuse_core.models import forest
+from lcfuse_core.scoring.identity import is_sample
 from lcfuse_core.scoring.protocol import WEIGHTED
 from lcfuse_core.training import loop
 

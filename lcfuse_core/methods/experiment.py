@@ -28,17 +28,17 @@ from numpy.typing import NDArray
 
 from lcfuse_core import _runtime
 from lcfuse_core.data import patches, source
-from lcfuse_core.data.identity import data_digest, data_kind, data_name, is_sample
 from lcfuse_core.data.legends import N_COARSE
 from lcfuse_core.data.patches import Patch
-from lcfuse_core.data.sample import world
 from lcfuse_core.data.source import PatchSource
 from lcfuse_core.data.streamed import open_source
 from lcfuse_core.methods import adapt
 from lcfuse_core.methods.adapt import Predict
 from lcfuse_core.models import transition
 from lcfuse_core.models.transition import Matrix
+from lcfuse_core.sample import world
 from lcfuse_core.scoring import ledger, protocol
+from lcfuse_core.scoring.identity import data_digest, data_kind, data_name, is_sample
 from lcfuse_core.scoring.protocol import Result
 from lcfuse_core.scoring.scores import Scores
 from lcfuse_core.training import checkpoint, loop

@@ -43,7 +43,7 @@ def _train(options: argparse.Namespace) -> int:
     """Train, and print where the network is."""
     from dataclasses import replace
 
-    from lcfuse_core.data.sample import world
+    from lcfuse_core.sample import world
     from lcfuse_core.training import loop
     from lcfuse_core.training.checkpoint import LAST
     from lcfuse_core.training.plan import TrainPlan

@@ -12,9 +12,9 @@ import chapters
 from lcfuse_core.book import chapter, settings
 from lcfuse_core.data import patches
 from lcfuse_core.data.files import KINDS
-from lcfuse_core.data.sample import world
 from lcfuse_core.errors import MissingDataError, ParameterError
 from lcfuse_core.methods.experiment import Experiment
+from lcfuse_core.sample import world
 from lcfuse_core.scoring import protocol
 
 

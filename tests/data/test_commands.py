@@ -12,7 +12,8 @@ from servers import HTTPServer
 from worlds import SHARED, item, make_zip, md5, toy_files
 
 from lcfuse_core import __main__ as shell
-from lcfuse_core.data import fetched, identity, manifest
+from lcfuse_core.download import manifest, records
+from lcfuse_core.scoring import identity
 
 
 def data(*arguments):
@@ -178,17 +179,17 @@ def test_unpacked_folder_is_adopted_by_lists_and_sizes(world, tmp_path, capsys, 
     top, options = world
     sen12ms, dfc2020 = (shutil.copytree(top / name, tmp_path / name) for name in ("sen12ms", "dfc2020"))
     before = sorted(tmp_path.rglob("*"))
-    assert fetched.provenance(sen12ms) == fetched.UNVERIFIED
+    assert records.provenance(sen12ms) == records.UNVERIFIED
     assert data("adopt", sen12ms, dfc2020, *options) == 0
     said = capsys.readouterr().out
     assert "sen12ms-summer-s2: 4 files of the published size, 4 expected" in said
     assert "dfc2020-test-dfc: 4 files of the published size, 4 expected" in said
     assert [path for path in sorted(tmp_path.rglob("*")) if "own" not in path.parts] == before
-    assert {fetched.provenance(folder) for folder in (sen12ms, dfc2020)} == {fetched.ADOPTED}
+    assert {records.provenance(folder) for folder in (sen12ms, dfc2020)} == {records.ADOPTED}
     assert identity.data_kind([sen12ms, dfc2020]) == "adopted"
     path = sorted(sen12ms.rglob("*.tif"))[0]
     path.write_bytes(path.read_bytes())
-    assert fetched.provenance(sen12ms) == fetched.UNVERIFIED
+    assert records.provenance(sen12ms) == records.UNVERIFIED
 
 
 def test_folder_that_differs_from_the_published_data_is_not_adopted(world, tmp_path, capsys, monkeypatch):
@@ -205,7 +206,7 @@ def test_folder_that_differs_from_the_published_data_is_not_adopted(world, tmp_p
     for part in (f"{first.name} of the official lists missing", f"{second.name} of 3 bytes instead of 262,",
                  "mosaic.tif, which no archive holds"):  # fmt: skip
         assert part in said
-    assert fetched.provenance(folder) == fetched.UNVERIFIED
+    assert records.provenance(folder) == records.UNVERIFIED
     assert data("adopt", top / "sen12ms", *options[:2], "--root", tmp_path / "none") == 2
     assert "train_list.txt: found no such file, expected an official list" in capsys.readouterr().err
     assert data("adopt", tmp_path / "own", *options) == 2
@@ -217,10 +218,10 @@ def test_packed_scenes_keep_the_mark_of_their_patches(world, tmp_path, capsys, m
     top, options = world
     shutil.copytree(top / "sen12ms", tmp_path / "sen12ms")
     assert data("pack", "ROIs1158_spring_1", "--root", tmp_path) == 0
-    assert fetched.provenance(tmp_path / "packs") == fetched.UNVERIFIED
+    assert records.provenance(tmp_path / "packs") == records.UNVERIFIED
     assert data("adopt", tmp_path / "sen12ms", *options) == 0
     assert data("pack", "ROIs1158_spring_1", "--root", tmp_path) == 0
-    assert fetched.provenance(tmp_path / "packs") == fetched.ADOPTED
+    assert records.provenance(tmp_path / "packs") == records.ADOPTED
 
 
 def test_status_needs_only_the_lists_of_its_profile(world, tmp_path, capsys):

@@ -25,7 +25,8 @@ from miniatures import (
     write_patch,
 )
 
-from lcfuse_core.data import official, patches
+from lcfuse_core.data import patches
+from lcfuse_core.download import official
 from lcfuse_core.errors import DataError, MissingDataError, ParameterError
 
 SEASONS = ("ROIs1158_spring", "ROIs1868_summer", "ROIs1970_fall", "ROIs2017_winter")

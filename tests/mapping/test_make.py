@@ -13,13 +13,13 @@ import rasterio
 from miniatures import SEMIREAL, needs_semireal
 from places import AT, UTM, member, scene_arrays, write
 
-from lcfuse_core.data.archives import sha256_of
 from lcfuse_core.data.legends import DFC2020, SCORED
-from lcfuse_core.data.sample import world
+from lcfuse_core.download.archives import sha256_of
 from lcfuse_core.errors import DataError, DiskError, ParameterError
 from lcfuse_core.mapping import make, scene
 from lcfuse_core.mapping import write as writing
 from lcfuse_core.mapping.make import Inputs, MapOptions, make_map
+from lcfuse_core.sample import world
 
 SMALL = MapOptions(window=64, probabilities=True)
 NAMES = ("landcover.tif", "confidence.tif", "probabilities.tif")

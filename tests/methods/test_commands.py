@@ -10,10 +10,10 @@ from miniatures import s2_array, write_patch
 
 from lcfuse_core import __main__ as shell
 from lcfuse_core.data.bands import B10
-from lcfuse_core.data.sample import world
 from lcfuse_core.errors import DataError
 from lcfuse_core.methods import commands
 from lcfuse_core.methods.registry import BOUNDS, METHODS, Method
+from lcfuse_core.sample import world
 from lcfuse_core.scoring import ledger, protocol
 from lcfuse_core.training.checkpoint import LAST
 

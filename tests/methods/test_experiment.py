@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from lcfuse_core.data import packing, patches
-from lcfuse_core.data.identity import data_digest
-from lcfuse_core.data.sample import world
 from lcfuse_core.data.source import PatchStack
 from lcfuse_core.data.streamed import PatchFiles
 from lcfuse_core.errors import MissingDataError
 from lcfuse_core.methods import experiment
 from lcfuse_core.methods.experiment import _ALL_REGIONS, Experiment
 from lcfuse_core.methods.registry import learner
+from lcfuse_core.sample import world
 from lcfuse_core.scoring import ledger, protocol
+from lcfuse_core.scoring.identity import data_digest
 from lcfuse_core.training import checkpoint, loop
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from miniatures import lc_array
 
-from lcfuse_core.data.sample.world import TEST_REGIONS, WorldPlan
 from lcfuse_core.data.source import PatchStack
 from lcfuse_core.methods import baselines, few_cells
 from lcfuse_core.methods.adapt import images_of
 from lcfuse_core.methods.few_cells import _LEAST_WEIGHT, FEW_CELLS, steps_for, third_weight
 from lcfuse_core.models import transition
+from lcfuse_core.sample.world import TEST_REGIONS, WorldPlan
 from lcfuse_core.scoring.scores import CELL_PX
 
 MATRIX = transition.from_accuracy(np.ones(9))

@@ -33,12 +33,12 @@ from numpy.typing import NDArray
 from lcfuse_core import _runtime
 from lcfuse_core._yaml import load_yaml
 from lcfuse_core.data import cells
-from lcfuse_core.data.identity import PLACE_RECORD, SHIPPED_SERVICES, data_digest
-from lcfuse_core.data.place_layers import PATCH_PX, PlaceReader, Request
 from lcfuse_core.data.rasters import open_raster
-from lcfuse_core.data.sample import world
-from lcfuse_core.data.stac import Grid
 from lcfuse_core.errors import DataError, MissingDataError, ParameterError
+from lcfuse_core.mapping.place_layers import PATCH_PX, PlaceReader, Request
+from lcfuse_core.mapping.stac import Grid
+from lcfuse_core.sample import world
+from lcfuse_core.scoring.identity import PLACE_RECORD, SHIPPED_SERVICES, data_digest
 
 SERVICES = _runtime.SHIPPED / "services.yaml"
 

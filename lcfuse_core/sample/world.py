@@ -41,9 +41,10 @@ from lcfuse_core import _runtime
 from lcfuse_core.data.bands import B10
 from lcfuse_core.data.cells import SINUSOIDAL, modis_raster
 from lcfuse_core.data.legends import IGNORE
-from lcfuse_core.data.sample.confusion import MEAN_CONFUSION, REPORTED
-from lcfuse_core.data.sample.landscape import Biome, Landscape, make_landscape
-from lcfuse_core.data.sample.sensors import (
+from lcfuse_core.errors import ParameterError
+from lcfuse_core.sample.confusion import MEAN_CONFUSION, REPORTED
+from lcfuse_core.sample.landscape import Biome, Landscape, make_landscape
+from lcfuse_core.sample.sensors import (
     LABEL_NOISE,
     Region,
     draw_region,
@@ -52,7 +53,6 @@ from lcfuse_core.data.sample.sensors import (
     see_sentinel1,
     see_sentinel2,
 )
-from lcfuse_core.errors import ParameterError
 
 _PATCH, _STRIDE = 256, 128
 _MARGIN = 64  # pixels drawn beyond a scene on each side, so that its edge cuts no coarse cell
@@ -202,7 +202,7 @@ def make_world(root: str | os.PathLike[str], plan: WorldPlan | None = None, *, w
     The files appear all at once: an interrupted call leaves nothing that looks finished.
     """
     plan, root = plan or WorldPlan(), Path(root)
-    wanted = {"plan": asdict(plan), "code": _runtime.code_digest("data.sample.world")}
+    wanted = {"plan": asdict(plan), "code": _runtime.code_digest("sample.world")}
     if _holds(root, wanted):
         return root
     root.parent.mkdir(parents=True, exist_ok=True)

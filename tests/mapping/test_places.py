@@ -10,9 +10,11 @@ import rasterio
 import yaml
 from stac_server import ASSETS, add_item, add_radar, labelled_scene, serving
 
-from lcfuse_core.data import cells, identity, legends, patches, place_layers, places, stac
+from lcfuse_core.data import cells, legends, patches
 from lcfuse_core.data.bands import B10, channels_of
-from lcfuse_core.data.places import (
+from lcfuse_core.errors import DataError, FetchError, MissingDataError, ParameterError
+from lcfuse_core.mapping import place_layers, places, stac
+from lcfuse_core.mapping.places import (
     SERVICES,
     Request,
     download_bytes,
@@ -21,7 +23,7 @@ from lcfuse_core.data.places import (
     read_services,
     sample_place,
 )  # fmt: skip
-from lcfuse_core.errors import DataError, FetchError, MissingDataError, ParameterError
+from lcfuse_core.scoring import identity
 
 OLD = {"s2:processing_baseline": "02.14"}
 NEW = {"s2:processing_baseline": "05.09"}

@@ -17,8 +17,8 @@ from affine import Affine
 import label_confusion
 from lcfuse_core import _runtime
 from lcfuse_core.data import cells, legends, patches
-from lcfuse_core.data.sample import confusion, landscape, sensors, world
 from lcfuse_core.errors import ParameterError
+from lcfuse_core.sample import confusion, landscape, sensors, world
 
 SMALL = world.WorldPlan(seed=7, n_train=2, n_validation=1, n_test=2)
 SPEC = {"s1": ("float32", 2), "s2": ("uint16", 13), "lc": ("uint8", 4), "dfc": ("uint8", 1)}
@@ -112,7 +112,7 @@ def test_the_pixels_are_those_of_the_recorded_results(small_world):
 def test_the_pixels_do_not_depend_on_the_processor(small_world, tmp_path):
     """Numpy without its vector instructions computes some functions otherwise; no rounded pixel may notice."""
     code = (
-        "from lcfuse_core.data.sample import world;"
+        "from lcfuse_core.sample import world;"
         f"world.make_world({str(tmp_path / 'w')!r}, world.WorldPlan(seed=7, n_train=2, n_validation=1, n_test=2))"
     )
     core = np._core._multiarray_umath
@@ -389,7 +389,7 @@ def test_sample_scene_has_weather_and_is_found_again(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such locks")
 def test_a_killed_process_leaves_no_worker_that_keeps_the_lock(tmp_path):
     """Whoever needs the world next does not wait for ever for one that nobody makes any more."""
-    code = "from lcfuse_core.data.sample import world\nworld.sample_folder(0)"
+    code = "from lcfuse_core.sample import world\nworld.sample_folder(0)"
     environment = os.environ | {"LCFUSE_DATA": str(tmp_path)}
     with subprocess.Popen([sys.executable, "-c", code], env=environment) as maker:
         while maker.poll() is None and not list(tmp_path.rglob("*.tif")):

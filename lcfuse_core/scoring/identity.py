@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lcfuse_core import _runtime
-from lcfuse_core.data import fetched
 from lcfuse_core.data.packed import open_scene, packed_paths
-from lcfuse_core.data.sample import world
+from lcfuse_core.download import records
 from lcfuse_core.errors import MissingDataError
+from lcfuse_core.sample import world
 
 _MOST_LINKED = 4096
 """Files that are recognised behind several links, at a time."""
@@ -99,7 +99,7 @@ def _unchanged(root: Path, cache: Path) -> Iterator[_Known]:
 
 def _hashed(root: Path, cache: Path) -> Iterator[_Known]:
     """Yield the lines of all files and write the cache; unchanged files and links are not read again."""
-    recorded, linked = fetched.recorded_hashes(root), dict[tuple[int, int], str]()
+    recorded, linked = records.recorded_hashes(root), dict[tuple[int, int], str]()
 
     def hashed(found: tuple[str, str, _Known | None]) -> _Known:
         name, path, cached = found
@@ -174,10 +174,10 @@ def data_kind(roots: Iterable[Path]) -> str:
         return "synthetic"
     if all(map(_is_place, roots)):
         return "place"
-    marks = {fetched.provenance(root) for root in roots}
-    if marks <= {fetched.VERIFIED}:
+    marks = {records.provenance(root) for root in roots}
+    if marks <= {records.VERIFIED}:
         return "real"
-    return "adopted" if marks <= {fetched.VERIFIED, fetched.ADOPTED} else "unverified"
+    return "adopted" if marks <= {records.VERIFIED, records.ADOPTED} else "unverified"
 
 
 def is_sample(root: Path) -> bool:

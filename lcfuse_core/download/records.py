@@ -20,8 +20,8 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from lcfuse_core import _runtime
-from lcfuse_core.data.archives import Member, sha256_of
-from lcfuse_core.data.manifest import Choice, Item, Manifest, read
+from lcfuse_core.download.archives import Member, sha256_of
+from lcfuse_core.download.manifest import Choice, Item, Manifest, read
 from lcfuse_core.errors import DataError, MissingDataError
 
 VERIFIED, ADOPTED, UNVERIFIED = "verified", "adopted", "unverified"

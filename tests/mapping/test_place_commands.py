@@ -10,8 +10,8 @@ from stac_server import add_item, labelled_scene, serving
 
 from lcfuse_core import __main__ as shell
 from lcfuse_core.__main__ import main
-from lcfuse_core.data.places import Request, read_places
-from lcfuse_core.mapping import make, place
+from lcfuse_core.mapping import make, place_commands
+from lcfuse_core.mapping.places import Request, read_places
 from lcfuse_core.scoring import claims, ledger
 
 
@@ -133,7 +133,7 @@ def test_runs_of_the_chapter_fill_the_ledger_once(service, tmp_path, monkeypatch
             ledger.append(tmp_path / "out" / "runs" / "a" / "ledger.jsonl", line)
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(place.subprocess, "run", run)
+    monkeypatch.setattr(place_commands.subprocess, "run", run)
     for n_new in (1, 0):
         assert main(words(service, tmp_path / "out", "--name", "Here", "--score")) == 0
         assert f"{n_new} new lines" in capsys.readouterr().out
@@ -141,8 +141,8 @@ def test_runs_of_the_chapter_fill_the_ledger_once(service, tmp_path, monkeypatch
     (tmp_path / "list.yaml").write_text(f"- {{name: There, lon: {service[0].lon}, lat: {service[0].lat}}}\n")
     line = {"kind": "your_place", "scores": {"aa": 0.6}, "data": {"evaluation": "There"}}
     ledger.append(tmp_path / "out" / "runs" / "b" / "ledger.jsonl", line)
-    monkeypatch.setattr(place.places, "fetch_place", lambda request, **_: tmp_path / "out" / request.title)
-    monkeypatch.setattr(place, "_finish", lambda *_: None)
+    monkeypatch.setattr(place_commands.places, "fetch_place", lambda request, **_: tmp_path / "out" / request.title)
+    monkeypatch.setattr(place_commands, "_finish", lambda *_: None)
     for n_new in (1, 0):
         assert main(["place", "--places", str(tmp_path / "list.yaml"), "--score", "--out", str(tmp_path / "out")]) == 0
         assert f"{n_new} new lines" in capsys.readouterr().out
@@ -156,11 +156,11 @@ def test_runs_of_the_chapter_fill_the_ledger_once(service, tmp_path, monkeypatch
 def test_the_places_of_the_book():
     """They are those of the claims, by name and digest: a list that was changed afterwards decides nothing."""
     places = read_places(ROOT / "book" / "places.yaml")
-    name = place._list_name(ROOT / "book" / "places.yaml", places)
+    name = place_commands._list_name(ROOT / "book" / "places.yaml", places)
     assert {one.protocol["data.places"] for one in claims.of_places(claims.read_claims())} == {name}
     assert {one.protocol["scores.n_places"] for one in claims.of_places(claims.read_claims())} == {len(places)}
-    assert name == place._list_name(ROOT / "places.yaml", places[::-1])
-    assert name != place._list_name(ROOT / "book" / "places.yaml", places[1:])
+    assert name == place_commands._list_name(ROOT / "places.yaml", places[::-1])
+    assert name != place_commands._list_name(ROOT / "book" / "places.yaml", places[1:])
     assert len(places) >= 20
     assert all(isinstance(request, Request) for request in places)
-    assert place.places.read_services()
+    assert place_commands.places.read_services()

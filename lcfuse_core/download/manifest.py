@@ -3,7 +3,7 @@
 
 A data set holds what its files share (licence, citation, sources, defects); an item is one file to fetch; a subset
 names the items of a profile. What nobody has published is `unknown` in the file and stays so: a first verified fetch
-writes what it saw into a record beside the data (see `fetched`), never here.
+writes what it saw into a record beside the data (see `records`), never here.
 """
 
 from __future__ import annotations

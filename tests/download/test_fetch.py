@@ -23,10 +23,10 @@ from servers import FAULTS, FTP_FAULTS, FTPServer, HTTPServer
 from worlds import UNPACK, item, make_zip, manifest, md5, pack, toy_files
 
 from lcfuse_core import _runtime
-from lcfuse_core.data import archives, download, fetched, transfer
-from lcfuse_core.data import manifest as manifest_file
-from lcfuse_core.data.fetched import Sums
-from lcfuse_core.data.manifest import Choice
+from lcfuse_core.download import archives, fetch, records, transfer
+from lcfuse_core.download import manifest as manifest_file
+from lcfuse_core.download.manifest import Choice
+from lcfuse_core.download.records import Sums
 from lcfuse_core.errors import FetchError
 
 QUICK = transfer.Retry(stall_s=0.25, tries=4, pause_s=0)
@@ -52,7 +52,7 @@ def ftp():
 def published():
     """The toys are taken for published data: a patch of its own, because tests undo theirs."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(fetched, "_is_published", lambda *_: True)
+        patched.setattr(records, "_is_published", lambda *_: True)
         yield patched
 
 
@@ -71,7 +71,7 @@ def serve(server, content, *faults, then=None):
 
 def run(book, root, **more):
     """Fetch `colab` and return the outcomes."""
-    fetcher = download.Fetcher(book, fetched.Store(root), **{"retry": QUICK, "progress": False, **more})
+    fetcher = fetch.Fetcher(book, records.Store(root), **{"retry": QUICK, "progress": False, **more})
     return fetcher.fetch(book.subset("colab").items)
 
 
@@ -178,7 +178,7 @@ def test_part_of_an_earlier_run_is_continued_or_begun_again(part, asked, http, r
     """The progress bar begins where the part ends."""
     bars = []
 
-    class Bar(download.tqdm):
+    class Bar(fetch.tqdm):
         def __init__(self, **options):
             super().__init__(**options | {"disable": False, "file": io.StringIO()})
 
@@ -186,7 +186,7 @@ def test_part_of_an_earlier_run_is_continued_or_begun_again(part, asked, http, r
             bars.append((self.initial, self.n, self.total))
             super().close()
 
-    monkeypatch.setattr(download, "tqdm", Bar)
+    monkeypatch.setattr(fetch, "tqdm", Bar)
     source, path = serve(http, ZIP)
     (root / "downloads/toys.zip.part").write_bytes(part)
     assert run(manifest(item("zip", [source], md5(ZIP))), root, progress=True)[0].state == "unpacked"
@@ -216,7 +216,7 @@ def test_without_a_checksum_no_part_of_another_source_is_continued(http, root):
 def test_stop_leaves_what_can_be_continued(http, root, stream):
     """As Ctrl-C does: the threads end at the next byte, and nothing has a final name."""
     book = streamed("tar.gz", [serve(http, TAR)[0]], md5(TAR), stream)
-    stopped = download.Fetcher(book, fetched.Store(root), retry=QUICK, progress=False)
+    stopped = fetch.Fetcher(book, records.Store(root), retry=QUICK, progress=False)
     stopped.stop.set()
     outcome = stopped.fetch(book.subset("colab").items)[0]
     assert (outcome.state, "found a stop" in outcome.message) == ("failed", True)
@@ -232,7 +232,7 @@ def test_next_source_is_used_when_the_first_fails(http, ftp, root):
     sources = [serve(http, TAR, then="gone")[0], serve(http, TAR, then="wrong")[0], serve(ftp, TAR)[0]]
     book = manifest(item("tar.gz", sources, md5(TAR)))
     assert run(book, root)[0].state == "unpacked"
-    record = fetched.Store(root).record(book.item("toys"))
+    record = records.Store(root).record(book.item("toys"))
     assert (record.source, record.mark, record.how) == (sources[-1]["url"], "verified", "md5 of the manifest")
     assert record.checksums["md5"] == md5(TAR)["md5"]
 
@@ -285,7 +285,7 @@ def test_stream_keeps_only_the_named_scenes_and_never_the_archive(http, root):
         assert run(book, root)[0].state == "unpacked"
         assert {path.split("/")[1] for path in unpacked(root)} == {f"s1_{one}" for one in kept}
         assert list((root / "downloads").glob("*")) == []
-    assert fetched.Store(root).record(book.item("toys")).scenes == ["2", "3"]
+    assert records.Store(root).record(book.item("toys")).scenes == ["2", "3"]
 
 
 def test_stream_of_wrong_bytes_leaves_nothing(http, root):
@@ -317,7 +317,7 @@ def test_file_put_there_by_hand_is_verified(root):
     assert path.with_name("toys.zip.wrong").read_bytes() == b"not the file"
     path.write_bytes(ZIP)
     assert run(book, root)[0].state == "unpacked"
-    assert "by hand" in fetched.Store(root).record(book.item("toys")).source
+    assert "by hand" in records.Store(root).record(book.item("toys")).source
 
 
 def test_disk_is_checked_before_the_download(http, root, monkeypatch):
@@ -336,7 +336,7 @@ def test_disk_is_checked_before_the_download(http, root, monkeypatch):
 def test_full_disk_is_an_error_and_not_a_cut_connection(http, root, monkeypatch):
     """No source is given up, and nothing fetched again, because of the local disk."""
     source, path = serve(http, ZIP)
-    monkeypatch.setattr(download.os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(fetch.os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     outcome = run(manifest(item("zip", [source], md5(ZIP))), root)[0]
     assert outcome.state == "failed"
     assert "No space left on device" in outcome.message
@@ -363,7 +363,7 @@ def test_host_gets_no_more_connections_than_it_allows(root, monkeypatch):
         at_once.pop()
         raise transfer.Refused("never")
 
-    monkeypatch.setattr(download.Fetcher, "_download", one)
+    monkeypatch.setattr(fetch.Fetcher, "_download", one)
     source = {"kind": "https", "url": "https://example.org/x.zip", "connections": 2}
     run(manifest(*(item("zip", [source], name=f"n{n}") for n in range(12))), root)
     assert len(most) == 12
@@ -547,7 +547,7 @@ def test_flood_does_not_fill_the_memory(what, root):
 
 def test_endless_body_does_not_fill_the_disk(root, monkeypatch):
     """Without a length the disk keeps its reserve, and a file may not exceed twice its estimate."""
-    monkeypatch.setattr(download, "_RESERVE", 0)
+    monkeypatch.setattr(fetch, "_RESERVE", 0)
     chunk = b"10000\r\nPK" + bytes(65_534) + b"\r\n"
     with raw_server(HEAD + b"Transfer-Encoding: chunked\r\n\r\n", chunk, pause_s=0) as port:
         outcome = run(hostile(port, False, about=500_000), root)[0]
@@ -591,7 +591,7 @@ def test_archive_that_fits_on_the_disk_continues_after_a_restart(http, root):
     assert http.script.asked[path][-1] == part
     assert set(unpacked(root)) == set(toy_files())
     assert list((root / "downloads").glob("*")) == []
-    assert fetched.provenance(root / "toys") == fetched.VERIFIED
+    assert records.provenance(root / "toys") == records.VERIFIED
 
 
 @pytest.mark.parametrize("n", [3, 6])
@@ -617,7 +617,7 @@ def test_finished_scenes_of_a_stream_survive_a_restart(n, http, root, monkeypatc
     assert len(times) == n
     assert run(book, root)[0].state == "unpacked"
     assert http.script.requests[path] == (1 if n == 6 else 2)
-    assert fetched.provenance(root / "toys") == (fetched.ADOPTED if n == 6 else fetched.VERIFIED)
+    assert records.provenance(root / "toys") == (records.ADOPTED if n == 6 else records.VERIFIED)
     assert set(unpacked(root)) == set(toy_files())
     assert times.items() <= {path.name: path.stat().st_mtime_ns for path in (root / "toys").rglob("*.tif")}.items()
 
@@ -637,7 +637,7 @@ def test_flipped_bit_in_one_archive_stops_no_other_and_is_repaired(known, http, 
     (root / "downloads/first.zip").write_bytes(bad)
     shutil.rmtree(root / "first")
     assert [outcome.state for outcome in run(book, root)] == ["unpacked", "here"]
-    assert fetched.provenance(root / "first") == fetched.VERIFIED
+    assert records.provenance(root / "first") == records.VERIFIED
 
 
 class FetchJob(faults.Job):
@@ -655,12 +655,12 @@ def test_every_nth_write_fsync_or_rename_may_fail(form, http, tmp_path):
     content = pack(toy_files(patches=2, size=6000), form)
     book = manifest(item(form, [serve(http, content)[0]], md5(content)))
 
-    def fetch(folder):
+    def fetch_into(folder):
         [outcome] = run(book, folder / "data")
         if not outcome.is_good:
             raise FetchError(folder, found=outcome.message, expected="all of it", do="")
 
-    failures = faults.check(FetchJob(fetch), tmp_path)
+    failures = faults.check(FetchJob(fetch_into), tmp_path)
     assert min(failures["fsync"], failures["rename"], failures["file limit"]) > 0
 
 
@@ -672,7 +672,7 @@ def fetched_toys(http, root):
     """An unpacked item and its store."""
     book = manifest(item("zip", [serve(http, ZIP)[0]], md5(ZIP)))
     run(book, root)
-    return book.item("toys"), fetched.Store(root)
+    return book.item("toys"), records.Store(root)
 
 
 def damaged(store, toys):
@@ -707,7 +707,7 @@ def test_damaged_or_empty_record_means_verifying_again(text, fetched_toys, root)
     toys, store = fetched_toys
     (store.root / "fetched" / "toys.json").write_text(text)
     assert not store.is_done(Choice(item="toys"), toys)
-    assert fetched.provenance(store.into(toys)) == fetched.UNVERIFIED
+    assert records.provenance(store.into(toys)) == records.UNVERIFIED
     assert damaged(store, toys) == [f"{store.file(toys)}: no record of what was unpacked"]
     assert run(manifest(toys.model_dump(mode="json")), root)[0].state == "unpacked"
     assert damaged(store, toys) == []
@@ -716,9 +716,9 @@ def test_damaged_or_empty_record_means_verifying_again(text, fetched_toys, root)
 def test_only_files_of_the_own_manifest_are_verified(fetched_toys, published):
     """What `data fetch --manifest` verified by another manifest is not: other checksums, fewer files, another id."""
     toys, store = fetched_toys
-    assert fetched.provenance(store.into(toys)) == fetched.VERIFIED
+    assert records.provenance(store.into(toys)) == records.VERIFIED
     published.undo()
-    assert fetched.provenance(store.into(toys)) == fetched.UNVERIFIED
+    assert records.provenance(store.into(toys)) == records.UNVERIFIED
     (fall,) = (one.checksums for one in manifest_file.read().items if one.id == "sen12ms-fall-s1")
     for name, sums, n, expected in (
         ("sen12ms-fall-s1", fall, 7, True),
@@ -729,8 +729,8 @@ def test_only_files_of_the_own_manifest_are_verified(fetched_toys, published):
         ("toys", {}, 6, False),
     ):
         members = [archives.Member(f"{number}.tif", 1, "", 1) for number in range(n)]
-        one = fetched.Record(fetched.VERIFIED, "", "", "", checksums=sums, members=members)
-        assert fetched._is_published(name, one) is expected, (name, sums, n)
+        one = records.Record(records.VERIFIED, "", "", "", checksums=sums, members=members)
+        assert records._is_published(name, one) is expected, (name, sums, n)
 
 
 def test_folder_is_verified_only_if_all_of_its_files_are(fetched_toys, root):
@@ -738,16 +738,16 @@ def test_folder_is_verified_only_if_all_of_its_files_are(fetched_toys, root):
     toys, store = fetched_toys
     folder, name = store.into(toys), next(iter(toy_files()))
     first = folder / name
-    assert fetched.provenance(folder) == fetched.VERIFIED
+    assert records.provenance(folder) == records.VERIFIED
     content, times = first.read_bytes(), first.stat()
     recorded = (len(content), times.st_mtime_ns, hashlib.sha256(content).hexdigest())
-    assert fetched.recorded_hashes(folder)[name] == recorded
+    assert records.recorded_hashes(folder)[name] == recorded
     first.write_bytes(content[::-1])
-    assert fetched.provenance(folder) == fetched.UNVERIFIED
+    assert records.provenance(folder) == records.UNVERIFIED
     first.write_bytes(content)
     os.utime(first, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert fetched.provenance(folder) == fetched.VERIFIED
+    assert records.provenance(folder) == records.VERIFIED
     (folder / "more.tif").write_bytes(b"more")
-    assert fetched.provenance(folder) == fetched.UNVERIFIED
-    assert fetched.provenance(shutil.copytree(folder, root / "other" / "toys")) == fetched.UNVERIFIED
-    assert fetched.provenance(root / "none") == fetched.UNVERIFIED
+    assert records.provenance(folder) == records.UNVERIFIED
+    assert records.provenance(shutil.copytree(folder, root / "other" / "toys")) == records.UNVERIFIED
+    assert records.provenance(root / "none") == records.UNVERIFIED

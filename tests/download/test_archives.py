@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds import UNPACK, make_zip, pack, tar_gz, toy_files
 
-from lcfuse_core.data import archives
-from lcfuse_core.data.manifest import Unpack
+from lcfuse_core.download import archives
+from lcfuse_core.download.manifest import Unpack
 from lcfuse_core.errors import DataError, FetchError
 
 FILES = toy_files()

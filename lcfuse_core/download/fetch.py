@@ -25,10 +25,9 @@ from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from lcfuse_core._runtime import lock
-from lcfuse_core.data import archives
-from lcfuse_core.data.archives import Member, no_room
-from lcfuse_core.data.fetched import ADOPTED, VERIFIED, Record, Store, Sums, now
-from lcfuse_core.data.manifest import (
+from lcfuse_core.download import archives
+from lcfuse_core.download.archives import Member, no_room
+from lcfuse_core.download.manifest import (
     AnySource,
     ByHand,
     Choice,
@@ -40,7 +39,8 @@ from lcfuse_core.data.manifest import (
     in_words,
     packed_size,
 )  # fmt: skip
-from lcfuse_core.data.transfer import PATIENT, Changed, OnOpen, Refused, Retry, get
+from lcfuse_core.download.records import ADOPTED, VERIFIED, Record, Store, Sums, now
+from lcfuse_core.download.transfer import PATIENT, Changed, OnOpen, Refused, Retry, get
 from lcfuse_core.errors import DataError, FetchError, LcfuseError
 
 _RESERVE = 10**9

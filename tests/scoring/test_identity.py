@@ -9,11 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from miniatures import WHOLE, scene_arrays, write_patch, write_scene
 
-from lcfuse_core.data import fetched, identity, packing, patches
-from lcfuse_core.data.sample import world
+from lcfuse_core.data import packing, patches
+from lcfuse_core.download import records
 from lcfuse_core.errors import MissingDataError
 from lcfuse_core.methods import experiment
-from lcfuse_core.scoring import ledger
+from lcfuse_core.sample import world
+from lcfuse_core.scoring import identity, ledger
 
 
 @pytest.fixture(autouse=True)
@@ -146,8 +147,8 @@ def test_data_are_real_only_if_all_were_verified(tmp_path, monkeypatch):
     sample.mkdir(parents=True)
     (sample.parent / "world.json").write_text("{}")
     adopted = tmp_path / "adopted"
-    marks = {theirs: fetched.VERIFIED, adopted: fetched.ADOPTED}
-    monkeypatch.setattr(fetched, "provenance", lambda folder: marks.get(folder, fetched.UNVERIFIED))
+    marks = {theirs: records.VERIFIED, adopted: records.ADOPTED}
+    monkeypatch.setattr(records, "provenance", lambda folder: marks.get(folder, records.UNVERIFIED))
     roots = ([mine], [theirs], [theirs, mine], [theirs, sample], [theirs, adopted], [adopted, mine])
     kinds = [identity.data_kind(folders) for folders in roots]
     assert kinds == ["unverified", "real", "unverified", "synthetic", "adopted", "unverified"]

@@ -21,7 +21,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
 
 from lcfuse_core import __version__
-from lcfuse_core.data.manifest import Ftp, Remote
+from lcfuse_core.download.manifest import Ftp, Remote
 from lcfuse_core.errors import FetchError
 
 _BLOCK = 1 << 18

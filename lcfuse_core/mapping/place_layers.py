@@ -27,11 +27,12 @@ from rasterio.enums import Resampling
 from tqdm import tqdm
 
 from lcfuse_core import _runtime
-from lcfuse_core.data import cells, stac
+from lcfuse_core.data import cells
 from lcfuse_core.data.bands import S2_BANDS
 from lcfuse_core.data.rasters import utm
-from lcfuse_core.data.stac import Catalogue, Grid, Item
 from lcfuse_core.errors import DataError, FetchError, MissingDataError, parameter_errors
+from lcfuse_core.mapping import stac
+from lcfuse_core.mapping.stac import Catalogue, Grid, Item
 
 PATCH_PX = 256
 """Side of the patches that a place is written in."""

@@ -9,7 +9,7 @@ import pytest
 
 from lcfuse_core import _runtime
 from lcfuse_core.book import settings
-from lcfuse_core.data import manifest
+from lcfuse_core.download import manifest
 from lcfuse_core.errors import DataError, MissingDataError, ParameterError
 
 ROOT = Path(__file__).resolve().parents[2]

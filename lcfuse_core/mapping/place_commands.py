@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from lcfuse_core import _runtime
-from lcfuse_core.data import places
-from lcfuse_core.data.place_layers import Request
 from lcfuse_core.errors import LcfuseError, ParameterError
+from lcfuse_core.mapping import places
+from lcfuse_core.mapping.place_layers import Request
 from lcfuse_core.scoring import ledger
 
 _MEGABYTES_PER_MINUTE = 150.0  # 20 Mbit per second: an assumption, as no public server was measured

@@ -22,8 +22,8 @@ from scipy import ndimage, special
 
 from lcfuse_core.data.cells import cell_ids
 from lcfuse_core.data.legends import SAVANNA, SCORED, dfc_to_index
-from lcfuse_core.data.sample.confusion import MEAN_CONFUSION, MOSAIC_WEIGHT, REPORTED
-from lcfuse_core.data.sample.landscape import ROAD_OBJECT, Biome, Cover, Landscape, random_field
+from lcfuse_core.sample.confusion import MEAN_CONFUSION, MOSAIC_WEIGHT, REPORTED
+from lcfuse_core.sample.landscape import ROAD_OBJECT, Biome, Cover, Landscape, random_field
 
 # Surface reflectance x 10000 of seven materials in B1..B8, B8A, B9, B10, B11, B12: round figures in the shape of
 # published spectra (leaf pigments in the red, cell structure in the near infrared, water at 1.6 and 2.2 micrometres).
