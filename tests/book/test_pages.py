@@ -1,0 +1,217 @@
+"""What a page builds gives the numbers of the module: the functions of chapters, beside those that they explain."""
+
+import ast
+
+import numpy as np
+import pytest
+import torch
+from IPython.core.inputtransformer2 import TransformerManager
+
+import chapters
+from lcfuse_core.book.chapter import Chapter
+from lcfuse_core.data import legends, patches, source
+from lcfuse_core.data.source import PatchStack
+from lcfuse_core.mapping import windows
+from lcfuse_core.methods import baselines, ensemble, few_cells, fusion
+from lcfuse_core.models import forest, losses, transition
+from lcfuse_core.sample import world
+from lcfuse_core.scoring import protocol
+from lcfuse_core.training import loop
+
+
+def page(name, *wanted, **given):
+    """
+    The names of a chapter after its imports, and the functions, classes and values of the names *wanted*.
+
+    *given* are the names that these need from other cells.
+    """
+    names, missing = dict(given), set(wanted)
+    for cell in chapters.code_cells(chapters.read(name)):
+        for node in ast.parse(TransformerManager().transform_cell(cell.source)).body:
+            assigned = node.targets if isinstance(node, ast.Assign) else []
+            made = {leaf.id for target in assigned for leaf in ast.walk(target) if isinstance(leaf, ast.Name)}
+            made |= {node.name} if isinstance(node, ast.FunctionDef | ast.ClassDef) else set()
+            if isinstance(node, ast.Import | ast.ImportFrom) or made & set(wanted):
+                exec(compile(ast.Module([node], []), name, "exec"), names)
+                missing -= made
+    assert not missing, f"{name} no longer defines {missing}"
+    return names
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    """A world of a few patches."""
+    root = tmp_path_factory.mktemp("pages") / "world-0"
+    return world.make_world(root, world.WorldPlan(seed=0, n_train=2, n_validation=1, n_test=1), workers=1)
+
+
+@pytest.fixture(scope="module")
+def patch(sample):
+    """One of them, with a reference."""
+    return patches.read_patch(protocol.evaluation_patches(sample / "dfc2020").iloc[0])
+
+
+@pytest.fixture(scope="module")
+def here(sample):
+    """An experiment on that world with short trainings."""
+    roots = {"train_root": str(sample / "sen12ms"), "data_root": str(sample / "dfc2020")}
+    return Chapter("fusion", {"profile": "smoke", "seed": 0, "steps": 8, "crop": 32, "batch": 4, **roots})
+
+
+def test_baselines(patch):
+    """Nearest usable label, interpolation, and sub-pixel swapping, in which ties may be broken otherwise."""
+    functions = "fill", "interpolate", "attraction", "swap", "swap_in_cell"
+    mine = page("baselines", *functions, "rows", "distance", "WEIGHTS")
+    label = protocol.modis_label_map(patch)
+    assert (mine["fill"](label) == baselines.filled_map(patch)).all()
+    np.testing.assert_allclose(mine["interpolate"](label), baselines.soft_label(patch), atol=1e-5)
+    cells = source.patch_cells(patch)[:92, :92]
+    scattered = np.random.default_rng(0).integers(0, 4, cells.shape).astype(np.uint8)
+    swapped = mine["swap"](scattered, cells)
+    assert (swapped != scattered).mean() > 0.1
+    assert (swapped == baselines.swap(scattered, cells)).mean() > 0.99
+
+
+def test_forest_of_baselines(here, patch):
+    """The same trees, applied by scikit-learn and by the module."""
+    mine = page("baselines", "opened", "statistics", "features", "train", here=here, seed=0)
+    trees = mine["train"](n_pixels=2000)
+    assert trees.n_features_in_ == 15
+    by_module = forest.classify(forest.Forest(trees, mine["statistics"]), patch)
+    by_page = legends.index_to_dfc(trees.predict(mine["features"](patch)).astype(np.uint8))
+    assert (by_page.reshape(by_module.shape) == by_module).mean() > 0.999
+
+
+def some_labels(n, *shape):
+    """Labels 0..n - 1, and 255 where they are unknown."""
+    labels = torch.randint(n + 1, shape, generator=torch.Generator().manual_seed(0))
+    return torch.where(labels == n, legends.IGNORE, labels).to(torch.uint8)
+
+
+def some_logits(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+COUNTS = torch.tensor([40, 0, 3, 7, 20, 1, 9, 90, 30])
+"""Pixels of the nine coarse labels."""
+
+
+def test_loss_and_class_weights_of_training():
+    mine = page("training", "weighted_cross_entropy", "class_weights")
+    weights = mine["class_weights"](COUNTS[:8], 0.5)
+    torch.testing.assert_close(weights, losses.class_weights(COUNTS[:8], 0.5))
+    given = some_logits(2, 8, 6, 6), some_labels(8, 2, 6, 6), weights
+    torch.testing.assert_close(mine["weighted_cross_entropy"](*given), losses.cross_entropy(*given))
+
+
+def test_losses_and_matrices_of_coarse_supervision():
+    functions = "of_label", "assumed_matrix", "implied_distribution", "evaluate_loss", "estimate_matrix"
+    values = "assumed", "matrix", "share", "implied", "USES_SAVANNA", "equal_weights"
+    pixel_losses = "cross_entropy", "generalised", "symmetric", "bootstrapping", "forward", "posterior_qr"
+    mine = page("coarse_supervision", *functions, *values, *pixel_losses, counts=COUNTS)
+    labels, logits = some_labels(9, 2, 6, 6), some_logits(2, 8, 6, 6)
+    for name in pixel_losses:
+        of_module = losses.build_loss(name, mine["class_weights"], mine["matrix"].double(), COUNTS)
+        usable = torch.where(labels > (8 if name in mine["USES_SAVANNA"] else 7), legends.IGNORE, labels)
+        own = mine["evaluate_loss"](mine[name], logits, labels, mine["class_weights"])
+        torch.testing.assert_close(own, of_module(logits, losses.Batch(usable)).float(), rtol=1e-3, atol=1e-5, msg=name)
+    np.testing.assert_allclose(mine["assumed"], transition.from_accuracy(COUNTS.numpy()))
+    prior = transition.class_prior(mine["assumed"], mine["share"])
+    np.testing.assert_allclose(mine["implied"], transition.posterior(mine["assumed"], prior), atol=1e-4)
+    p, label = some_logits(500, 8).double().softmax(1).numpy(), some_labels(9, 500).numpy()
+    own = mine["estimate_matrix"](p[label < 9], label[label < 9], mine["assumed"])
+    np.testing.assert_allclose(own, transition.estimate(p, label, mine["assumed"]), atol=1e-3)
+
+
+def test_fine_tuning_of_fusion(here, patch):
+    """Steps of AdamW enlarge what rounding changes at single pixels."""
+    mine = page("fusion", "cell_mean", "fine_tune", seed=0, batch=4, crop=32)
+    run = here.network()
+    own = mine["fine_tune"](run, here.target_source, 8)
+    of_module, _ = here.adapted_network(run, steps=8, precision="float32")
+    pixels = source.normalise(patch.s2, patch.s1, run.statistics)[None]
+    with torch.inference_mode():
+        by_page, before = (network(pixels).softmax(1)[0].numpy() for network in (own, run.network))
+    assert np.abs(of_module(patch) - by_page).mean() < 1e-3
+    assert np.abs(before - by_page).mean() > 0.01
+
+
+def test_forest_and_mean_of_fusion(here, patch):
+    mine = page("fusion", "labelled_pixels", "forest_member", seed=0)
+    x, y, state, statistics = mine["labelled_pixels"](here.target_source, 2000)
+    trees = mine["RandomForestClassifier"](8, min_samples_leaf=5, random_state=int(state)).fit(x, y)
+    own = mine["forest_member"](trees, statistics)
+    trained = forest.train_forest(here.target_source, n_pixels=2000, n_trees=8, seed=0)
+    np.testing.assert_allclose(own(patch), forest.predict(trained, patch), atol=1e-6)
+    assert len(ensemble.FUSED) == 2
+    uniform = np.full((8, 256, 256), 1 / 8, np.float32)
+    fused = fusion.Fusion({"forest": own, "none": lambda _: uniform}, weights={"forest": 0.5, "none": 0.5})
+    np.testing.assert_allclose(fused.predict(patch), (own(patch) + uniform) / 2, atol=1e-5)
+
+
+@pytest.mark.parametrize("chapter", ["fusion", "your_place"])
+def test_third_weight(chapter):
+    mine = page(chapter, "third_weight")
+    for n, p in ((0, 0.3), (50, 1), (150, 0.5), (200, 1), (1000, 1)):
+        assert mine["third_weight"](n, p) == pytest.approx(few_cells.third_weight(n, p))
+
+
+def test_blending_of_maps():
+    """Predictions that differ between windows: at the edge, where a network sees padding."""
+
+    def predict(s2, s1):
+        edge = np.zeros(s2.shape[1:])
+        edge[0] = edge[:, -1] = 1
+        return np.stack([s2[0] + k * edge for k in range(8)]).astype(np.float32)
+
+    mine = page("maps", "starts", "side_weight", "blend")
+    s2 = np.random.default_rng(0).random((13, 200, 150))
+    own = mine["blend"](predict, s2, s2[:2], 64, 32, 8)
+    tiling = windows.Tiling((200, 150), 64, 32, 8)
+    parts = (
+        windows.Predicted(i, j, np.ones((64, 64), bool), predict(s2[:, rows, cols], None))
+        for i, rows in enumerate(tiling.rows)
+        for j, cols in enumerate(tiling.cols)
+    )
+    for rows, by_module, _ in windows.blend(parts, tiling, 8):
+        np.testing.assert_allclose(own[:, rows], by_module, atol=1e-5)
+
+
+@pytest.fixture
+def place(patch):
+    """What the chapter your_place knows of a place: here one patch of two by two, and its names for it."""
+    target = source.label_index(patch, "modis")
+    stack = PatchStack([patch], "modis")
+    image = source.normalise(patch.s2, patch.s1, stack.statistics()).numpy()
+    whole = [torch.as_tensor(layer) for layer in (image, target, source.patch_cells(patch))]
+    names = {"target": target, "image": image, "cells": whole[2].numpy(), "whole": whole, "n_side": 1, "side": 256}
+    names |= {"height": 256, "width": 256, "seed": 0, "device": "cpu", "weights": losses.class_weights(COUNTS[:8])}
+    return stack, names
+
+
+def test_training_of_your_place(place):
+    """The first three steps; AdamW moves a weight by about the rate, even if its gradient is rounding."""
+    stack, names = place
+    mine = page("your_place", "cell_mean", "FCN", "batch", "learning_rate", "train", **names)
+    mine["weights"] = losses.class_weights(stack.class_counts())
+    torch.manual_seed(0)
+    own = mine["FCN"](15).to(memory_format=torch.channels_last)
+    mine["train"](own, 3)
+    plan = loop.TrainPlan(loss="cell_mean", learning_rate=4e-3, steps=3, seed=0, device="cpu", precision="float32")
+    of_module = loop.train(stack, plan, progress=False).network
+    for one, other in zip(own.parameters(), of_module.parameters(), strict=True):
+        assert (one - other).abs().mean() < 1e-3
+
+
+def test_preference_of_your_place(place, patch):
+    """The interpolated label against a constant, on held-out cells."""
+    stack, names = place
+    matrix = transition.from_accuracy(np.append(stack.class_counts().numpy(), 0))
+    mine = page("your_place", "interpolate", "held_out", "preference", matrix=matrix, **names)
+    mine |= {"fit_forest": lambda *_: None, "predict_forest": lambda _: np.full((8, 256, 256), 1 / 8, np.float32)}
+    unseen = mine["held_out"](names["target"])
+    assert unseen[0].std() > 0
+    uniform = np.full((8, 256, 256), 1 / 8, np.float32)
+    given = few_cells.held_out_label(stack, 0), lambda _: uniform, stack, matrix
+    expected = few_cells.preference(*given, pixels=256 * 256)
+    assert mine["preference"](names["target"], unseen) == pytest.approx(expected, abs=1e-3)
