@@ -73,3 +73,21 @@ def test_an_import_that_points_up_is_found(tmp_path):
     (tmp_path / "errors.py").write_text("from lcfuse_core import _runtime\n")
     (tmp_path / "_runtime.py").write_text("from lcfuse_core.errors import X\n")
     assert sorted(upward(modules(tmp_path))) == ["data.a imports book.b", "errors imports _runtime"]
+
+
+LINES_OF_A_FILE, LINES_OF_A_ROOM = 420, 3200
+
+
+def lines_of(file: Path) -> int:
+    return len(file.read_text().splitlines())
+
+
+def test_files_and_rooms_are_small():
+    """A file has one job, and a reader finds it among some dozen others."""
+    long = {
+        str(file.relative_to(PACKAGE)): n for file in PACKAGE.rglob("*.py") if (n := lines_of(file)) > LINES_OF_A_FILE
+    }
+    assert long == {}
+    rooms = {room: sum(map(lines_of, (PACKAGE / room).rglob("*.py"))) for room in ROOMS}
+    assert {room: n for room, n in rooms.items() if n > LINES_OF_A_ROOM} == {}
+    assert min(rooms.values()) > 0

@@ -122,7 +122,9 @@ def _verify_data(options: argparse.Namespace) -> int:
     book, store = manifest.read(options.manifest), records.Store(options.root)
     items = [book.item(choice.item) for choice in _choices(options, book)]
     here = [item for item in items if item.file and store.record(item) is not None]
-    packs = [] if options.items or options.profile else packed_paths(store.root / "packs")
+    folder = store.root / "packs"
+    lost = {file.with_suffix(".json") for file in folder.glob("*.npy")}  # of pixels whose description is missing, too
+    packs = [] if options.items or options.profile else sorted({*packed_paths(folder), *lost})
     if not here and not packs:
         do = "Fetch something first: `data fetch`."
         raise MissingDataError(store.root, found="no record of fetched data", expected="some", do=do)

@@ -16,7 +16,6 @@ from copy import copy
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -33,7 +32,7 @@ from lcfuse_core.data.bands import (
 )
 from lcfuse_core.data.cells import cell_ids, recover
 from lcfuse_core.data.legends import IGNORE, SAVANNA, SAVANNA_INDEX, SCORED, dfc_to_index, igbp_to_dfc
-from lcfuse_core.data.patches import Patch, Report, iter_patches
+from lcfuse_core.data.patches import Patch
 from lcfuse_core.errors import DataError, GridError, MissingDataError, ParameterError
 
 LABEL_KINDS = {"modis": ("s1", "s2", "lc"), "modis+savanna": ("s1", "s2", "lc"), "fine": ("s1", "s2", "dfc")}
@@ -381,22 +380,6 @@ def other_size(name: str, shape: tuple[int, ...], source: PatchSource) -> GridEr
 
 def _no_patches() -> DataError:
     return DataError("patches", found="none", expected="at least one", do="Read some patches first.")
-
-
-def read_stack(table: pd.DataFrame, labels: str = "modis") -> tuple[PatchStack, Report]:
-    """
-    Read the rows of an index into a stack, with half the memory of `read_many` and then a stack.
-
-    Damaged patches are skipped, counted and named in the report; DataError if no patch is left.
-    """
-    check_labels(labels)
-    report = Report()
-    patches = iter_patches(table, report, LABEL_KINDS[labels])
-    try:
-        return PatchStack(patches, labels, at_most=len(table)), report
-    except DataError:
-        report.check()  # if no patch at all was read: give the reason for the first
-        raise
 
 
 def turn_each(crops: Crops, symmetries: Sequence[int]) -> Crops:

@@ -35,11 +35,12 @@ from lcfuse_core.data.cells import cell_ids
 from lcfuse_core.data.files import join_layers, read_georeference, read_layer, read_window
 from lcfuse_core.data.legends import DFC2020, IGBP, IGNORE, N_COARSE, SCORED
 from lcfuse_core.data.packed import STORED, digest_of, open_scene
-from lcfuse_core.data.patches import Patch, Report, complete, index, is_packed, patch_name, read_patch
+from lcfuse_core.data.patches import Patch, Report, complete, index, is_packed, iter_patches, patch_name, read_patch
 from lcfuse_core.data.source import (
     LABEL_KINDS,
     Crops,
     PatchSource,
+    PatchStack,
     Place,
     channel_sums,
     check_labels,
@@ -48,10 +49,9 @@ from lcfuse_core.data.source import (
     label_index,
     other_size,
     patch_cells,
-    read_stack,
     statistics_of,
 )
-from lcfuse_core.errors import LcfuseError, MissingDataError, ParameterError, disk_error
+from lcfuse_core.errors import DataError, LcfuseError, MissingDataError, ParameterError, disk_error
 
 _MEMORY_GB = 1.0  # patches that need less (390 of 256 x 256 pixels) are held in memory
 _BYTES_PER_PIXEL = 2 * N_S2 + 4 * N_S1 + 1 + 4  # as `Crops` holds them
@@ -98,6 +98,22 @@ def open_source(
     if report.skipped or report.repaired:
         print(report)
     return source
+
+
+def read_stack(table: pd.DataFrame, labels: str = "modis") -> tuple[PatchStack, Report]:
+    """
+    Read the rows of an index into a stack, with half the memory of `read_many` and then a stack.
+
+    Damaged patches are skipped, counted and named in the report; DataError if no patch is left.
+    """
+    check_labels(labels)
+    report = Report()
+    patches = iter_patches(table, report, LABEL_KINDS[labels])
+    try:
+        return PatchStack(patches, labels, at_most=len(table)), report
+    except DataError:
+        report.check()  # if no patch at all was read: give the reason for the first
+        raise
 
 
 def labelled(data: Path | str | pd.DataFrame, labels: str) -> pd.DataFrame:

@@ -75,30 +75,32 @@ def test_fetch_verify_and_status_in_turn(toys, capsys, tmp_path):
 
 
 def test_verify_reads_the_tiles_of_packed_scenes(toys, capsys, tmp_path):
-    """A changed byte, a cut file and a damaged description; not if items or a profile are named."""
-    for scene in "123":
+    """A changed byte, a cut file, a damaged description and a lost one; not if items or a profile are named."""
+    for scene in "1234":
         write_scene(tmp_path / "data/sen12ms", WHOLE[:2], scene=scene)
     assert data("pack", *toys) == 0
     assert data("verify", *toys) == 0
-    assert capsys.readouterr().out.endswith("packed scenes: 3 whole\n")
-    first, second, third = sorted((tmp_path / "data/packs").glob("*.npy"))
+    assert capsys.readouterr().out.endswith("packed scenes: 4 whole\n")
+    first, second, third, fourth = sorted((tmp_path / "data/packs").glob("*.npy"))
     content = bytearray(first.read_bytes())
     content[-1] ^= 1
     first.write_bytes(content)
     second.write_bytes(second.read_bytes()[:-1])
     third.with_suffix(".json").write_text("{")
+    fourth.with_suffix(".json").unlink()
     assert data("verify", *toys) == 1
     head, *lines = capsys.readouterr().out.splitlines()
-    assert head == "packed scenes: 3 of 3 damaged"
-    assert [path.stem in line for path, line in zip((first, second, third), lines, strict=True)] == [True] * 3
-    assert all("pack the scene again" in line for line in lines)
+    assert head == "packed scenes: 4 of 4 damaged"
+    assert [path.stem in line for path, line in zip((first, second, third, fourth), lines, strict=True)] == [True] * 4
+    assert all("pack the scene again" in line for line in lines[:3])
+    assert f"{fourth.stem}.json: found no such file" in lines[3]
     assert data("fetch", "--profile", "colab", *toys) == 0
     capsys.readouterr()
     for named in (["toys"], ["--profile", "colab"]):
         assert data("verify", *named, *toys) == 0
         assert capsys.readouterr().out == "toys: whole\n"
     assert data("verify", *toys) == 1
-    assert capsys.readouterr().out.startswith("toys: whole\npacked scenes: 3 of 3 damaged\n")
+    assert capsys.readouterr().out.startswith("toys: whole\npacked scenes: 4 of 4 damaged\n")
 
 
 def test_data_behind_a_log_in_are_fetched_by_hand(toys, capsys, tmp_path):

@@ -18,7 +18,6 @@ from miniatures import (
     needs_semireal,
     s1_array,
     s2_array,
-    write_patch,
 )
 from toys import toy_stack
 
@@ -37,6 +36,7 @@ from lcfuse_core.data.source import (
     turn,
     turn_each,
 )
+from lcfuse_core.data.streamed import read_stack
 from lcfuse_core.errors import DataError, GridError, MissingDataError, ParameterError
 
 FLAT = Statistics((0.0,) * 15, (1.0,) * 15)
@@ -274,36 +274,12 @@ def test_class_counts_by_hand():
     assert class_counts(np.zeros(0, np.uint8)).tolist() == [0] * 8
 
 
-def test_reading_a_stack_is_reading_and_then_stacking(tmp_path):
-    """Only that a damaged patch is left out and reported."""
-    for number in range(3):
-        write_patch(tmp_path, patch=number)
-    table = patches.index(tmp_path)
-    stack, report = source.read_stack(table)
-    expected = PatchStack(patches.read_many(table)[0])
-    assert torch.equal(stack.s1, expected.s1)
-    assert torch.equal(stack.labels, expected.labels)
-    assert stack.names == expected.names
-    write_patch(tmp_path, patch=1, kinds=("s1",), s1=np.full_like(s1_array(), np.nan))
-    stack, report = source.read_stack(table)
-    assert (len(stack), len(stack.s2), report.n_read) == (2, 2, 2)
-    assert torch.equal(stack.s1, expected.s1[[0, 2]])
-    assert [name for name, _ in report.skipped] == ["ROIs1158_spring_1_p1"]
-
-
-def test_a_stack_of_refused_patches_says_why(tmp_path):
-    """The reason of the first, not just "none"."""
-    write_patch(tmp_path, kinds=("s1", "s2"))
-    with pytest.raises(DataError, match=r"no readable patch among 1.*expected lc beside it"):
-        source.read_stack(patches.index(tmp_path))
-
-
 @needs_semireal
 def test_real_patches_reach_a_batch():
     """Read, stacked, counted, cropped and normalised without a change in code; the numbers are plausible."""
     table = patches.index(SEMIREAL)
-    stack, report = source.read_stack(table)
-    fine, _ = source.read_stack(table, "fine")
+    stack, report = read_stack(table)
+    fine, _ = read_stack(table, "fine")
     assert len(report.repaired) == 1
     assert class_counts(fine.labels).tolist() == [19899, 0, 34500, 0, 66025, 797, 3316, 25991]
     statistics = stack.statistics()

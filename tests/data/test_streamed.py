@@ -12,11 +12,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from miniatures import WHOLE, scene_arrays, write_patch, write_scene
+from miniatures import WHOLE, s1_array, scene_arrays, write_patch, write_scene
 
 from lcfuse_core.data import packing, patches, streamed
-from lcfuse_core.data.source import PatchSource, PatchStack, read_stack
-from lcfuse_core.data.streamed import PatchFiles, open_source
+from lcfuse_core.data.source import PatchSource, PatchStack
+from lcfuse_core.data.streamed import PatchFiles, open_source, read_stack
 from lcfuse_core.errors import DataError, DiskError, GridError, MissingDataError, ParameterError
 from lcfuse_core.methods.adapt import PseudoLabels
 from lcfuse_core.training import loop
@@ -259,3 +259,27 @@ def test_a_reference_outside_the_pack_is_read(folders):
     source = PatchFiles(table, "fine")
     assert torch.equal(source.class_counts(), expected.class_counts())
     assert_equal(*(one.crops(9, 20, torch.Generator().manual_seed(1)) for one in (source, expected)))
+
+
+def test_reading_a_stack_is_reading_and_then_stacking(tmp_path):
+    """Only that a damaged patch is left out and reported."""
+    for number in range(3):
+        write_patch(tmp_path, patch=number)
+    table = patches.index(tmp_path)
+    stack, report = read_stack(table)
+    expected = PatchStack(patches.read_many(table)[0])
+    assert torch.equal(stack.s1, expected.s1)
+    assert torch.equal(stack.labels, expected.labels)
+    assert stack.names == expected.names
+    write_patch(tmp_path, patch=1, kinds=("s1",), s1=np.full_like(s1_array(), np.nan))
+    stack, report = read_stack(table)
+    assert (len(stack), len(stack.s2), report.n_read) == (2, 2, 2)
+    assert torch.equal(stack.s1, expected.s1[[0, 2]])
+    assert [name for name, _ in report.skipped] == ["ROIs1158_spring_1_p1"]
+
+
+def test_a_stack_of_refused_patches_says_why(tmp_path):
+    """The reason of the first, not just "none"."""
+    write_patch(tmp_path, kinds=("s1", "s2"))
+    with pytest.raises(DataError, match=r"no readable patch among 1.*expected lc beside it"):
+        read_stack(patches.index(tmp_path))
