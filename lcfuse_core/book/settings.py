@@ -44,6 +44,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "maps": ("profile", "seed", "s2_path", "s1_path", "coarse_path", "map_folder"),
     "fusion": ("profile", "seed", "data_root", "train_root", "checkpoint", "steps", "crop", "batch", "place"),
     "methods_compared": ("profile", "seed", "data_root", "train_root", "checkpoint", "steps", "crop", "batch"),
+    "robustness": ("profile", "seed"),
     "your_place": ("profile", "seed", "data_root", "download", "lon", "lat", "year"),
     "reruns": ("profile", "seed"),
     "real_data": ("profile", "seed", "data_root"),
