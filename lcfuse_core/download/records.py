@@ -70,10 +70,16 @@ class Record:
     """
     What is known of one item.
 
-    mark, how, source, at : VERIFIED or ADOPTED, by what, from where, and when
-    size, mtime_ns, checksums : of its file
-    into, scenes : folder of the unpacked files under the data root; scenes that were extracted, empty for all
-    members : unpacked files; None until the archive is unpacked
+    Attributes
+    ----------
+    mark, how, source, at : str
+        VERIFIED or ADOPTED, by what, from where, and when.
+    size, mtime_ns, checksums : int, int, dict
+        Of its file.
+    into, scenes : str, list of str
+        Folder of the unpacked files under the data root; scenes that were extracted, empty for all.
+    members : list of Member, optional
+        Unpacked files; None until the archive is unpacked.
     """
 
     mark: str

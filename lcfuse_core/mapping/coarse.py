@@ -60,8 +60,14 @@ class CoarseMap:
     """
     An open coarse map, as `open_coarse` yields it, on the grid of its scene.
 
-    codes : those of the raster over the scene, uint8 (h, w)
-    repairs : what was taken from the product instead of the file
+    Attributes
+    ----------
+    path, grid : Path, Grid
+        The file, and the pixels of the scene.
+    codes : ndarray, uint8 (h, w)
+        Those of the raster over the scene.
+    repairs : tuple of str
+        What was taken from the product instead of the file.
     """
 
     path: Path

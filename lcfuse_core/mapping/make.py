@@ -70,12 +70,20 @@ class MapOptions:
     """
     Options of `make_map`.
 
-    adapt : whether to fine-tune given networks on the coarse labels of the scene, and to add a random forest
-    steps : training steps on the scene; None: 900, or fewer with few coarse cells
-    prior_power : exponent of the coarse prior; None: 0.6, or 0 without a coarse map or after training on it
-    symmetries : 1, 2, 4 or 8 flips and rotations whose predictions are averaged (TTA)
-    window : side of a window, px; overlap and margin are an eighth and a 32nd of it (see `windows.Tiling`)
-    probabilities : whether to keep the probabilities of all classes
+    Parameters
+    ----------
+    adapt : bool
+        Whether to fine-tune given networks on the coarse labels of the scene, and to add a random forest.
+    steps : int, optional
+        Training steps on the scene; by default 900, or fewer with few coarse cells.
+    prior_power : float, optional
+        Exponent of the coarse prior; by default 0.6, or 0 without a coarse map or after training on it.
+    symmetries : int
+        1, 2, 4 or 8 flips and rotations whose predictions are averaged (TTA).
+    window : int
+        Side of a window, px; overlap and margin are an eighth and a 32nd of it (see `windows.Tiling`).
+    probabilities : bool
+        Whether to keep the probabilities of all classes.
     """
 
     adapt: bool = False
@@ -295,7 +303,7 @@ def chosen_inputs(parameters: Mapping[str, Any], data: Path) -> tuple[Inputs, Pa
     """
     Return the inputs that a chapter's parameters name, or, without `s2_path`, the sample scene and its reference.
 
-    data : folder in which the sample scene of `seed` is kept
+    *data* is the folder in which the sample scene of `seed` is kept.
     """
     if not parameters["s2_path"]:
         place = world.make_sample_scene(data / f"place-{parameters['seed']}", parameters["seed"])

@@ -59,13 +59,22 @@ class Request:
     """
     What is asked for. Raises ParameterError on a value out of range.
 
-    lon, lat : centre, degrees
-    size_km : side of the square, rounded up to whole patches of 2.56 km; for one patch or less, to 0.16 km
-    year : of the images and of the MODIS label
-    name : of the folder and of the patches; by default from the coordinates
-    months : first and last of the season; by default the summer of the hemisphere, all year in the tropics
-    dates : number of dates in the composite
-    catalogue, reference : names in the file of services; reference "" for none
+    Parameters
+    ----------
+    lon, lat : float
+        Centre, degrees.
+    size_km : float
+        Side of the square, rounded up to whole patches of 2.56 km; for one patch or less, to 0.16 km.
+    year : int
+        Of the images and of the MODIS label.
+    name : str
+        Of the folder and of the patches; by default from the coordinates.
+    months : tuple of int, optional
+        First and last of the season; by default the summer of the hemisphere, all year in the tropics.
+    dates : int
+        Number of dates in the composite.
+    catalogue, reference : str
+        Names in the file of services; reference "" for none.
     """
 
     lon: Annotated[float, Field(ge=-180, le=180)]
@@ -109,10 +118,19 @@ class PlaceReader:
     """
     Reads the layers of one place.
 
-    request, services : what is asked for, and the content of the file of services
-    part : folder for what was read
-    progress : whether to show a bar
-    record : items, dates, addresses and attributions of what was read
+    Parameters
+    ----------
+    request, services : Request, dict
+        What is asked for, and the content of the file of services.
+    part : Path
+        Folder for what was read.
+    progress : bool
+        Whether to show a bar.
+
+    Attributes
+    ----------
+    record : dict
+        Items, dates, addresses and attributions of what was read.
     """
 
     def __init__(self, request: Request, services: dict[str, Any], part: Path, progress: bool = False) -> None:

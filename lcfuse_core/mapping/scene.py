@@ -98,9 +98,14 @@ class ScenePart(NamedTuple):
     """
     Part of a scene.
 
-    s2 : uint16 (13, h, w), reflectance x 10000, B1 to B12 with B8A after B8, offset removed
-    s1 : float32 (2, h, w), VV and VH in dB; None where the scene has none
-    valid : bool (h, w)
+    Attributes
+    ----------
+    s2 : ndarray, uint16 (13, h, w)
+        Reflectance x 10000, B1 to B12 with B8A after B8, offset removed.
+    s1 : ndarray, float32 (2, h, w), optional
+        VV and VH in dB; None where the scene has none.
+    valid : ndarray, bool (h, w)
+        Where there are data.
     """
 
     s2: NDArray[np.uint16]
@@ -118,10 +123,14 @@ class Scene:
     """
     An open scene, as `open_scene` yields it.
 
-    grid : of all that `read` returns
-    files : all files that it is read from
-    repairs : descriptions of what `read` corrects, and of what is to be known about the files
-    channels : those that a sample of the scene has data in
+    Attributes
+    ----------
+    grid : Grid
+        Of all that `read` returns.
+    files, repairs : tuple of Path, tuple of str
+        All files that it is read from; what `read` corrects, and what is to be known about the files.
+    channels : tuple of str
+        Those that a sample of the scene has data in.
     """
 
     grid: Grid

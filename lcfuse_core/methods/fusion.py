@@ -206,9 +206,12 @@ class Evidence(NamedTuple):
     """
     The predictions of one member for a sample of pixels, with the coarse labels of their cells.
 
-    log_p : float32 (n, 8), log-probabilities
-    cell : int64 (n,), the cell of each pixel, 0..J-1
-    label : int64 (J,), coarse label 0..8 of each cell
+    Attributes
+    ----------
+    log_p : ndarray, float32 (n, 8)
+        Log-probabilities.
+    cell, label : ndarray, int64 (n,) and (J,)
+        The cell of each pixel, 0..J-1, and the coarse label 0..8 of each cell.
     """
 
     log_p: NDArray[np.float32]

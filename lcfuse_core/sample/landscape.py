@@ -33,14 +33,22 @@ class Biome:
     """
     The land cover of one kind of region.
 
-    latitude, longitude : degrees, of a real region of that kind
-    forest, shrub, grass, barren : weight of each natural class (standard deviations of its field)
-    crops, lakes, wetlands : share of the area that may become so, 0-1
-    water : any of "river", "coast"
-    towns, town_radius_m : expected number in a 5 km square, and their typical radius
-    conifers : share of forest that is needle-leaved, 0-1
-    aridity : 0 humid .. 1 arid; dries vegetation and bares soil
-    size : factor for the size of homogeneous areas (fields, woods, lakes, rivers, towns), whose shares stay about equal
+    Parameters
+    ----------
+    latitude, longitude : float
+        Degrees, of a real region of that kind.
+    forest, shrub, grass, barren : float
+        Weight of each natural class (standard deviations of its field).
+    crops, lakes, wetlands : float
+        Share of the area that may become so, 0-1.
+    water : tuple of str
+        Any of "river", "coast".
+    towns, town_radius_m : float
+        Expected number in a 5 km square, and their typical radius.
+    conifers, aridity : float
+        Share of forest that is needle-leaved, 0-1; 0 humid .. 1 arid, which dries vegetation and bares soil.
+    size : float
+        Factor for the size of homogeneous areas (fields, woods, lakes, rivers, towns), whose shares stay about equal.
     """
 
     name: str

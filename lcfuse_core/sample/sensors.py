@@ -105,10 +105,18 @@ def draw_region(
     """
     Draw the signatures of a region.
 
-    season : -1 (leafless, dry) .. 1 (high season); scales the green share of all but needle-leaved plants
-    domain_shift : standard deviation, in logits, of the region's own departure in each class and material
-    label_noise : scale of the Gumbel noise in the logits of a cell's label
-    label_confusion : key of `confusion.MEAN_CONFUSION`, around which the confusions of the region's label are drawn
+    Parameters
+    ----------
+    rng, biome : Generator, Biome
+        Source of random numbers, and the land cover of the region.
+    season : float
+        -1 (leafless, dry) .. 1 (high season); scales the green share of all but needle-leaved plants.
+    domain_shift : float
+        Standard deviation, in logits, of the region's own departure in each class and material.
+    label_noise : float
+        Scale of the Gumbel noise in the logits of a cell's label.
+    label_confusion : str
+        Key of `confusion.MEAN_CONFUSION`, around which the confusions of the region's label are drawn.
     """
     vigour = 1.2 * season - 1.1 * biome.aridity
     leaves, needles, dry, soil = 0, 1, 2, 3
@@ -207,8 +215,8 @@ def see_modis(
     """
     Simulate the yearly IGBP label of the coarse cells, nearest neighbour at 10 m: uint8 (H, W).
 
-    truth : uint8 (H, W) DFC2020 codes at 10 m, georeferenced by *transform* and *crs*; cells cut by its edge
-        are classified by the part inside
+    *truth*, uint8 (H, W), are DFC2020 codes at 10 m, georeferenced by *transform* and *crs*; cells that its edge cuts
+    are classified by the part inside.
     """
     ids, keys = cell_ids(transform, crs, truth.shape)
     share = cell_shares(rng, truth, ids, len(keys))
