@@ -50,6 +50,13 @@ def small_world(seed: int = 0) -> Path:
     return world.make_world(_runtime.data_folder() / "mirror" / f"world-{seed}", plan, workers=1)
 
 
+def small_worlds() -> Path:
+    """Return the folder in which `compare --small` keeps its worlds, for data folders of tests to link to."""
+    folder = _runtime.data_folder() / "small"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 @contextmanager
 def serve(folder: Path, *, seed: int = 0, faults: bool = True) -> Iterator[Mirror]:
     """Serve the world of `small_world`; the manifest is in *folder*."""

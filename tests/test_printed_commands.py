@@ -25,7 +25,6 @@ from IPython.core.inputtransformer2 import TransformerManager
 
 import chapters
 from lcfuse_core import __main__ as shell
-from lcfuse_core import _runtime
 from lcfuse_core.book import reruns
 from lcfuse_core.data import cells
 from lcfuse_core.mapping import commands as mapping
@@ -110,8 +109,7 @@ def folder(tmp_path_factory):
     top = tmp_path_factory.mktemp("miniature")
     (top / "_data").mkdir()
     (top / "_data" / "world-0").symlink_to(world.sample_folder(0))
-    (_runtime.data_folder() / "small").mkdir(exist_ok=True)  # the worlds of `compare --small`, made once for all tests
-    (top / "_data" / "small").symlink_to(_runtime.data_folder() / "small")
+    (top / "_data" / "small").symlink_to(mirror.small_worlds())
     with mirror.serve(top, faults=False) as served, pytest.MonkeyPatch.context() as patched:
         patched.chdir(top)
         assert served.manifest == top / "manifest.yaml"
