@@ -12,17 +12,21 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, KILLED_AT = 60, (5, 20)
+ENVIRONMENT = {"LCFUSE_DATA": "_data", "LCFUSE_LEDGER": "runs/ledger.jsonl"}
+"""Of each command; the paths start at the folder."""
 
 
 def main() -> None:
@@ -54,10 +58,15 @@ def walk(folder: Path, manifest: Path, show: Callable[[str], object] = print) ->
 
 
 def _run(folder: Path, show: Callable[[str], object], *words: str) -> None:
-    done = subprocess.run(_command(words), **_options(folder), stderr=subprocess.PIPE, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{_shown(words)}\n{done.stdout}{done.stderr}")
-    show("\n  ".join([_shown(words), *(line.rstrip() for line in done.stdout.splitlines()[-12:])]))
+    """Run a command in this process: a process for each would spend its time on importing the same libraries."""
+    from lcfuse_core import __main__ as shell
+
+    out, errors = io.StringIO(), io.StringIO()
+    with chdir(folder), mock.patch.dict(os.environ, ENVIRONMENT), redirect_stdout(out), redirect_stderr(errors):
+        code = shell.main(list(words))
+    if code:
+        raise RuntimeError(f"{_shown(words)}\n{out.getvalue()}{errors.getvalue()}")
+    show("\n  ".join([_shown(words), *(line.rstrip() for line in out.getvalue().splitlines()[-12:])]))
 
 
 def _kill(folder: Path, words: list[str], step: int) -> int:
@@ -73,7 +82,10 @@ def _kill(folder: Path, words: list[str], step: int) -> int:
                 continue
         return 0
 
-    with subprocess.Popen(_command(words), **_options(folder), stderr=subprocess.DEVNULL) as training:
+    command, quiet = [sys.executable, "-m", "lcfuse_core", *words], subprocess.DEVNULL
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    environment = os.environ | ENVIRONMENT | {"PYTHONPATH": paths}
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=quiet, stderr=quiet) as training:
         while training.poll() is None and kept() < step:
             time.sleep(0.02)
         training.kill()
@@ -82,20 +94,10 @@ def _kill(folder: Path, words: list[str], step: int) -> int:
     return kept()
 
 
-def _command(words: tuple[str, ...] | list[str]) -> list[str]:
-    return [sys.executable, "-m", "lcfuse_core", *words]
-
-
-def _shown(words: tuple[str, ...] | list[str]) -> str:
+def _shown(words: Sequence[str]) -> str:
     """The command as a reader types it; the manifest of the miniature is left out."""
     typed = [word for n, word in enumerate(words) if "--manifest" not in words[max(0, n - 1) : n + 1]]
     return f"$ python -m lcfuse_core {shlex.join(typed)}"
-
-
-def _options(folder: Path) -> dict[str, Any]:
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    environment = os.environ | {"LCFUSE_DATA": "_data", "LCFUSE_LEDGER": "runs/ledger.jsonl", "PYTHONPATH": paths}
-    return {"cwd": folder, "env": environment, "stdout": subprocess.PIPE, "text": True}
 
 
 if __name__ == "__main__":

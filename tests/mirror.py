@@ -40,15 +40,27 @@ class Mirror:
     servers: tuple[FTPServer, HTTPServer]
 
 
-@contextmanager
-def serve(folder: Path, *, seed: int = 0, faults: bool = True) -> Iterator[Mirror]:
+def small_world(seed: int = 0) -> Path:
     """
-    Serve a world of four training scenes (one per season), one validation and one test region; the rest is in *folder*.
+    Return a world of four training scenes (one per season), one validation and one test region.
 
-    The world is made once, in the data folder, and is only read.
+    It is made once, in the data folder, and is only read.
     """
     plan = world.WorldPlan(seed, n_train=4, n_validation=1, n_test=1)
-    top = world.make_world(_runtime.data_folder() / "mirror" / f"world-{seed}", plan, workers=1)
+    return world.make_world(_runtime.data_folder() / "mirror" / f"world-{seed}", plan, workers=1)
+
+
+def small_worlds() -> Path:
+    """Return the folder in which `compare --small` keeps its worlds, for data folders of tests to link to."""
+    folder = _runtime.data_folder() / "small"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def serve(folder: Path, *, seed: int = 0, faults: bool = True) -> Iterator[Mirror]:
+    """Serve the world of `small_world`; the manifest is in *folder*."""
+    top = small_world(seed)
     folder.mkdir(parents=True, exist_ok=True)
     with FTPServer() as ftp, HTTPServer() as http:
         path = folder / "manifest.yaml"

@@ -15,7 +15,7 @@ from project import built_wheel
 
 import chapters
 
-ASKED = os.environ.get("LCFUSE_ALONE", "coarse_labels").split()
+ASKED = os.environ.get("LCFUSE_ALONE", "metrics").split()
 NAMES = chapters.names() if ASKED == ["all"] else ASKED
 FIRST = """
 import pathlib, sys

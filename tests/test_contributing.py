@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from mirror import small_worlds
 
 import chapters
 from lcfuse_core.scoring import ledger
@@ -36,6 +37,8 @@ def test_a_new_loss_becomes_a_row_of_the_table_by_the_five_steps(tmp_path):
     for name in ("lcfuse_core", "scripts", "tests"):
         shutil.copytree(chapters.ROOT / name, tmp_path / name)
     shutil.copy(chapters.ROOT / "data_manifest.yaml", tmp_path)
+    (tmp_path / "_data").mkdir()
+    (tmp_path / "_data" / "small").symlink_to(small_worlds())
     for file, code in re.findall(r"```python\n# (lcfuse_core/[\w/]+\.py)\n(.*?)```", STEPS, re.DOTALL):
         target = tmp_path / file
         target.write_text(f"{target.read_text()}\n\n{code}")

@@ -20,7 +20,6 @@ from lcfuse_core.scoring import ledger
 SOURCE = """\
 from lcfuse_core.book import chapter
 here = chapter.begin("coarse_labels", globals())
-{body}
 print(seed, repr(data_root))"""
 
 
@@ -31,11 +30,11 @@ def book(tmp_path, monkeypatch):
     monkeypatch.delenv("LCFUSE_LEDGER", raising=False)
     monkeypatch.setenv("LCFUSE_DATA", str(tmp_path / "data"))
 
-    def write(body=""):
+    def write(source=SOURCE):
         notebook = nbformat.v4.new_notebook()
         parameters = nbformat.v4.new_code_cell('profile = "smoke"\nseed = 0\ndata_root = ""\nplace = 0')
         parameters.metadata["tags"] = ["parameters"]
-        notebook.cells = [parameters, nbformat.v4.new_code_cell(SOURCE.format(body=body))]
+        notebook.cells = [parameters, nbformat.v4.new_code_cell(source)]
         (tmp_path / "book").mkdir(exist_ok=True)
         nbformat.write(notebook, tmp_path / "book" / "coarse_labels.ipynb")
         return tmp_path
@@ -67,7 +66,7 @@ def test_chapter_runs_with_the_given_parameters_into_a_folder_of_any_name(book, 
 
 @pytest.mark.slow
 def test_failed_chapter_is_reported_by_cell_and_its_notebook_is_kept(book, capsys):
-    top = book(body="1 / 0")
+    top = book("1 / 0")
     assert run(out="out") == 1
     assert "coarse_labels, cell 3: ZeroDivisionError: division by zero" in capsys.readouterr().err
     assert (top / "out/coarse_labels.ipynb").exists()

@@ -2,8 +2,8 @@
 Each command that README, the book and the claims print is executed, on a miniature in the layout of the real data.
 
 Commands are collected from the texts, so a new one is covered. They run as printed, in a folder with data that were
-fetched from a local server; only what makes them long or needs other machines is replaced, see `runnable`. Chapters,
-runs of a grid and scenes of a list are executed in this process: `tests/book/test_reruns.py` and
+fetched from a local server; only what makes them long or needs other machines is replaced, see `runnable` and
+`small`. Chapters, runs of a grid and scenes of a list are executed in this process: `tests/book/test_reruns.py` and
 `tests/mapping/test_commands.py` start the kernels and processes.
 """
 
@@ -11,6 +11,7 @@ import argparse
 import re
 import shlex
 from contextlib import chdir
+from functools import partial
 
 import matplotlib as mpl
 import mirror
@@ -27,6 +28,8 @@ from lcfuse_core import __main__ as shell
 from lcfuse_core.book import reruns
 from lcfuse_core.data import cells
 from lcfuse_core.mapping import commands as mapping
+from lcfuse_core.mapping import learn
+from lcfuse_core.models import forest
 from lcfuse_core.sample import world
 
 ELSEWHERE = {
@@ -57,6 +60,8 @@ ADDED = {
     "run": ["--book", "book"],
 }
 """Small sizes, the local server, and chapters cut after their set-up (as a whole they are executed by nbval)."""
+
+FEW_TREES = {"n_pixels": 2000, "n_trees": 4}
 
 OPEN_DATA = """
 from pathlib import Path
@@ -102,6 +107,9 @@ def runnable(command):
 def folder(tmp_path_factory):
     """A folder in which the miniature has been fetched and packed, with small files for maps and the cut chapters."""
     top = tmp_path_factory.mktemp("miniature")
+    (top / "_data").mkdir()
+    (top / "_data" / "world-0").symlink_to(world.sample_folder(0))
+    (top / "_data" / "small").symlink_to(mirror.small_worlds())
     with mirror.serve(top, faults=False) as served, pytest.MonkeyPatch.context() as patched:
         patched.chdir(top)
         assert served.manifest == top / "manifest.yaml"
@@ -138,8 +146,12 @@ def execute_here(source, target, parameters, *, cwd, **options):
 
 
 @pytest.fixture
-def in_this_process(monkeypatch):
-    """Neither kernels nor processes are started."""
+def small(monkeypatch):
+    """Forests have few trees, the sample scene few pixels; neither kernels nor processes are started."""
+    whole = forest.train_forest
+    for room in (forest, learn):
+        monkeypatch.setattr(room, "train_forest", lambda source, **given: whole(source, **given | FEW_TREES))
+    monkeypatch.setattr(world, "make_sample_scene", partial(world.make_sample_scene, side=200))
     monkeypatch.setattr(papermill, "execute_notebook", execute_here)
     monkeypatch.setattr(reruns, "_execute_apart", lambda run, data, threads: reruns.execute(run))
     monkeypatch.setattr(mapping, "_map_apart", lambda scene, threads: (shell.main(["map", *scene[1]]), scene[0]))
@@ -147,14 +159,10 @@ def in_this_process(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", printed())
-def test_a_printed_command_works(command, folder, in_this_process, monkeypatch, capsys):
+def test_a_printed_command_works(command, folder, small, monkeypatch, capsys):
     """Its exit code is 0; that of `data status` is 1 where data are missing."""
-    data = folder / "_data"
-    data.mkdir(exist_ok=True)
-    if not (data / "world-0").exists():
-        (data / "world-0").symlink_to(world.sample_folder(0))
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("LCFUSE_DATA", str(data))
+    monkeypatch.setenv("LCFUSE_DATA", str(folder / "_data"))
     monkeypatch.setenv("LCFUSE_LEDGER", str(folder / "ledger.jsonl"))
     if command.startswith("ledger"):
         assert shell.main(["compare", "--small", "--seeds", "0", "--only", "MODIS label", "--out", "ledger.jsonl"]) == 0

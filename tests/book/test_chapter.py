@@ -3,6 +3,7 @@
 import ast
 import shutil
 
+import mirror
 import numpy as np
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
@@ -19,9 +20,8 @@ from lcfuse_core.scoring import protocol
 
 
 @pytest.fixture(scope="module")
-def sample(tmp_path_factory):
-    root = tmp_path_factory.mktemp("chapter") / "world-3"
-    return world.make_world(root, world.WorldPlan(seed=3, n_train=2, n_validation=1, n_test=1), workers=1)
+def sample():
+    return mirror.small_world()
 
 
 @pytest.fixture
@@ -50,11 +50,10 @@ def test_begin_writes_the_values_of_the_profile_back(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["coarse_labels", "sample_world"])
-def test_a_whole_chapter_runs_twice_in_one_kernel(name, tmp_path, monkeypatch):
+def test_a_whole_chapter_runs_twice_in_one_kernel(tmp_path, monkeypatch):
     """Run all, choose another patch, run all: no cell fails, and the figures of the second run are others."""
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel inherits it; a chapter draws into its outputs
-    notebook, pictures = chapters.read(name), []
+    notebook, pictures = chapters.read("coarse_labels"), []
     parameters = next(cell for cell in notebook.cells if "parameters" in chapters.tags(cell))
     source = parameters.source
     client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
