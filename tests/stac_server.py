@@ -6,6 +6,7 @@ band.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import socket
@@ -34,6 +35,7 @@ from lcfuse_core.sample import world
 
 ASSETS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", None, "B11", "B12")
 DEGREES = 1 / 240  # of a pixel of the global MODIS copy
+_SHIPPED = yaml.safe_load(SERVICES.read_text(encoding="utf-8"))
 _TO_WORLDCOVER = {1: 10, 2: 20, 4: 30, 5: 90, 6: 40, 7: 50, 9: 60, 10: 80}
 
 
@@ -49,7 +51,7 @@ class Server:
     page_size: int = 2
     page: Any = None  # what a search answers, instead of its result
     endless: bool = False  # whether each page has a next one, which begins anew
-    token: str | None = None  # a query that every raster needs
+    token: str | None = None  # a query that every Sentinel-2 raster needs
     tokens: Callable[[], str] = lambda: ""
     sent: Counter[str] = field(default_factory=Counter)  # bytes by path
     requests: list[str] = field(default_factory=list)
@@ -62,9 +64,14 @@ class Server:
             self.links[name] / rest if name in self.links else self.folder / name / rest if rest else self.folder / name
         )
 
+    def is_signed(self, address: str) -> bool:
+        """Return whether a path with its query may be read; labels are public."""
+        path, _, query = address.partition("?")
+        return self.token in (None, query) or path.removeprefix("/files/").partition("/")[0] not in self.links
+
     def services(self, path: Path, *, signed: bool = False, sentinel1: bool = True, l1c: bool = False) -> Path:
         """Write the file of services that points here; those of L1C have B10 and no scene classification."""
-        known = yaml.safe_load(SERVICES.read_text(encoding="utf-8"))
+        known = copy.deepcopy(_SHIPPED)
         catalogue: dict[str, Any] = {"url": f"{self.url}/v1", "sentinel2": "s2", "bands": list(ASSETS), "scenes": "SCL"}
         if l1c:
             catalogue["bands"] = [asset or "B10" for asset in ASSETS]
@@ -92,7 +99,7 @@ class Content:
     lat: float
 
 
-def content(folder: Path, side: int = 400) -> Content:
+def content(folder: Path, side: int = 320) -> Content:
     """Return the sample scene without clouds, *side* pixels wide."""
     files = world.make_sample_scene(folder / "scene", seed=0, side=side, region=3, weather=False)
     with rasterio.open(files.s2) as s2, rasterio.open(files.s1) as s1, rasterio.open(files.truth) as truth:
@@ -202,18 +209,18 @@ def add_labels(server: Server, found: Content, year: int = 2021) -> None:
     rows, cols = np.mgrid[:side, :side] + 0.5
     lon, lat = west + cols * DEGREES, north - rows * DEGREES
     x, y = cells.lonlat_to_modis(lon, lat)
-    key = (np.floor(y / cells.CELL_M).astype(int), np.floor(x / cells.CELL_M).astype(int))
     row, col = cells.modis_cells(found.transform, found.crs, found.truth.shape)
-    codes = {
-        (int(cells.GRID_ROWS // 2 - 1 - r), int(c - cells.GRID_COLS // 2)): int(code)
-        for r, c, code in zip(row.ravel()[::7], col.ravel()[::7], found.igbp.ravel()[::7], strict=True)
-    }
-    copy = np.full((side, side), 17, np.uint8)
-    for i in range(side):
-        for j in range(side):
-            if (code := codes.get((int(key[0][i, j]), int(key[1][i, j])))) is not None:
-                copy[i, j] = code
-    write_cog(server.folder / f"modis_{year}.tif", copy, "EPSG:4326", Affine(DEGREES, 0, west, 0, -DEGREES, north), 255)
+    top, left = row.min(), col.min()
+    codes = np.full((row.max() - top + 1, col.max() - left + 1), 17, np.uint8)
+    codes[row.ravel()[::7] - top, col.ravel()[::7] - left] = found.igbp.ravel()[::7]
+    row = cells.GRID_ROWS // 2 - 1 - np.floor(y / cells.CELL_M).astype(int) - top
+    col = cells.GRID_COLS // 2 + np.floor(x / cells.CELL_M).astype(int) - left
+    inside = (row >= 0) & (row < codes.shape[0]) & (col >= 0) & (col < codes.shape[1])
+    copied = np.full((side, side), 17, np.uint8)
+    copied[inside] = codes[row[inside], col[inside]]
+    write_cog(
+        server.folder / f"modis_{year}.tif", copied, "EPSG:4326", Affine(DEGREES, 0, west, 0, -DEGREES, north), 255
+    )
     table = np.zeros(256, np.uint8)
     for own, code in _TO_WORLDCOVER.items():
         table[own] = code
@@ -239,13 +246,17 @@ def _store(path: Path, values: NDArray[Any], found: Content, crs: str | None) ->
     write_cog(path, values, own, transform)
 
 
+class _HTTPServer(ThreadingHTTPServer):
+    request_queue_size = 128  # with the usual 5, a reader of several images at once waits a second to be let in
+
+
 @contextmanager
 def serving(folder: Path, shared: Path | None = None) -> Iterator[Server]:
     """Run a server on a free port of this machine."""
     server = Server(folder, shared)
-    http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(server))
+    http = _HTTPServer(("127.0.0.1", 0), _handler(server))
     server.url = f"http://127.0.0.1:{http.server_address[1]}"
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
+    thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield server
@@ -257,6 +268,7 @@ def serving(folder: Path, shared: Path | None = None) -> Iterator[Server]:
 def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # or the body of an answer waits 40 ms until its head is acknowledged
 
         def log_message(self, *_: Any) -> None:
             """Print nothing."""
@@ -267,7 +279,7 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
         def do_HEAD(self) -> None:
             path = server.path(urlsplit(self.path).path)
             status = 200 if path.is_file() else 404
-            if server.token is not None and urlsplit(self.path).query != server.token:
+            if not server.is_signed(self.path):
                 status = 403
             self.send_response(status)
             self.send_header("Content-Length", str(path.stat().st_size) if status == 200 else "0")
@@ -291,7 +303,7 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 return self._json({"token": server.tokens()})
             if parts.path == "/v1/search":
                 return self._search(body, parse_qs(parts.query))
-            if server.token is not None and parts.query != server.token and parts.path.startswith("/files/"):
+            if not server.is_signed(self.path):
                 return self._send(403, b"expired")
             path = server.path(parts.path)
             if not path.is_file():
