@@ -35,7 +35,7 @@ from lcfuse_core.sample import world
 ELSEWHERE = {
     "focal": "the example of CONTRIBUTING.md: tests/test_contributing.py",
     "MODIS label, filled": "the method that the reader adds in chapter methods_compared",
-    "place ": "images from the network: tests/mapping/test_place.py",
+    "place ": "images from the network: tests/mapping/test_place_commands.py",
     "data adopt": "checks complete published sets: tests/data/test_commands.py",
 }
 """Parts of commands that are executed by another test."""
@@ -171,6 +171,7 @@ def test_a_printed_command_works(command, folder, small, monkeypatch, capsys):
 
 
 def test_commands_are_found_in_every_kind_of_text():
+    assert all((chapters.ROOT / test).exists() for why in ELSEWHERE.values() for test in re.findall(r"tests/\S+", why))
     files = {file for files in printed().values() for file in files}
     assert {"README.md", "run_it.md", "claims.yaml", "data_at_scale", "scaling_out"} <= files
 

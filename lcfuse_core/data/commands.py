@@ -123,9 +123,10 @@ def _verify_data(options: argparse.Namespace) -> int:
     items = [book.item(choice.item) for choice in _choices(options, book)]
     here = [item for item in items if item.file and store.record(item) is not None]
     folder = store.root / "packs"
-    lost = {file.with_suffix(".json") for file in folder.glob("*.npy")}  # of pixels whose description is missing, too
-    packs = [] if options.items or options.profile else sorted({*packed_paths(folder), *lost})
-    if not here and not packs:
+    files = [] if options.items or options.profile else sorted([*packed_paths(folder), *folder.glob("*.npy")])
+    lost = [file for file in files if file.suffix == ".npy" and not file.with_suffix(".json").exists()]
+    packs = [file for file in files if file.suffix == ".json"]
+    if not here and not packs and not lost:
         do = "Fetch something first: `data fetch`."
         raise MissingDataError(store.root, found="no record of fetched data", expected="some", do=do)
     faults = {item.id: store.faults(item) for item in here}
@@ -138,9 +139,11 @@ def _verify_data(options: argparse.Namespace) -> int:
             wrong[path] = PackedScene(path).verify()
         except LcfuseError as error:
             wrong[path] = [str(error)]
+    do = "Delete it and pack the scene again."
+    wrong |= {file: [f"{file}: found no description (.json) beside it. {do}"] for file in lost}
     n_damaged = sum(map(bool, wrong.values()))
-    if packs:
-        state = f"{n_damaged} of {len(packs)} damaged" if n_damaged else f"{len(packs)} whole"
+    if wrong:
+        state = f"{n_damaged} of {len(wrong)} damaged" if n_damaged else f"{len(wrong)} whole"
         print(f"packed scenes: {state}")
     _print_lines([line for lines in wrong.values() for line in lines])
     return int(any(faults.values()) or n_damaged > 0)

@@ -7,7 +7,7 @@ Three layouts are recognised, by file names alone (folders may be nested, wrappe
     dfc2020-phase    ROIs0000_validation_s2_0_p7.tif           without georeference
     dfc2020-bundle   ROIs0000_autumn_s2_CapeTown_p7.tif        UTM
 
-What is published about SEN12MS is in `official`.
+What is published about SEN12MS is in `download.official`.
 """
 
 from __future__ import annotations

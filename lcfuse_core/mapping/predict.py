@@ -142,8 +142,9 @@ def load_member(path: Source) -> Network:
 
 
 def default_members() -> list[Network]:
-    """Return the networks that come with the package, by name (see `SYNTHETIC`)."""
-    return [load_member(file) for file in sorted(_SHIPPED.glob("*.safetensors"))]
+    """Return the networks that come with the package (see `SYNTHETIC`), by sensors and weighting of the classes."""
+    members = [load_member(file) for file in _SHIPPED.glob("*.safetensors")]
+    return sorted(members, key=lambda member: (member.run.plan.inputs, member.run.plan.class_weight_power))
 
 
 def choose(members: Sequence[Network], has_s1: bool) -> list[Network]:

@@ -1,1 +1,1 @@
-"""Accuracy measures, confidence intervals, the evaluation protocol, the ledger of results and the claims."""
+"""Accuracy measures, confidence intervals, areas, the protocol, the identity of data, the ledger and the claims."""

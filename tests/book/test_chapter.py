@@ -1,6 +1,7 @@
 """What chapters share beside the experiment: parameters, the example patch, provenance."""
 
 import ast
+import os
 import shutil
 
 import mirror
@@ -50,10 +51,11 @@ def test_begin_writes_the_values_of_the_profile_back(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_whole_chapter_runs_twice_in_one_kernel(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", os.environ.get("LCFUSE_TWICE", "coarse_labels").split())  # nightly more
+def test_a_whole_chapter_runs_twice_in_one_kernel(name, tmp_path, monkeypatch):
     """Run all, choose another patch, run all: no cell fails, and the figures of the second run are others."""
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel inherits it; a chapter draws into its outputs
-    notebook, pictures = chapters.read("coarse_labels"), []
+    notebook, pictures = chapters.read(name), []
     parameters = next(cell for cell in notebook.cells if "parameters" in chapters.tags(cell))
     source = parameters.source
     client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}})

@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 import torch
 from IPython.core.inputtransformer2 import TransformerManager
+from miniatures import write_patch
 
 import chapters
 from lcfuse_core.book.chapter import Chapter
 from lcfuse_core.data import legends, patches, source
 from lcfuse_core.data.source import PatchStack
+from lcfuse_core.data.streamed import open_source
 from lcfuse_core.mapping import windows
-from lcfuse_core.methods import baselines, ensemble, few_cells, fusion
+from lcfuse_core.methods import baselines, ensemble, few_cells
 from lcfuse_core.models import forest, losses, transition
 from lcfuse_core.sample import world
-from lcfuse_core.scoring import protocol
+from lcfuse_core.scoring import protocol, scores
 from lcfuse_core.training import loop
 
 
@@ -74,12 +76,11 @@ def test_baselines(patch):
 
 def test_forest_of_baselines(here, patch):
     """The same trees, applied by scikit-learn and by the module."""
-    mine = page("baselines", "opened", "statistics", "features", "train", here=here, seed=0)
+    mine = page("baselines", "opened", "statistics", "features", "train", "forest_map", here=here, seed=0)
     trees = mine["train"](n_pixels=2000)
     assert trees.n_features_in_ == 15
     by_module = forest.classify(forest.Forest(trees, mine["statistics"]), patch)
-    by_page = legends.index_to_dfc(trees.predict(mine["features"](patch)).astype(np.uint8))
-    assert (by_page.reshape(by_module.shape) == by_module).mean() > 0.999
+    assert (mine["forest_map"](trees, patch) == by_module).mean() > 0.999
 
 
 def some_labels(n, *shape):
@@ -136,17 +137,20 @@ def test_fine_tuning_of_fusion(here, patch):
     assert np.abs(before - by_page).mean() > 0.01
 
 
-def test_forest_and_mean_of_fusion(here, patch):
-    mine = page("fusion", "labelled_pixels", "forest_member", seed=0)
-    x, y, state, statistics = mine["labelled_pixels"](here.target_source, 2000)
-    trees = mine["RandomForestClassifier"](8, min_samples_leaf=5, random_state=int(state)).fit(x, y)
-    own = mine["forest_member"](trees, statistics)
-    trained = forest.train_forest(here.target_source, n_pixels=2000, n_trees=8, seed=0)
-    np.testing.assert_allclose(own(patch), forest.predict(trained, patch), atol=1e-6)
-    assert len(ensemble.FUSED) == 2
-    uniform = np.full((8, 256, 256), 1 / 8, np.float32)
-    fused = fusion.Fusion({"forest": own, "none": lambda _: uniform}, weights={"forest": 0.5, "none": 0.5})
-    np.testing.assert_allclose(fused.predict(patch), (own(patch) + uniform) / 2, atol=1e-5)
+def test_forest_and_fusion_of_fusion(here, tmp_path):
+    """The default fusion, whole: members, their weights, the number of pixels and trees."""
+    for number, split in enumerate(("test", "test", "validation")):
+        write_patch(tmp_path, split, patch=number)
+    small = Chapter("fusion", here.parameters | {"data_root": str(tmp_path), "steps": 4})
+    network, _ = small.adapted_network(small.network())
+    members = {"FCN, fine-tuned as in the ledger": small.shared("FCN", network)}
+    values = "statistics", "trees", "predict_forest", "pair"
+    mine = page("fusion", "labelled_pixels", "forest_member", "fused", *values, here=small, seed=0, members=members)
+    of_module, _ = ensemble.fusion_of(small, for_few_cells=False)
+    for patch in patches.read_many(small.rows)[0]:
+        np.testing.assert_allclose(mine["fused"](patch), of_module.predict(patch), atol=1e-5)
+        trained = forest.train_forest(small.target_source, seed=0)
+        np.testing.assert_allclose(mine["predict_forest"](patch), forest.predict(trained, patch), atol=1e-6)
 
 
 @pytest.mark.parametrize("chapter", ["fusion", "your_place"])
@@ -177,41 +181,63 @@ def test_blending_of_maps():
         np.testing.assert_allclose(own[:, rows], by_module, atol=1e-5)
 
 
-@pytest.fixture
-def place(patch):
-    """What the chapter your_place knows of a place: here one patch of two by two, and its names for it."""
-    target = source.label_index(patch, "modis")
-    stack = PatchStack([patch], "modis")
-    image = source.normalise(patch.s2, patch.s1, stack.statistics()).numpy()
-    whole = [torch.as_tensor(layer) for layer in (image, target, source.patch_cells(patch))]
-    names = {"target": target, "image": image, "cells": whole[2].numpy(), "whole": whole, "n_side": 1, "side": 256}
-    names |= {"height": 256, "width": 256, "seed": 0, "device": "cpu", "weights": losses.class_weights(COUNTS[:8])}
-    return stack, names
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """The names of the chapter your_place before it trains: its synthetic place of two by two patches, read by it."""
+    names = {"profile": "smoke", "seed": 0, "data_root": "", "download": False, "lon": 0.0, "lat": 0.0, "year": 2021}
+    long = ("plt.show()", "course = train(", "trees = fit_forest(", "%pip")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("LCFUSE_DATA", str(tmp_path_factory.mktemp("place")))
+        for cell in chapters.code_cells(chapters.read("your_place")):
+            if "parameters" not in chapters.tags(cell) and not any(part in cell.source for part in long):
+                exec(cell.source, names)
+            elif "trees = fit_forest(" in cell.source:  # the functions alone
+                exec(cell.source.partition("\n\n\ntrees = ")[0], names)
+            if "def third_weight" in cell.source:
+                break
+    whole_forest = names["fit_forest"]
+    names["fit_forest"] = lambda known, n, n_trees: whole_forest(known, 1000, 4)
+    names |= {"device": "cpu", "whole": [array.cpu() for array in names["whole"]]}
+    return names
 
 
 def test_training_of_your_place(place):
     """The first three steps; AdamW moves a weight by about the rate, even if its gradient is rounding."""
-    stack, names = place
-    mine = page("your_place", "cell_mean", "FCN", "batch", "learning_rate", "train", **names)
-    mine["weights"] = losses.class_weights(stack.class_counts())
+    assert place["n_side"] == 2
+    assert place["steps"] <= few_cells.steps_for(place["n_cells"], 900)
     torch.manual_seed(0)
-    own = mine["FCN"](15).to(memory_format=torch.channels_last)
-    mine["train"](own, 3)
-    plan = loop.TrainPlan(loss="cell_mean", learning_rate=4e-3, steps=3, seed=0, device="cpu", precision="float32")
-    of_module = loop.train(stack, plan, progress=False).network
+    own = place["FCN"](len(place["image"])).to(memory_format=torch.channels_last)
+    place["train"](own, 3)
+    region = open_source(protocol.evaluation_patches(place["folder"]), "modis+savanna")
+    plan = loop.TrainPlan(
+        loss="cell_mean", labels="modis+savanna", learning_rate=4e-3, steps=3, seed=0, device="cpu", precision="float32"
+    )
+    of_module = loop.train(region, plan, progress=False).network
     for one, other in zip(own.parameters(), of_module.parameters(), strict=True):
         assert (one - other).abs().mean() < 1e-3
 
 
-def test_preference_of_your_place(place, patch):
-    """The interpolated label against a constant, on held-out cells."""
-    stack, names = place
-    matrix = transition.from_accuracy(np.append(stack.class_counts().numpy(), 0))
-    mine = page("your_place", "interpolate", "held_out", "preference", matrix=matrix, **names)
-    mine |= {"fit_forest": lambda *_: None, "predict_forest": lambda _: np.full((8, 256, 256), 1 / 8, np.float32)}
-    unseen = mine["held_out"](names["target"])
-    assert unseen[0].std() > 0
-    uniform = np.full((8, 256, 256), 1 / 8, np.float32)
-    given = few_cells.held_out_label(stack, 0), lambda _: uniform, stack, matrix
-    expected = few_cells.preference(*given, pixels=256 * 256)
-    assert mine["preference"](names["target"], unseen) == pytest.approx(expected, abs=1e-3)
+def test_preference_of_your_place(place):
+    """The probability that the interpolated label explains held-out cells better than a forest of the others."""
+    matrix = transition.from_accuracy(np.append(place["frequency"], 0))  # as the page, in the cell that draws the maps
+    place["matrix"] = matrix
+    whole = PatchStack.empty(1, place["height"], place["width"])
+    whole.put(
+        "place", place["s2"], place["layers"]["s1"], place["target"].astype("uint8"), place["cells"].astype("int32")
+    )
+    unseen = place["held_out"](place["target"])
+    given = few_cells.held_out_label(whole, 0), lambda _: unseen[1], whole, matrix
+    expected = few_cells.preference(*given, pixels=place["target"].size)
+    assert place["preference"](place["target"], unseen) == pytest.approx(expected, abs=1e-3)
+
+
+def test_average_accuracy_of_maps_and_of_the_sample_world():
+    """Codes without a reference and Savanna are left out, as in the module."""
+    rng = np.random.default_rng(0)
+    reference, mapped = rng.choice([0, 1, 2, 3, 5, 7, 10], (2, 40, 40)).astype(np.uint8)
+    reference[reference == 3] = 4  # the reference has no Savanna
+    expected = scores.summarise(scores.confusion(reference, mapped)).aa
+    sample = page("sample_world", "confusion", "average_accuracy")
+    assert sample["average_accuracy"](sample["confusion"](reference, mapped)) == pytest.approx(expected)
+    maps = page("maps", "average_accuracy", "DFC2020_CODES")
+    assert maps["average_accuracy"](reference, mapped) == pytest.approx(expected)

@@ -415,7 +415,7 @@ def test_polar_places_have_a_grid_but_no_image(server, fetch, lon, lat):
 
 
 def test_what_a_place_takes_is_known_before_it_is_read(scene, server, fetch, tmp_path):
-    """By the indexes of the files: no pixel is read; the bytes are those read later, but for headers in GDAL's cache."""
+    """By the indexes of the files: no pixel is read; the bytes are those read later, but for cached headers."""
     add_item(server, scene[0], "a", "2021-06-05", properties=OLD)
     services = server.services(tmp_path / "services.yaml", sentinel1=False)
     expected = download_bytes(place_of(scene), services)
