@@ -4,8 +4,10 @@ import json
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 
 import numpy as np
@@ -14,7 +16,8 @@ import rasterio
 from places import network, scene_arrays, write
 
 from lcfuse_core import __main__ as shell
-from lcfuse_core.mapping import learn, make, predict
+from lcfuse_core.mapping import commands, learn, make, predict
+from lcfuse_core.methods import few_cells
 
 SMALL = ["--window", "32"]
 
@@ -41,7 +44,8 @@ def test_map_one_scene_prints_areas_and_finds_it_again(scenes, capsys):
 def test_scene_is_trained_on_its_own_coarse_labels_by_default(scenes, capsys, monkeypatch):
     """With --coarse alone; with neither --coarse nor --model the command stops and names both."""
     monkeypatch.setattr(learn, "train_forest", partial(learn.train_forest, n_pixels=500, n_trees=3))
-    monkeypatch.setattr(learn, "TrainPlan", partial(learn.TrainPlan, width=4))
+    monkeypatch.setattr(learn, "TrainPlan", partial(learn.TrainPlan, width=4, batch=4))
+    monkeypatch.setattr(few_cells, "_N_TREES", 3)
     command = ["map", "--s2", str(scenes / "data/s2_0.tif"), "--quiet", "--out", str(scenes / "out")]
     assert shell.main(command) == 2
     assert re.search("found no coarse map and no network.*--coarse MAP.*--model", capsys.readouterr().err)
@@ -135,13 +139,13 @@ def test_all_options_of_a_list_reach_each_scene(scenes, monkeypatch):
     (scenes / "data/list.csv").write_text("\ufeffname,s2,coarse\na,s2_0.tif,\nb,s2_1.tif,s2_2.tif\n")
     given = "--model net.safetensors net.safetensors --legend own.yaml --clouds m.tif --scl s.tif --adapt --steps 7"
     given += " --coarse c.tif --s1 vv.tif vh.tif --prior-power 0.25 --window 96 --symmetries 4 --probabilities"
-    commands = {}
+    noted = {}
 
     def note(scene, threads):
-        commands[scene[0]] = vars(shell._parser().parse_args(["map", *scene[1]]))
+        noted[scene[0]] = vars(shell._parser().parse_args(["map", *scene[1]]))
         return 0, "noted"
 
-    monkeypatch.setattr("lcfuse_core.mapping.commands._map_apart", note)
+    monkeypatch.setattr(commands, "_map_apart", note)
     assert shell.main(["map", "--list", "data/list.csv", "--out", "maps", *given.split()]) == 0
     expected = vars(shell._parser().parse_args(["map", "--out", "maps/a", "--s2", "data/s2_0.tif", *given.split()]))
     expected |= {"quiet": True, "legend": str(scenes / "own.yaml")}
@@ -149,13 +153,19 @@ def test_all_options_of_a_list_reach_each_scene(scenes, monkeypatch):
         paths = expected[name] if isinstance(expected[name], list) else [expected[name]]
         paths = [path.absolute() for path in paths]
         expected[name] = paths if isinstance(expected[name], list) else paths[0]
-    assert commands["a"] == expected
+    assert noted["a"] == expected
     changed = {"s2": [scenes / "data/s2_1.tif"], "coarse": scenes / "data/s2_2.tif", "out": scenes / "maps/b"}
-    assert commands["b"] == expected | changed
+    assert noted["b"] == expected | changed
+
+
+def in_this_process(command, stdout, **_):
+    """Run the command of a scene as `subprocess.run` would, without the seconds in which a process imports torch."""
+    with redirect_stdout(stdout), redirect_stderr(stdout):
+        return subprocess.CompletedProcess(command, shell.main(command[command.index("lcfuse_core") + 1 :]))
 
 
 @pytest.mark.slow
-def test_list_is_mapped_failures_are_reported_together_and_finished_scenes_found(scenes, capsys):
+def test_list_is_mapped_failures_are_reported_together_and_finished_scenes_found(scenes, capsys, monkeypatch):
     """A scene of 12 bands fails, the other is mapped and is found by the second call."""
     write(scenes / "data/s2_0.tif", scene_arrays(70, 90)[0][:12])
     command = ["map", "--list", str(scenes / "data/list.csv"), "--out", str(scenes / "maps"), *SMALL]
@@ -168,6 +178,7 @@ def test_list_is_mapped_failures_are_reported_together_and_finished_scenes_found
     assert "p0: error: " in printed.err
     assert "found 12 bands" in printed.err
     (scenes / "data/list.csv").write_text("name,s2\np1,s2_1.tif\n")
+    monkeypatch.setattr(commands.subprocess, "run", in_this_process)
     assert shell.main(command) == 0
     assert f"{made} (found): 100.0 %" in capsys.readouterr().out
     assert '"symmetries": 2' in json.dumps(json.loads((scenes / "maps/p1/landcover.json").read_text()))

@@ -47,6 +47,7 @@ def small(monkeypatch):
     """Short trainings of a narrow network and a small forest."""
     monkeypatch.setattr(learn, "train_forest", partial(learn.train_forest, n_pixels=2000, n_trees=5))
     monkeypatch.setattr(learn, "TrainPlan", partial(learn.TrainPlan, width=4))
+    monkeypatch.setattr(learn, "adaptation_plan", partial(learn.adaptation_plan, batch=4))
     monkeypatch.setattr(learn, "_STEPS", 40)
     monkeypatch.setattr(few_cells, "_N_TREES", 5)
 
@@ -193,11 +194,11 @@ def test_the_interpolated_label_of_windows_is_that_of_the_whole(tmp_path):
         for where in (np.s_[0:64, 0:64], np.s_[100:200, 170:260], np.s_[30:90, 356:420]):
             np.testing.assert_array_equal(probabilities(third, opened, where), whole[(slice(None), *where)])
         layers = {}
-        for side in (64, 420):
+        for side in (96, 420):
             tiling = Tiling(opened.grid.shape, side, 24, 6)
             made = strips(opened, [third], tiling, FusionPlan(), layers=("landcover", "confidence", "probabilities"))
             parts = [{name: pixels.copy() for name, pixels in strip.items()} for _, strip in made]
             layers[side] = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
-    steps = np.abs(layers[64]["probabilities"].astype(int) - layers[420]["probabilities"].astype(int))
+    steps = np.abs(layers[96]["probabilities"].astype(int) - layers[420]["probabilities"].astype(int))
     assert steps.max() <= 1  # rounding, in steps of 0.004
-    assert (layers[64]["landcover"] == layers[420]["landcover"]).mean() > 0.9999
+    assert (layers[96]["landcover"] == layers[420]["landcover"]).mean() > 0.9999

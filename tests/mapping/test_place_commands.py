@@ -27,7 +27,7 @@ def service(tmp_path_factory):
 
 def words(service, out, *more):
     found, services = service
-    where = ["--lon", str(found.lon), "--lat", str(found.lat), "--size", "2.56", "--services", str(services)]
+    where = ["--lon", str(found.lon), "--lat", str(found.lat), "--size", "1.28", "--services", str(services)]
     return ["place", *where, "--quiet", "--out", str(out), *more]
 
 
@@ -44,7 +44,7 @@ def test_one_place(service, tmp_path, capsys):
 def test_a_list_goes_on_after_a_failure(service, tmp_path, capsys):
     found, services = service
     (tmp_path / "list.yaml").write_text(
-        f"- {{name: Good, lon: {found.lon}, lat: {found.lat}, size_km: 2.56}}\n- {{name: Sea, lon: -30, lat: 20}}\n"
+        f"- {{name: Good, lon: {found.lon}, lat: {found.lat}, size_km: 1.28}}\n- {{name: Sea, lon: -30, lat: 20}}\n"
     )
     given = ["place", "--places", str(tmp_path / "list.yaml"), "--services", str(services), "--out", str(tmp_path)]
     assert main([*given, "--jobs", "2"]) == 1
@@ -60,7 +60,7 @@ def test_a_list_is_fetched_on_a_dask_cluster(service, tmp_path, capsys):
     """Each place is a task; a failure on a worker is reported here."""
     distributed = pytest.importorskip("distributed")
     found, services = service
-    good = f"lon: {found.lon}, lat: {found.lat}, size_km: 2.56"
+    good = f"lon: {found.lon}, lat: {found.lat}, size_km: 1.28"
     (tmp_path / "list.yaml").write_text(
         f"- {{name: A, {good}}}\n- {{name: B, {good}}}\n- {{name: Sea, lon: -30, lat: 20}}\n"
     )
@@ -96,7 +96,7 @@ def test_the_map_is_learned_from_the_label_of_the_place(service, tmp_path, monke
 def test_megabytes_and_minutes_are_printed_before_anything_is_read(service, tmp_path, capsys):
     found, services = service
     (tmp_path / "list.yaml").write_text(
-        f"- {{name: Good, lon: {found.lon}, lat: {found.lat}, size_km: 2.56}}\n- {{name: Sea, lon: -30, lat: 20}}\n"
+        f"- {{name: Good, lon: {found.lon}, lat: {found.lat}, size_km: 1.28}}\n- {{name: Sea, lon: -30, lat: 20}}\n"
     )
     given = [
         "place",

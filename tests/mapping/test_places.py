@@ -415,17 +415,17 @@ def test_polar_places_have_a_grid_but_no_image(server, fetch, lon, lat):
 
 
 def test_what_a_place_takes_is_known_before_it_is_read(scene, server, fetch, tmp_path):
-    """By the indexes of the files: no pixel is read; the bytes are those read later, but for cached headers."""
+    """By the indexes of the files: no pixel is read; the bytes are those read later, but for one header per file."""
     add_item(server, scene[0], "a", "2021-06-05", properties=OLD)
     services = server.services(tmp_path / "services.yaml", sentinel1=False)
     expected = download_bytes(place_of(scene), services)
-    headers = sum(server.sent.values())
+    n_files, headers = len(server.sent), sum(server.sent.values())
+    assert n_files == len(ASSETS) + 2  # twelve bands, their scene classification, MODIS and the reference
     server.sent.clear()
     assert not (tmp_path / "out").exists()
     fetch(sentinel1=False)
     read = sum(server.sent.values())
     assert headers < read
-    n_files = len(ASSETS) + 2  # twelve bands, their scene classification, MODIS and the reference
     assert read <= expected <= read + n_files * stac._HEADER_BYTES
 
 

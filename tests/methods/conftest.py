@@ -5,6 +5,7 @@ from miniatures import write_patch
 
 from lcfuse_core.data import patches
 from lcfuse_core.methods.experiment import Experiment
+from lcfuse_core.models.forest import train_forest
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +22,11 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny(folder):
-    """An experiment on these data, with plans of two steps."""
+    """An experiment on these data, with plans of two steps and forests of five trees."""
     patched = pytest.MonkeyPatch()
     patched.setenv("LCFUSE_DATA", str(folder / "data"))
     patched.delenv("LCFUSE_LEDGER", raising=False)
+    patched.setitem(train_forest.__kwdefaults__, "n_trees", 5)
     roots = {"train_root": str(folder / "sen12ms"), "data_root": str(folder / "dfc2020")}
     yield Experiment.from_profile("compare", **roots, steps=2, crop=32, batch=2)
     patched.undo()

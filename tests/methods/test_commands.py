@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 from miniatures import s2_array, write_patch
@@ -197,8 +198,15 @@ def test_the_paths_of_a_profile_are_those_of_the_current_folder(tmp_path, monkey
 
 def test_a_small_world_is_made_to_try_a_method(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LCFUSE_DATA", str(tmp_path))
-    out = tmp_path / "lines.jsonl"
+    out, plans, make_world = tmp_path / "lines.jsonl", [], world.make_world
+
+    def make_smaller(root, plan):
+        plans.append(plan)
+        return make_world(root, replace(plan, n_train=1, n_test=1))
+
+    monkeypatch.setattr(world, "make_world", make_smaller)
     assert shell.main(["compare", "--small", "--seeds", "4", "--only", "MODIS label", "--out", str(out)]) == 0
+    assert plans == [world.WorldPlan(4, n_train=4, n_validation=1, n_test=2)]
     small = world.read_world(tmp_path / "small" / "world-4")
     assert ledger.read(out)["hashes.evaluation"].tolist() == [small["sha256"]]
 

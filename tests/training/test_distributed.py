@@ -143,21 +143,6 @@ def test_a_process_that_dies_is_noticed_by_the_other():
     assert spawn(work) == [0, 3]
 
 
-@pytest.mark.slow
-def test_torchrun_trains_a_network(tmp_path):
-    """On a packed scene of two small patches; the first process writes, both say where."""
-    pack_one(tmp_path / "packs", write_scene(tmp_path / "data"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    command += ["lcfuse_core", "train", str(tmp_path / "packs"), "--out", str(tmp_path / "run")]
-    for name, value in {"steps": 2, "batch": 4, "crop": 32, "width": 4, "report_every": 1}.items():
-        command += ["-p", name, str(value)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
-    assert len(re.findall(r"2 steps, loss \d+\.\d+: ", done.stdout)) == 2  # on one line or two: both write at once
-    run = load_checkpoint(tmp_path / "run" / "last.safetensors")
-    assert [row["step"] for row in run.history] == [1, 2]
-
-
 def test_alone_there_is_nothing_to_join(monkeypatch):
     """One process, whole batch, the network itself, no exchange."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
