@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
+import re
 import socket
 import threading
 from collections import Counter
@@ -246,6 +248,9 @@ def _store(path: Path, values: NDArray[Any], found: Content, crs: str | None) ->
     write_cog(path, values, own, transform)
 
 
+_NUMBERS = itertools.count()
+
+
 class _HTTPServer(ThreadingHTTPServer):
     request_queue_size = 128  # with the usual 5, a reader of several images at once waits a second to be let in
 
@@ -255,7 +260,8 @@ def serving(folder: Path, shared: Path | None = None) -> Iterator[Server]:
     """Run a server on a free port of this machine."""
     server = Server(folder, shared)
     http = _HTTPServer(("127.0.0.1", 0), _handler(server))
-    server.url = f"http://127.0.0.1:{http.server_address[1]}"
+    # GDAL keeps what it has read of an address, and the next server may get the same port.
+    server.url = f"http://127.0.0.1:{http.server_address[1]}/{next(_NUMBERS)}"
     thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
@@ -269,6 +275,12 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True  # or the body of an answer waits 40 ms until its head is acknowledged
+
+        def parse_request(self) -> bool:
+            """Leave out the number of the server."""
+            is_good = super().parse_request()
+            self.path = re.sub(r"^/\d+(?=/)", "", self.path) if is_good else ""
+            return is_good
 
         def log_message(self, *_: Any) -> None:
             """Print nothing."""
