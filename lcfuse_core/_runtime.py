@@ -89,8 +89,9 @@ def read_profile(name: str) -> dict[str, Any]:
     return values
 
 
+@cache
 def commit() -> str | None:
-    """Return the commit of this code, by git or by pip, with `+changes` if files differ from it; None if unknown."""
+    """Return the commit of this code, by git or pip, with `+changes` if files differed at the first call, or None."""
     here = Path(__file__)
     if _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:  # not tracked by the repository around it
         return _installed_commit()
@@ -191,6 +192,7 @@ def machine() -> dict[str, Any]:
     }
 
 
+@cache
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []

@@ -293,6 +293,9 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             status = 200 if path.is_file() else 404
             if not server.is_signed(self.path):
                 status = 403
+            found = server.fault and server.fault(urlsplit(self.path).path, 0)
+            if isinstance(found, tuple) and found[0] in (403, 404):  # a refusal does not depend on the method
+                status = found[0]
             self.send_response(status)
             self.send_header("Content-Length", str(path.stat().st_size) if status == 200 else "0")
             self.send_header("Accept-Ranges", "bytes")

@@ -42,6 +42,7 @@ _GDAL = {
     "GDAL_HTTP_MULTIRANGE": "YES",
     "GDAL_INGESTED_BYTES_AT_OPEN": str(_HEADER_BYTES),
     "CPL_VSIL_CURL_CHUNK_SIZE": "4096",
+    "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/",  # else a refusal (403, 404) would hold as long as the process
     "VSI_CACHE": "FALSE",
 }
 _DRIVERS = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG"}

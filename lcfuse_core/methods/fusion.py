@@ -25,7 +25,6 @@ import pydantic.dataclasses
 from numpy.typing import NDArray
 from pydantic import Field
 from scipy.ndimage import gaussian_filter
-from scipy.optimize import minimize_scalar
 from scipy.special import softmax
 
 from lcfuse_core.data.legends import N_COARSE, SCORED, index_to_dfc
@@ -276,6 +275,7 @@ def gather(
 
 def _best_temperature(evidence: Evidence, matrix: Matrix) -> float:
     """Return the temperature, 0.2 to 10, under which a member makes the labels of its cells likeliest."""
+    from scipy.optimize import minimize_scalar  # only here: a part of a second of each process that maps
 
     def misfit(log_temperature: float) -> float:
         likelihood = evidence.likelihood(matrix, float(np.exp(log_temperature)))

@@ -634,3 +634,14 @@ def test_a_signature_that_expires_in_the_middle_is_renewed(scene, server, fetch,
     server.fault = expire
     assert (reflectance(fetch(signed=True, sentinel1=False)) == reflectance(plain)).all()
     assert len(given) >= 2
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_refused_file_is_read_once_it_is_there(scene, server, fetch, plain, status):
+    """In the same process, as a notebook would ask again; GDAL would keep the answer."""
+    add_item(server, scene[0], "a", "2021-06-05", properties=OLD)
+    server.fault = lambda path, times: (status, {}) if path.endswith("B12.tif") else None
+    with pytest.raises(FetchError, match=rf"B12.*{status}"):
+        fetch(sentinel1=False)
+    server.fault = None
+    assert (reflectance(fetch(sentinel1=False)) == reflectance(plain)).all()

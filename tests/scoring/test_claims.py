@@ -1,7 +1,5 @@
 """Claims: verdicts come from lines of the data and the protocol that a claim needs, by the rule in the file."""
 
-from functools import cache
-
 import numpy as np
 import pytest
 import yaml
@@ -21,15 +19,6 @@ BASE = {
     "protocol": {"profile": "full", "split": "test", "parameters.steps": 5000}, "command": "run it",
 }  # fmt: skip
 FIGURE = BASE | {"relation": "equals", "reported": 50, "margin": 3, "against": {}}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def made_by_one_commit():
-    """The commit and the machine are looked up once: for each of the hundreds of lines git would run three times."""
-    with pytest.MonkeyPatch.context() as patched:
-        for name in ("commit", "machine"):
-            patched.setattr(_runtime, name, cache(getattr(_runtime, name)))
-        yield
 
 
 def claim(**changes):
