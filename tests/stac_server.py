@@ -55,6 +55,7 @@ class Server:
     endless: bool = False  # whether each page has a next one, which begins anew
     token: str | None = None  # a query that every Sentinel-2 raster needs
     tokens: Callable[[], str] = lambda: ""
+    refused: dict[str, int] = field(default_factory=dict)  # status by path of a file, for any request
     sent: Counter[str] = field(default_factory=Counter)  # bytes by path
     requests: list[str] = field(default_factory=list)
     fault: Callable[[str, int], Any] | None = None  # (path, how often it was asked for) -> status, or bytes to cut at
@@ -293,9 +294,7 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             status = 200 if path.is_file() else 404
             if not server.is_signed(self.path):
                 status = 403
-            found = server.fault and server.fault(urlsplit(self.path).path, 0)
-            if isinstance(found, tuple) and found[0] in (403, 404):  # a refusal does not depend on the method
-                status = found[0]
+            status = server.refused.get(urlsplit(self.path).path, status)
             self.send_response(status)
             self.send_header("Content-Length", str(path.stat().st_size) if status == 200 else "0")
             self.send_header("Accept-Ranges", "bytes")
@@ -321,8 +320,8 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             if not server.is_signed(self.path):
                 return self._send(403, b"expired")
             path = server.path(parts.path)
-            if not path.is_file():
-                return self._send(404, b"")
+            if parts.path in server.refused or not path.is_file():
+                return self._send(server.refused.get(parts.path, 404), b"")
             data = path.read_bytes()
             status, headers = 200, {"Accept-Ranges": "bytes"}
             wanted = self.headers.get("Range")

@@ -254,3 +254,15 @@ def test_an_old_python_is_refused_in_one_line():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.strip() == "Python 3.9 is here, 3.11 or later is needed. Name another: make PYTHON=python3.11"
+
+
+def test_switches_of_the_nightly_job_reach_a_test_that_reads_them():
+    """A variable on a step that runs other tests would change nothing, and nobody would notice."""
+    jobs = yaml.safe_load((ROOT / ".github/workflows/nightly.yml").read_text())["jobs"].values()
+    steps = [step for job in jobs for step in job["steps"] if "LCFUSE_" in str(step.get("env"))]
+    assert len(steps) >= 3
+    for step in steps:
+        paths = [ROOT / path for path in re.findall(r"tests/[\w/.]*", step["run"])] or [ROOT / "tests"]
+        files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*.py"))]
+        text = "".join(file.read_text() for file in files)
+        assert [name for name in step["env"] if name not in text] == []

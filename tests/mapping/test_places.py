@@ -640,8 +640,8 @@ def test_a_signature_that_expires_in_the_middle_is_renewed(scene, server, fetch,
 def test_a_refused_file_is_read_once_it_is_there(scene, server, fetch, plain, status):
     """In the same process, as a notebook would ask again; GDAL would keep the answer."""
     add_item(server, scene[0], "a", "2021-06-05", properties=OLD)
-    server.fault = lambda path, times: (status, {}) if path.endswith("B12.tif") else None
+    server.refused = {"/files/a/B12.tif": status}
     with pytest.raises(FetchError, match=rf"B12.*{status}"):
         fetch(sentinel1=False)
-    server.fault = None
+    server.refused = {}
     assert (reflectance(fetch(sentinel1=False)) == reflectance(plain)).all()
