@@ -124,9 +124,17 @@ def test_losses_and_matrices_of_coarse_supervision():
     np.testing.assert_allclose(own, transition.estimate(p, label, mine["assumed"]), atol=1e-3)
 
 
+def assert_loss_is_cell_mean(loss, logits, labels, cells, weights):
+    of_module = losses.build_loss("cell_mean", weights)(logits, losses.Batch(labels, cells))
+    torch.testing.assert_close(loss(logits, labels, cells, weights), of_module, rtol=1e-5, atol=1e-6)
+
+
 def test_fine_tuning_of_fusion(here, patch):
     """Steps of AdamW enlarge what rounding changes at single pixels."""
     mine = page("fusion", "cell_mean", "fine_tune", seed=0, batch=4, crop=32)
+    cells = torch.arange(2 * 36).reshape(2, 6, 6) // 9
+    labels = some_labels(8, 2, 8)[torch.arange(2)[:, None, None], cells % 8]  # one in each cell
+    assert_loss_is_cell_mean(mine["cell_mean"], some_logits(2, 8, 6, 6), labels, cells.int(), COUNTS[:8] / 20)
     run = here.network()
     own = mine["fine_tune"](run, here.target_source, 8)
     of_module, _ = here.adapted_network(run, steps=8, precision="float32")
@@ -205,6 +213,10 @@ def test_training_of_your_place(place):
     """The first three steps; AdamW moves a weight by about the rate, even if its gradient is rounding."""
     assert place["n_side"] == 2
     assert place["steps"] <= few_cells.steps_for(place["n_cells"], 900)
+    torch.manual_seed(0)
+    own = place["FCN"](len(place["image"])).to(memory_format=torch.channels_last)
+    pixels, labels, cells = place["batch"](torch.Generator().manual_seed(0), n=2)
+    assert_loss_is_cell_mean(place["cell_mean"], own(pixels), labels, cells, place["weights"])
     torch.manual_seed(0)
     own = place["FCN"](len(place["image"])).to(memory_format=torch.channels_last)
     place["train"](own, 3)
