@@ -88,7 +88,7 @@ class Fetcher:
         self._hosts: dict[str, threading.BoundedSemaphore] = {}
         self._lock = threading.Lock()
 
-    def fetch(self, choices: Iterable[Choice], *, workers: int = 4) -> list[_Outcome]:
+    def fetch(self, choices: Iterable[Choice]) -> list[_Outcome]:
         """
         Fetch all of them; one that fails does not stop the others.
 
@@ -96,7 +96,7 @@ class Fetcher:
         """
         chosen, root = list(choices), self.store.root
         try:
-            with lock(root / ".fetching", wait=False), ThreadPoolExecutor(workers) as pool:
+            with lock(root / ".fetching", wait=False), ThreadPoolExecutor(4) as pool:
                 self._plan(chosen)
                 jobs = [pool.submit(self._one, choice) for choice in chosen]
                 try:
