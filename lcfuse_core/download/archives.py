@@ -256,7 +256,7 @@ def _exactly(read: Callable[[int], bytes], size: int) -> Iterator[bytes]:
 class _Counted:
     """A file that is read from front to back; *check* gets the number of bytes so far."""
 
-    def __init__(self, file: Any, check: Callable[[int], None] = lambda total: None) -> None:
+    def __init__(self, file: Any, check: Callable[[int], None]) -> None:
         self.file, self.check, self.total = file, check, 0
 
     def read(self, size: int = -1) -> bytes:
