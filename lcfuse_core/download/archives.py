@@ -303,8 +303,7 @@ def _tar_contents(file: IO[bytes], where: str, limits: Limits) -> Iterator[tuple
                 raise _hostile(where, f"{entry.name[:80]!r}, a sparse file", "plain files")
             _check_size(entry.size, where, limits)
             content = archive.extractfile(entry)
-            read = content.read if content else archive.fileobj.read
-            yield entry.name + "/" * entry.isdir(), _exactly(read, entry.size if content else 0)
+            yield entry.name + "/" * entry.isdir(), _exactly(content.read, entry.size) if content else iter(())
             archive.members.clear()  # else they fill the memory
         while block := archive.fileobj.read(_BLOCK):  # a damaged header of zeros would look like the end
             if block.strip(b"\0"):

@@ -110,8 +110,7 @@ class Made(_Strict):
 
 
 Remote = Ftp | Https
-AnySource = Ftp | Https | ByHand | Made
-_Source = Annotated[AnySource, Field(discriminator="kind")]
+_Source = Annotated[Remote | ByHand | Made, Field(discriminator="kind")]
 
 
 class _Kind(_Strict):
@@ -227,7 +226,7 @@ class Manifest(_Strict):
         """Return the kind of the files in an archive."""
         return self.dataset(item).kinds[str(item.kind)]
 
-    def sources(self, item: Item) -> list[AnySource]:
+    def sources(self, item: Item) -> list[_Source]:
         """Return where to get an item, best first, with its file name filled in."""
         listed = self.dataset(item).sources if item.sources is None else item.sources
         return [_filled(source, item.file or "") for source in listed]
@@ -239,7 +238,7 @@ def _named(what: str, name: str, known: dict[str, _Value]) -> _Value:
     return known[name]
 
 
-def _filled(source: AnySource, file: str) -> AnySource:
+def _filled(source: _Source, file: str) -> _Source:
     """The source with the name of the file in its address."""
     name = "url" if isinstance(source, Remote) else "do" if isinstance(source, ByHand) else "command"
     return source.model_copy(update={name: getattr(source, name).replace("{file}", file)})
