@@ -58,13 +58,6 @@ def test_flat_and_wrapped_archives_come_out_alike(form, wrap, tmp_path):
     assert not any("MACOSX" in path for path in everything(tmp_path))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_only_the_scenes_that_are_wanted_are_written(form, tmp_path):
-    wanted = lambda name: Unpack(**UNPACK).destination(name, frozenset({"2"}))  # noqa: E731
-    found = unpack(pack(FILES, form), form, tmp_path, wanted)
-    assert found == {path: content for path, content in FILES.items() if "s1_2" in path}
-
-
 def test_without_a_pattern_all_data_files_keep_their_paths(tmp_path):
     """For an archive whose names inside are not known to us."""
     files = {"a/x.tif": b"1", "b/list.csv": b"2", "b/run.exe": b"3"}
