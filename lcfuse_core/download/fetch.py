@@ -14,7 +14,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -89,11 +89,14 @@ class Fetcher:
         try:
             with lock(root / ".fetching", wait=False), ThreadPoolExecutor(4) as pool:
                 self._plan(chosen)
+                jobs = [pool.submit(self._one, choice) for choice in chosen]
                 try:
-                    return list(pool.map(self._one, chosen))
-                except BaseException:  # Ctrl-C: what has not begun is cancelled, and the threads end soon
+                    wait(jobs)
+                except BaseException:  # Ctrl-C: the threads end soon
                     self.stop.set()
+                    pool.shutdown(cancel_futures=True)
                     raise
+                return [job.result() for job in jobs]
         except BlockingIOError:
             raise no_room(root, "another run that fetches into it", "one at a time") from None
         except (FileExistsError, NotADirectoryError, PermissionError) as error:

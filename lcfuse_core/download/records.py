@@ -202,13 +202,13 @@ def _files(folder: Path) -> dict[str, Path]:
 
 def _members(folder: Path) -> dict[str, tuple[Member, str]]:
     """Return recorded files and their marks by path under *folder*: of items unpacked there, and of an adoption."""
-    found = [(_read_record(path), True) for path in _adopted(folder).glob("*.json")]
+    found = [_read_record(path) for path in _adopted(folder).glob("*.json")]
     for path in sorted((folder.parent / "fetched").glob("*.json")):
         record = _read_record(path)
         if record and record.into == folder.name:
-            found.append((record, _is_published(path.stem, record)))
-    marked = [(record, record.mark if is_known else UNVERIFIED) for record, is_known in found if record]
-    return {member.path: (member, mark) for record, mark in marked for member in record.members or []}
+            record.mark = record.mark if _is_published(path.stem, record) else UNVERIFIED
+            found.append(record)
+    return {member.path: (member, record.mark) for record in found if record for member in record.members or []}
 
 
 def _is_published(name: str, record: Record) -> bool:

@@ -436,7 +436,7 @@ def test_answer_that_is_not_the_file_is_refused_even_where_nothing_is_published(
     """
     once, forever = ENDLESS.get(what) or (ANSWERS[what][0], b"")
     reason = "" if what in ENDLESS else ANSWERS[what][1]
-    retry = transfer.Retry(stall_s=0.3, tries=2, pause_s=0)
+    retry = transfer.Retry(stall_s=0.3 if what in ENDLESS else 5, tries=2, pause_s=0)
     with raw_server(once, forever, pause_s=0 if len(forever) > 1000 else 0.02, ftp="FTP" in what) as source:
         tracemalloc.start()
         begun = time.monotonic()
