@@ -110,6 +110,8 @@ class Fetcher:
         disk, archives_kept = disk_size(self.manifest, todo), [c.item for c in todo if not c.stream]
         need = disk.exact + disk.about
         need += sum(sizes[name].exact + sizes[name].about for name in archives_kept if items[name].unpack)
+        here = [path(items[choice.item]) for choice in todo for path in (self.store.part, self.store.file)]
+        need -= sum(path.stat().st_size for path in here if path.is_file())  # of an earlier run
         if error := self._lack_of_room(self.store.root, need):
             raise error
         left = shutil.disk_usage(self.store.root).free - need - disk.estimate

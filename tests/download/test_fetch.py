@@ -529,9 +529,15 @@ def season_of(http, *faults, room):
     return manifest(entry, choices=[{"item": "toys", "scenes": {"1": 3, "2": 3}, "stream": True}]), content, path
 
 
-def test_archive_that_fits_on_the_disk_continues_after_a_restart(http, root):
-    """The archive itself does not stay, and it is verified as a whole."""
+def test_archive_that_fits_on_the_disk_continues_after_a_restart(http, root, monkeypatch):
+    """Also if the disk is just large enough; the archive itself does not stay, and it is verified as a whole."""
     book, content, path = season_of(http, "cut", "gone", room=True)
+    size = 2 * len(content) + manifest_file.disk_size(book, book.subset("colab").items).total
+
+    def disk_usage(_):
+        return SimpleNamespace(free=size - sum(part.stat().st_size for part in (root / "downloads").glob("*.part")))
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
     assert run(book, root)[0].state == "failed"
     part = (root / "downloads/toys.tar.gz.part").stat().st_size
     assert 0 < part < len(content)
