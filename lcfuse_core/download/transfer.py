@@ -345,9 +345,7 @@ def _ftp(watch: _Watch, source: Ftp, at: int) -> _Body:
         total = ftp.size(path)
     except ftplib.error_perm:
         total = None  # not every server supports SIZE; RETR fails if there is no such file
-    if total is not None and at > total:
-        raise Changed(f"the file ends at {total}, before byte {at}")
-    if at and at == total:
+    if at and total is not None and at >= total:
         return _Body(at, total)
     try:
         data = ftp.transfercmd(f"RETR {path}", at or None)

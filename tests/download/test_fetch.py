@@ -467,14 +467,15 @@ def test_stream_of_another_version_that_is_cut_does_not_spoil_the_next_source(ro
     assert (outcome.state, unpacked(root)) == ("unpacked", toy_files(patches=60))
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_part_that_is_longer_than_the_file_is_begun_again(known, http, root):
-    """Also if the server answers a request for a part with the whole file."""
-    source, path = serve(http, ZIP, "ignore_range")
+@pytest.mark.parametrize(("kind", "known"), [("http", True), ("http", False), ("ftp", True)])
+def test_part_that_is_longer_than_the_file_is_begun_again(kind, known, request, root):
+    """Also if the server answers a request for a part with the whole file; over FTP its size is known before."""
+    server = request.getfixturevalue(kind)
+    source, path = serve(server, ZIP, *["ignore_range"] * (kind == "http"))
     (root / "downloads/toys.zip.part").write_bytes(ZIP + b"more")
     (root / "downloads/toys.zip.part-from").write_text(f'{{"url": "{source["url"]}"}}')
     assert run(manifest(item("zip", [source], md5(ZIP) if known else "unknown")), root)[0].state == "unpacked"
-    assert http.script.asked[path] == ([len(ZIP) + 4, 0])
+    assert server.script.asked[path] == ([len(ZIP) + 4, 0] if kind == "http" else [0])
 
 
 @pytest.mark.parametrize("text", ["[]", "null", '{"url": 5}', "[" * 10_000, "\udcff"])
