@@ -276,14 +276,14 @@ class Fetcher:
         if members is None:
             record.mtime_ns = self.store.file(item).stat().st_mtime_ns
         else:
-            folder, into = self.store.staging(item), self.store.into(item)
+            staging, into = self.store.staging(item), self.store.into(item)
             if hasattr(os, "sync"):
                 os.sync()  # before a file gets its name, its content is on the disk
             for member in members:
                 target = into / member.path
                 try:
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(folder / member.path, target)
+                    os.replace(staging / member.path, target)
                 except OSError as error:
                     raise no_room(target, error, "to put it there") from None
             old = self.store.record(item) or Record("", "", "")
@@ -294,8 +294,7 @@ class Fetcher:
             together = {member.path: member for member in [*(old.members or []), *members]}
             record.members = sorted(together.values())
         self.store.save(item, record)
-        if members is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(self.store.staging(item), ignore_errors=True)
         state = "fetched" if members is None else "unpacked"
         return _Outcome(item.id, state, f"{self.store.state(item)}; from {source}, verified by {record.how}")
 
