@@ -143,11 +143,9 @@ def zip_of(*entries, **kind):
     return buffer.getvalue()
 
 
-def zip_entry(name=NAME, mode=stat.S_IFREG | 0o644, **fields):
+def zip_entry(name=NAME, mode=stat.S_IFREG | 0o644):
     info = zipfile.ZipInfo(name)
     info.external_attr = mode << 16
-    for field, value in fields.items():
-        setattr(info, field, value)
     return info
 
 
@@ -226,9 +224,8 @@ def hand_made():
     yield "tar header of a gigabyte", "tar.gz", gzip.compress(pax + bytes(3 * 10**7), 9)
     long_name = header("././@LongLink", 10**9, tarfile.GNUTYPE_LONGNAME)
     yield "tar name of a gigabyte", "tar.gz", gzip.compress(long_name + b"n" * 3 * 10**7, 9)
-    for what, size in (("many digits", 190_000), ("two gigabytes", 2 * 10**9)):
-        digits = raw_tar(header("pax", size, tarfile.XHDTYPE), b"1" * 190_000)
-        yield f"tar header of {what}", "tar.gz", digits  # `tarfile` of Python 3.11.7 takes more than 90 s for them
+    digits = raw_tar(header("pax", 190_000, tarfile.XHDTYPE), b"1" * 190_000)
+    yield "tar header of many digits", "tar.gz", digits  # `tarfile` of Python 3.11.7 takes more than 90 s for them
     yield "tar that says too much", "tar.gz", raw_tar(header(size=5000), bytes(512))
     yield "tar with a damaged header", "tar.gz", raw_tar(header(), b"\xff" * 512, header("ROIs1_s1_1_p2.tif"))
     yield "tar without an end", "tar.gz", gzip.compress(header(), 1)
@@ -252,7 +249,6 @@ FOUND = {
     "zip of something else": "none of the files wanted",
     "tar of something else": "none of the files wanted",
     "tar header of many digits": ".*a header of 190000 bytes",
-    "tar header of two gigabytes": ".*a header of 2000000000 bytes",
 }
 """What the error must state, where another one would hide that a check is lost."""
 
