@@ -8,7 +8,6 @@ The items are those of the shipped manifest that the small world can fill; the p
 meaning. With *faults* each archive is cut or refused before it arrives.
 """
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +20,6 @@ from worlds import make_zip, md5, tar_gz
 from lcfuse_core import _runtime
 from lcfuse_core.sample import world
 
-logging.getLogger("pyftpdlib").setLevel(logging.CRITICAL)
-logging.getLogger("pyftpdlib").addHandler(logging.NullHandler())  # else it chooses level and output itself
 SCENES = {"spring": "1", "summer": "2", "fall": "3", "winter": "4"}
 PARTS = ("validation", "test")
 KINDS = ("s1", "s2", "lc", "dfc")

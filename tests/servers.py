@@ -1,18 +1,14 @@
 """HTTP and FTP servers in threads that fail on request, for tests only."""
 
-# ruff: noqa: D102 - the methods are those that http.server and pyftpdlib call
+# ruff: noqa: D102 - the methods are those that the libraries call
 
-import io
 import random
+import socket
+import socketserver
 import threading
-import time
 import zlib
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-from pyftpdlib.authorizers import DummyAuthorizer
-from pyftpdlib.filesystems import AbstractedFS
-from pyftpdlib.handlers import FTPHandler
-from pyftpdlib.servers import ThreadedFTPServer
 
 FAULTS = ("cut", "stall", "short", "wrong", "flip", "html", "ignore_range", "busy", "gone", "no_length", "odd_range")
 FTP_FAULTS = ("cut", "stall", "wrong", "flip", "busy", "gone", "no_rest", "no_size", "hang_up")
@@ -36,108 +32,150 @@ class Script:
         self.content[path], self.faults[path], self.then[path] = content, list(faults), then
         self.requests[path], self.asked[path] = 0, []
 
-    def next_fault(self, path, asked=0):
-        """The fault of this request; counts it."""
+    def coming(self, path):
+        """The fault of the next request."""
+        faults = self.faults.get(path)
+        return faults[0] if faults else self.then.get(path)
+
+    def answer(self, path, asked):
+        """Count a request; return the content for it, its fault, and random numbers, the same in each run."""
         with self.lock:
+            fault = self.coming(path)
+            del self.faults[path][:1]
             self.requests[path] += 1
             self.asked[path].append(asked)
-            return self.faults[path].pop(0) if self.faults[path] else self.then[path]
-
-    def rng(self, path):
-        """Another number for each request, the same in each run."""
-        return random.Random(f"{path} {self.requests[path]}")
-
-
-def wrong_bytes(content, rng):
-    return rng.randbytes(len(content))
+        content, rng = self.content[path], random.Random(f"{path} {self.requests[path]}")
+        if fault == "wrong":
+            content = rng.randbytes(len(content))
+        if fault == "flip":
+            at = rng.randrange(len(content))
+            content = content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
+        return content, fault, rng
 
 
-def flipped(content, rng):
-    """One bit is another."""
-    at = rng.randrange(len(content))
-    return content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
-
-
-class Handler(BaseHTTPRequestHandler):
+class HTTPHandler(BaseHTTPRequestHandler):
     """Answers as the script of its server says."""
 
     def do_GET(self):
-        if self.path in self.server.script.content:
-            self.misbehave(self.server.script)
-        else:
+        if self.path not in self.server.script.content:
             self.send_error(404)
-
-    def misbehave(self, script):
+            return
         asked = int((self.headers.get("Range") or "bytes=0-")[6:-1])
-        fault = script.next_fault(self.path, asked)
-        content, rng = script.content[self.path], script.rng(self.path)
+        content, fault, rng = self.server.script.answer(self.path, asked)
         if fault in ("busy", "gone"):
-            self.send_response(503 if fault == "busy" else 404)
-            if fault == "busy" and rng.random() < 0.5:
-                self.send_header("Retry-After", "1")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            wait = {"Retry-After": "1"} if fault == "busy" and rng.random() < 0.5 else {}
+            self.send(503 if fault == "busy" else 404, wait)
             return
         if fault == "html":
             page = b"<!DOCTYPE html><title>Log in</title>" + b" " * rng.randrange(1, 40_000)
-            self.answer(page, 200, {"Content-Type": rng.choice(["text/html", "application/octet-stream"])})
+            self.send(200, {"Content-Type": rng.choice(["text/html", "application/octet-stream"])}, page)
             return
-        if fault == "wrong":
-            content = wrong_bytes(content, rng)
-        if fault == "flip":
-            content = flipped(content, rng)
         if fault == "short":
             content = content[: rng.randrange(len(content))]
         if asked > len(content):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(content)}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self.send(416, {"Content-Range": f"bytes */{len(content)}"})
             return
         if fault == "no_length":
-            self.answer(content[: rng.choice([len(content), rng.randrange(len(content))])], 200, {}, told=None)
+            self.send(200, {"Content-Length": None}, content[: rng.choice([len(content), rng.randrange(len(content))])])
             return
         if fault == "ignore_range":
             asked = 0
-        body, told = content[asked:], len(content) - asked
-        headers = {"Content-Range": f"bytes {asked}-{len(content) - 1}/{len(content)}"} if asked else {}
+        body = content[asked:]
+        headers = {"Content-Length": len(body)}
+        if asked:
+            headers["Content-Range"] = f"bytes {asked}-{len(content) - 1}/{len(content)}"
         if fault == "odd_range" and asked:
-            headers = {
-                "Content-Range": rng.choice(["bytes", f"bytes {asked + 7}-{asked + 9}/{len(content)}", "ox 1-2/x"])
-            }
+            odd = ["bytes", f"bytes {asked + 7}-{asked + 9}/{len(content)}", "ox 1-2/x"]
+            headers["Content-Range"] = rng.choice(odd)
         if fault in ("cut", "stall"):
             body = body[: rng.randrange(len(body) + 1)]
-        self.answer(body, 206 if asked else 200, headers, told)
-        if fault == "stall" and len(body) < told:
+        self.send(206 if asked else 200, headers, body)
+        if fault == "stall" and len(body) < headers["Content-Length"]:
             self.server.stopping.wait(STALL_S)
 
-    def answer(self, body, code, headers, told=0):
+    def send(self, code, headers, body=b""):
+        """Send an answer; a header that is None is left out."""
         self.send_response(code)
-        whole = self.server.script.content[self.path]
-        self.send_header("ETag", f'"{zlib.crc32(whole)}"')
-        for name, value in headers.items():
-            self.send_header(name, value)
-        if told is not None:
-            self.send_header("Content-Length", str(told or len(body)))
+        tag = zlib.crc32(self.server.script.content[self.path])
+        for name, value in ({"ETag": f'"{tag}"', "Content-Length": len(body)} | headers).items():
+            if value is not None:
+                self.send_header(name, str(value))
         self.end_headers()
         self.wfile.write(body)
-        self.wfile.flush()
 
     def handle(self):
-        try:
+        with suppress(ConnectionError):  # whoever asked has gone
             super().handle()
-        except ConnectionError:  # whoever asked has gone
-            self.close_connection = True
 
     def log_message(self, *args):
         pass
 
 
-class HTTPServer:
-    """`with HTTPServer() as server: server.script.serve("/a.zip", ...)`, then ask `server.url("a.zip")`."""
+class FTPHandler(socketserver.StreamRequestHandler):
+    """One log-in of the user `m` with password `word`, who receives files over passive connections."""
+
+    def handle(self):
+        replies = {"USER": "331 go on", "PASS": "230 in", "TYPE": "200 binary"}
+        script, coming, data, begin = self.server.script, None, None, 0
+        with suppress(OSError):  # whoever asked has gone
+            self.reply("220 ready")
+            for line in self.rfile:
+                command, _, value = line.decode().strip().partition(" ")
+                if command == "SIZE" and value in script.content:
+                    coming = script.coming(value)
+                    self.reply("502 not here" if coming == "no_size" else f"213 {len(script.content[value])}")
+                elif command == "PASV":
+                    data = self.passive()
+                elif command == "REST" and coming != "no_rest":  # whoever asks here has asked for SIZE before
+                    begin = int(value)
+                    self.reply("350 go on")
+                elif command == "RETR":
+                    with data:
+                        if not self.send(data, value, begin):
+                            return
+                    begin = 0
+                elif command in replies and (command != "PASS" or value == "word"):
+                    self.reply(replies[command])
+                else:
+                    self.reply("550 no such file" if command == "SIZE" else "502 not here")
+
+    def reply(self, text):
+        """Send one line to the client."""
+        self.wfile.write(f"{text}\r\n".encode())
+
+    def passive(self):
+        """Return the connection for the next file."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            self.reply(f"227 passive (127,0,0,1,{port >> 8},{port & 255})")
+            return listener.accept()[0]
+
+    def send(self, data, path, begin):
+        """Send a file; returns whether this connection goes on."""
+        script = self.server.script
+        if path not in script.content:
+            self.reply("550 no such file")
+            return True
+        content, fault, rng = script.answer(path, begin)
+        if fault in ("busy", "gone"):
+            self.reply("450 busy" if fault == "busy" else "550 gone")
+            return True
+        end = rng.randrange(begin, len(content) + 1) if fault in ("cut", "stall", "hang_up") else len(content)
+        self.reply("150 here it comes")
+        data.sendall(content[begin:end])
+        if fault == "stall":
+            self.server.stopping.wait(STALL_S)
+        data.close()
+        if fault != "hang_up":
+            self.reply("226 done")
+        return fault != "hang_up"
+
+
+class _Server:
+    """A server of files in a thread; see `serve` of its `script` and `source`."""
 
     def __enter__(self):
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = self.kind(("127.0.0.1", 0), self.handler)
         self.server.daemon_threads = True
         self.server.script = self.script = Script()
         self.server.stopping = threading.Event()
@@ -153,103 +191,21 @@ class HTTPServer:
 
     def source(self, name):
         """As the manifest writes it."""
-        return {"kind": "https", "url": f"http://127.0.0.1:{self.server.server_port}/{name}", "connections": 8}
+        scheme = self.more["kind"].removesuffix("s")  # without a certificate
+        return self.more | {"url": f"{scheme}://127.0.0.1:{self.server.server_address[1]}/{name}", "connections": 8}
 
 
-class FaultyFile(io.BytesIO):
-    """A file that stalls or closes its connection at a byte."""
+class HTTPServer(_Server):
+    """A server of HTTP."""
 
-    name = "scripted"
-    fault, at, handler = None, 0, None
-
-    def read(self, size=-1):
-        left = self.at - self.tell()
-        if self.fault in ("cut", "stall", "hang_up") and left <= 0:
-            if self.fault == "stall":
-                time.sleep(STALL_S)
-            if self.fault == "hang_up":
-                self.handler.close_when_done()
-            return b""
-        return super().read(min(size, left) if self.fault in ("cut", "stall", "hang_up") else size)
+    kind, handler, more = ThreadingHTTPServer, HTTPHandler, {"kind": "https"}
 
 
-class ScriptedFiles(AbstractedFS):
-    """A file system that holds what the script says."""
-
-    def open(self, filename, mode):
-        handler, path = self.cmd_channel, self.fs2ftp(filename)
-        script = handler.script
-        content, rng = script.content[path], script.rng(path)
-        content = {"wrong": wrong_bytes, "flip": flipped}.get(handler.fault, lambda c, r: c)(content, rng)
-        file = FaultyFile(content)
-        file.fault, file.handler = handler.fault, handler
-        file.at = rng.randrange(handler.begin, len(content) + 1) if handler.fault else 0
-        return file
-
-    def getsize(self, path):
-        return len(self.cmd_channel.script.content[self.fs2ftp(path)])
-
-    def isfile(self, path):
-        return self.fs2ftp(path) in self.cmd_channel.script.content
-
-    lexists = isfile
-
-    def isdir(self, path):
-        return self.fs2ftp(path) == "/"
-
-    def validpath(self, path):
-        return True
+class _FTPSockets(socketserver.ThreadingTCPServer):
+    request_queue_size = 64  # the tests open many at a time
 
 
-class ScriptedHandler(FTPHandler):
-    """Answers as the script says."""
+class FTPServer(_Server):
+    """A server of FTP."""
 
-    abstracted_fs = ScriptedFiles
-    fault = coming = script = None
-    begin = 0
-    use_sendfile = False
-
-    def ftp_RETR(self, file):
-        path = self.fs.fs2ftp(file)
-        if path not in self.script.content:
-            return self.respond("550 No such file.")
-        self.begin = self._restart_position
-        self.fault = self.script.next_fault(path, self.begin)
-        if self.fault in ("busy", "gone"):
-            return self.respond("450 Busy." if self.fault == "busy" else "550 Gone.")
-        return super().ftp_RETR(file)
-
-    def ftp_SIZE(self, file):
-        path = self.fs.fs2ftp(file)
-        faults = self.script.faults.get(path)
-        self.coming = faults[0] if faults else self.script.then.get(path)
-        return self.respond("502 Not implemented.") if self.coming == "no_size" else super().ftp_SIZE(file)
-
-    def ftp_REST(self, line):  # whoever asks here has asked for SIZE before
-        return self.respond("502 Not implemented.") if self.coming == "no_rest" else super().ftp_REST(line)
-
-
-class FTPServer:
-    """The same over FTP, for the user `m` with password `word`."""
-
-    def __enter__(self):
-        self.script = Script()
-        users = DummyAuthorizer()
-        users.add_user("m", "word", ".", perm="elr")
-        handler = type("H", (ScriptedHandler,), {"authorizer": users, "script": self.script, "banner": "ready"})
-        self.server = ThreadedFTPServer(("127.0.0.1", 0), handler)
-        self.thread = threading.Thread(
-            target=self.server.serve_forever, kwargs={"timeout": 0.02, "handle_exit": False}, daemon=True
-        )
-        self.thread.start()
-        return self
-
-    def __exit__(self, *error):
-        self.server.close_all()
-        self.thread.join()
-
-    def source(self, name):
-        """As the manifest writes it."""
-        port = self.server.address[1]
-        url = f"ftp://127.0.0.1:{port}/{name}"
-        return {"kind": "ftp", "url": url, "user": "m", "password": "word", "connections": 8}
+    kind, handler, more = _FTPSockets, FTPHandler, {"kind": "ftp", "user": "m", "password": "word"}

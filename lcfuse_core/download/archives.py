@@ -256,7 +256,7 @@ def _exactly(read: Callable[[int], bytes], size: int) -> Iterator[bytes]:
 class _Counted:
     """A file that is read from front to back; *check* gets the number of bytes so far."""
 
-    def __init__(self, file: Any, check: Callable[[int], None] = lambda total: None) -> None:
+    def __init__(self, file: Any, check: Callable[[int], None]) -> None:
         self.file, self.check, self.total = file, check, 0
 
     def read(self, size: int = -1) -> bytes:
@@ -303,8 +303,7 @@ def _tar_contents(file: IO[bytes], where: str, limits: Limits) -> Iterator[tuple
                 raise _hostile(where, f"{entry.name[:80]!r}, a sparse file", "plain files")
             _check_size(entry.size, where, limits)
             content = archive.extractfile(entry)
-            read = content.read if content else archive.fileobj.read
-            yield entry.name + "/" * entry.isdir(), _exactly(read, entry.size if content else 0)
+            yield entry.name + "/" * entry.isdir(), _exactly(content.read, entry.size) if content else iter(())
             archive.members.clear()  # else they fill the memory
         while block := archive.fileobj.read(_BLOCK):  # a damaged header of zeros would look like the end
             if block.strip(b"\0"):

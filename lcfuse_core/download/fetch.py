@@ -13,12 +13,12 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 from urllib.parse import urlsplit
 
 from pydantic import TypeAdapter
@@ -27,25 +27,13 @@ from tqdm import tqdm
 from lcfuse_core._runtime import lock
 from lcfuse_core.download import archives
 from lcfuse_core.download.archives import Member, no_room
-from lcfuse_core.download.manifest import (
-    AnySource,
-    ByHand,
-    Choice,
-    Item,
-    Made,
-    Manifest,
-    Remote,
-    disk_size,
-    in_words,
-    packed_size,
-)  # fmt: skip
-from lcfuse_core.download.records import ADOPTED, VERIFIED, Record, Store, Sums, now
-from lcfuse_core.download.transfer import PATIENT, Changed, OnOpen, Refused, Retry, get
+from lcfuse_core.download.manifest import ByHand, Choice, Item, Made, Manifest, Remote, disk_size, in_words, packed_size
+from lcfuse_core.download.records import ADOPTED, VERIFIED, Record, Store, Sums
+from lcfuse_core.download.transfer import Changed, OnOpen, Refused, Retry, get
 from lcfuse_core.errors import DataError, FetchError, LcfuseError
 
 _RESERVE = 10**9
 """Bytes of the disk that a file of unknown size leaves free, and by which it may exceed twice its estimate."""
-
 
 _NOTE = TypeAdapter(dict[str, str])
 
@@ -79,14 +67,17 @@ class Fetcher:
     """
 
     def __init__(
-        self, manifest: Manifest, store: Store, *, retry: Retry = PATIENT, keep: bool = True, progress: bool = True
+        self, manifest: Manifest, store: Store, *, retry: Retry | None = None, keep: bool = True, progress: bool = True
     ) -> None:
         self.manifest, self.store, self.retry = manifest, store, retry
         self.keep, self.progress = keep, progress
         self.stop = threading.Event()
         self._streamed: set[str] = set()
-        self._hosts: dict[str, threading.BoundedSemaphore] = {}
-        self._lock = threading.Lock()
+        # No more connections to a host than its page allows.
+        servers = [source for item in manifest.items for source in manifest.sources(item) if isinstance(source, Remote)]
+        self._hosts = {
+            urlsplit(server.url).netloc: threading.BoundedSemaphore(server.connections) for server in servers
+        }
 
     def fetch(self, choices: Iterable[Choice]) -> list[_Outcome]:
         """
@@ -119,7 +110,10 @@ class Fetcher:
         disk, archives_kept = disk_size(self.manifest, todo), [c.item for c in todo if not c.stream]
         need = disk.exact + disk.about
         need += sum(sizes[name].exact + sizes[name].about for name in archives_kept if items[name].unpack)
-        self._check_room(self.store.root, need)
+        here = [path(items[choice.item]) for choice in todo for path in (self.store.part, self.store.file)]
+        need -= sum(path.stat().st_size for path in here if path.is_file())  # of an earlier run
+        if error := self._lack_of_room(self.store.root, need):
+            raise error
         left = shutil.disk_usage(self.store.root).free - need - disk.estimate
         for choice in sorted(todo, key=lambda choice: sizes[choice.item].total):
             if choice.stream and items[choice.item].form == "tar.gz":
@@ -128,44 +122,37 @@ class Fetcher:
                     self._streamed.add(choice.item)
 
     def _one(self, choice: Choice) -> _Outcome:
-        item, store = self.manifest.item(choice.item), self.store
-        sources = self.manifest.sources(item)
-        made = [source for source in sources if isinstance(source, Made)]
-        if made:
-            return _Outcome(item.id, "made", f"nothing to fetch: `{made[0].command}` makes it")
-        if store.is_done(choice, item):
-            return _Outcome(item.id, "here", store.state(item))
-        why: list[str] = []
+        item, why = self.manifest.item(choice.item), list[str]()
+        for source in self.manifest.sources(item):
+            if isinstance(source, Made):
+                return _Outcome(item.id, "made", f"nothing to fetch: `{source.command}` makes it")
+        if self.store.is_done(choice, item):
+            return _Outcome(item.id, "here", self.store.state(item))
         try:
-            return self._from_disk(choice, item, why) or self._from_sources(choice, item, sources, why)
+            return self._from_disk(choice, item, why) or self._from_sources(choice, item, why)
         except (LcfuseError, OSError) as error:
             return _Outcome(item.id, "failed", str(error))
 
     def _from_disk(self, choice: Choice, item: Item, why: list[str]) -> _Outcome | None:
-        """Use the file that an earlier run or a person has put there; of a wrong one *why* gets a note."""
+        """Use what an earlier run or a person has put there; of a wrong file *why* gets a note."""
         path, old = self.store.file(item), self.store.record(item)
-        if not path.is_file():
-            return None
-        try:
-            return self._accept(choice, item, path, old.source if old else "a file put there by hand")
-        except DataError as error:
-            wrong = path.with_name(f"{path.name}.wrong")  # not deleted: it may be the user's
-            os.replace(path, wrong)
-            why.append(f"the file at {path} was {error.found}: it is now {wrong.name}")
-            return None
+        if path.is_file():
+            try:
+                return self._accept(choice, item, path, old.source if old else "a file put there by hand")
+            except DataError as error:
+                wrong = path.with_name(f"{path.name}.wrong")  # not deleted: it may be the user's
+                os.replace(path, wrong)
+                why.append(f"the file at {path} was {error.found}: it is now {wrong.name}")
+        return self._finish_scenes(choice, item) if item.id in self._streamed else None
 
-    def _from_sources(self, choice: Choice, item: Item, sources: list[AnySource], why: list[str]) -> _Outcome:
+    def _from_sources(self, choice: Choice, item: Item, why: list[str]) -> _Outcome:
         """Use the first source that has the item, or report why none has, and what a person can do."""
         take = self._stream if item.id in self._streamed else self._download
-        if take == self._stream and (outcome := self._finish_scenes(choice, item)):
-            return outcome
+        sources = self.manifest.sources(item)
         for source in sources:
             if isinstance(source, Remote):
-                with self._lock:  # no more connections to a host than its page allows
-                    host = threading.BoundedSemaphore(source.connections)
-                    free = self._hosts.setdefault(urlsplit(source.url).netloc, host)
                 try:
-                    with free:
+                    with self._hosts[urlsplit(source.url).netloc]:
                         return take(choice, item, source)
                 except (Refused, Changed) as error:
                     why.append(f"{source.url}: {error}")
@@ -187,10 +174,8 @@ class Fetcher:
             try:
                 has_size = self._write_part(item, source, began_at)
                 return self._accept(choice, item, part, source.url)
-            except Changed as error:
-                why = str(error)
-            except DataError as error:
-                why = error.found
+            except (Changed, DataError) as error:
+                why = error.found if isinstance(error, DataError) else str(error)
             part.unlink(missing_ok=True)
             if has_size and not began_at:  # all of it came from here, and nothing was lost on the way
                 break
@@ -202,23 +187,20 @@ class Fetcher:
 
         def on_open(total: int | None, tag: str) -> None:
             nonlocal has_size
+            has_size = total is not None
             if at and tag and old.get("url") == source.url and old.get("tag") not in ("", tag):
                 raise Changed("another version of the file than was begun")
-            has_size, bar.total = total is not None, total
-            try:
-                self._check_room(part, (total or 0) - at)
-            except FetchError as error:  # another source may state less
-                raise Refused(str(error)) from None
-            _note_path(part).write_text(json.dumps({"url": source.url, "tag": tag}))
+            if error := self._lack_of_room(part, (total or 0) - at):  # another source may state less
+                raise Refused(str(error))
+            self.store.note(item).write_text(json.dumps({"url": source.url, "tag": tag}))
 
         try:
             part.parent.mkdir(parents=True, exist_ok=True)
-            with self._bar(item, at) as bar, open(part, "ab") as out:
-                for chunk in self._get(source, at, item, on_open):
+            with open(part, "ab") as out:
+                for chunk in self._chunks(item, source, at, on_open):
                     if out.tell() == 0 and chunk.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
                         raise Refused("a web page instead of the file")
                     out.write(chunk)
-                    bar.update(len(chunk))
                 out.flush()
                 os.fsync(out.fileno())
         except FetchError:
@@ -230,7 +212,7 @@ class Fetcher:
     def _note(self, item: Item) -> dict[str, str]:
         """From where a part is, and of which version."""
         try:
-            return _NOTE.validate_json(_note_path(self.store.part(item)).read_bytes())
+            return _NOTE.validate_json(self.store.note(item).read_bytes())
         except (FileNotFoundError, ValueError):
             return {}
 
@@ -245,56 +227,27 @@ class Fetcher:
                 members = self._extract(choice, item, file)
         final = self.store.file(item)
         os.replace(path, final)
-        _note_path(self.store.part(item)).unlink(missing_ok=True)
-        record = Record(VERIFIED, _how(item, members), source, now(), sums.size, final.stat().st_mtime_ns)
-        record.checksums = sums.checksums
-        outcome = self._settle(choice, item, members, record)
+        self.store.note(item).unlink(missing_ok=True)
+        outcome = self._settle(choice, item, members, source, sums)
         if members is not None and (choice.stream or not self.keep):
             final.unlink()
         return outcome
 
-    def _extract(self, choice: Choice, item: Item, file: IO[bytes]) -> list[Member]:
-        """Extract the wanted files to a folder beside their place."""
-        assert item.unpack is not None
-        kind = self.manifest.dataset(item).kinds[str(item.kind)]
-        place = partial(item.unpack.destination, scenes=frozenset(choice.scenes))
-        limits = archives.Limits(item.unpack.members_at_most, kind.at_most, kind.ratio)
-        return archives.extract(file, item.form, str(item.file), self.store.staging(item), place, limits)
-
     def _stream(self, choice: Choice, item: Item, source: Remote) -> _Outcome:
         """Unpack while the archive is received; no file gets its name before the last byte is verified."""
-        was_begun = self.store.staging(item).exists()
-        sums, members, wrong = self._receive(choice, item, source)
-        if wrong and was_begun:  # perhaps by a source that has another version: without what it left
-            sums, members, wrong = self._receive(choice, item, source)
-        if wrong:
-            raise Refused(wrong)
-        record = Record(VERIFIED, _how(item, members), source.url, now(), sums.size, checksums=sums.checksums)
-        return self._settle(choice, item, members, record)
-
-    def _receive(self, choice: Choice, item: Item, source: Remote) -> tuple[Sums, list[Member], str]:
-        """Extract from a stream; return also what is wrong, if anything: then nothing that was extracted is left."""
-        sums, members = Sums(), list[Member]()
-
-        def on_open(total: int | None, tag: str) -> None:
-            bar.total = total
-
-        def see(chunk: bytes) -> None:
-            sums.update(chunk)
-            bar.update(len(chunk))
-
-        with self._bar(item, 0) as bar:
-            reader = _Reader(self._get(source, 0, item, on_open), see)
+        staging, why = self.store.staging(item), ""
+        # A second attempt is without what an earlier run has left, perhaps of a source that has another version.
+        for _ in range(1 + staging.exists()):
+            received = _Received(self._chunks(item, source))
             try:
-                members = self._extract(choice, item, cast(IO[bytes], reader))
-                while reader.read(1 << 18):
-                    pass
-                wrong = sums.difference(item)
+                members = self._extract(choice, item, cast(IO[bytes], received))
+                why = received.sums.difference(item)
             except DataError as error:
-                wrong = error.found
-        if wrong:
-            shutil.rmtree(self.store.staging(item), ignore_errors=True)
-        return sums, members, wrong
+                why = error.found
+            if not why:
+                return self._settle(choice, item, members, source.url, received.sums)
+            shutil.rmtree(staging, ignore_errors=True)
+        raise Refused(why)
 
     def _finish_scenes(self, choice: Choice, item: Item) -> _Outcome | None:
         """Use the files of a stream that was ended after the last wanted scene but before the end of the archive."""
@@ -303,25 +256,37 @@ class Fetcher:
         for scene, n in choice.scenes.items():
             if sum(item.unpack.destination(m.path, frozenset({scene})) is not None for m in members) != n:
                 return None
-        if not choice.scenes:
-            return None
-        how = "number of files per scene; the stream was ended before the checksum of the archive"
-        return self._settle(choice, item, members, Record(ADOPTED, how, "an interrupted stream", now()))
+        return self._settle(choice, item, members, "an interrupted stream", None) if choice.scenes else None
 
-    def _settle(self, choice: Choice, item: Item, members: list[Member] | None, record: Record) -> _Outcome:
-        """Move extracted files to their places, each whole or not at all, and record them."""
-        if members is not None:
-            folder, into = self.store.staging(item), self.store.into(item)
+    def _extract(self, choice: Choice, item: Item, file: IO[bytes]) -> list[Member]:
+        """Extract the wanted files to a folder beside their place."""
+        assert item.unpack is not None
+        kind = self.manifest.kind(item)
+        place = partial(item.unpack.destination, scenes=frozenset(choice.scenes))
+        limits = archives.Limits(item.unpack.members_at_most, kind.at_most, kind.ratio)
+        return archives.extract(file, item.form, str(item.file), self.store.staging(item), place, limits)
+
+    def _settle(
+        self, choice: Choice, item: Item, members: list[Member] | None, source: str, sums: Sums | None
+    ) -> _Outcome:
+        """Move extracted files to their places, each whole or not at all, and record what is known of them."""
+        record = Record(VERIFIED if sums else ADOPTED, _how(item, is_whole=sums is not None), source)
+        if sums is not None:
+            record.size, record.checksums = sums.size, sums.checksums
+        if members is None:
+            record.mtime_ns = self.store.file(item).stat().st_mtime_ns
+        else:
+            staging, into = self.store.staging(item), self.store.into(item)
             if hasattr(os, "sync"):
                 os.sync()  # before a file gets its name, its content is on the disk
             for member in members:
                 target = into / member.path
                 try:
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(folder / member.path, target)
+                    os.replace(staging / member.path, target)
                 except OSError as error:
                     raise no_room(target, error, "to put it there") from None
-            old = self.store.record(item) or Record("", "", "", "")
+            old = self.store.record(item) or Record("", "", "")
             if {old.mark, record.mark} == {VERIFIED, ADOPTED}:
                 record.mark = ADOPTED
             is_whole = not choice.scenes or (old.members is not None and not old.scenes)
@@ -329,12 +294,14 @@ class Fetcher:
             together = {member.path: member for member in [*(old.members or []), *members]}
             record.members = sorted(together.values())
         self.store.save(item, record)
-        if members is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(self.store.staging(item), ignore_errors=True)
         state = "fetched" if members is None else "unpacked"
-        return _Outcome(item.id, state, f"{self.store.state(item)}; from {record.source}, verified by {record.how}")
+        return _Outcome(item.id, state, f"{self.store.state(item)}; from {source}, verified by {record.how}")
 
-    def _get(self, source: Remote, at: int, item: Item, on_open: OnOpen) -> Iterator[bytes]:
+    def _chunks(
+        self, item: Item, source: Remote, at: int = 0, on_open: OnOpen = lambda total, tag: None
+    ) -> Iterator[bytes]:
+        """Yield the bytes from *at* on, as many as can be right and leave room on the disk, behind a progress bar."""
         size, expected = None if item.size == "unknown" else item.size, packed_size(self.manifest, item).total
         free = at + shutil.disk_usage(self.store.root).free - _RESERVE
         bound = 2 * expected + _RESERVE if expected else math.inf
@@ -344,40 +311,38 @@ class Fetcher:
             if (total or 0) > bound:
                 raise Refused(f"{total:,} bytes, where about {expected:,} are expected")
             on_open(total, tag)
+            bar.total = total
 
-        return get(source, at, size, most=most, retry=self.retry, stop=self.stop, on_open=check)
-
-    def _bar(self, item: Item, at: int) -> Any:
         disable = None if self.progress else True
-        return tqdm(initial=at, desc=item.file, unit="B", unit_scale=True, unit_divisor=1000, disable=disable)
+        with tqdm(initial=at, desc=item.file, unit="B", unit_scale=True, unit_divisor=1000, disable=disable) as bar:
+            for chunk in get(source, at, size, most=most, retry=self.retry, stop=self.stop, on_open=check):
+                yield chunk
+                bar.update(len(chunk))
 
-    def _check_room(self, path: Path, need: int) -> None:
+    def _lack_of_room(self, path: Path, need: int) -> FetchError | None:
         free = shutil.disk_usage(self.store.root).free
-        if need > free:
-            raise no_room(path, f"{in_words(free)} free", f"at least {in_words(need)}")
+        return no_room(path, f"{in_words(free)} free", f"at least {in_words(need)}") if need > free else None
 
 
-class _Reader:
-    """Chunks as a file that is read from front to back; *see* is called with each chunk."""
+class _Received:
+    """Chunks as a file that is read from front to back, with the sums of what was read."""
 
-    def __init__(self, chunks: Iterator[bytes], see: Callable[[bytes], object]) -> None:
-        self.chunks, self.see, self.left = chunks, see, b""
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self.chunks, self.sums, self.left = chunks, Sums(), b""
 
     def read(self, size: int) -> bytes:
         if not self.left:
             self.left = next(self.chunks, b"")
-            self.see(self.left)
+            self.sums.update(self.left)
         taken, self.left = self.left[:size], self.left[size:]
         return taken
 
 
-def _note_path(part: Path) -> Path:
-    return part.with_suffix(".part-from")
-
-
-def _how(item: Item, members: list[Member] | None) -> str:
+def _how(item: Item, is_whole: bool) -> str:
+    if not is_whole:
+        return "number of files per scene; the stream was ended before the checksum of the archive"
     if item.checksums != "unknown":
         return " and ".join(item.checksums) + " of the manifest"
-    if members is not None:
+    if item.unpack is not None:
         return "the checksums inside the archive; none is published"
     return "size of the manifest" if item.size != "unknown" else "nothing: no size or checksum is published"

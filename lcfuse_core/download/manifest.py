@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -27,7 +27,6 @@ _SHIPPED = _runtime.SHIPPED / "data_manifest.yaml"
 _DIGITS = {"md5": 32, "sha256": 64}
 """Checksum algorithms, and how many hexadecimal digits each has."""
 
-_FORMS = {".zip": "zip", ".tar.gz": "tar.gz"}
 _HOLE = re.compile(r"\{(\w+)\}")
 _LOCAL = re.compile(r"(http|ftp)://(127\.0\.0\.1|localhost)[:/]")
 
@@ -111,8 +110,7 @@ class Made(_Strict):
 
 
 Remote = Ftp | Https
-AnySource = Ftp | Https | ByHand | Made
-_Source = Annotated[AnySource, Field(discriminator="kind")]
+_Source = Annotated[Remote | ByHand | Made, Field(discriminator="kind")]
 
 
 class _Kind(_Strict):
@@ -185,7 +183,7 @@ class Item(_Strict):
     @property
     def form(self) -> str:
         """`zip`, `tar.gz`, or `plain`."""
-        return next((form for end, form in _FORMS.items() if (self.file or "").endswith(end)), "plain")
+        return next((form for form in ("zip", "tar.gz") if str(self.file).endswith(f".{form}")), "plain")
 
 
 class Choice(_Strict):
@@ -224,7 +222,11 @@ class Manifest(_Strict):
         """Return the data set of an item."""
         return self.datasets[item.dataset]
 
-    def sources(self, item: Item) -> list[AnySource]:
+    def kind(self, item: Item) -> _Kind:
+        """Return the kind of the files in an archive."""
+        return self.dataset(item).kinds[str(item.kind)]
+
+    def sources(self, item: Item) -> list[_Source]:
         """Return where to get an item, best first, with its file name filled in."""
         listed = self.dataset(item).sources if item.sources is None else item.sources
         return [_filled(source, item.file or "") for source in listed]
@@ -236,7 +238,7 @@ def _named(what: str, name: str, known: dict[str, _Value]) -> _Value:
     return known[name]
 
 
-def _filled(source: AnySource, file: str) -> AnySource:
+def _filled(source: _Source, file: str) -> _Source:
     """The source with the name of the file in its address."""
     name = "url" if isinstance(source, Remote) else "do" if isinstance(source, ByHand) else "command"
     return source.model_copy(update={name: getattr(source, name).replace("{file}", file)})
@@ -246,29 +248,20 @@ def read(path: Path | None = None) -> Manifest:
     """
     Return the manifest: the package's own, or that of *path*.
 
-    Raises MissingDataError without a file, DataError that names the field of the first mistake.
+    Raises MissingDataError without a file, DataError that names the field of the first mistake, or the line of what is
+    not YAML.
     """
     path = path or _SHIPPED
-    return parse(_runtime.read_document(path, "a data manifest"), path.name)
-
-
-def parse(text: str | bytes, where: str = "manifest") -> Manifest:
-    """
-    Return a manifest from its text; *where* names it in errors.
-
-    Raises DataError that names the field of the first mistake, or the line of what is not YAML.
-    """
-    values = load_yaml(text, where)
+    values = load_yaml(_runtime.read_document(path, "a data manifest"), path.name)
     try:
         manifest = Manifest.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         found = "nothing" if first["type"] == "missing" else repr(first["input"])[:120]
-        raise _mistake(
-            where, values, first["loc"], found, re.sub("^(Value error, |Input should be )", "", first["msg"])
-        ) from None
+        expected = re.sub("^(Value error, |Input should be )", "", first["msg"])
+        raise _mistake(path.name, values, first["loc"], found, expected) from None
     for loc, found, expected in _contradictions(manifest):
-        raise _mistake(where, values, loc, found, expected)
+        raise _mistake(path.name, values, loc, found, expected)
     return manifest
 
 
@@ -336,8 +329,7 @@ class Sizes:
     unknown: tuple[str, ...] = ()
 
     def __add__(self, other: Sizes) -> Sizes:
-        sums = self.exact + other.exact, self.about + other.about, self.estimate + other.estimate
-        return Sizes(*sums, self.unknown + other.unknown)
+        return Sizes(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def total(self) -> int:
@@ -358,7 +350,7 @@ def packed_size(manifest: Manifest, item: Item) -> Sizes:
         return Sizes(exact=item.size if isinstance(item.size, int) else 0)
     if item.about is not None:
         return Sizes(about=item.about)
-    files = _unpacked(manifest, item, Choice(item=item.id)) if item.unpack and item.kind else Sizes(unknown=(item.id,))
+    files = _unpacked(manifest, item, Choice(item=item.id)) if item.unpack else Sizes(unknown=(item.id,))
     return Sizes(estimate=files.total, unknown=files.unknown)
 
 
@@ -373,10 +365,7 @@ def disk_size(manifest: Manifest, choices: Iterable[Choice]) -> Sizes:
     whole = {choice.item for choice in chosen if not choice.scenes}
     for choice in chosen:
         item = manifest.item(choice.item)
-        if item.unpack is None or item.kind is None:
-            total += packed_size(manifest, item)
-            continue
-        size = _unpacked(manifest, item, choice)
+        size = _unpacked(manifest, item, choice) if item.unpack else packed_size(manifest, item)
         if size.estimate and {other.id for other in _alike(manifest, item)} <= whole:  # the number of all is published
             size = Sizes(exact=size.estimate)
         total += size
@@ -391,8 +380,7 @@ def _alike(manifest: Manifest, item: Item) -> list[Item]:
 def _unpacked(manifest: Manifest, item: Item, choice: Choice) -> Sizes:
     """Bytes of the files of an archive; where their number is not published, an equal fraction of all patches."""
     assert item.unpack is not None
-    dataset = manifest.dataset(item)
-    kind = dataset.kinds[str(item.kind)]
+    dataset, kind = manifest.dataset(item), manifest.kind(item)
     files = sum(choice.scenes.values()) if choice.scenes else item.unpack.files
     each = kind.about if kind.bytes == "unknown" else kind.bytes
     if each is None or (files == "unknown" and dataset.patches == "unknown"):

@@ -85,7 +85,7 @@ class Record:
     mark: str
     how: str
     source: str
-    at: str
+    at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     size: int = 0
     mtime_ns: int = 0
     checksums: dict[str, str] = field(default_factory=dict)
@@ -120,6 +120,10 @@ class Store:
         """Return where the file lies while it is fetched."""
         return self.file(item).with_name(f"{item.file}.part")
 
+    def note(self, item: Item) -> Path:
+        """Return where it is written from where a part is, and of which version."""
+        return self.file(item).with_name(f"{item.file}.part-from")
+
     def staging(self, item: Item) -> Path:
         """Return where an archive is unpacked first: on the same disk, under a name that no reader lists."""
         return self.root / f".unpacking-{item.id}"
@@ -144,19 +148,19 @@ class Store:
             return False
         if item.unpack is None:
             return path.is_file() and _version(path) == (record.size, record.mtime_ns)
-        enough = not record.scenes or (choice.scenes and set(choice.scenes) <= set(record.scenes))
-        return bool(enough and record.members) and not self._n_missing(item, record.members or [])
+        has_scenes = not record.scenes or (choice.scenes and set(choice.scenes) <= set(record.scenes))
+        return bool(has_scenes) and not self.faults(item, read=False)
 
-    def _n_missing(self, item: Item, members: list[Member]) -> int:
-        paths = [(self.into(item) / member.path, member.size) for member in members]
-        return sum(not path.is_file() or path.stat().st_size != size for path, size in paths)
+    def faults(self, item: Item, *, read: bool = True) -> list[tuple[Path, str]]:
+        """
+        Return path and fault of each file of an item, and of all that was unpacked, that is not as recorded.
 
-    def faults(self, item: Item) -> list[tuple[Path, str]]:
-        """Read the file of an item and all that was unpacked; return path and fault of each that has changed."""
+        Without *read* only the unpacked files are compared, and only by their sizes.
+        """
         record, path, found = self.record(item), self.file(item), []
         if record is None or (item.unpack is not None and not record.members):
             return [(path, "no record of what was unpacked")]
-        if path.is_file() and Sums.of(path).checksums != record.checksums:
+        if read and path.is_file() and Sums.of(path).checksums != record.checksums:
             found.append((path, "other content than when it was verified"))
         elif item.unpack is None and not path.is_file():
             found.append((path, "missing"))
@@ -166,7 +170,7 @@ class Store:
                 found.append((path, "missing"))
             elif path.stat().st_size != member.size:
                 found.append((path, f"{path.stat().st_size} bytes instead of {member.size}"))
-            elif sha256_of(path) != member.sha256:
+            elif read and sha256_of(path) != member.sha256:
                 found.append((path, "damaged: its SHA-256 is another"))
         return found
 
@@ -174,7 +178,7 @@ class Store:
         """Return the state of an item in a few words."""
         record, part = self.record(item), self.part(item)
         if item.unpack is not None and record is not None and record.members:
-            n, gone = len(record.members), self._n_missing(item, record.members)
+            n, gone = len(record.members), len(self.faults(item, read=False))
             of = "" if item.unpack.files in ("unknown", n) or record.scenes else f" of {item.unpack.files}"
             scenes = f", scenes {', '.join(record.scenes)}" if record.scenes else ""
             missing = f", {gone} of them missing or cut" if gone else ""
@@ -198,13 +202,13 @@ def _files(folder: Path) -> dict[str, Path]:
 
 def _members(folder: Path) -> dict[str, tuple[Member, str]]:
     """Return recorded files and their marks by path under *folder*: of items unpacked there, and of an adoption."""
-    found = [(_read_record(path), True) for path in _adopted(folder).glob("*.json")]
+    found = [_read_record(path) for path in _adopted(folder).glob("*.json")]
     for path in sorted((folder.parent / "fetched").glob("*.json")):
         record = _read_record(path)
         if record and record.into == folder.name:
-            found.append((record, _is_published(path.stem, record)))
-    marked = [(record, record.mark if is_known else UNVERIFIED) for record, is_known in found if record]
-    return {member.path: (member, mark) for record, mark in marked for member in record.members or []}
+            record.mark = record.mark if _is_published(path.stem, record) else UNVERIFIED
+            found.append(record)
+    return {member.path: (member, record.mark) for record in found if record for member in record.members or []}
 
 
 def _is_published(name: str, record: Record) -> bool:
@@ -258,7 +262,7 @@ def mark_folder(folder: Path, name: str, mark: str, how: str) -> None:
     """Record all files of a folder, as they are now, under *name* with a mark."""
     versions = {name: _version(path) for name, path in _files(folder.absolute()).items()}
     members = [Member(name, size, "", mtime_ns) for name, (size, mtime_ns) in versions.items()]
-    record = Record(mark, how, str(folder), now(), members=members)
+    record = Record(mark, how, str(folder), members=members)
     _runtime.write_atomic(_adopted(folder.absolute()) / f"{name}.json", json.dumps(asdict(record)) + "\n")
 
 
@@ -275,13 +279,13 @@ def adopt(folder: Path, manifest: Manifest, lists: Path) -> list[str]:
     """
     left, faults, lines = _files(folder), [], []
     for item in manifest.items:
-        if item.unpack is None or item.unpack.place is None or item.kind is None:
+        if item.unpack is None or item.unpack.place is None:
             continue
         mine = {name: path for name, path in left.items() if item.unpack.destination(name) == name}
         if not mine:
             continue
         left = {name: path for name, path in left.items() if name not in mine}
-        kind = manifest.dataset(item).kinds[item.kind]
+        kind = manifest.kind(item)
         slack, size = (0.0, kind.bytes) if kind.bytes != "unknown" else (0.05, kind.about or kind.at_most)
         for name, path in mine.items():
             if abs(path.stat().st_size - size) > slack * size:
@@ -315,8 +319,3 @@ def _listed(item: Item, manifest: Manifest, folder: Path) -> Iterator[str]:
                 do = f"Fetch it: `data fetch {source.id}`, with the same --root."
                 raise MissingDataError(path, found=wrong, expected="an official list of patches", do=do)
             yield from (line.replace("_s2_", f"_{item.kind}_") for line in path.read_text(encoding="utf-8").split())
-
-
-def now() -> str:
-    """Return the time for a record."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

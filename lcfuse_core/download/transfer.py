@@ -68,9 +68,6 @@ class Retry:
     rate: float = 20_000.0
 
 
-PATIENT = Retry()
-
-
 class _Body(NamedTuple):
     start: int  # the first byte
     total: int | None  # bytes of the whole file, if stated
@@ -88,7 +85,7 @@ def get(
     size: int | None = None,
     *,
     most: int | None = None,
-    retry: Retry = PATIENT,
+    retry: Retry | None = None,
     stop: threading.Event | None = None,
     on_open: OnOpen = lambda total, tag: None,
 ) -> Iterator[bytes]:
@@ -102,7 +99,7 @@ def get(
     Raises Refused if the source does not send the file within the limits, Changed if the bytes are not those of the
     file that was begun, FetchError after *stop*.
     """
-    stop = stop or threading.Event()
+    retry, stop = retry or Retry(), stop or threading.Event()
     best, fails, at, total, tag = start, 0, start, size, ""
     began = time.monotonic()
     while not stop.is_set():
@@ -141,14 +138,17 @@ def get(
     raise FetchError(source.url, found="a stop", expected="the rest of the file", do="Run it again to go on.")
 
 
-class _Watch:
+class _Watch(ExitStack):
     """
     Shuts the sockets of a connection down on a stop, or when too few bytes of the file arrive for too long.
+
+    At its end it closes what belongs to the connection.
 
     A timeout of the socket alone does not bound the time: every byte of a header, a reply or a trailer restarts it.
     """
 
     def __init__(self, stall_s: float, stop: threading.Event) -> None:
+        super().__init__()
         self.stall_s, self.stop = stall_s, stop
         self.deadline = time.monotonic() + stall_s
         self.done, self.is_late = threading.Event(), False
@@ -157,17 +157,13 @@ class _Watch:
 
     def __enter__(self) -> _Watch:
         self.thread.start()
+        self.callback(self.thread.join)
+        self.callback(self.done.set)
         return self
-
-    def __exit__(self, *error: object) -> None:
-        self.done.set()
-        self.thread.join()
-        for each in self.sockets:
-            each.close()
 
     def add(self, made: socket.socket) -> socket.socket:
         """Watch a socket. A duplicate is kept, because TLS moves the original into another object."""
-        self.sockets.append(made.dup())
+        self.sockets.append(self.enter_context(made.dup()))
         return made
 
     def _run(self) -> None:
@@ -214,10 +210,9 @@ def _printable(value: object) -> str:
 
 @contextmanager
 def _connection(source: Remote, at: int, retry: Retry, stop: threading.Event) -> Iterator[_Body]:
-    with ExitStack() as stack:
-        watch = stack.enter_context(_Watch(retry.stall_s, stop))
+    with _Watch(retry.stall_s, stop) as watch:
         try:
-            body = _ftp(stack, watch, source, at) if isinstance(source, Ftp) else _http(stack, watch, source.url, at)
+            body = _ftp(watch, source, at) if isinstance(source, Ftp) else _http(watch, source.url, at)
         except ftplib.error_perm as error:
             raise Refused(f"FTP {_printable(error)}") from None
         except _ERRORS as error:
@@ -269,19 +264,19 @@ class _Watched(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
         return super().do_open(connection, req, **options)
 
 
-def _http(stack: ExitStack, watch: _Watch, url: str, at: int) -> _Body:
+def _http(watch: _Watch, url: str, at: int) -> _Body:
     headers = {"User-Agent": f"lcfuse-core/{__version__}", "Accept-Encoding": "identity"}
     request = urllib.request.Request(url, headers=headers | ({"Range": f"bytes={at}-"} if at else {}))
     try:
         response = urllib.request.build_opener(_Redirects, _Watched(watch)).open(request, timeout=watch.stall_s)
     except HTTPError as error:
-        stack.callback(error.close)  # not `with error`: that of an endless redirect is closed
+        watch.callback(error.close)  # not `with error`: that of an endless redirect is closed
         return _http_refusal(error, at)
     except URLError as error:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
             raise Refused(f"its certificate is not trusted ({_printable(error.reason)})") from None
         raise
-    stack.callback(response.close)
+    watch.callback(response.close)
     kind = response.headers.get_content_type()
     if kind in ("text/html", "application/xhtml+xml"):
         raise Refused(f"a web page instead of the file ({kind})")
@@ -339,9 +334,9 @@ class _FtpClient(ftplib.FTP):
         return super().getline()
 
 
-def _ftp(stack: ExitStack, watch: _Watch, source: Ftp, at: int) -> _Body:
+def _ftp(watch: _Watch, source: Ftp, at: int) -> _Body:
     ftp, place = _FtpClient(watch), urlsplit(source.url)
-    stack.callback(ftp.close)
+    watch.callback(ftp.close)
     ftp.connect(place.hostname or "", place.port or ftplib.FTP_PORT)
     ftp.login(source.user, source.password)
     ftp.voidcmd("TYPE I")
@@ -350,9 +345,7 @@ def _ftp(stack: ExitStack, watch: _Watch, source: Ftp, at: int) -> _Body:
         total = ftp.size(path)
     except ftplib.error_perm:
         total = None  # not every server supports SIZE; RETR fails if there is no such file
-    if total is not None and at > total:
-        raise Changed(f"the file ends at {total}, before byte {at}")
-    if at and at == total:
+    if at and total is not None and at >= total:
         return _Body(at, total)
     try:
         data = ftp.transfercmd(f"RETR {path}", at or None)
@@ -360,7 +353,7 @@ def _ftp(stack: ExitStack, watch: _Watch, source: Ftp, at: int) -> _Body:
         if not at or not str(error).startswith("50"):
             raise
         start, data = 0, ftp.transfercmd(f"RETR {path}")  # 501, 502: this server does not support REST
-    stack.callback(watch.add(data).close)
+    watch.callback(watch.add(data).close)
 
     def chunks() -> Iterator[bytes]:
         yield from iter(lambda: data.recv(_BLOCK), b"")

@@ -8,7 +8,6 @@ import random
 import stat
 import struct
 import tarfile
-import time
 import tracemalloc
 import zipfile
 
@@ -50,32 +49,13 @@ def everything(top):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("wrap", ["", "./", "some/folder/"])
+@pytest.mark.parametrize("wrap", ["", "./", "some/folder/", None])
 def test_flat_and_wrapped_archives_come_out_alike(form, wrap, tmp_path):
-    """Litter of a Mac and folders are passed over."""
-    content = {"zip": make_zip, "tar.gz": tar_gz}[form](FILES, wrap)
+    """Litter of a Mac and folders are passed over; some of the phase archives have no folders (None)."""
+    files = FILES if wrap is not None else {path.rsplit("/", 1)[1]: content for path, content in FILES.items()}
+    content = {"zip": make_zip, "tar.gz": tar_gz}[form](files, wrap or "")
     assert unpack(content, form, tmp_path) == FILES
     assert not any("MACOSX" in path for path in everything(tmp_path))
-
-
-def test_flat_files_get_their_folders(tmp_path):
-    """Some of the phase archives have none."""
-    flat = {path.rsplit("/", 1)[1]: content for path, content in FILES.items()}
-    assert unpack(make_zip(flat), "zip", tmp_path) == FILES
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_only_the_scenes_that_are_wanted_are_written(form, tmp_path):
-    wanted = lambda name: Unpack(**UNPACK).destination(name, frozenset({"2"}))  # noqa: E731
-    found = unpack(pack(FILES, form), form, tmp_path, wanted)
-    assert found == {path: content for path, content in FILES.items() if "s1_2" in path}
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_an_archive_of_something_else_is_refused(form, tmp_path):
-    with pytest.raises(DataError, match="none of the files wanted"):
-        unpack(pack({"readme.txt": b"hello"}, form), form, tmp_path)
-    assert everything(tmp_path) == set()
 
 
 def test_without_a_pattern_all_data_files_keep_their_paths(tmp_path):
@@ -107,15 +87,6 @@ def test_a_member_that_differs_from_the_one_extracted_before_refuses_the_archive
     assert everything(tmp_path) == set()
 
 
-@pytest.mark.parametrize("size", [190_000, 2 * 10**9])
-def test_an_extended_header_is_bounded_in_time(size, tmp_path):
-    """`tarfile` of Python 3.11.7 takes more than 90 s for 190 kB of digits."""
-    start = time.perf_counter()
-    with pytest.raises(DataError, match=f"a header of {size} bytes"):
-        unpack(raw_tar(header("pax", size, tarfile.XHDTYPE), b"1" * 190_000), "tar.gz", tmp_path)
-    assert time.perf_counter() - start < 5
-
-
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
 def test_long_names_and_extended_headers_are_read(form, tmp_path):
     """Fractions of a second in a header of POSIX, names of more than 100 letters."""
@@ -132,18 +103,6 @@ def test_a_gzip_of_several_members_is_one_file(tmp_path):
     plain = gzip.decompress(tar_gz(FILES))
     parts = [gzip.compress(plain[start : start + 10_000]) for start in range(0, len(plain), 10_000)]
     assert unpack(b"".join(parts), "tar.gz", tmp_path) == FILES
-
-
-@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_any_flipped_bit_of_a_zip_is_an_error_or_harmless(method, tmp_path):
-    """Also of LZMA, and of the directory's offsets."""
-    content, rng = zip_of((NAME, bytes(range(256)) * 8), compression=method), random.Random(method)
-    for n, at in enumerate([*range(len(content) - 110, len(content)), *rng.sample(range(len(content) - 110), 60)]):
-        flipped = content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
-        try:
-            assert list(unpack(flipped, "zip", tmp_path / str(n)).values()) == [bytes(range(256)) * 8]
-        except DataError as error:
-            assert "an archive" in str(error)  # noqa: PT017 - either is right
 
 
 # Hostile ones ------------------------------------------------------------------------------------
@@ -184,11 +143,9 @@ def zip_of(*entries, **kind):
     return buffer.getvalue()
 
 
-def zip_entry(name=NAME, mode=stat.S_IFREG | 0o644, **fields):
+def zip_entry(name=NAME, mode=stat.S_IFREG | 0o644):
     info = zipfile.ZipInfo(name)
     info.external_attr = mode << 16
-    for field, value in fields.items():
-        setattr(info, field, value)
     return info
 
 
@@ -267,6 +224,8 @@ def hand_made():
     yield "tar header of a gigabyte", "tar.gz", gzip.compress(pax + bytes(3 * 10**7), 9)
     long_name = header("././@LongLink", 10**9, tarfile.GNUTYPE_LONGNAME)
     yield "tar name of a gigabyte", "tar.gz", gzip.compress(long_name + b"n" * 3 * 10**7, 9)
+    digits = raw_tar(header("pax", 190_000, tarfile.XHDTYPE), b"1" * 190_000)
+    yield "tar header of many digits", "tar.gz", digits  # `tarfile` of Python 3.11.7 takes more than 90 s for them
     yield "tar that says too much", "tar.gz", raw_tar(header(size=5000), bytes(512))
     yield "tar with a damaged header", "tar.gz", raw_tar(header(), b"\xff" * 512, header("ROIs1_s1_1_p2.tif"))
     yield "tar without an end", "tar.gz", gzip.compress(header(), 1)
@@ -277,19 +236,29 @@ def hand_made():
     yield "nothing as zip", "zip", b""
     yield "nothing as tar.gz", "tar.gz", b""
     yield "text as zip", "zip", b"<html>" * 100
+    for form in FORMS:
+        yield f"{form.partition('.')[0]} of something else", form, pack({"readme.txt": b"hello"}, form)
     yield "text as tar.gz", "tar.gz", b"<html>" * 100
 
 
 HOSTILE = list(hand_made())
 
 
-@pytest.mark.parametrize(("form", "content"), [h[1:] for h in HOSTILE], ids=[h[0] for h in HOSTILE])
-def test_a_hostile_archive_is_refused_and_leaves_no_trace(form, content, tmp_path):
+FOUND = {
+    "zip of members that share bytes": "members that share bytes",
+    "zip of something else": "none of the files wanted",
+    "tar of something else": "none of the files wanted",
+    "tar header of many digits": ".*a header of 190000 bytes",
+}
+"""What the error must state, where another one would hide that a check is lost."""
+
+
+@pytest.mark.parametrize(("what", "form", "content"), HOSTILE, ids=[h[0] for h in HOSTILE])
+def test_a_hostile_archive_is_refused_and_leaves_no_trace(what, form, content, tmp_path):
     """Not inside its folder and not outside; and in one error that names the archive."""
     box = tmp_path / "a" / "b"
     box.mkdir(parents=True)
-    found = "members that share bytes" if content == sharing_zip() else ""
-    with pytest.raises(DataError, match=rf"^an archive: found {found}"):
+    with pytest.raises(DataError, match=f"^an archive: found {FOUND.get(what, '')}"):
         unpack(content, form, box)
     assert everything(tmp_path) == {"a", "a/b"}
 
@@ -315,20 +284,37 @@ def test_a_header_fills_no_memory_whatever_ratio_is_allowed(what, tmp_path):
     assert peak < 8 * archives._SLACK
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_damaged_archive_gives_the_right_files_or_an_error(form, tmp_path):
-    """A hundred mutations of each form: cut, flipped, doubled, swapped and overwritten bytes."""
-    content, n_refused = pack(FILES, form), 0
-    for seed in range(100):
-        box = tmp_path / str(seed)
+DAMAGED = {
+    "tar.gz": pack(FILES, "tar.gz"),
+    "zip": pack(FILES, "zip"),
+    "zip, stored": zip_of(*FILES.items()),
+    "zip, bzip2": zip_of(*FILES.items(), compression=zipfile.ZIP_BZIP2),
+    "zip, lzma": zip_of(*FILES.items(), compression=zipfile.ZIP_LZMA),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_a_damaged_archive_gives_the_right_files_or_an_error(what, tmp_path):
+    """Fifty mutations (cut, flipped, doubled and overwritten bytes), and a flipped bit in each byte of its end."""
+    content, rng = DAMAGED[what], random.Random(what)
+    damaged = [mutated(content, rng) for _ in range(50)] + [flipped(content, at, rng) for at in range(-110, 0)]
+    n_refused = 0
+    for number, bad in enumerate(damaged):
+        box = tmp_path / str(number)
         try:
-            found = unpack(mutated(content, random.Random(seed)), form, box)
+            found = unpack(bad, what.partition(",")[0], box)
         except DataError:
             n_refused += 1
             assert not box.exists() or everything(box) == set()
         else:  # a bit of a date, say
             assert found == FILES
-    assert n_refused > 50
+    assert n_refused > 30
+
+
+def flipped(content, at, rng):
+    """One bit of the byte *at* is another."""
+    at %= len(content)
+    return content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
 
 
 def mutated(content, rng):
@@ -337,7 +323,7 @@ def mutated(content, rng):
     if kind == 0:
         return content[:at]
     if kind == 1:
-        return content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
+        return flipped(content, at, rng)
     if kind == 2:
         return content[:to] + content[at:]
     if kind == 3:

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import itertools
-import logging
 import math
 import os
 import random
@@ -20,6 +19,7 @@ from types import SimpleNamespace
 import faults
 import pytest
 from servers import FAULTS, FTP_FAULTS, FTPServer, HTTPServer
+from tqdm import tqdm
 from worlds import UNPACK, item, make_zip, manifest, md5, pack, toy_files
 
 from lcfuse_core import _runtime
@@ -33,7 +33,6 @@ QUICK = transfer.Retry(stall_s=0.25, tries=4, pause_s=0)
 N_SCHEDULES = 200
 NUMBERS = itertools.count()
 BY_HAND = {"kind": "by_hand", "page": "https://example.org/page", "log_in": True, "do": "Log in and take {file}."}
-logging.getLogger("pyftpdlib").setLevel(logging.CRITICAL)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +92,7 @@ ZIP, TAR = pack(toy_files(), "zip"), pack(toy_files(), "tar.gz")
 
 
 def schedule(seed, http, ftp, root):
-    """Serve one archive with random faults, fetch it twice, and describe errors of this package, if any."""
+    """Serve one archive with random faults, fetch it twice, and return what went wrong."""
     rng = random.Random(seed)
     form, files = rng.choice(["zip", "tar.gz"]), toy_files(seed)
     content = pack(files, form)
@@ -107,30 +106,18 @@ def schedule(seed, http, ftp, root):
     sums = md5(content) if rng.random() < 0.6 else "unknown"
     size = len(content) if rng.random() < 0.3 else "unknown"
     book = streamed(form, sources, sums, form == "tar.gz" and rng.random() < 0.5, size=size)
-    outcomes = [run(book, root)[0] for _ in range(2)]
-    asked = sum(script.requests[path] for script, path in scripts)
-    return "; ".join(_errors(outcomes, root, form, content, files, sums, asked))
-
-
-def _errors(outcomes, root, form, content, files, sums, asked):
-    final = root / "downloads" / f"toys.{form}"
-    first, second = outcomes
-    if first.is_good:
-        if unpacked(root) != files:
-            yield "unpacked something else"
-        if second.state != "here":
-            yield f"did something again: {second}"
-    else:
-        if first.state != "failed" or "127.0.0.1" not in first.message:
-            yield f"unclear: {first}"
-        if not second.is_good and ((root / "toys").exists() or final.exists()):
-            yield "left something under a final name"
-    if final.exists() and sums != "unknown" and final.read_bytes() != content:
-        yield "a wrong file under its name"
-    if first.is_good and list(root.glob(".unpacking*")):
-        yield "left its staging folder"
-    if asked > 150:
-        yield f"{asked} requests"
+    first, second = [run(book, root)[0] for _ in range(2)]
+    final, asked = root / "downloads" / f"toys.{form}", sum(script.requests[path] for script, path in scripts)
+    wrong = {
+        "unpacked something else": first.is_good and unpacked(root) != files,
+        f"did something again: {second}": first.is_good and second.state != "here",
+        "left its staging folder": first.is_good and list(root.glob(".unpacking*")),
+        f"unclear: {first}": not first.is_good and (first.state != "failed" or "127.0.0.1" not in first.message),
+        "left something under a final name": not second.is_good and ((root / "toys").exists() or final.exists()),
+        "a wrong file under its name": final.exists() and sums != "unknown" and final.read_bytes() != content,
+        f"{asked} requests": asked > 150,
+    }
+    return [what for what, is_so in wrong.items() if is_so]
 
 
 def test_no_schedule_of_failures_ends_in_a_wrong_file(http, ftp, root):
@@ -178,20 +165,16 @@ def test_part_of_an_earlier_run_is_continued_or_begun_again(part, asked, http, r
     """The progress bar begins where the part ends."""
     bars = []
 
-    class Bar(fetch.tqdm):
-        def __init__(self, **options):
-            super().__init__(**options | {"disable": False, "file": io.StringIO()})
+    def bar(**options):
+        bars.append(tqdm(**options | {"disable": False, "file": io.StringIO()}))
+        return bars[-1]
 
-        def close(self):
-            bars.append((self.initial, self.n, self.total))
-            super().close()
-
-    monkeypatch.setattr(fetch, "tqdm", Bar)
+    monkeypatch.setattr(fetch, "tqdm", bar)
     source, path = serve(http, ZIP)
     (root / "downloads/toys.zip.part").write_bytes(part)
     assert run(manifest(item("zip", [source], md5(ZIP))), root, progress=True)[0].state == "unpacked"
     assert http.script.asked[path] == asked
-    assert bars[-1] == (asked[-1], len(ZIP), len(ZIP))
+    assert (bars[-1].initial, bars[-1].n, bars[-1].total) == (asked[-1], len(ZIP), len(ZIP))
 
 
 def test_part_of_another_version_is_begun_again(http, root):
@@ -297,15 +280,6 @@ def test_stream_of_wrong_bytes_leaves_nothing(http, root):
     assert not list(root.glob(".unpacking*"))
 
 
-def test_an_empty_answer_is_not_a_file(http, root):
-    """Neither for a file without a published size and checksum, which nothing else can tell from the right one."""
-    source, _ = serve(http, b"")
-    (outcome,) = run(manifest(item("bin", [source], "unknown", size="unknown", unpack=None)), root)
-    assert outcome.state == "failed"
-    assert "0 bytes" in outcome.message
-    assert not (root / "downloads" / "toys.bin").exists()
-
-
 def test_file_put_there_by_hand_is_verified(root):
     """A wrong one is set aside, not deleted: it is the user's."""
     book = manifest(item("zip", [BY_HAND], md5(ZIP)))
@@ -348,11 +322,6 @@ def test_two_runs_do_not_fetch_into_one_folder(root):
         run(manifest(item()), root)
 
 
-def test_item_that_fails_does_not_stop_the_others(http, root):
-    bad, good = item("zip", [http.source("nowhere.zip")], name="bad"), item("zip", [serve(http, ZIP)[0]], name="good")
-    assert [outcome.state for outcome in run(manifest(bad, good), root)] == ["failed", "unpacked"]
-
-
 def test_host_gets_no_more_connections_than_it_allows(root, monkeypatch):
     at_once, most = [], []
 
@@ -380,33 +349,61 @@ def test_no_redirect_leads_from_https_to_http():
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 IN = b"220 ready\r\n331 go on\r\n230 in\r\n200 I\r\n"
-HANGING = {
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+ENDLESS = {
     "nothing at all": (b"", b""),
     "dripped headers": (HEAD, b"X: y\r\n"),
     "a header without an end": (HEAD + b"X: ", b"y"),
     "endless 100 Continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
     "dripped body": (HEAD + b"Content-Length: 100000\r\n\r\n", b"P"),
-    "dripped length of a chunk": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"0"),
-    "endless trailers": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\nP\r\n0\r\n", b"X: y\r\n"),
+    "dripped length of a chunk": (CHUNKED, b"0"),
+    "endless trailers": (CHUNKED + b"1\r\nP\r\n0\r\n", b"X: y\r\n"),
     "FTP banner of endless lines": (b"", b"220-welcome\r\n"),
     "FTP banner without an end": (b"220 welcome", b"."),
     "FTP replies of many lines": (b"220 ready\r\n331 go on\r\n230-in\r\n", b"230-in\r\n"),
+    "a flood of FTP lines": (b"", (b"220-" + b"x" * 60 + b"\r\n") * 1000),
+    "a flood of 100 Continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000),
+    "an endless redirect": (b"HTTP/1.1 302 Found\r\nLocation: /y.zip\r\n\r\n", b"x" * 60_000),
 }
-FLOODS = {
-    "a flood of FTP lines": (b"", b"220-" + b"x" * 60 + b"\r\n"),
-    "a flood of 100 Continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
-    "an endless redirect": (b"HTTP/1.1 302 Found\r\nLocation: /y.zip\r\n\r\n", b"x" * 60),
-}
-NO_FTP = (
-    b"220 r\xe9ady\r\n331 \xff\r\n230 in\r\n200 I\r\n213 \xb2\r\n", IN + b"213 ten\r\n",
-    IN + b"213 10\r\n227 nowhere\r\n229 nowhere\r\n", b"220 ready\r\n530 \x1b[2Jnot\x07 allowed\r\n", b"\x00\xff\r\n",
-    b"hello\r\n",
-)  # fmt: skip
+"""What is sent once, and then again and again."""
+
+ANSWERS = {
+    "a chunk of 0x5 bytes": (CHUNKED + b"0x5\r\nhello\r\n0\r\n\r\n", "a chunk of size b'0x5"),
+    "a chunk of -0 bytes": (CHUNKED + b"5\r\nhello\r\n-0\r\n\r\n", "a chunk of size b'-0"),
+    "a size of a chunk that is cut after 0": (CHUNKED + b"5\r\nhello\r\n0", "a chunk of size b'0'"),
+    "two encodings of the transfer": (
+        HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", "Transfer-Encoding gzip, chunked"),
+    "two headers of an encoding": (
+        HEAD + b"Content-Encoding: identity\r\nContent-Encoding: gzip\r\n\r\nhello", "Content-Encoding identity, gzip"),
+    "202, not yet ready": (b"HTTP/1.1 202 Accepted\r\nContent-Length: 7\r\n\r\npending", "HTTP 202 Accepted; 2 times"),
+    "226, a difference": (b"HTTP/1.1 226 IM Used\r\nContent-Length: 5\r\n\r\ndelta", "HTTP 226 IM Used"),
+    "an endless redirect to itself": (b"HTTP/1.1 302 Found\r\nLocation: /x.zip\r\n\r\n", "infinite loop"),
+    "headers that are cut": (HEAD + b"Content-Le", "ended at byte 0; 2 times"),
+    "a part without its place": (b"HTTP/1.1 206 OK\r\n\r\nhello", "a part without its place (Content-Range '')"),
+    "no status": (b"\r\n\r\n", "(BadStatusLine)"),
+    "an empty file": (HEAD + b"Content-Length: 0\r\n\r\n", "0 bytes instead of a file"),
+    "FTP, strange letters": (b"220 r\xe9ady\r\n331 \xff\r\n230 in\r\n200 I\r\n213 \xb2\r\n", ""),
+    "FTP, a size in words": (IN + b"213 ten\r\n", ""),
+    "FTP, no address": (IN + b"213 10\r\n227 nowhere\r\n229 nowhere\r\n", ""),
+    "FTP, control characters": (b"220 ready\r\n530 \x1b[2Jnot\x07 allowed\r\n", ""),
+    "FTP, zeros": (b"\x00\xff\r\n", ""),
+    "FTP, no number": (b"hello\r\n", ""),
+}  # fmt: skip
+"""What is sent once, and the reason that must be given."""
+
+LIE = HEAD + b"Content-Length: 1%s\r\n\r\nPK" % (b"0" * 18)
+
+
+def local(port, ftp=False):
+    """A server on this machine, as the manifest writes it."""
+    if ftp:
+        return {"kind": "ftp", "url": f"ftp://127.0.0.1:{port}/x.zip", "user": "m", "password": "word"}
+    return {"kind": "https", "url": f"http://127.0.0.1:{port}/x.zip"}
 
 
 @contextmanager
-def raw_server(once, forever=b"", pause_s=0.02):
-    """Answer each connection with *once*, then with *forever* again and again, whatever the request."""
+def raw_server(once, forever=b"", pause_s=0.02, ftp=False):
+    """Answer each connection with *once*, then with *forever* again and again; yields this server as a source."""
     closing = threading.Event()
 
     def answer(connection):
@@ -425,53 +422,37 @@ def raw_server(once, forever=b"", pause_s=0.02):
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=listen, daemon=True).start()
-        yield server.getsockname()[1]
+        yield local(server.getsockname()[1], ftp)
         closing.set()
         server.shutdown(socket.SHUT_RDWR)
 
 
-def hostile(port, is_ftp, **more):
-    """A manifest whose only source is a raw server."""
-    source = {"kind": "https", "url": f"http://127.0.0.1:{port}/x.zip"}
-    if is_ftp:
-        source = {"kind": "ftp", "url": f"ftp://127.0.0.1:{port}/x.zip", "user": "m", "password": "word"}
-    return manifest(item("zip", [source], **more))
+@pytest.mark.parametrize("what", [*ENDLESS, *ANSWERS])
+def test_answer_that_is_not_the_file_is_refused_even_where_nothing_is_published(what, root):
+    """
+    Without size and checksum only the protocol shows that the bytes are not the whole file.
 
-
-LIE = HEAD + b"Content-Length: 1%s\r\n\r\nPK" % (b"0" * 18)
-CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
-ODD_ANSWERS = {
-    "a chunk of 0x5 bytes": (CHUNKED + b"0x5\r\nhello\r\n0\r\n\r\n", "a chunk of size b'0x5"),
-    "a chunk of -0 bytes": (CHUNKED + b"5\r\nhello\r\n-0\r\n\r\n", "a chunk of size b'-0"),
-    "a size of a chunk that is cut after 0": (CHUNKED + b"5\r\nhello\r\n0", "a chunk of size b'0'"),
-    "two encodings of the transfer": (
-        HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", "Transfer-Encoding gzip, chunked"),
-    "two headers of an encoding": (
-        HEAD + b"Content-Encoding: identity\r\nContent-Encoding: gzip\r\n\r\nhello", "Content-Encoding identity, gzip"),
-    "202, not yet ready": (b"HTTP/1.1 202 Accepted\r\nContent-Length: 7\r\n\r\npending", "HTTP 202 Accepted; 4 times"),
-    "226, a difference": (b"HTTP/1.1 226 IM Used\r\nContent-Length: 5\r\n\r\ndelta", "HTTP 226 IM Used"),
-    "an endless redirect to itself": (b"HTTP/1.1 302 Found\r\nLocation: /x.zip\r\n\r\n", "infinite loop"),
-    "headers that are cut": (HEAD + b"Content-Le", "ended at byte 0; 4 times"),
-    "a part without its place": (b"HTTP/1.1 206 OK\r\n\r\nhello", "a part without its place (Content-Range '')"),
-    "no status": (b"\r\n\r\n", "(BadStatusLine)"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("what", ODD_ANSWERS)
-def test_answer_that_is_not_the_file_is_none_even_where_nothing_is_published(what, root):
-    """Without size and checksum, only the protocol shows that the bytes are not the whole file."""
-    answer, reason = ODD_ANSWERS[what]
-    with raw_server(answer) as port:
-        source = {"kind": "https", "url": f"http://127.0.0.1:{port}/x.bin"}
-        outcome = run(manifest(item("bin", [source], "unknown", size="unknown", unpack=None)), root)[0]
-    assert (outcome.state, reason in outcome.message) == ("failed", True), outcome.message
+    A byte now and then is no progress, a flood is counted and not collected, and the reason is one printable line.
+    """
+    once, forever = ENDLESS.get(what) or (ANSWERS[what][0], b"")
+    reason = "" if what in ENDLESS else ANSWERS[what][1]
+    retry = transfer.Retry(stall_s=0.3 if what in ENDLESS else 5, tries=2, pause_s=0)
+    with raw_server(once, forever, pause_s=0 if len(forever) > 1000 else 0.02, ftp="FTP" in what) as source:
+        tracemalloc.start()
+        begun = time.monotonic()
+        [outcome] = run(manifest(item("bin", [source], unpack=None)), root, retry=retry)
+        assert time.monotonic() - begun < 10
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+        tracemalloc.stop()
+    assert (outcome.state, outcome.message.replace("\n", "").isprintable()) == ("failed", True)
+    assert outcome.message.startswith(f"{source['url']}: ")
+    assert reason in outcome.message
     assert not (root / "downloads/toys.bin").exists()
 
 
 @pytest.mark.parametrize("more", [{}, {"about": 500_000}], ids=["unknown size", "published about"])
 def test_source_that_states_an_absurd_size_does_not_keep_the_next_from_being_used(more, http, root):
-    with raw_server(LIE) as port:
-        lying = {"kind": "https", "url": f"http://127.0.0.1:{port}/x.zip"}
+    with raw_server(LIE) as lying:
         [outcome] = run(manifest(item("zip", [lying, serve(http, ZIP)[0]], **more)), root)
         assert outcome.state == "unpacked"
         [outcome] = run(manifest(item("zip", [lying], name="other", **more)), root)
@@ -481,20 +462,20 @@ def test_source_that_states_an_absurd_size_does_not_keep_the_next_from_being_use
 def test_stream_of_another_version_that_is_cut_does_not_spoil_the_next_source(root, http):
     """What it left is compared with the archive of the next source, and then thrown away."""
     content, other = (pack(toy_files(seed, patches=60), "tar.gz") for seed in (0, 7))
-    with raw_server(HEAD + b"Content-Length: %d\r\n\r\n" % len(other) + other[:-70_000]) as port:
-        sources = [{"kind": "https", "url": f"http://127.0.0.1:{port}/x.zip"}, serve(http, content)[0]]
-        [outcome] = run(streamed("tar.gz", sources, "unknown", True), root)
+    with raw_server(HEAD + b"Content-Length: %d\r\n\r\n" % len(other) + other[:-70_000]) as cut:
+        [outcome] = run(streamed("tar.gz", [cut, serve(http, content)[0]], "unknown", True), root)
     assert (outcome.state, unpacked(root)) == ("unpacked", toy_files(patches=60))
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_part_that_is_longer_than_the_file_is_begun_again(known, http, root):
-    """Also if the server answers a request for a part with the whole file."""
-    source, path = serve(http, ZIP, "ignore_range")
+@pytest.mark.parametrize(("kind", "known"), [("http", True), ("http", False), ("ftp", True)])
+def test_part_that_is_longer_than_the_file_is_begun_again(kind, known, request, root):
+    """Also if the server answers a request for a part with the whole file; over FTP its size is known before."""
+    server = request.getfixturevalue(kind)
+    source, path = serve(server, ZIP, *["ignore_range"] * (kind == "http"))
     (root / "downloads/toys.zip.part").write_bytes(ZIP + b"more")
     (root / "downloads/toys.zip.part-from").write_text(f'{{"url": "{source["url"]}"}}')
     assert run(manifest(item("zip", [source], md5(ZIP) if known else "unknown")), root)[0].state == "unpacked"
-    assert http.script.asked[path] == ([len(ZIP) + 4, 0])
+    assert server.script.asked[path] == ([len(ZIP) + 4, 0] if kind == "http" else [0])
 
 
 @pytest.mark.parametrize("text", ["[]", "null", '{"url": 5}', "[" * 10_000, "\udcff"])
@@ -516,41 +497,17 @@ def test_time_after_which_to_ask_again_is_a_number_or_a_date(text, least, most):
 def test_proxy_is_named_when_no_connection_comes_about(monkeypatch, root):
     monkeypatch.setenv("http_proxy", "http://user:secret@127.0.0.1:1")
     monkeypatch.setenv("no_proxy", "")
-    outcome = run(hostile(80, False), root)[0]
+    outcome = run(manifest(item("zip", [local(80)])), root)[0]
     assert "no connection through the proxy in http_proxy (" in outcome.message
     assert "secret" not in outcome.message
-
-
-@pytest.mark.parametrize("what", HANGING)
-def test_no_server_holds_a_download_longer_than_the_limits(what, root):
-    """A byte now and then, in whatever place of the protocol, does not count as progress."""
-    with raw_server(*HANGING[what]) as port:
-        begun = time.monotonic()
-        [outcome] = run(hostile(port, "FTP" in what), root, retry=transfer.Retry(stall_s=0.3, tries=2, pause_s=0))
-        assert time.monotonic() - begun < 10
-    assert outcome.state == "failed"
-    assert "x.zip: " in outcome.message
-
-
-@pytest.mark.parametrize("what", FLOODS)
-def test_flood_does_not_fill_the_memory(what, root):
-    """Replies and bodies that are not needed are counted or dropped, not collected."""
-    once, forever = FLOODS[what]
-    with raw_server(once, forever * 1000, pause_s=0) as port:
-        tracemalloc.start()
-        [outcome] = run(hostile(port, "FTP" in what), root, retry=transfer.Retry(stall_s=0.5, tries=1, pause_s=0))
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    assert outcome.state == "failed"
-    assert peak < 20e6
 
 
 def test_endless_body_does_not_fill_the_disk(root, monkeypatch):
     """Without a length the disk keeps its reserve, and a file may not exceed twice its estimate."""
     monkeypatch.setattr(fetch, "_RESERVE", 0)
     chunk = b"10000\r\nPK" + bytes(65_534) + b"\r\n"
-    with raw_server(HEAD + b"Transfer-Encoding: chunked\r\n\r\n", chunk, pause_s=0) as port:
-        outcome = run(hostile(port, False, about=500_000), root)[0]
+    with raw_server(CHUNKED, chunk, pause_s=0) as source:
+        outcome = run(manifest(item("zip", [source], about=500_000)), root)[0]
     assert "more bytes than the 1000000 of the file" in outcome.message
     assert list((root / "downloads").glob("*.zip*")) == [root / "downloads/toys.zip.part-from"]
 
@@ -560,14 +517,6 @@ def test_source_that_is_too_slow_as_a_whole_is_given_up(http):
     retry = transfer.Retry(stall_s=0.3, tries=10**6, pause_s=0, grace_s=0, rate=1e12)
     with pytest.raises(transfer.Refused, match="too slow"):
         list(transfer.get(source, retry=retry))
-
-
-@pytest.mark.parametrize("replies", NO_FTP)
-def test_replies_that_are_not_ftp_give_one_printable_reason(replies, root):
-    with raw_server(replies) as port:
-        outcome = run(hostile(port, True), root)[0]
-    assert (outcome.state, outcome.message.replace("\n", "").isprintable()) == ("failed", True)
-    assert "x.zip: " in outcome.message
 
 
 # Restarts and damage -----------------------------------------------------------------------------
@@ -581,9 +530,15 @@ def season_of(http, *faults, room):
     return manifest(entry, choices=[{"item": "toys", "scenes": {"1": 3, "2": 3}, "stream": True}]), content, path
 
 
-def test_archive_that_fits_on_the_disk_continues_after_a_restart(http, root):
-    """The archive itself does not stay, and it is verified as a whole."""
+def test_archive_that_fits_on_the_disk_continues_after_a_restart(http, root, monkeypatch):
+    """Also if the disk is just large enough; the archive itself does not stay, and it is verified as a whole."""
     book, content, path = season_of(http, "cut", "gone", room=True)
+    size = 2 * len(content) + manifest_file.disk_size(book, book.subset("colab").items).total
+
+    def disk_usage(_):
+        return SimpleNamespace(free=size - sum(part.stat().st_size for part in (root / "downloads").glob("*.part")))
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
     assert run(book, root)[0].state == "failed"
     part = (root / "downloads/toys.tar.gz.part").stat().st_size
     assert 0 < part < len(content)
@@ -675,25 +630,17 @@ def fetched_toys(http, root):
     return book.item("toys"), records.Store(root)
 
 
-def damaged(store, toys):
-    return [f"{path}: {why}" for path, why in store.faults(toys)]
-
-
 def test_damage_of_fetched_files_is_found_by_name(fetched_toys):
-    """A flipped bit by reading, a lost and a cut file by their sizes, another archive by its checksum."""
+    """A lost and a cut file are counted by their sizes, another archive is found by its checksum."""
     toys, store = fetched_toys
-    assert damaged(store, toys) == []
-    assert store.state(toys) == "unpacked, 6 files, verified"
-    flipped, lost, cut = [store.into(toys) / name for name in list(toy_files())[:3]]
-    flipped.write_bytes(bytes([flipped.read_bytes()[0] ^ 1]) + flipped.read_bytes()[1:])
+    assert store.faults(toys) == []
+    lost, cut = [store.into(toys) / name for name in list(toy_files())[:2]]
     lost.unlink()
     cut.write_bytes(cut.read_bytes()[:-1])
-    found = damaged(store, toys)
-    assert [line.split(": ")[1] for line in found] == ["damaged", "missing", "5999 bytes instead of 6000"]
-    assert str(flipped) in found[0]
     assert store.state(toys) == "unpacked, 6 files, verified, 2 of them missing or cut"
     store.file(toys).write_bytes(b"PK other")
-    assert "other content" in damaged(store, toys)[0]
+    expected = [(store.file(toys), "other content than when it was verified")]
+    assert store.faults(toys) == [*expected, (lost, "missing"), (cut, "5999 bytes instead of 6000")]
 
 
 HEADER = '"mark": "verified", "how": "", "source": "", "at": ""'
@@ -708,9 +655,9 @@ def test_damaged_or_empty_record_means_verifying_again(text, fetched_toys, root)
     (store.root / "fetched" / "toys.json").write_text(text)
     assert not store.is_done(Choice(item="toys"), toys)
     assert records.provenance(store.into(toys)) == records.UNVERIFIED
-    assert damaged(store, toys) == [f"{store.file(toys)}: no record of what was unpacked"]
+    assert store.faults(toys) == [(store.file(toys), "no record of what was unpacked")]
     assert run(manifest(toys.model_dump(mode="json")), root)[0].state == "unpacked"
-    assert damaged(store, toys) == []
+    assert store.faults(toys) == []
 
 
 def test_only_files_of_the_own_manifest_are_verified(fetched_toys, published):
