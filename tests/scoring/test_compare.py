@@ -1,17 +1,14 @@
-"""Methods compared by pairs of one seed and one world, and drift against the committed scores."""
+"""Methods compared by pairs of one seed and one world."""
 
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from ledgers import made, table_of, write
 from scipy import stats
 
-from lcfuse_core import _runtime
 from lcfuse_core.data.legends import SCORED
-from lcfuse_core.errors import DataError, MissingDataError
 from lcfuse_core.methods.registry import BOUNDS, METHODS
 from lcfuse_core.scoring import compare, intervals, ledger, protocol, scores
 from lcfuse_core.scoring.compare import Step
@@ -176,84 +173,6 @@ def test_a_line_is_found_by_method_and_seed(lines):
     assert (found["parameters.method"], found["seeds.world"]) == ("b", 1)
     assert not found.isna().any()
     assert compare.line(lines, "b", 7).empty
-
-
-SCORES = ("aa", "oa", "miou_8", "miou_9", "kappa")
-DECLARED = yaml.safe_load((_runtime.SHIPPED / "tolerances.yaml").read_text())["scores"]
-DRIFTING = [method for one in DECLARED for method in one["methods"]]
-
-
-def ledger_of(path, kind, moved=None, missing=(), steps=400):
-    """A ledger with a line for each method with a tolerance; *moved*: points by (method, score)."""
-    entries = [
-        {
-            "kind": kind, "label_regime": "coarse only", "seeds": {"world": 0},
-            "parameters": {"method": method, "steps": steps, "crop": 64, "batch": 16},
-            "scores": {score: 0.5 + (moved or {}).get((method, score), 0) / 100 for score in SCORES},
-        }
-        for method in DRIFTING
-        if method not in missing
-    ]  # fmt: skip
-    return write(path, entries)
-
-
-@pytest.fixture
-def committed(tmp_path):
-    return ledger_of(tmp_path / "committed.jsonl", "seeds")
-
-
-def drift_code(new, committed):
-    return compare._main([str(new), "--committed", str(committed)])
-
-
-@pytest.mark.parametrize(
-    ("method", "score", "points", "code"),
-    [("MODIS label", "aa", 0, 0), ("MODIS label", "aa", 0.001, 1), ("Random forest, plain", "aa", 0.9, 0),
-     ("Random forest, plain", "aa", -1.1, 1), ("FCN, plain", "aa", 4.9, 0), ("FCN, plain", "aa", -5.1, 1),
-     ("U-Net, plain", "oa", 7.9, 0)],
-)  # fmt: skip
-def test_each_score_has_its_own_tolerance(tmp_path, committed, capsys, method, score, points, code):
-    new = ledger_of(tmp_path / "new.jsonl", "evaluation", {(method, score): points})
-    assert drift_code(new, committed) == code
-    printed = capsys.readouterr()
-    if code:
-        assert method in printed.err
-        assert "1 of 30 scores have moved" in printed.err
-    else:
-        assert f"of {len(DRIFTING)} methods, at most {points:.2f} points apart" in printed.out
-
-
-def test_a_method_that_is_missing_has_drifted(tmp_path, committed, capsys):
-    """Neither one that was not run, nor one that was trained otherwise than the committed one."""
-    assert drift_code(ledger_of(tmp_path / "new.jsonl", "evaluation", missing=("FCN, plain",)), committed) == 1
-    assert "5 of 30" in capsys.readouterr().err
-    assert drift_code(ledger_of(tmp_path / "other.jsonl", "evaluation", steps=10), committed) == 1
-    assert "30 of 30" in capsys.readouterr().err
-
-
-def test_nothing_to_compare_is_an_error(tmp_path, committed, capsys):
-    assert drift_code(tmp_path / "none.jsonl", committed) == 2
-    assert "no such file" in capsys.readouterr().err
-    with pytest.raises(MissingDataError, match="lines of the chapter evaluation"):
-        compare._drift(ledger_of(tmp_path / "new.jsonl", "training"), committed)
-    with pytest.raises(DataError, match=r"lines without .*parameters\.method"):
-        compare._drift(write(tmp_path / "odd.jsonl", [{"kind": "evaluation"}]), committed)
-
-
-def test_the_last_of_several_new_lines_counts(tmp_path, committed):
-    old = ledger_of(tmp_path / "old.jsonl", "evaluation", {("MODIS label", "aa"): 9}).read_text()
-    new = ledger_of(tmp_path / "new.jsonl", "evaluation")
-    new.write_text(old + new.read_text())
-    assert compare._drift(new, committed)["ok"].all()
-
-
-def test_every_tolerance_has_a_reason_and_a_committed_line():
-    """The committed ledger has each declared method, with the training of the smoke profile and seed 0."""
-    smoke = yaml.safe_load((_runtime.SHIPPED / "profiles" / "smoke.yaml").read_text())
-    lines = ledger.read(_runtime.SHIPPED / "seeds.jsonl")
-    same = lines[(lines["seeds.world"] == 0) & (lines["parameters.steps"] == smoke["steps"])]
-    assert set(DRIFTING) <= set(same["parameters.method"])
-    assert all(len(one["why"].split()) >= 8 for one in DECLARED)
 
 
 def record_of(**changes):
