@@ -1,11 +1,11 @@
 """Methods compared by pairs of one seed and one world."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 import pytest
-from ledgers import made, table_of, write
 from scipy import stats
 
 from lcfuse_core.data.legends import SCORED
@@ -14,10 +14,43 @@ from lcfuse_core.scoring import compare, intervals, ledger, protocol, scores
 from lcfuse_core.scoring.compare import Step
 
 
+def region_counts(rng, aa):
+    """Counts (11, 11) of one region, in which about *aa* of the pixels of each class are right."""
+    counts = np.zeros((11, 11), np.int64)
+    for code in SCORED:
+        n = int(rng.integers(200, 2000))
+        right = int(n * np.clip(aa + rng.normal(0, 0.05), 0, 1))
+        counts[code, code], counts[code, SCORED[0] if code != SCORED[0] else SCORED[1]] = right, n - right
+    return counts
+
+
+def line(method, world, aa, training=0):
+    """A line of a method with four regions, which have the same pixels for all methods."""
+    rng = np.random.default_rng(world)
+    counts = {name: region_counts(rng, aa) for name in ("cape", "delta", "north", "river")}
+    own = asdict(scores.summarise(sum(counts.values())))
+    own["regions"] = {name: asdict(scores.summarise(one)) for name, one in counts.items()}
+    own["counts"] = {name: one.tolist() for name, one in counts.items()}
+    return {
+        "parameters": {"method": method, "steps": 400}, "label_regime": "coarse only", "regime": "inductive",
+        "seeds": {"world": world, "training": training}, "scores": own, "cost": {"train_s": 10.0 + world},
+        "hashes": {"evaluation": f"world {world}"},
+    }  # fmt: skip
+
+
+def table_of(methods):
+    """The lines of methods, by name with their AA in each world, as `ledger.read` returns them."""
+    return pd.json_normalize([line(name, *one) for name, aas in methods.items() for one in enumerate(aas)])
+
+
+def without_counts(lines):
+    return lines.drop(columns=lines.filter(like="scores.counts.").columns)
+
+
 @pytest.fixture
 def lines():
     """Three methods, three seeds: `b` is ten points over `a` everywhere, `c` sometimes over and sometimes under `b`."""
-    return table_of(made({"a": (0.4, 0.5, 0.6), "b": (0.5, 0.6, 0.7), "c": (0.6, 0.5, 0.75)}))
+    return table_of({"a": (0.4, 0.5, 0.6), "b": (0.5, 0.6, 0.7), "c": (0.6, 0.5, 0.75)})
 
 
 def test_a_gain_is_a_pair_of_one_seed(lines):
@@ -28,22 +61,17 @@ def test_a_gain_is_a_pair_of_one_seed(lines):
     assert (steady["better"], bool(steady["exceeds spread"])) == ("3 of 3", True)
     assert steady["spread"] < 0.5 < 5 < shaky["spread"]
     assert (shaky["better"], bool(shaky["exceeds spread"])) == ("2 of 3", False)
-    assert steady["low"] <= steady["mean"] <= steady["high"]
 
 
 def test_lines_of_other_data_make_no_pair(lines):
     """Seeds are compared on the same world only, and a step without a pair is left out."""
-    lines.loc[(lines["parameters.method"] == "b") & (lines["seeds.world"] == 1), "hashes.evaluation"] = "other"
+    of_b = lines["parameters.method"] == "b"
+    lines.loc[of_b & (lines["seeds.world"] == 1), "hashes.evaluation"] = "other"
     found = compare.gains(lines, [Step("steady", "b", "a"), Step("not recorded", "b", "d")])
     assert list(found.index) == ["steady"]
     assert found.loc["steady", "better"] == "2 of 2"
-
-
-def test_a_single_pair_has_no_spread_and_does_not_exceed_it():
-    lines = table_of(made({"a": (0.4,), "b": (0.5,)}, seeds=(0,)))
-    found = compare.gains(lines, [Step("steady", "b", "a")]).loc["steady"]
-    assert np.isnan(found["spread"])
-    assert not found["exceeds spread"]
+    lines.loc[of_b, "hashes.evaluation"] = "other"
+    assert compare.gains(lines, [Step("steady", "b", "a")]).empty
 
 
 def arrays_of(lines, method):
@@ -59,10 +87,9 @@ def test_the_overview_has_a_row_a_method_best_first(lines):
     own = lines[lines["parameters.method"] == "b"]
     aa, row = 100 * own["scores.aa"], found.loc["b"]
     assert row[["AA", "least", "greatest"]].tolist() == pytest.approx([aa.mean(), aa.min(), aa.max()], abs=0.051)
-    assert row[["seeds", "labels", "train s"]].tolist() == [3, "coarse only", 11]
+    assert row[["seeds", "labels", "regime", "train s"]].tolist() == [3, "coarse only", "inductive", 11]
     one = intervals.hierarchical(arrays_of(lines, "b"))
     assert row[["low", "high"]].tolist() == pytest.approx([100 * one.low, 100 * one.high], abs=0.051)
-    assert row["low"] < row["AA"] < row["high"]
     assert row["regional AA"] == pytest.approx(100 * own.filter(regex=r"regions\..*\.aa$").to_numpy().mean(), abs=0.051)
     assert row["cells per region"] == round(own["scores.n_pixels"].mean() / 4 / scores.CELL_PX)
 
@@ -76,17 +103,19 @@ def test_the_interval_of_a_gain_is_paired_over_worlds_and_regions(lines):
     assert found["regional"] == pytest.approx(100 * (own.to_numpy() - other.to_numpy()).mean(), abs=0.051)
 
 
-def test_one_world_has_an_interval_over_its_regions_and_lines_without_counts_have_none():
-    lines = table_of(made({"a": (0.4,), "b": (0.5,)}, seeds=(0,)))
-    groups, others = (arrays_of(lines, name)[0, 0] for name in "ba")
-    one, gain = (
-        intervals.interval(groups, method="jackknife"), intervals.difference(groups, others, method="jackknife")
-    )  # fmt: skip
-    assert compare.overview(lines).loc["b", "low"] == pytest.approx(100 * one.low, abs=0.051)
-    assert compare.gains(lines, [Step("", "b", "a")])["low"].item() == pytest.approx(100 * gain.low, abs=0.051)
-    bare = table_of(made({"a": (0.4, 0.5, 0.6), "b": (0.5, 0.6, 0.7)}, with_counts=False))
-    assert compare.overview(bare)[["low", "high"]].isna().all(axis=None)
-    assert compare.gains(bare, [Step("", "b", "a")])[["low", "high"]].isna().all(axis=None)
+def test_one_world_has_an_interval_over_its_regions_and_lines_without_counts_have_none(lines):
+    """A single pair has no spread either, and does not exceed it."""
+    single, step = table_of({"a": (0.4,), "b": (0.5,)}), [Step("", "b", "a")]
+    groups, others = (arrays_of(single, name)[0, 0] for name in "ba")
+    one = intervals.interval(groups, method="jackknife")
+    gain = intervals.difference(groups, others, method="jackknife")
+    assert compare.overview(single).loc["b", "low"] == pytest.approx(100 * one.low, abs=0.051)
+    found = compare.gains(single, step).iloc[0]
+    assert found["low"] == pytest.approx(100 * gain.low, abs=0.051)
+    assert np.isnan(found["spread"])
+    assert not found["exceeds spread"]
+    for table in (compare.overview(without_counts(lines)), compare.gains(without_counts(lines), step)):
+        assert table[["low", "high"]].isna().all(axis=None)
 
 
 def test_p_values_are_those_of_a_paired_t_test_adjusted_by_holm(lines):
@@ -97,21 +126,19 @@ def test_p_values_are_those_of_a_paired_t_test_adjusted_by_holm(lines):
     np.testing.assert_allclose(found["p, Holm"], expected, atol=1e-4)
 
 
-def test_several_trainings_in_a_world_are_averaged():
+def test_several_trainings_in_a_world_are_averaged_and_as_many_in_each_are_in_the_interval():
     """Two worlds with two trainings each, a third world with one."""
-    entries = made({"a": (0.4, 0.5, 0.6)})
-    for world in (0, 1):
-        again = made({"a": (0.5, 0.6)}, seeds=(world,))
-        again[0]["seeds"] = {"world": world, "training": 7}
-        entries += again
-    lines = table_of(entries)
+    entries = [line("a", 0, 0.4), line("a", 1, 0.5), line("a", 2, 0.6), line("a", 0, 0.5, 7), line("a", 1, 0.6, 7)]
+    lines = pd.json_normalize(entries)
     assert compare.by_seed(lines).loc["a", 0] == pytest.approx(100 * lines["scores.aa"].iloc[[0, 3]].mean())
+    first = intervals.hierarchical(arrays_of(lines.head(3), "a"))
+    assert compare.overview(lines).loc["a", "low"] == pytest.approx(100 * first.low, abs=0.051)
 
 
 def test_of_two_lines_of_a_run_the_newer_counts(tmp_path, monkeypatch):
     """A method that was run again after a change."""
-    old, new = made({"a": (0.4,)}, seeds=(0,)), made({"a": (0.6,)}, seeds=(0,))
-    write(tmp_path / "methods.jsonl", old + new)
+    for aa in (0.4, 0.6):
+        ledger.append(tmp_path / "methods.jsonl", line("a", 0, aa))
     monkeypatch.setattr(compare, "SHIPPED", tmp_path)
     found = compare.recorded_methods()
     assert compare.by_seed(found).loc["a", 0] == pytest.approx(60, abs=4)
