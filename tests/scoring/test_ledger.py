@@ -191,7 +191,6 @@ def test_eight_writers_some_killed_lose_no_line_that_was_reported(tmp_path):
         table = ledger.read(path)
     # The process that was killed at any moment may have been between two lines.
     assert 3 <= str(warned[0].message).count("l line ") <= 4
-    n_reported = 0
     for writer in range(8):
         said = [int(number) for number in reported[writer].read_bytes().split()]
         found = table.loc[table["writer"] == writer]
@@ -200,8 +199,6 @@ def test_eight_writers_some_killed_lose_no_line_that_was_reported(tmp_path):
         assert found["number"].drop_duplicates().tolist() == said
         assert len(found) - each <= (writer == 6)
         assert (found["padding"].str.len() == 50 + 13 * found["number"] % 400).all()
-        n_reported += len(said)
-    assert n_reported == 8 * each
 
 
 def test_a_line_has_the_fields_of_the_schema_and_its_costs():
@@ -229,7 +226,7 @@ def test_what_is_synthetic_cannot_be_called_real():
             entry(synthetic=synthetic, data_kind=kind)
 
 
-def test_missing_empty_and_newer_ledgers(tmp_path):
+def test_missing_empty_older_and_newer_ledgers(tmp_path):
     """No file or a folder is an error, an empty one an empty table, a newer schema an error that names the line."""
     path = tmp_path / "l"
     with pytest.raises(DataError, match="found Is a directory, expected a readable ledger"):
@@ -238,9 +235,11 @@ def test_missing_empty_and_newer_ledgers(tmp_path):
         ledger.read(path)
     path.touch()
     assert len(ledger.read(path)) == 0
-    ledger.append(path, {"schema": 2})
+    ledger.append(path, {"schema": 1, "scores": {"aa": 0.5}})
+    ledger.append(path, entry())
+    assert ledger.read(path)["scores.aa"].tolist() == [0.5, 0.75]
     ledger.append(path, {"schema": 3})
-    with pytest.raises(DataError, match="l line 2: found schema 3"):
+    with pytest.raises(DataError, match="l line 3: found schema 3"):
         ledger.read(path)
 
 
@@ -311,11 +310,8 @@ def file(tmp_path):
     """A ledger with two lines that differ in one parameter and one score, and a torn line between them."""
     path = tmp_path / "ledger.jsonl"
     for seed in (0, 1):
-        entry = ledger.new_entry(
-            "evaluation", {"method": "guess", "seed": seed}, {"aa": 0.25 + seed / 8, "regions": {}},
-            label_regime="coarse only", profile="smoke", seeds={"world": 0}, synthetic=True, cost={"train_s": seed},
-        )  # fmt: skip
-        ledger.append(path, entry)
+        parameters, scores = {"method": "guess", "seed": seed}, {"aa": 0.25 + seed / 8, "regions": {}}
+        ledger.append(path, entry(parameters=parameters, scores=scores, cost={"train_s": seed}))
         if seed == 0:
             with path.open("ab") as open_file:
                 open_file.write(b'{"schema": 2, "kin')
@@ -385,14 +381,3 @@ def test_no_part_of_a_line_passes_for_a_line():
     line = json.dumps(entry(), ensure_ascii=False).encode()
     assert isinstance(ledger._parse(line), dict)
     assert [cut for cut in range(len(line)) if isinstance(ledger._parse(line[:cut]), dict)] == []
-
-
-def test_lines_of_the_first_schema_are_read(tmp_path):
-    """The ledger of several seeds was begun before there was a second one."""
-    path = tmp_path / "l"
-    ledger.append(path, {"schema": 1, "scores": {"aa": 0.5}})
-    ledger.append(path, entry())
-    table = ledger.read(path)
-    assert table["schema"].tolist() == [1, 2]
-    assert table["scores.aa"].tolist() == [0.5, 0.75]
-    assert table.attrs["lines"] == [1, 2]
