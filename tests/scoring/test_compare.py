@@ -166,6 +166,9 @@ def test_the_shipped_lines_are_synthetic_and_of_known_methods():
     assert set(lines["parameters.method"]) <= {*METHODS, *BOUNDS}
     assert compare._BOUND_SAME_REGIONS not in set(lines["parameters.method"])  # evaluated on other patches
     assert not lines.duplicated(["parameters.method", "seeds.world"]).any()
+    assert (lines.groupby("seeds.world")["hashes.evaluation"].nunique() == 1).all()
+    crossed = lines[lines["parameters.method"].str.contains("times the steps")]  # losses, by regions of training
+    assert (crossed.groupby("parameters.method")["seeds.world"].nunique() == 5).to_numpy().tolist() == [True] * 6
     assert set(lines["label_regime"]) <= set(ledger.LABEL_REGIMES)
     for (method, regime), _ in lines.groupby(["parameters.method", "regime"]):
         assert regime == (METHODS | BOUNDS)[method].regime, method
@@ -183,15 +186,6 @@ def test_the_shipped_trainings_are_a_complete_design():
     regional = lines.filter(regex=r"^scores\.regions\..*\.aa$").dropna(axis=1, how="all")
     assert regional.notna().all(axis=None)
     assert {compare.FUSION, compare.INDUCTIVE, compare.INTERPOLATED} <= set(lines["parameters.method"])
-
-
-def test_loss_and_training_regions_are_crossed_in_each_world():
-    """Official recipe, FCN and FCN with `cell_mean`, on source and on target regions, on the same patches."""
-    lines = compare.recorded_methods()
-    crossed = lines[lines["parameters.method"].str.contains("times the steps")]
-    assert crossed["parameters.method"].nunique() == 6
-    assert (crossed.groupby("parameters.method")["seeds.world"].nunique() == 5).all()
-    assert (lines.groupby("seeds.world")["hashes.evaluation"].nunique() == 1).all()
 
 
 def test_a_line_is_found_by_method_and_seed(lines):
@@ -248,12 +242,6 @@ def test_a_gain_vanishes_between_a_gain_and_a_loss():
     assert compare.zeros([0.3, 1.0, 2.0], [4.0, 2.0, 1.0]) == []
     assert compare.zeros([0.0, 1.0, 2.0], [-1.0, 3.0, 0.0]) == [0.25, 2.0]
     assert compare.zeros([30.0, 122.0], [float("nan"), 1.0]) == []
-
-
-def test_the_shipped_worlds_of_other_properties_have_all_scores():
-    table = compare.sensitivity()
-    assert set(table["score"]) == {"pooled", "regional"}
-    assert table[["interpolated label", "inductive network", "best member"]].notna().all().all()
 
 
 def test_the_most_frequent_classes_of_the_recalibrated_label_are_the_real_ones():
