@@ -171,14 +171,16 @@ def gains(lines: pd.DataFrame, steps: Iterable[Step] = ABLATION) -> pd.DataFrame
     for step in steps:
         if step.method not in data.index or step.over not in data.index:
             continue
-        worlds = data.columns[data.loc[step.method] == data.loc[step.over]]
-        if len(worlds):
-            by_world[step.adds] = aa.loc[step.method, worlds] - aa.loc[step.over, worlds]
-            regional_gain[step.adds] = (of_regions.loc[step.method, worlds] - of_regions.loc[step.over, worlds]).mean()
-            ends[step.adds] = _ends(lines[lines["seeds.world"].isin(worlds)], step.method, step.over)
+        paired = np.asarray(data.loc[step.method] == data.loc[step.over], bool)
+        if paired.any():
+            by_world[step.adds] = (aa.loc[step.method] - aa.loc[step.over])[paired]
+            regional_gain[step.adds] = (of_regions.loc[step.method] - of_regions.loc[step.over])[paired].mean()
+            pairs = lines[lines["seeds.world"].isin(data.columns[paired])]
+            ends[step.adds] = _ends(pairs, step.method, step.over)
     gain = pd.DataFrame(by_world).T.sort_index(axis=1).astype(float)
     n, mean, spread = gain.count(axis=1), gain.mean(axis=1), gain.std(axis=1)
-    p = 2 * special.stdtr(n - 1, -(mean / (spread / np.sqrt(n))).abs())
+    t = (mean / gain.sem(axis=1)).abs().to_numpy()
+    p = 2 * special.stdtr(n.to_numpy() - 1, -t)
     columns = {
         "mean": mean,
         "spread": spread,
@@ -188,7 +190,7 @@ def gains(lines: pd.DataFrame, steps: Iterable[Step] = ABLATION) -> pd.DataFrame
         "exceeds spread": mean > spread,
     }
     table = _rounded(gain.rename(columns="seed {:.0f}".format).join(pd.DataFrame(columns)))
-    return table.rename_axis(index="step", columns=None).assign(**{"p, Holm": intervals.holm(p).round(4)})
+    return table.rename_axis(index="step", columns=None).assign(**{"p, Holm": intervals.holm(p.tolist()).round(4)})
 
 
 RIVALS = {
