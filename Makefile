@@ -85,7 +85,7 @@ test: $(READY) ## all checks: style, types, tests, and every chapter run and com
 	$(PYTEST)
 	@mkdir -p _build && rm -f _build/test-ledger.jsonl
 	LCFUSE_LEDGER=$(CURDIR)/_build/test-ledger.jsonl $(PYTEST) $(NBVAL) $(LONGEST_FIRST:%=book/%.ipynb)
-	$(PY) -m lcfuse_core.scoring.compare _build/test-ledger.jsonl
+	$(PY) scripts/drift.py _build/test-ledger.jsonl
 	@$(PY) scripts/chapters.py verified # the status page tells the day
 
 quick: $(READY) ## the checks that take seconds

@@ -21,7 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lcfuse_core.data.legends import DFC2020, SCORED
-from lcfuse_core.errors import DataError, GridError
+from lcfuse_core.errors import DataError
 
 _Z_95 = 1.959964  # quantile of the normal distribution for an interval of 95 per cent
 
@@ -38,9 +38,6 @@ def _adjusted(
     [150.0, 250.0]
     """
     n, total = np.asarray(sample, np.float64), np.asarray(mapped, np.float64)
-    if n.ndim != 2 or n.shape[0] != n.shape[1] or total.shape != n.shape[:1]:
-        found = f"a sample of shape {n.shape} with areas {total.shape}"
-        raise GridError("areas", found=found, expected="(n, n) with (n,)", do="Give both for the same classes.")
     n_i = n.sum(axis=1)
     thin = (total > 0) & (n_i < 2)
     if thin.any() or not total.sum() > 0:

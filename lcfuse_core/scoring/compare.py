@@ -1,24 +1,15 @@
 """
-Compare methods by their committed ledger lines over several seeds, and new scores with the committed ones.
+Compare methods by their committed ledger lines over several seeds.
 
 `shipped/methods.jsonl` has a line per method and seed, as `lcfuse_core compare` writes it: of a sample world and of a
 training on it. Methods are compared world by world, because a difficult world is difficult for all of them. Intervals
 are over worlds and regions (`intervals.hierarchical`), or over regions where there is one world.
-
-    python -m lcfuse_core.scoring.compare NEW.jsonl [--committed FILE]
-
-checks for drift. NEW is the ledger of a run of the chapters, as `make test` writes it. Each score is compared with the
-line of the same method, seed and training in the committed ledger, within the tolerance that `shipped/tolerances.yaml`
-declares. The exit code is 1 if a score is further away or missing, and 2 if nothing can be compared.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,9 +17,7 @@ import pandas as pd
 from scipy import special
 
 from lcfuse_core._runtime import SHIPPED
-from lcfuse_core._yaml import load_yaml
 from lcfuse_core.data.legends import DFC2020, SCORED
-from lcfuse_core.errors import LcfuseError, MissingDataError
 from lcfuse_core.scoring import intervals, ledger, protocol
 from lcfuse_core.scoring.scores import CELL_PX, N_CODES
 
@@ -108,7 +97,7 @@ def recorded_methods() -> pd.DataFrame:
     bounds = bounds[bounds["hashes.evaluation"].isin(lines["hashes.evaluation"]) & same_patches]
     both = pd.concat([lines, bounds], ignore_index=True).drop_duplicates(_RUN, keep="last")
     by_name = both["parameters.method"].str.contains("target region").map({True: "transductive", False: "inductive"})
-    return both.assign(regime=both["regime"].fillna(by_name) if "regime" in both else by_name)  # old lines have none
+    return both.assign(regime=both["regime"].fillna(by_name))  # old lines have none
 
 
 def recorded_trainings() -> pd.DataFrame:
@@ -144,26 +133,26 @@ def overview(lines: pd.DataFrame) -> pd.DataFrame:
     regions' own), mIoU(8), OA, least and greatest AA of the worlds, seeds, cells per region (the evaluated area in
     coarse cells), regime, labels, train s (median).
     """
-    aa, rows = by_seed(lines), {}
-    for method, own in lines.groupby("parameters.method", sort=False):
-        values = aa.loc[str(method)].dropna()
-        regional = own.filter(regex=_REGIONAL)
-        n_regions = regional.notna().sum(axis=1).mean()
-        rows[method] = {
-            "AA": values.mean(),
-            **_ends(lines, str(method)),
-            "regional AA": 100 * regional.mean(axis=1).mean(),
-            "mIoU(8)": 100 * own["scores.miou_8"].mean(),
-            "OA": 100 * own["scores.oa"].mean(),
-            "least": values.min(),
-            "greatest": values.max(),
-            "seeds": len(own),
-            "cells per region": own["scores.n_pixels"].mean() / CELL_PX / n_regions if n_regions else np.nan,
-            "regime": " / ".join(own["regime"].unique()) if "regime" in own else "",
-            "labels": " / ".join(own["label_regime"].unique()),
-            "train s": own["cost.train_s"].median(),
-        }
-    table = pd.DataFrame.from_dict(rows, "index").rename_axis("method").round({"cells per region": 0})
+    aa, regional = by_seed(lines), lines.filter(regex=_REGIONAL)
+    ends = pd.DataFrame([_ends(lines, method) for method in aa.index], aa.index, ["low", "high"])
+    more = {"regional": regional.mean(axis=1), "n_regions": regional.notna().sum(axis=1)}
+    own = lines.assign(**more).groupby("parameters.method", sort=False)
+    columns = {
+        "AA": aa.mean(axis=1),
+        "low": ends["low"],
+        "high": ends["high"],
+        "regional AA": 100 * own["regional"].mean(),
+        "mIoU(8)": 100 * own["scores.miou_8"].mean(),
+        "OA": 100 * own["scores.oa"].mean(),
+        "least": aa.min(axis=1),
+        "greatest": aa.max(axis=1),
+        "seeds": own.size(),
+        "cells per region": own["scores.n_pixels"].mean() / CELL_PX / own["n_regions"].mean().replace(0, np.nan),
+        "regime": own["regime"].unique().map(" / ".join),
+        "labels": own["label_regime"].unique().map(" / ".join),
+        "train s": own["cost.train_s"].median(),
+    }
+    table = pd.DataFrame(columns).rename_axis("method").round({"cells per region": 0})
     return _rounded(table).sort_values("AA", ascending=False, kind="stable")
 
 
@@ -175,34 +164,33 @@ def gains(lines: pd.DataFrame, steps: Iterable[Step] = ABLATION) -> pd.DataFrame
     worlds and regions), regional (the mean gain in the mean of the regions' AA), better ("4 of 5" worlds), "exceeds
     spread": whether the mean gain does, and "p, Holm": of a paired t-test over worlds, adjusted for the steps' number.
     """
-    aa, data, rows, p = by_seed(lines), ledger.by_seed(lines, "hashes.evaluation"), {}, []
+    aa, data = by_seed(lines), ledger.by_seed(lines, "hashes.evaluation")
     regional = lines.filter(regex=_REGIONAL).mean(axis=1)
     of_regions = by_seed(lines.assign(**{"scores.regional": regional}), "regional")
+    by_world, regional_gain, ends = {}, {}, {}
     for step in steps:
         if step.method not in data.index or step.over not in data.index:
             continue
-        one, other = data.loc[step.method], data.loc[step.over]
-        pairs = sorted(int(seed) for seed in data.columns[np.asarray((one == other) & one.notna(), bool)])
-        if not pairs:
-            continue
-        gain = (aa.loc[step.method, pairs] - aa.loc[step.over, pairs]).astype(float)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            t = gain.mean() / (gain.std() / np.sqrt(len(gain)))
-        p.append(2 * special.stdtr(len(gain) - 1, -abs(t)))
-        rows[step.adds] = {
-            **{f"seed {seed}": value for seed, value in gain.items()},
-            "mean": gain.mean(),
-            "spread": gain.std(),
-            **_ends(lines[lines["seeds.world"].isin(pairs)], step.method, step.over),
-            "regional": (of_regions.loc[step.method, pairs] - of_regions.loc[step.over, pairs]).mean(),
-            "better": f"{int(np.sum(gain.to_numpy() > 0))} of {len(gain)}",
-            "exceeds spread": bool(gain.mean() > gain.std()),
-        }
-    table = pd.DataFrame.from_dict(rows, "index").rename_axis("step")
-    ends = ["mean", "spread", "low", "high", "regional", "better", "exceeds spread"]
-    seeds = sorted({name for name in table if name not in ends}, key=lambda name: int(str(name).split()[1]))
-    table = _rounded(table.reindex(columns=[*seeds, *ends]))
-    return table.assign(**{"p, Holm": intervals.holm(p).round(4)})
+        paired = np.asarray(data.loc[step.method] == data.loc[step.over], bool)
+        if paired.any():
+            by_world[step.adds] = (aa.loc[step.method] - aa.loc[step.over])[paired]
+            regional_gain[step.adds] = (of_regions.loc[step.method] - of_regions.loc[step.over])[paired].mean()
+            pairs = lines[lines["seeds.world"].isin(data.columns[paired])]
+            ends[step.adds] = _ends(pairs, step.method, step.over)
+    gain = pd.DataFrame(by_world).T.sort_index(axis=1).astype(float)
+    n, mean, spread = gain.count(axis=1), gain.mean(axis=1), gain.std(axis=1)
+    t = (mean / gain.sem(axis=1)).abs().to_numpy()
+    p = 2 * special.stdtr(n.to_numpy() - 1, -t)
+    columns = {
+        "mean": mean,
+        "spread": spread,
+        **pd.DataFrame(ends, ["low", "high"]).T,
+        "regional": pd.Series(regional_gain, dtype=float),
+        "better": (gain > 0).sum(axis=1).astype(str) + " of " + n.astype(str),
+        "exceeds spread": mean > spread,
+    }
+    table = _rounded(gain.rename(columns="seed {:.0f}".format).join(pd.DataFrame(columns)))
+    return table.rename_axis(index="step", columns=None).assign(**{"p, Holm": intervals.holm(p.tolist()).round(4)})
 
 
 RIVALS = {
@@ -292,82 +280,24 @@ def _rounded(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**(table[floats].round(1) + 0.0))
 
 
-def _ends(lines: pd.DataFrame, *methods: str) -> dict[str, float]:
+def _ends(lines: pd.DataFrame, *methods: str) -> tuple[float, float]:
     """Return the ends in per cent of the interval of a method, or of the difference of two; NaN without counts."""
-    own = lines[lines["parameters.method"].isin(methods)].drop_duplicates(_RUN, keep="last")
-    own = own[[*_RUN, *own.filter(regex=r"^scores\.counts\.")]].dropna(axis=1, how="all").dropna()
-    runs = [set(map(tuple, own.loc[own[_RUN[0]] == method, _RUN[1:]].to_numpy().tolist())) for method in methods]
-    by_world: dict[int, list[tuple[int, int]]] = {}
-    for world, training in sorted(set.intersection(*runs)) if len(own.columns) > len(_RUN) + 1 else ():
-        by_world.setdefault(world, []).append((world, training))
-    if not by_world:
-        return {"low": np.nan, "high": np.nan}
-    n_trainings = min(map(len, by_world.values()))  # as many in each world
-    kept, found = [run for runs in by_world.values() for run in runs[:n_trainings]], own.set_index(_RUN)
-    shape = (len(by_world), n_trainings, -1, N_CODES, N_CODES)
-    one, *others = (np.array(found.loc[[(method, *run) for run in kept]].to_numpy().tolist()) for method in methods)
-    one, other = one.reshape(shape), others[0].reshape(shape) if others else None
-    if len(by_world) > 1:
+    own = lines[lines["parameters.method"].isin(methods)].drop_duplicates(_RUN, keep="last").set_index(_RUN)
+    counts = own.filter(regex=r"^scores\.counts\.").dropna(axis=1, how="all").dropna()
+    of_methods = [counts[counts.index.isin([method], level=0)].droplevel(0) for method in methods]
+    runs = of_methods[0].index.intersection(of_methods[-1].index).sort_values()
+    worlds = runs.to_frame(index=False).groupby("seeds.world")
+    if runs.empty or len(counts.columns) < 2:
+        return np.nan, np.nan
+    n_trainings = worlds.size().min()
+    runs = runs[worlds.cumcount() < n_trainings]  # as many in each world
+    shape = (len(worlds), n_trainings, -1, N_CODES, N_CODES)
+    one, *others = (np.array(side.loc[runs].to_numpy().tolist()).reshape(shape) for side in of_methods)
+    other = others[0] if others else None
+    if len(worlds) > 1:
         interval = intervals.hierarchical(one, other)
     elif other is None:
         interval = intervals.interval(one[0, 0], method="jackknife")
     else:
         interval = intervals.difference(one[0, 0], other[0, 0], method="jackknife")
-    return {"low": 100 * interval.low, "high": 100 * interval.high}
-
-
-def _drift(new: Path, committed: Path = SHIPPED / "seeds.jsonl") -> pd.DataFrame:
-    """
-    Compare the scores of a new ledger with the committed ones: one row per method and score, in per cent.
-
-    A method without a new line, or without a committed one of the same seed and training, is not `ok`. Of several new
-    lines of a method the last counts. Raises MissingDataError if the new ledger has no line of the kind compared.
-    """
-    declared = load_yaml((SHIPPED / "tolerances.yaml").read_bytes(), "tolerances.yaml")
-    lines, before = ledger.read(new), ledger.read(committed)
-    lines = lines[lines["kind"] == declared["kind"]] if "kind" in lines else lines.iloc[:0]
-    if lines.empty:
-        kind = declared["kind"]
-        expected, do = f"lines of the chapter {kind}", f"Run the chapter {kind} with LCFUSE_LEDGER set to this file."
-        raise MissingDataError(new, found="none", expected=expected, do=do)
-    before = before[before["label_regime"] == "coarse only"]
-    training = ["parameters.method", "seeds.world", "parameters.steps", "parameters.crop", "parameters.batch"]
-    ledger.check_fields(lines, *training)
-    rows = []
-    for tolerance in declared["scores"]:
-        for method in tolerance["methods"]:
-            now = lines[lines["parameters.method"] == method].tail(1)
-            then = before.merge(now[training], on=training).tail(1) if len(now) else now
-            for score, points in tolerance["within"].items():
-                was, is_now = (_percent(line, f"scores.{score}") for line in (then, now))
-                ok = abs(is_now - was) <= points + 1e-9  # NaN is not
-                rows.append((method, score, was, is_now, is_now - was, points, ok))
-    return pd.DataFrame(rows, columns=["method", "score", "committed", "new", "difference", "tolerance", "ok"])
-
-
-def _percent(lines: pd.DataFrame, column: str) -> float:
-    return 100 * float(lines[column].iloc[0]) if len(lines) and column in lines else float("nan")
-
-
-def _main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("new", type=Path)
-    parser.add_argument("--committed", type=Path, default=SHIPPED / "seeds.jsonl", help="default: that of the package")
-    given = parser.parse_args(arguments)
-    try:
-        found = _drift(given.new, given.committed)
-    except LcfuseError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    moved = found[~found["ok"]]
-    if len(moved):
-        print(moved.round(2).to_string(index=False), file=sys.stderr)
-        print(f"{len(moved)} of {len(found)} scores have moved: see shipped/tolerances.yaml.", file=sys.stderr)
-        return 1
-    widest = found["difference"].abs().max()
-    print(f"No drift: {len(found)} scores of {found['method'].nunique()} methods, at most {widest:.2f} points apart.")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(_main())
+    return 100 * interval.low, 100 * interval.high

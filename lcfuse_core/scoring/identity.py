@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from lcfuse_core import _runtime
 from lcfuse_core.data.packed import open_scene, packed_paths
 from lcfuse_core.download import records
+from lcfuse_core.download.archives import sha256_of
 from lcfuse_core.errors import MissingDataError
 from lcfuse_core.sample import world
 
@@ -70,14 +71,20 @@ class _Known(NamedTuple):
     sha256: str
 
 
-def _with_cached(root: Path, cache: Path) -> Iterator[tuple[str, str, _Known | None]]:
-    """Yield name and path of each file, and what the cache has of it; both are read side by side, in one order."""
+def _with_cached(root: Path, cache: Path) -> Iterator[tuple[_Known, str]]:
+    """
+    Yield each file, with its path; the hash is empty if the cache has none of this version.
+
+    Folder and cache are read side by side, in one order.
+    """
     lines = _read_cache(cache)
-    known = next(lines, None)
+    cached = next(lines, None)
     for name, path in _files(root):
-        while known is not None and known.name.split("/") < name.split("/"):
-            known = next(lines, None)
-        yield name, path, known if known is not None and known.name == name else None
+        while cached is not None and cached.name.split("/") < name.split("/"):
+            cached = next(lines, None)
+        facts = os.stat(path)
+        found = _Known(name, facts.st_size, facts.st_mtime_ns, "")
+        yield cached if cached is not None and cached[:3] == found[:3] else found, path
 
 
 def _read_cache(cache: Path) -> Iterator[_Known]:
@@ -90,10 +97,10 @@ def _read_cache(cache: Path) -> Iterator[_Known]:
 
 
 def _unchanged(root: Path, cache: Path) -> Iterator[_Known]:
-    """Yield the cached lines of all files; LookupError at the first that has none, or has changed."""
-    for name, path, known in _with_cached(root, cache):
-        if known is None or known[1:3] != _version(path):
-            raise LookupError(name)
+    """Yield the cached lines of all files; LookupError at the first that is new or has changed."""
+    for known, _ in _with_cached(root, cache):
+        if not known.sha256:
+            raise LookupError(known.name)
         yield known
 
 
@@ -101,22 +108,20 @@ def _hashed(root: Path, cache: Path) -> Iterator[_Known]:
     """Yield the lines of all files and write the cache; unchanged files and links are not read again."""
     recorded, linked = records.recorded_hashes(root), dict[tuple[int, int], str]()
 
-    def hashed(found: tuple[str, str, _Known | None]) -> _Known:
-        name, path, cached = found
-        version = _version(path)
-        if cached is not None and cached[1:3] == version:
-            return cached
-        if name in recorded and recorded[name][:2] == version:
-            return _Known(name, *recorded[name])
+    def hashed(found: tuple[_Known, str]) -> _Known:
+        known, path = found
+        if known.sha256:
+            return known
+        if known.name in recorded and recorded[known.name][:2] == known[1:3]:
+            return _Known(known.name, *recorded[known.name])
         facts = os.stat(path)
         identity = facts.st_dev, facts.st_ino
         sha256 = linked.get(identity)
         if sha256 is None:
             if len(linked) >= _MOST_LINKED:
                 linked.clear()  # while another thread may be about to look
-            with open(path, "rb") as file:
-                sha256 = linked[identity] = hashlib.file_digest(file, "sha256").hexdigest()
-        return _Known(name, *version, sha256)
+            sha256 = linked[identity] = sha256_of(Path(path))
+        return known._replace(sha256=sha256)
 
     files = _with_cached(root, cache)
     with _runtime.atomic_path(cache) as part, part.open("w", encoding="utf-8") as new, ThreadPoolExecutor(4) as pool:
@@ -146,11 +151,6 @@ def _walk(folder: Path | str, above: str = "") -> Iterator[tuple[str, str]]:
             yield above + entry.name, entry.path
         elif not entry.is_symlink():
             yield from _walk(entry.path, f"{above}{entry.name}/")
-
-
-def _version(path: str) -> tuple[int, int]:
-    facts = os.stat(path)
-    return facts.st_size, facts.st_mtime_ns
 
 
 def data_name(root: Path) -> str:

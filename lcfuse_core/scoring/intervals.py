@@ -56,9 +56,6 @@ class Interval:
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high
 
-    def __str__(self) -> str:
-        return f"{100 * self.value:.1f} % ({100 * self.low:.1f} to {100 * self.high:.1f})"
-
 
 def interval(groups: NDArray[np.integer], score: str = "aa", *, method: str = "bootstrap") -> Interval:
     """

@@ -189,12 +189,9 @@ def read(path: str | os.PathLike[str]) -> pd.DataFrame:
     """
     Read all lines as a table in the order of the file; nested names are joined by dots, as in `scores.aa`.
 
-    `table.attrs["lines"]` has the line number of each row. Errors and warnings are those of `read_entries`.
+    Errors and warnings are those of `read_entries`.
     """
-    entries = read_entries(path)
-    table = pd.json_normalize(list(entries.values()))
-    table.attrs["lines"] = list(entries)
-    return table
+    return pd.json_normalize(list(read_entries(path).values()))
 
 
 def read_entries(path: str | os.PathLike[str]) -> dict[int, dict[str, Any]]:
@@ -341,13 +338,13 @@ def add_parser(commands: Any) -> None:
 
 
 def _list(options: argparse.Namespace) -> int:
-    table = read(options.file)
+    entries = read_entries(options.file)
     titles = {
         "kind": "chapter", "parameters.method": "method", "label_regime": "labels", "regime": "regime",
         "data_kind": "data", "split": "split", "seeds.world": "seed", "scores.aa": "AA", "scores.miou_8": "mIoU-8",
     }  # fmt: skip
-    shown = table.reindex(columns=list(titles)).rename(columns=titles)
-    shown.insert(0, "line", table.attrs["lines"])
+    shown = pd.json_normalize(list(entries.values())).reindex(columns=list(titles)).rename(columns=titles)
+    shown.insert(0, "line", list(entries))
     with pd.option_context("display.width", 160, "display.max_rows", None, "display.precision", 3):
         print(shown.to_string(index=False))
     return 0

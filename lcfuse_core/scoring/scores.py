@@ -234,11 +234,8 @@ def _near_borders(reference: NDArray[np.integer]) -> NDArray[np.bool_]:
     Return where another known class lies within `_BORDER_PX`: the *trimap* of Kohli et al. (2009), IJCV 82.
 
     Maps from coarse labels are wrong first near borders. *reference* holds DFC2020 codes, int (H, W); a pixel that is 0
-    (unknown) is never near a border and makes none. Raises GridError if it is not two-dimensional.
+    (unknown) is never near a border and makes none.
     """
-    if np.ndim(reference) != 2:
-        do = "Take one patch at a time: borders depend on the neighbouring pixels."
-        raise GridError("borders", found=f"shape {np.shape(reference)}", expected="(H, W)", do=do)
     size, known = 2 * _BORDER_PX + 1, reference > 0
     # Unknown pixels get a value that is never the least, or never the greatest, of a window.
     least = ndimage.minimum_filter(np.where(known, reference, N_CODES), size, mode="nearest")
@@ -251,7 +248,7 @@ def _near_small_objects(reference: NDArray[np.integer]) -> NDArray[np.bool_]:
     Return the pixels near borders with a part of an object smaller than a coarse cell within `_BORDER_PX`.
 
     An object is a set of pixels of one class, connected by their sides. Those at the edge of the patch are left out,
-    because their size is unknown. The parameter and the error are those of `_near_borders`.
+    because their size is unknown. The parameter is that of `_near_borders`.
     """
     near, small = _near_borders(reference), np.zeros(np.shape(reference), bool)
     for code in np.unique(reference[reference > 0]):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lcfuse_core.data.legends import DFC2020
-from lcfuse_core.errors import DataError, GridError
+from lcfuse_core.errors import DataError
 from lcfuse_core.scoring import areas, scores
 
 # Olofsson et al. 2014, section 5, table 8: deforestation, forest gain, stable forest, stable non-forest.
@@ -60,5 +60,3 @@ def test_what_cannot_be_estimated_is_refused():
         areas._adjusted(np.array([[5, 0], [0, 1]]), np.array([1.0, 1.0]))
     with pytest.raises(DataError, match="found no area"):
         areas._adjusted(np.diag([5, 5]), np.zeros(2))
-    with pytest.raises(GridError, match=r"a sample of shape \(2, 3\)"):
-        areas._adjusted(np.ones((2, 3)), np.ones(2))

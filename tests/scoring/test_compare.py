@@ -1,26 +1,56 @@
-"""Methods compared by pairs of one seed and one world, and drift against the committed scores."""
+"""Methods compared by pairs of one seed and one world."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
-from ledgers import made, table_of, write
 from scipy import stats
 
-from lcfuse_core import _runtime
 from lcfuse_core.data.legends import SCORED
-from lcfuse_core.errors import DataError, MissingDataError
 from lcfuse_core.methods.registry import BOUNDS, METHODS
 from lcfuse_core.scoring import compare, intervals, ledger, protocol, scores
 from lcfuse_core.scoring.compare import Step
 
 
+def region_counts(rng, aa):
+    """Counts (11, 11) of one region, in which about *aa* of the pixels of each class are right."""
+    counts = np.zeros((11, 11), np.int64)
+    for code in SCORED:
+        n = int(rng.integers(200, 2000))
+        right = int(n * np.clip(aa + rng.normal(0, 0.05), 0, 1))
+        counts[code, code], counts[code, SCORED[0] if code != SCORED[0] else SCORED[1]] = right, n - right
+    return counts
+
+
+def line(method, world, aa, training=0):
+    """A line of a method with four regions, which have the same pixels for all methods."""
+    rng = np.random.default_rng(world)
+    counts = {name: region_counts(rng, aa) for name in ("cape", "delta", "north", "river")}
+    own = asdict(scores.summarise(sum(counts.values())))
+    own["regions"] = {name: asdict(scores.summarise(one)) for name, one in counts.items()}
+    own["counts"] = {name: one.tolist() for name, one in counts.items()}
+    return {
+        "parameters": {"method": method, "steps": 400}, "label_regime": "coarse only", "regime": "inductive",
+        "seeds": {"world": world, "training": training}, "scores": own, "cost": {"train_s": 10.0 + world},
+        "hashes": {"evaluation": f"world {world}"},
+    }  # fmt: skip
+
+
+def table_of(methods):
+    """The lines of methods, by name with their AA in each world, as `ledger.read` returns them."""
+    return pd.json_normalize([line(name, *one) for name, aas in methods.items() for one in enumerate(aas)])
+
+
+def without_counts(lines):
+    return lines.drop(columns=lines.filter(like="scores.counts.").columns)
+
+
 @pytest.fixture
 def lines():
     """Three methods, three seeds: `b` is ten points over `a` everywhere, `c` sometimes over and sometimes under `b`."""
-    return table_of(made({"a": (0.4, 0.5, 0.6), "b": (0.5, 0.6, 0.7), "c": (0.6, 0.5, 0.75)}))
+    return table_of({"a": (0.4, 0.5, 0.6), "b": (0.5, 0.6, 0.7), "c": (0.6, 0.5, 0.75)})
 
 
 def test_a_gain_is_a_pair_of_one_seed(lines):
@@ -31,22 +61,17 @@ def test_a_gain_is_a_pair_of_one_seed(lines):
     assert (steady["better"], bool(steady["exceeds spread"])) == ("3 of 3", True)
     assert steady["spread"] < 0.5 < 5 < shaky["spread"]
     assert (shaky["better"], bool(shaky["exceeds spread"])) == ("2 of 3", False)
-    assert steady["low"] <= steady["mean"] <= steady["high"]
 
 
 def test_lines_of_other_data_make_no_pair(lines):
     """Seeds are compared on the same world only, and a step without a pair is left out."""
-    lines.loc[(lines["parameters.method"] == "b") & (lines["seeds.world"] == 1), "hashes.evaluation"] = "other"
+    of_b = lines["parameters.method"] == "b"
+    lines.loc[of_b & (lines["seeds.world"] == 1), "hashes.evaluation"] = "other"
     found = compare.gains(lines, [Step("steady", "b", "a"), Step("not recorded", "b", "d")])
     assert list(found.index) == ["steady"]
     assert found.loc["steady", "better"] == "2 of 2"
-
-
-def test_a_single_pair_has_no_spread_and_does_not_exceed_it():
-    lines = table_of(made({"a": (0.4,), "b": (0.5,)}, seeds=(0,)))
-    found = compare.gains(lines, [Step("steady", "b", "a")]).loc["steady"]
-    assert np.isnan(found["spread"])
-    assert not found["exceeds spread"]
+    lines.loc[of_b, "hashes.evaluation"] = "other"
+    assert compare.gains(lines, [Step("steady", "b", "a")]).empty
 
 
 def arrays_of(lines, method):
@@ -62,10 +87,9 @@ def test_the_overview_has_a_row_a_method_best_first(lines):
     own = lines[lines["parameters.method"] == "b"]
     aa, row = 100 * own["scores.aa"], found.loc["b"]
     assert row[["AA", "least", "greatest"]].tolist() == pytest.approx([aa.mean(), aa.min(), aa.max()], abs=0.051)
-    assert row[["seeds", "labels", "train s"]].tolist() == [3, "coarse only", 11]
+    assert row[["seeds", "labels", "regime", "train s"]].tolist() == [3, "coarse only", "inductive", 11]
     one = intervals.hierarchical(arrays_of(lines, "b"))
     assert row[["low", "high"]].tolist() == pytest.approx([100 * one.low, 100 * one.high], abs=0.051)
-    assert row["low"] < row["AA"] < row["high"]
     assert row["regional AA"] == pytest.approx(100 * own.filter(regex=r"regions\..*\.aa$").to_numpy().mean(), abs=0.051)
     assert row["cells per region"] == round(own["scores.n_pixels"].mean() / 4 / scores.CELL_PX)
 
@@ -79,17 +103,19 @@ def test_the_interval_of_a_gain_is_paired_over_worlds_and_regions(lines):
     assert found["regional"] == pytest.approx(100 * (own.to_numpy() - other.to_numpy()).mean(), abs=0.051)
 
 
-def test_one_world_has_an_interval_over_its_regions_and_lines_without_counts_have_none():
-    lines = table_of(made({"a": (0.4,), "b": (0.5,)}, seeds=(0,)))
-    groups, others = (arrays_of(lines, name)[0, 0] for name in "ba")
-    one, gain = (
-        intervals.interval(groups, method="jackknife"), intervals.difference(groups, others, method="jackknife")
-    )  # fmt: skip
-    assert compare.overview(lines).loc["b", "low"] == pytest.approx(100 * one.low, abs=0.051)
-    assert compare.gains(lines, [Step("", "b", "a")])["low"].item() == pytest.approx(100 * gain.low, abs=0.051)
-    bare = table_of(made({"a": (0.4, 0.5, 0.6), "b": (0.5, 0.6, 0.7)}, with_counts=False))
-    assert compare.overview(bare)[["low", "high"]].isna().all(axis=None)
-    assert compare.gains(bare, [Step("", "b", "a")])[["low", "high"]].isna().all(axis=None)
+def test_one_world_has_an_interval_over_its_regions_and_lines_without_counts_have_none(lines):
+    """A single pair has no spread either, and does not exceed it."""
+    single, step = table_of({"a": (0.4,), "b": (0.5,)}), [Step("", "b", "a")]
+    groups, others = (arrays_of(single, name)[0, 0] for name in "ba")
+    one = intervals.interval(groups, method="jackknife")
+    gain = intervals.difference(groups, others, method="jackknife")
+    assert compare.overview(single).loc["b", "low"] == pytest.approx(100 * one.low, abs=0.051)
+    found = compare.gains(single, step).iloc[0]
+    assert found["low"] == pytest.approx(100 * gain.low, abs=0.051)
+    assert np.isnan(found["spread"])
+    assert not found["exceeds spread"]
+    for table in (compare.overview(without_counts(lines)), compare.gains(without_counts(lines), step)):
+        assert table[["low", "high"]].isna().all(axis=None)
 
 
 def test_p_values_are_those_of_a_paired_t_test_adjusted_by_holm(lines):
@@ -100,21 +126,19 @@ def test_p_values_are_those_of_a_paired_t_test_adjusted_by_holm(lines):
     np.testing.assert_allclose(found["p, Holm"], expected, atol=1e-4)
 
 
-def test_several_trainings_in_a_world_are_averaged():
+def test_several_trainings_in_a_world_are_averaged_and_as_many_in_each_are_in_the_interval():
     """Two worlds with two trainings each, a third world with one."""
-    entries = made({"a": (0.4, 0.5, 0.6)})
-    for world in (0, 1):
-        again = made({"a": (0.5, 0.6)}, seeds=(world,))
-        again[0]["seeds"] = {"world": world, "training": 7}
-        entries += again
-    lines = table_of(entries)
+    entries = [line("a", 0, 0.4), line("a", 1, 0.5), line("a", 2, 0.6), line("a", 0, 0.5, 7), line("a", 1, 0.6, 7)]
+    lines = pd.json_normalize(entries)
     assert compare.by_seed(lines).loc["a", 0] == pytest.approx(100 * lines["scores.aa"].iloc[[0, 3]].mean())
+    first = intervals.hierarchical(arrays_of(lines.head(3), "a"))
+    assert compare.overview(lines).loc["a", "low"] == pytest.approx(100 * first.low, abs=0.051)
 
 
 def test_of_two_lines_of_a_run_the_newer_counts(tmp_path, monkeypatch):
     """A method that was run again after a change."""
-    old, new = made({"a": (0.4,)}, seeds=(0,)), made({"a": (0.6,)}, seeds=(0,))
-    write(tmp_path / "methods.jsonl", old + new)
+    for aa in (0.4, 0.6):
+        ledger.append(tmp_path / "methods.jsonl", line("a", 0, aa))
     monkeypatch.setattr(compare, "SHIPPED", tmp_path)
     found = compare.recorded_methods()
     assert compare.by_seed(found).loc["a", 0] == pytest.approx(60, abs=4)
@@ -142,6 +166,9 @@ def test_the_shipped_lines_are_synthetic_and_of_known_methods():
     assert set(lines["parameters.method"]) <= {*METHODS, *BOUNDS}
     assert compare._BOUND_SAME_REGIONS not in set(lines["parameters.method"])  # evaluated on other patches
     assert not lines.duplicated(["parameters.method", "seeds.world"]).any()
+    assert (lines.groupby("seeds.world")["hashes.evaluation"].nunique() == 1).all()
+    crossed = lines[lines["parameters.method"].str.contains("times the steps")]  # losses, by regions of training
+    assert (crossed.groupby("parameters.method")["seeds.world"].nunique() == 5).to_numpy().tolist() == [True] * 6
     assert set(lines["label_regime"]) <= set(ledger.LABEL_REGIMES)
     for (method, regime), _ in lines.groupby(["parameters.method", "regime"]):
         assert regime == (METHODS | BOUNDS)[method].regime, method
@@ -161,99 +188,12 @@ def test_the_shipped_trainings_are_a_complete_design():
     assert {compare.FUSION, compare.INDUCTIVE, compare.INTERPOLATED} <= set(lines["parameters.method"])
 
 
-def test_loss_and_training_regions_are_crossed_in_each_world():
-    """Official recipe, FCN and FCN with `cell_mean`, on source and on target regions, on the same patches."""
-    lines = compare.recorded_methods()
-    crossed = lines[lines["parameters.method"].str.contains("times the steps")]
-    assert crossed["parameters.method"].nunique() == 6
-    assert (crossed.groupby("parameters.method")["seeds.world"].nunique() == 5).all()
-    assert (lines.groupby("seeds.world")["hashes.evaluation"].nunique() == 1).all()
-
-
 def test_a_line_is_found_by_method_and_seed(lines):
     """Without what it does not say; empty where there is none."""
     found = compare.line(lines, "b", 1)
     assert (found["parameters.method"], found["seeds.world"]) == ("b", 1)
     assert not found.isna().any()
     assert compare.line(lines, "b", 7).empty
-
-
-SCORES = ("aa", "oa", "miou_8", "miou_9", "kappa")
-DECLARED = yaml.safe_load((_runtime.SHIPPED / "tolerances.yaml").read_text())["scores"]
-DRIFTING = [method for one in DECLARED for method in one["methods"]]
-
-
-def ledger_of(path, kind, moved=None, missing=(), steps=400):
-    """A ledger with a line for each method with a tolerance; *moved*: points by (method, score)."""
-    entries = [
-        {
-            "kind": kind, "label_regime": "coarse only", "seeds": {"world": 0},
-            "parameters": {"method": method, "steps": steps, "crop": 64, "batch": 16},
-            "scores": {score: 0.5 + (moved or {}).get((method, score), 0) / 100 for score in SCORES},
-        }
-        for method in DRIFTING
-        if method not in missing
-    ]  # fmt: skip
-    return write(path, entries)
-
-
-@pytest.fixture
-def committed(tmp_path):
-    return ledger_of(tmp_path / "committed.jsonl", "seeds")
-
-
-def drift_code(new, committed):
-    return compare._main([str(new), "--committed", str(committed)])
-
-
-@pytest.mark.parametrize(
-    ("method", "score", "points", "code"),
-    [("MODIS label", "aa", 0, 0), ("MODIS label", "aa", 0.001, 1), ("Random forest, plain", "aa", 0.9, 0),
-     ("Random forest, plain", "aa", -1.1, 1), ("FCN, plain", "aa", 4.9, 0), ("FCN, plain", "aa", -5.1, 1),
-     ("U-Net, plain", "oa", 7.9, 0)],
-)  # fmt: skip
-def test_each_score_has_its_own_tolerance(tmp_path, committed, capsys, method, score, points, code):
-    new = ledger_of(tmp_path / "new.jsonl", "evaluation", {(method, score): points})
-    assert drift_code(new, committed) == code
-    printed = capsys.readouterr()
-    if code:
-        assert method in printed.err
-        assert "1 of 30 scores have moved" in printed.err
-    else:
-        assert f"of {len(DRIFTING)} methods, at most {points:.2f} points apart" in printed.out
-
-
-def test_a_method_that_is_missing_has_drifted(tmp_path, committed, capsys):
-    """Neither one that was not run, nor one that was trained otherwise than the committed one."""
-    assert drift_code(ledger_of(tmp_path / "new.jsonl", "evaluation", missing=("FCN, plain",)), committed) == 1
-    assert "5 of 30" in capsys.readouterr().err
-    assert drift_code(ledger_of(tmp_path / "other.jsonl", "evaluation", steps=10), committed) == 1
-    assert "30 of 30" in capsys.readouterr().err
-
-
-def test_nothing_to_compare_is_an_error(tmp_path, committed, capsys):
-    assert drift_code(tmp_path / "none.jsonl", committed) == 2
-    assert "no such file" in capsys.readouterr().err
-    with pytest.raises(MissingDataError, match="lines of the chapter evaluation"):
-        compare._drift(ledger_of(tmp_path / "new.jsonl", "training"), committed)
-    with pytest.raises(DataError, match=r"lines without .*parameters\.method"):
-        compare._drift(write(tmp_path / "odd.jsonl", [{"kind": "evaluation"}]), committed)
-
-
-def test_the_last_of_several_new_lines_counts(tmp_path, committed):
-    old = ledger_of(tmp_path / "old.jsonl", "evaluation", {("MODIS label", "aa"): 9}).read_text()
-    new = ledger_of(tmp_path / "new.jsonl", "evaluation")
-    new.write_text(old + new.read_text())
-    assert compare._drift(new, committed)["ok"].all()
-
-
-def test_every_tolerance_has_a_reason_and_a_committed_line():
-    """The committed ledger has each declared method, with the training of the smoke profile and seed 0."""
-    smoke = yaml.safe_load((_runtime.SHIPPED / "profiles" / "smoke.yaml").read_text())
-    lines = ledger.read(_runtime.SHIPPED / "seeds.jsonl")
-    same = lines[(lines["seeds.world"] == 0) & (lines["parameters.steps"] == smoke["steps"])]
-    assert set(DRIFTING) <= set(same["parameters.method"])
-    assert all(len(one["why"].split()) >= 8 for one in DECLARED)
 
 
 def record_of(**changes):
@@ -302,12 +242,6 @@ def test_a_gain_vanishes_between_a_gain_and_a_loss():
     assert compare.zeros([0.3, 1.0, 2.0], [4.0, 2.0, 1.0]) == []
     assert compare.zeros([0.0, 1.0, 2.0], [-1.0, 3.0, 0.0]) == [0.25, 2.0]
     assert compare.zeros([30.0, 122.0], [float("nan"), 1.0]) == []
-
-
-def test_the_shipped_worlds_of_other_properties_have_all_scores():
-    table = compare.sensitivity()
-    assert set(table["score"]) == {"pooled", "regional"}
-    assert table[["interpolated label", "inductive network", "best member"]].notna().all().all()
 
 
 def test_the_most_frequent_classes_of_the_recalibrated_label_are_the_real_ones():

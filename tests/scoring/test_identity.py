@@ -22,6 +22,14 @@ def _data_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("LCFUSE_DATA", str(tmp_path / "data"))
 
 
+@pytest.fixture
+def hashed(monkeypatch):
+    """The names of the files that were read."""
+    names, digest = [], identity.sha256_of
+    monkeypatch.setattr(identity, "sha256_of", lambda path: names.append(path.name) or digest(path))
+    return names
+
+
 def relabelled(folder, copy):
     """A copy with the same names and sizes, in which one byte of one label differs."""
     shutil.copytree(folder, copy)
@@ -32,42 +40,26 @@ def relabelled(folder, copy):
     return copy
 
 
-def test_copies_share_an_identity_and_relabelled_copies_do_not(tmp_path):
-    folder = tmp_path / "a" / "sen12ms"
-    for number in (1, 2):
-        write_patch(folder, patch=number)
-    same = shutil.copytree(folder, tmp_path / "b" / "sen12ms")
-    other = relabelled(folder, tmp_path / "c" / "sen12ms")
-    sizes = [sorted((p.name, p.stat().st_size) for p in root.rglob("*.tif")) for root in (folder, other)]
-    assert sizes[0] == sizes[1]
-    digests = [identity.data_digest(root) for root in (folder, same, other)]
-    assert digests[0] == digests[1] != digests[2]
-
-
-def test_a_changed_or_missing_file_is_noticed_and_the_rest_comes_from_the_cache(tmp_path, monkeypatch):
+def test_a_changed_or_missing_file_is_noticed_and_the_rest_comes_from_the_cache(tmp_path, hashed):
     folder = tmp_path / "sen12ms"
     folder.mkdir()
     for name in ("a.tif", "b.tif"):
         (folder / name).write_bytes(name.encode())
     first = identity.data_digest(folder)
-    read = []
-    digest = identity.hashlib.file_digest
-    monkeypatch.setattr(
-        identity.hashlib, "file_digest", lambda file, kind: read.append(file.name) or digest(file, kind)
-    )
+    hashed.clear()
     assert identity.data_digest(folder) == first
-    assert read == []
+    assert hashed == []
     (folder / "a.tif").write_bytes(b"c.tif")  # of the same size
     os.utime(folder / "a.tif", ns=(0, 1))
     second = identity.data_digest(folder)
-    assert [os.path.basename(name) for name in read] == ["a.tif"]
+    assert hashed == ["a.tif"]
     (folder / "a.tif").unlink()
     assert len({first, second, identity.data_digest(folder)}) == 3
     (tmp_path / "data" / "digests" / os.listdir(tmp_path / "data" / "digests")[0]).write_text("{")
     assert identity.data_digest(folder) not in (first, second)
 
 
-def test_links_to_one_file_are_read_once_and_a_folder_in_any_nesting_has_a_fixed_order(tmp_path, monkeypatch):
+def test_links_to_one_file_are_read_once_and_a_folder_in_any_nesting_has_a_fixed_order(tmp_path, hashed, monkeypatch):
     """Symbolic and hard links; the digest is that of names and hashes in the order of the parts of the paths."""
     folder = tmp_path / "sen12ms"
     names = ["a.tif", "a/b.tif", "a-b.tif", "b/c.tif", "b/c/d.tif", "readme.txt"]
@@ -78,13 +70,9 @@ def test_links_to_one_file_are_read_once_and_a_folder_in_any_nesting_has_a_fixed
         else:
             (os.symlink if number % 2 else os.link)(folder / names[number % 2], folder / name)
     os.symlink(folder / "b", folder / "linked")  # not followed, and no file
-    read, digest = [], identity.hashlib.file_digest
-    monkeypatch.setattr(
-        identity.hashlib, "file_digest", lambda file, kind: read.append(file.name) or digest(file, kind)
-    )
     monkeypatch.setattr(identity, "ThreadPoolExecutor", lambda _: ThreadPoolExecutor(1))
     found = identity.data_digest(folder)
-    assert len(read) == 2
+    assert len(hashed) == 2
     order = sorted(names[:-1], key=lambda name: name.split("/"))
     lines = [f"{name} {hashlib.sha256((folder / name).read_bytes()).hexdigest()}" for name in order]
     assert found == hashlib.sha256("\n".join(lines).encode()).hexdigest() == identity.data_digest(folder)
@@ -115,10 +103,8 @@ def test_relabelled_copies_train_anew_and_the_folder_is_read_once_per_experiment
     folder = tmp_path / "a" / "sen12ms"
     write_patch(folder)
     roots = [folder, shutil.copytree(folder, tmp_path / "b"), relabelled(folder, tmp_path / "c")]
-    listed = []
-    hashed = identity._hashed
-    monkeypatch.setattr(identity, "_hashed", lambda root, cache: listed.append(root) or hashed(root, cache))
-    names = []
+    listed, digest, names = [], experiment.data_digest, []
+    monkeypatch.setattr(experiment, "data_digest", lambda root: listed.append(root) or digest(root))
     for root in roots:
         parameters = {"train_root": str(root), "data_root": str(root), "profile": "smoke", "seed": 0}
         own = experiment.Experiment("test", parameters)

@@ -16,11 +16,10 @@ from lcfuse_core.scoring.intervals import difference, interval, over_pixels
 
 
 def scenes_of(right, n_pixels=100):
-    """Scenes with forest alone, of which so many pixels are right."""
-    groups = np.zeros((len(right), 11, 11), np.int64)
-    groups[:, 1, 1] = right
-    groups[:, 1, 10] = n_pixels - np.asarray(right)
-    return groups
+    """Scenes, in any number of axes, with forest alone, of which so many pixels are right."""
+    counts = np.zeros((*np.shape(right), 11, 11), np.int64)
+    counts[..., 1, 1], counts[..., 1, 10] = right, n_pixels - np.asarray(right)
+    return counts
 
 
 def test_the_jackknife_of_a_mean_is_the_textbook_interval():
@@ -33,7 +32,6 @@ def test_the_jackknife_of_a_mean_is_the_textbook_interval():
     assert found.n_groups == 6
     assert 0.7 in found
     assert found.high + 1e-9 not in found
-    assert str(found).startswith("70.0 % (")
 
 
 @pytest.mark.parametrize("method", ["bootstrap", "jackknife", "percentile"])
@@ -125,24 +123,13 @@ def test_over_pixels_is_the_binomial_interval():
     assert (found.low, found.high) == pytest.approx((0.6 - half, 0.6 + half))
 
 
-def worlds_of(recalls, n_pixels=1000):
-    """Counts (worlds, trainings, regions, 11, 11) of forest alone, of which these proportions are right."""
-    right = np.round(np.asarray(recalls) * n_pixels).astype(int)
-    counts = np.zeros((*right.shape, 11, 11), np.int64)
-    counts[..., 1, 1], counts[..., 1, 10] = right, n_pixels - right
-    return counts
-
-
 def crossed_error(values):
-    """Standard error of the mean of values[world][region], by loops."""
-    n, m = len(values), len(values[0])
-    mean = sum(map(sum, values)) / (n * m)
-    rows = [sum(row) / m for row in values]
-    cols = [sum(row[j] for row in values) / n for j in range(m)]
-    of_rows = sum((row - mean) ** 2 for row in rows) / (n - 1) / n
-    of_cols = sum((col - mean) ** 2 for col in cols) / (m - 1) / m
-    both = sum((values[i][j] - rows[i] - cols[j] + mean) ** 2 for i in range(n) for j in range(m))
-    return math.sqrt(max(of_rows + of_cols - both / ((n - 1) * (m - 1) * n * m), of_rows, of_cols))
+    """Standard error of the mean of values (worlds, regions), by the analysis of variance of two crossed factors."""
+    n, m = values.shape
+    rows, cols = values.mean(axis=1, keepdims=True), values.mean(axis=0, keepdims=True)
+    of_rows, of_cols = np.var(rows, ddof=1) / n, np.var(cols, ddof=1) / m
+    both = ((values - rows - cols + values.mean()) ** 2).sum() / ((n - 1) * (m - 1) * n * m)
+    return math.sqrt(max(of_rows + of_cols - both, of_rows, of_cols))
 
 
 def test_the_hierarchical_interval_is_that_of_loops_over_draws_worlds_and_regions():
@@ -168,13 +155,13 @@ def test_the_hierarchical_interval_is_that_of_loops_over_draws_worlds_and_region
         return whole, pseudo
 
     whole, pseudo = zip(*(parts(world, range(4)) for world in range(3)), strict=True)
-    value, error = np.mean(whole), crossed_error([list(row) for row in pseudo])
+    value, error = np.mean(whole), crossed_error(np.array(pseudo))
     rng = np.random.default_rng(7)
     drawn_worlds, drawn_regions = rng.integers(0, 3, (draws, 3)), rng.integers(0, 4, (draws, 4))
     away = []
     for worlds, regions in zip(drawn_worlds, drawn_regions, strict=True):
         whole, pseudo = zip(*(parts(world, regions) for world in worlds), strict=True)
-        away.append(abs(np.mean(whole) - value) / crossed_error([list(row) for row in pseudo]))
+        away.append(abs(np.mean(whole) - value) / crossed_error(np.array(pseudo)))
     half = min(np.quantile(away, 0.95, method="higher"), stats.t.ppf(0.975, 2)) * error
     found = intervals.hierarchical(one, other, draws=draws, seed=7)
     assert found.value == pytest.approx(value)
@@ -183,13 +170,10 @@ def test_the_hierarchical_interval_is_that_of_loops_over_draws_worlds_and_region
 
 
 def test_equal_worlds_and_regions_have_an_interval_of_no_width():
-    alike = intervals.hierarchical(worlds_of(np.full((3, 1, 4), 0.7)), draws=49)
+    alike = intervals.hierarchical(scenes_of(np.full((3, 1, 4), 70)), draws=49)
     assert (alike.low, alike.value, alike.high) == pytest.approx((0.7, 0.7, 0.7))
-    better = worlds_of(np.random.default_rng(0).uniform(0.1, 0.8, (3, 1, 4)))
-    other = better.copy()
-    other[..., 1, 1] -= 50
-    other[..., 1, 10] += 50
-    gain = intervals.hierarchical(better, other, draws=49)
+    right = np.random.default_rng(0).integers(10, 80, (3, 1, 4))
+    gain = intervals.hierarchical(scenes_of(right + 5), scenes_of(right), draws=49)
     assert (gain.low, gain.high) == pytest.approx((0.05, 0.05)), "paired: the variance of worlds cancels"
 
 
@@ -222,14 +206,6 @@ def test_the_components_of_variance_are_those_of_the_simulation():
     for name, value in true.items():
         assert np.mean([one[name] for one in found]) == pytest.approx(value, rel=0.15), name
     assert set(intervals.components(np.full((3, 2, 4), 70.0)).values()) == {0.0}
-
-
-def test_the_components_of_a_single_factor_are_its_variance():
-    """Worlds that differ, and nothing else: the textbook variance."""
-    worlds = np.array([50.0, 60.0, 75.0])[:, None, None] + np.zeros((3, 2, 4))
-    found = intervals.components(worlds)
-    assert found["world"] == pytest.approx(np.var([50, 60, 75], ddof=1))
-    assert sum(found.values()) == pytest.approx(found["world"])
 
 
 @pytest.mark.parametrize("scores", [np.ones((5, 1, 6)), np.ones((5, 3)), np.full((2, 2, 2), np.nan)])

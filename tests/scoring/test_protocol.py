@@ -43,34 +43,26 @@ def test_held_out_scenes_are_whole_and_always_the_same():
         protocol.split_scenes(pd.DataFrame({"scene_id": ["1", "1"]}))
 
 
-def test_only_the_test_split_is_evaluated_where_there_is_one(contest, tmp_path):
-    """The public bundle has no splits: all its complete patches are used."""
+def test_the_patches_of_a_split_are_evaluated_and_those_without_a_split_where_there_is_no_test(contest, tmp_path):
+    """The public bundle has no splits; validation patches are evaluated as a test only where there are no others."""
     assert protocol.evaluation_patches(contest)["split"].tolist() == ["test"] * 3
-    for patch in (3, 5):
-        miniatures.write_patch(tmp_path / "bundle", "bundle", patch)
-    miniatures.write_patch(tmp_path / "bundle", "bundle", 9, kinds=("s1", "s2", "dfc"))
-    assert protocol.evaluation_patches(tmp_path / "bundle")["patch"].tolist() == [3, 5]
-
-
-def test_validation_patches_beside_a_bundle_are_not_evaluated(tmp_path):
-    """Only where there are no others; the result has its split."""
-    miniatures.write_patch(tmp_path, "validation", 1)
-    assert protocol.evaluation_patches(tmp_path)["split"].tolist() == ["validation"]
-    miniatures.write_patch(tmp_path, "bundle", 3)
-    assert protocol.evaluation_patches(tmp_path)["split"].tolist() == [""]
-
-
-def test_validation_patches_are_never_taken_from_another_split(contest, tmp_path):
-    assert set(protocol.evaluation_patches(contest, "validation")["split"]) == {"validation"}
-    miniatures.write_patch(tmp_path / "other", "bundle", 3)
-    with pytest.raises(MissingDataError, match="no patch of the validation split"):
-        protocol.evaluation_patches(tmp_path / "other", "validation")
-
-
-def test_a_folder_without_reference_is_refused(tmp_path):
-    miniatures.write_patch(tmp_path)
+    assert protocol.evaluation_patches(contest, "validation")["split"].tolist() == ["validation"]
+    folder = tmp_path / "bundle"
+    miniatures.write_patch(folder, kinds=("s1", "s2", "lc"))
     with pytest.raises(MissingDataError, match="no patch with a reference"):
-        protocol.evaluation_patches(tmp_path)
+        protocol.evaluation_patches(folder)
+    miniatures.write_patch(folder, "validation", 1)
+    assert protocol.evaluation_patches(folder)["split"].tolist() == ["validation"]
+    for patch in (3, 5):
+        miniatures.write_patch(folder, "bundle", patch)
+    miniatures.write_patch(folder, "bundle", 9, kinds=("s1", "s2", "dfc"))
+    assert protocol.evaluation_patches(folder)["patch"].tolist() == [3, 5]
+
+
+def test_validation_patches_are_never_taken_from_another_split(tmp_path):
+    miniatures.write_patch(tmp_path, "bundle", 3)
+    with pytest.raises(MissingDataError, match="no patch of the validation split"):
+        protocol.evaluation_patches(tmp_path, "validation")
 
 
 def test_counts_are_kept_by_region_and_add_up(contest):

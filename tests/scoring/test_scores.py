@@ -90,17 +90,10 @@ def test_scores_by_hand():
     reference = np.array([1, 1, 1, 1, 1, 1, 6, 6, 6, 10, 0, 0])
     predicted = np.array([1, 1, 1, 6, 6, 0, 6, 6, 1, 10, 1, 3])
     ours = summarise(confusion(reference, predicted))
-    assert ours.recall["Forest"] == 3 / 6
-    assert ours.recall["Croplands"] == pytest.approx(2 / 3)
-    assert ours.f1["Forest"] == 2 * 3 / (6 + 4)
     # Areas: forest 6 and 4 of 10, crops 3 and 4, water 1 and 1, none 0 and 1.
     assert ours.quantity == pytest.approx((2 + 1 + 0 + 1) / 2 / 10)
     assert ours.precision["Forest"] == 3 / 4  # the unknown pixel does not count against it
     assert ours.iou["Forest"] == 3 / 7
-    assert ours.iou["Croplands"] == 2 / 5
-    assert ours.aa == pytest.approx((1 / 2 + 2 / 3 + 1) / 3)
-    assert ours.oa == 6 / 10
-    assert ours.miou_8 == pytest.approx((3 / 7 + 2 / 5 + 1) / 3)
     chance = (6 * 4 + 3 * 4 + 1 * 1) / 100
     assert ours.kappa == pytest.approx((0.6 - chance) / (1 - chance))
     assert (ours.n_pixels, ours.n_present) == (10, 3)
@@ -149,24 +142,15 @@ def test_absent_classes_are_nan_by_class_only():
     assert (ours.aa, ours.miou_8) == (0.5, 0.5)
 
 
-def test_counting_in_blocks_is_counting_at_once(monkeypatch):
-    """A map larger than a block gives the same counts; arrays may be strided and 2-D."""
-    rng = np.random.default_rng(0)
-    reference, predicted = rng.integers(0, 11, (2, 40, 31)).astype(np.uint8)
-    whole = confusion(reference[::2], predicted[::2])
-    monkeypatch.setattr(scores, "_BLOCK_PX", 7)
-    np.testing.assert_array_equal(confusion(reference[::2], predicted[::2]), whole)
-    assert whole.sum() == (reference[::2] > 0).sum()
-
-
-def test_counts_of_patches_add_up():
-    """Patch by patch or all in one: the same."""
-    rng = np.random.default_rng(1)
-    reference, predicted = rng.integers(0, 11, (2, 5, 16, 16)).astype(np.uint8)
-    together = confusion_of_many(zip(reference, predicted, strict=True))
-    np.testing.assert_array_equal(together, confusion(reference, predicted))
+def test_counts_of_patches_or_blocks_add_up_to_those_of_the_whole(monkeypatch):
+    """Arrays may be strided and have any number of axes; they are not changed."""
+    reference, predicted = np.random.default_rng(0).integers(0, 11, (2, 5, 16, 31)).astype(np.uint8)[..., ::2]
     before = reference.copy()
-    confusion(reference, predicted)
+    whole = confusion(reference, predicted)
+    assert whole.sum() == (reference > 0).sum()
+    np.testing.assert_array_equal(confusion_of_many(zip(reference, predicted, strict=True)), whole)
+    monkeypatch.setattr(scores, "_BLOCK_PX", 7)
+    np.testing.assert_array_equal(confusion(reference, predicted), whole)
     np.testing.assert_array_equal(reference, before)
 
 
@@ -244,9 +228,3 @@ def test_small_objects_are_those_smaller_than_a_cell_and_inside_the_patch():
     reference[40:87, 40:85], reference[87:100], reference[:, 85:100] = 10, 1, 1  # now 47 x 45, less than a cell
     assert near_small_objects(reference)[40, 40]
     assert not near_small_objects(np.zeros((5, 5), np.uint8)).any()
-
-
-def test_grids_that_do_not_fit_are_refused():
-    ones = np.ones((4, 4), np.uint8)
-    with pytest.raises(GridError, match=r"shape \(1, 4, 4\), expected \(H, W\)"):
-        near_small_objects(ones[None])
