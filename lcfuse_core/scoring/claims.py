@@ -26,7 +26,7 @@ from lcfuse_core._yaml import load_yaml
 from lcfuse_core.errors import DataError
 from lcfuse_core.scoring import intervals, ledger
 from lcfuse_core.scoring.intervals import Interval
-from lcfuse_core.scoring.scores import PARTS, summarise
+from lcfuse_core.scoring.scores import N_CODES, PARTS, summarise
 
 _REPRODUCED, _INCONCLUSIVE, _NOT_REPRODUCED = "reproduced", "inconclusive", "not reproduced"
 _OTHER_PROTOCOL, _UNTESTABLE, _NOT_RUN = "under another protocol", "not testable here", "not run yet"
@@ -38,9 +38,13 @@ MARKS = {
 """Kinds of data in tables: a sign and the word."""
 
 _NONE = "–"
+_WITH_INTERVAL = ("aa", "oa", "miou_8", "miou_9")
 
-_SCORES = ("aa", "oa", "miou_8", "miou_9", *(f"{part}.{name}" for part in PARTS for name in ("aa", "oa")))
-"""Scores of all pixels or of a part of them, which ledger lines hold with the counts for an interval."""
+_SCORES = (
+    *(name for name in ledger.flatten(asdict(summarise(np.eye(N_CODES, dtype=int)))) if not name.startswith("n_")),
+    *(f"{part}.{name}" for part in PARTS for name in ("aa", "oa")),
+)
+"""What a ledger line may hold as a score of all pixels or of a part of them."""
 
 _REQUIRED = {
     "more than": ("where", "against", "margin", "protocol", "command"),
@@ -269,13 +273,13 @@ def _find(claim: Claim, kind: str, lines: list[dict[str, Any]]) -> _Finding | No
 
 
 def _interval(claim: Claim, line: _Entry, other: _Entry | None) -> Interval | None:
-    """Return the interval over regions if the lines have the counts of the same regions."""
+    """Return the interval over regions, if there is one for this score and the lines have the counts of regions."""
     *part, name = claim.score.split(".")  # such as small_objects.aa: counts of a part of the pixels
     prefix = ".".join(["scores", *part, "counts."])
     sides = [
         {region: value for region, value in one.items() if region.startswith(prefix)} for one in (line, other) if one
     ]
-    if len(sides[0]) < 2 or any(set(side) != set(sides[0]) for side in sides):
+    if name not in _WITH_INTERVAL or len(sides[0]) < 2 or any(set(side) != set(sides[0]) for side in sides):
         return None
     ours, *others = (np.array([side[region] for region in sorted(side)]) for side in sides)
     return intervals.difference(ours, others[0], name) if others else intervals.interval(ours, name)

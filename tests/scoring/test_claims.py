@@ -28,21 +28,20 @@ def figure(**changes):
     return claim(**({"relation": "equals", "reported": 50, "margin": 3, "against": {}} | changes))
 
 
-def counts_of(recalls, region="region"):
-    """Regions with 1,000 pixels of forest alone, of which these proportions are mapped as forest."""
+def counts_of(recalls, n_pixels=1000):
+    """Regions with forest alone, of which these proportions are mapped as forest."""
     found = {}
     for number, recall in enumerate(recalls):
         counts = np.zeros((11, 11), int)
-        counts[1, [1, 10]] = round(1000 * recall), 1000 - round(1000 * recall)
-        found[f"{region} {number}"] = counts
+        counts[1, 1] = round(recall * n_pixels)
+        counts[1, 10] = n_pixels - counts[1, 1]
+        found[f"region {number}"] = counts
     return found
 
 
-def line(
-    method, recalls, *, seed=0, data_kind="real", with_counts=True, data="abc", region="region", protocol=(), **more
-):
+def line(method, recalls, *, seed=0, data_kind="real", with_counts=True, data="abc", protocol=(), **more):
     """Return an invented ledger line of a run."""
-    counts = counts_of(recalls, region)
+    counts = counts_of(recalls)
     scores = ledger._plain(summarise(sum(counts.values())), "") | {"counts": counts if with_counts else {}} | more
     entry = ledger.new_entry(
         "evaluation", {"method": method, "steps": 5000}, scores, label_regime="coarse only", profile="full",
@@ -50,12 +49,6 @@ def line(
         hashes={"evaluation": data},
     )  # fmt: skip
     return ledger.flatten(entry) | dict(protocol)
-
-
-def part_of(recalls):
-    """Return what a line holds of a part of the pixels."""
-    counts = counts_of(recalls)
-    return {"aa": summarise(sum(counts.values())).aa, "counts": counts}
 
 
 def verdict(one, *lines):
@@ -88,6 +81,11 @@ def test_claims_name_registered_methods_and_their_commands_run_them():
     assert ensemble.against["parameters.method"].partition(",")[0] in FUSED
 
 
+def without_counts(entry):
+    """Return a line without the counts, on which the time for an interval is spent."""
+    return {name: value for name, value in entry.items() if ".counts." not in name}
+
+
 SCORED = [one for one in BOOK_CLAIMS if one.relation != "untestable"]
 DEPARTURES = {
     "profile": "colab", "split": "validation", "scores.n_patches": 986, "parameters.steps": 40,
@@ -95,12 +93,14 @@ DEPARTURES = {
 }  # fmt: skip
 
 
-def book_lines(one, recall, with_counts=True, **changes):
+def book_lines(one, recall, **changes):
     """Lines that fit a claim of the book and its protocol, with *changes*; the other method has a recall of 0.5."""
+    part, _, _ = one.score.rpartition(".")
     found = []
     for where, right in ((one.where, recall), (one.against, 0.5)):
-        recalls = np.full(7, right)
-        entry = line("", recalls, with_counts=with_counts, small_objects=part_of(recalls))
+        counts = counts_of(np.full(7, right))
+        own = {"aa": summarise(sum(counts.values())).aa, "counts": counts}
+        entry = line("", np.full(7, right), **({part: own} if part else {}))
         found += [entry | {"scores.miou_9": right} | one.protocol | where | changes] if where else []
     return found
 
@@ -116,7 +116,7 @@ def test_a_run_under_another_protocol_decides_nothing_in_either_direction(one):
         right = "under another protocol" if one.differs else decided
         assert verdict(one, *book_lines(one, recall)) == right
         for name, value in DEPARTURES.items():
-            lines = book_lines(one, recall, with_counts=False, **{name: value})
+            lines = [without_counts(own) for own in book_lines(one, recall, **{name: value})]
             assert verdict(one, *lines) == "under another protocol", name
             stated = claims.examine(one, lines)["real"].departures
             assert stated == (f"{name.rpartition('.')[2]} {value} instead of {one.protocol[name]}",)
@@ -161,16 +161,15 @@ def test_without_a_real_run_nothing_is_claimed_of_real_regions():
         assert shown.loc["verdict"].ne("–").all()
 
 
-@pytest.mark.parametrize("kind", ["synthetic", "semi-real", "unverified"])
-def test_a_line_of_a_real_run_turns_a_claim_into_a_result(kind):
-    """The same claim before and after two lines of real data; other data have a row of their own and no verdict."""
-    lines = [line("ours", HARD, data_kind=kind), line("MODIS label", EASIER, data_kind=kind)]
+def test_a_line_of_a_real_run_turns_a_claim_into_a_result():
+    """The same claim before and after two lines of real data."""
+    lines = [line("ours", HARD, data_kind="synthetic"), line("MODIS label", EASIER, data_kind="synthetic")]
     before = claims.table([claim()], lines)
     assert before["verdict"].tolist() == ["no verdict: other data", "not run yet"]
     assert claims.outstanding([claim()], lines).loc["better"].tolist() == ["not run yet", "run it", "none"]
     lines += two_lines()
     after = claims.table([claim()], lines)
-    assert after["data"].tolist() == [claims.MARKS[kind], "● real"]
+    assert after["data"].tolist() == ["○ synthetic", "● real"]
     assert after["verdict"].tolist() == ["no verdict: other data", "reproduced"]
     assert after["difference"].tolist() == ["-10.0", "+10.0"]
     assert after["interval"].tolist() == ["-10.0 to -10.0", "10.0 to 10.0"]
@@ -218,7 +217,8 @@ def test_a_score_near_small_objects_is_tested_by_its_own_counts():
     """Better on the whole, worse near small objects: the claim of ten metres is about the latter."""
     lines = []
     for method, whole, part in (("ours", EASIER, HARD), ("MODIS label", HARD, EASIER)):
-        lines.append(line(method, whole, small_objects=part_of(part)))
+        counts = counts_of(part)
+        lines.append(line(method, whole, small_objects={"aa": summarise(sum(counts.values())).aa, "counts": counts}))
     assert verdict(claim(), *lines) == "reproduced"
     found = claims.examine(claim(score="small_objects.aa"), lines)["real"]
     assert (found.difference, found.interval.value) == pytest.approx((-10, -0.1))
@@ -233,6 +233,13 @@ def test_a_score_near_small_objects_is_tested_by_its_own_counts():
 def test_only_maps_of_the_same_pixels_are_compared(change):
     ours, label = two_lines()
     assert verdict(claim(), ours | change, label) == "not run yet"
+
+
+@pytest.mark.parametrize("kind", ["semi-real", "unverified"])
+def test_other_data_give_no_verdict_and_have_their_own_row(kind):
+    table = claims.table([claim()], two_lines(data_kind=kind))
+    assert table["data"].tolist() == [claims.MARKS[kind], "● real"]
+    assert table["verdict"].tolist() == ["no verdict: other data", "not run yet"]
 
 
 @pytest.mark.parametrize(
@@ -280,16 +287,21 @@ def test_the_evidence_is_committed_lines_and_own_lines_that_are_not_synthetic(tm
     assert [one["data_kind"] for one in added] == ["semi-real", "unverified", "adopted", "real", "place"]
 
 
-def place_lines(method, recalls, place="place"):
+def place_lines(method, recalls, **more):
     """Return one line per recall: each is of a place of its own, with one region."""
     return [
-        line(method, [recall], data_kind="place", data=f"{place} {number}", region=f"{place} {number}", n_patches=4)
+        line(method, [recall], data_kind="place", data=f"place {number}", **more)
+        | {f"scores.counts.P{number}": counts_of([recall])["region 0"].tolist(), "scores.n_patches": 4}
         for number, recall in enumerate(recalls)
     ]
 
 
+def without_region(lines):
+    return [{name: value for name, value in one.items() if name != "scores.counts.region 0"} for one in lines]
+
+
 def test_lines_of_real_places_are_pooled_and_each_place_is_a_region():
-    ours, theirs = place_lines("ours", EASIER), place_lines("x", HARD)
+    ours, theirs = (without_region(place_lines(name, recalls)) for name, recalls in (("ours", EASIER), ("x", HARD)))
     pooled = claims._pooled_places([*ours, *theirs, ours[0]])  # of two lines of a place, the newer counts
     assert [one["parameters.method"] for one in pooled] == ["ours", "x"]
     assert {one["scores.n_places"] for one in pooled} == {7}
@@ -308,6 +320,12 @@ def test_lines_of_real_places_are_pooled_and_each_place_is_a_region():
     assert claims._pooled_places([]) == []
 
 
+def foreign(method):
+    """Return a line of a place that is in no list."""
+    (one,) = without_region([line(method, [0.0], data_kind="place")])
+    return one | {"scores.counts.Mine": counts_of([0.0])["region 0"].tolist()}
+
+
 @pytest.mark.parametrize(("shift", "expected"), [(0.1, "reproduced"), (-0.1, "not reproduced")])
 def test_claims_on_real_places_have_a_verdict_of_their_own(shift, expected):
     """From the ledger of runs on all 26 places of the list; fewer or other places or steps are another protocol."""
@@ -317,10 +335,9 @@ def test_claims_on_real_places_have_a_verdict_of_their_own(shift, expected):
     methods = {one.where["parameters.method"]: recalls + shift for one in variants}
     methods |= {one.against["parameters.method"]: recalls for one in variants}
     protocol = variants[0].protocol
-    entries = [one | protocol for name, own in methods.items() for one in place_lines(name, own)]
+    entries = [one | protocol for name, own in methods.items() for one in without_region(place_lines(name, own))]
     elsewhere = {name: value for name, value in protocol.items() if name != "data.places"}
-    mine = [place_lines(name, [0.0], "mine")[0] for name in methods]  # a place of somebody's own, in no list
-    entries += [one | elsewhere for one in mine]
+    entries += [foreign(name) | elsewhere for name in methods]  # a place of somebody's own, in no list
     lines = claims._pooled_places(entries)
     for one in variants:
         assert claims.verdict(one, claims.examine(one, lines)) == expected
@@ -334,7 +351,8 @@ def test_claims_on_real_places_have_a_verdict_of_their_own(shift, expected):
 
 def test_what_cannot_be_tested_has_its_reason():
     never = claim(relation="untestable")
-    assert claims.table([never], two_lines())["verdict"].tolist() == ["not testable here"]
+    assert verdict(never, *two_lines()) == "not testable here"
+    assert claims.table([never], [])["verdict"].tolist() == ["not testable here"]
     assert claims.outstanding([never], [])["command, or why none"].tolist() == ["By AA."]
 
 
