@@ -22,6 +22,7 @@ from lcfuse_core.errors import DataError, LcfuseError, MissingDataError, Paramet
 from lcfuse_core.mapping import places
 from lcfuse_core.mapping.place_layers import Request
 from lcfuse_core.scoring import ledger
+from lcfuse_core.scoring.identity import PLACE_RECORD
 
 _MAP = """
 Map any scene from a shell.
@@ -358,7 +359,7 @@ def _list_name(path: Path, requests: list[Request]) -> str:
 
 def _finish(folder: Path, options: argparse.Namespace) -> None:
     """Print what a place has, and map it from its own MODIS label if that is wanted."""
-    record = json.loads((folder / "place.json").read_text(encoding="utf-8"))
+    record = json.loads((folder / PLACE_RECORD).read_text(encoding="utf-8"))
     if options.json:
         print(json.dumps({"folder": str(folder), **record}))
     else:

@@ -147,9 +147,9 @@ class PlaceReader:
 
     def layers(self) -> dict[str, NDArray[Any]]:
         """Return the arrays of all layers (bands, H, W) by their names in the files of a patch."""
-        found: dict[str, NDArray[Any]] = {"lc": self.modis()}  # first: without a label the images are of no use
-        found |= {"s2": self.sentinel2(), "s1": self.sentinel1()}
-        reference = self.reference()
+        found: dict[str, NDArray[Any]] = {"lc": self._modis()}  # first: without a label the images are of no use
+        found |= {"s2": self._sentinel2(), "s1": self._sentinel1()}
+        reference = self._reference()
         return found if reference is None else found | {"dfc": reference[None]}
 
     def _kept(self, name: str, read: Callable[..., NDArray[Any]], *arguments: Any) -> NDArray[Any]:
@@ -189,7 +189,7 @@ class PlaceReader:
 
     # Sentinel-2
 
-    def sentinel2(self) -> NDArray[np.uint16]:
+    def _sentinel2(self) -> NDArray[np.uint16]:
         """Return the composite: of each pixel and band the median of its clear dates."""
         days = self._clear_days()
         seen = np.stack([mask for _, mask in days])
@@ -286,7 +286,7 @@ class PlaceReader:
 
     # Sentinel-1
 
-    def sentinel1(self) -> NDArray[np.float32]:
+    def _sentinel1(self) -> NDArray[np.float32]:
         """Return VV and VH in dB, the median of the season's passes, or constant channels if there are none."""
         constant = np.full((2, *self.grid.shape), np.array(_CONSTANT_DB)[:, None, None], np.float32)
         self.record["sentinel1"] = None
@@ -318,7 +318,7 @@ class PlaceReader:
 
     # Labels
 
-    def modis(self) -> NDArray[np.uint8]:
+    def _modis(self) -> NDArray[np.uint8]:
         """
         Return the IGBP codes of the coarse cells, as an `lc` file has them (4, H, W).
 
@@ -330,9 +330,7 @@ class PlaceReader:
         ids, keys = cells.cell_ids(self.grid.affine, str(self.grid.crs), self.grid.shape)
         try:
             codes = self._kept("modis", stac.read_nearest, address, *cell_centres(keys))
-        except FetchError as error:
-            if not stac.is_absent(error):
-                raise
+        except stac.AbsentError:
             do = "Take a year that is published, or correct the file of services."
             found = f"no MODIS label of {year} at that address"
             raise MissingDataError(address, found=found, expected="MCD12Q1 of the year", do=do) from None
@@ -353,7 +351,7 @@ class PlaceReader:
         label[0] = np.where(codes == 255, 0, codes)[ids]  # 0: no label, in patches
         return label
 
-    def reference(self) -> NDArray[np.uint8] | None:
+    def _reference(self) -> NDArray[np.uint8] | None:
         """Return the DFC2020 codes of the 10 m map of another model, 0 where it has none; None without a reference."""
         self.record["reference"] = None
         settings = self.reference_settings
@@ -363,10 +361,8 @@ class PlaceReader:
         for tile, address in self._reference_tiles().items():
             try:
                 part = self._kept(f"reference-{tile}", stac.read_window, address, self.grid, Resampling.nearest)
-            except FetchError as error:
-                if stac.is_absent(error):  # tiles without land do not exist
-                    continue
-                raise
+            except stac.AbsentError:  # tiles without land do not exist
+                continue
             addresses.append(address)
             codes = np.where(codes == 0, part, codes).astype(np.uint8)
         table = np.zeros(256, np.uint8)

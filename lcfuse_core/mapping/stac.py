@@ -48,6 +48,10 @@ _REFUSAL = re.compile(r"response code: (403|404)\b")  # as GDAL writes it
 _Result = TypeVar("_Result")
 
 
+class AbsentError(FetchError):
+    """A service has no such file."""
+
+
 @dataclass(frozen=True)
 class Item:
     """One product of a catalogue: its id, date (YYYY-MM-DD), addresses by asset, and properties."""
@@ -216,7 +220,7 @@ def _read(address: str, read: Callable[[Any], _Result]) -> _Result:
     """
     Return what *read* takes from the raster at an http(s) address, or in a local file: GeoTIFF or JPEG 2000 only.
 
-    Raises FetchError if all tries fail; an address that is refused is tried once.
+    Raises FetchError if all tries fail; an address that is refused is tried once. AbsentError if there is no such file.
     """
     driver = _DRIVERS.get(PurePosixPath(urlsplit(address).path).suffix.lower(), "GTiff")
     name = f"/vsicurl/{address}" if address.startswith(("http://", "https://")) else address
@@ -226,11 +230,12 @@ def _read(address: str, read: Callable[[Any], _Result]) -> _Result:
                 return read(file)
         except RasterioError as error:
             found = str(error.__cause__ or error).replace(f"/vsicurl/{address}", without_token(address))[:300]
-        if _REFUSAL.search(found):
+        if refusal := _REFUSAL.search(found):
             break
         time.sleep(wait)
+    kind = AbsentError if refusal and refusal[1] == "404" else FetchError
     do = "Try again later; what is complete is kept."
-    raise FetchError(without_token(address), found=found, expected="a raster", do=do)
+    raise kind(without_token(address), found=found, expected="a raster", do=do)
 
 
 def read_window(address: str, grid: Grid, resampling: Resampling) -> NDArray[Any]:
@@ -259,12 +264,6 @@ def window_bytes(address: str, grid: Grid) -> int:
         return _HEADER_BYTES + sum(file.block_size(1, *at) for at in touched)
 
     return _read(address, size)
-
-
-def is_absent(error: FetchError) -> bool:
-    """Return whether a service answered that there is no such file."""
-    found = _REFUSAL.search(str(error))
-    return found is not None and found[1] == "404"
 
 
 def read_nearest(address: str, lon: NDArray[np.float64], lat: NDArray[np.float64]) -> NDArray[np.uint8]:
