@@ -31,7 +31,7 @@ from lcfuse_core.data.legends import index_to_dfc
 from lcfuse_core.mapping import predict
 from lcfuse_core.mapping import scene as rasters
 from lcfuse_core.mapping.make import Inputs, MapOptions, make_map
-from lcfuse_core.mapping.windows import Predicted, Tiling, blend
+from lcfuse_core.mapping.predict import Tiling, Window, blend
 from lcfuse_core.sample import world
 from lcfuse_core.training.predict import precision
 
@@ -155,7 +155,7 @@ def shifted_map(probabilities: Any, s2: Any, s1: Any, window: int, overlap: int,
     s2, s1, part = s2[:, shift:, shift:], s1[:, shift:, shift:], whole[shift:, shift:]
     tiling = Tiling(part.shape, window, overlap, margin)
     predictions = (
-        Predicted(i, j, np.ones((window, window), bool), probabilities(s2[:, rows, cols], s1[:, rows, cols]))
+        Window(i, j, np.ones((window, window), bool), probabilities(s2[:, rows, cols], s1[:, rows, cols]))
         for i, rows in enumerate(tiling.rows)
         for j, cols in enumerate(tiling.cols)
     )

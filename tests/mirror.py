@@ -34,17 +34,16 @@ class Mirror:
 
     manifest: Path
     world: Path
-    servers: tuple[FTPServer, HTTPServer]
 
 
-def small_world(seed: int = 0) -> Path:
+def small_world() -> Path:
     """
     Return a world of four training scenes (one per season), one validation and one test region.
 
     It is made once, in the data folder, and is only read.
     """
-    plan = world.WorldPlan(seed, n_train=4, n_validation=1, n_test=1)
-    return world.make_world(_runtime.data_folder() / "mirror" / f"world-{seed}", plan, workers=1)
+    plan = world.WorldPlan(0, n_train=4, n_validation=1, n_test=1)
+    return world.make_world(_runtime.data_folder() / "mirror" / "world-0", plan, workers=1)
 
 
 def small_worlds() -> Path:
@@ -56,15 +55,15 @@ def small_worlds() -> Path:
 
 
 @contextmanager
-def serve(folder: Path, *, seed: int = 0, faults: bool = True) -> Iterator[Mirror]:
+def serve(folder: Path, *, faults: bool = True) -> Iterator[Mirror]:
     """Serve the world of `small_world`; the manifest is in *folder*."""
-    top = small_world(seed)
+    top = small_world()
     folder.mkdir(parents=True, exist_ok=True)
     with FTPServer() as ftp, HTTPServer() as http:
         path = folder / "manifest.yaml"
         text = yaml.safe_dump(_manifest(top, ftp, http, faults), sort_keys=False, allow_unicode=True)
         path.write_text(text, encoding="utf-8")
-        yield Mirror(path, top, (ftp, http))
+        yield Mirror(path, top)
 
 
 def _season(top: Path, folder: str, kind: str) -> bytes:

@@ -8,14 +8,24 @@ UTM = "EPSG:32632"
 AT = Affine(10, 0, 549892.697, 0, -10, 6344077.614)  # no multiple of 10 m, as in SEN12MS
 
 
-def write(path, array, *, crs=UTM, transform=AT, **more):
-    """A GeoTIFF of an array (bands, H, W)."""
+def write(path, array, *, crs=UTM, transform=AT, names=(), tags=None, **more):
+    """A GeoTIFF of an array (bands, H, W), with names of its bands."""
     path.parent.mkdir(parents=True, exist_ok=True)
     count, height, width = array.shape
     profile = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": array.dtype} | more
     with rasterio.open(path, "w", crs=crs, transform=transform, **profile) as file:
         file.write(array)
+        if names:
+            file.descriptions = names
+        if tags:
+            file.update_tags(**tags)
     return path
+
+
+def first_band(path):
+    """The pixels of the first band of a file."""
+    with rasterio.open(path) as file:
+        return file.read(1)
 
 
 def scene_arrays(rows=150, cols=200, seed=0):

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 import rasterio
@@ -28,11 +28,14 @@ import yaml
 from affine import Affine
 from numpy.typing import NDArray
 from pyproj import Transformer
-from rasterio.warp import Resampling, reproject
+from rasterio.crs import CRS
+from rasterio.warp import calculate_default_transform, reproject
 
 from lcfuse_core.data import cells
 from lcfuse_core.data.bands import S2_BANDS
+from lcfuse_core.mapping.coarse import open_coarse
 from lcfuse_core.mapping.places import SERVICES
+from lcfuse_core.mapping.scene import Grid
 from lcfuse_core.sample import world
 
 ASSETS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", None, "B11", "B12")
@@ -63,14 +66,13 @@ class Server:
     def path(self, address: str) -> Path:
         """Return the file behind a path of the server."""
         name, _, rest = address.removeprefix("/files/").partition("/")
-        return (
-            self.links[name] / rest if name in self.links else self.folder / name / rest if rest else self.folder / name
-        )
+        return self.links.get(name, self.folder / name) / rest
 
-    def is_signed(self, address: str) -> bool:
-        """Return whether a path with its query may be read; labels are public."""
+    def status(self, address: str) -> int:
+        """Return the status of a request for a file, given by its path and query; labels need no token."""
         path, _, query = address.partition("?")
-        return self.token in (None, query) or path.removeprefix("/files/").partition("/")[0] not in self.links
+        is_signed = self.token in (None, query) or path.removeprefix("/files/").partition("/")[0] not in self.links
+        return self.refused.get(path, 403 if not is_signed else 200 if self.path(path).is_file() else 404)
 
     def services(self, path: Path, *, signed: bool = False, sentinel1: bool = True, l1c: bool = False) -> Path:
         """Write the file of services that points here; those of L1C have B10 and no scene classification."""
@@ -107,13 +109,10 @@ def content(folder: Path, side: int = 320) -> Content:
     files = world.make_sample_scene(folder / "scene", seed=0, side=side, region=3, weather=False)
     with rasterio.open(files.s2) as s2, rasterio.open(files.s1) as s1, rasterio.open(files.truth) as truth:
         arrays, crs, transform = (s2.read(), s1.read(), truth.read(1)), s2.crs.to_string(), s2.transform
-    with rasterio.open(files.coarse) as coarse:
-        codes, origin = coarse.read(1), coarse.transform
-    row, col = cells.modis_cells(transform, crs, arrays[2].shape)
-    top = round(cells.GRID_ROWS // 2 - origin.f / cells.CELL_M)
-    left = round(origin.c / cells.CELL_M + cells.GRID_COLS // 2)
+    with open_coarse(files.coarse, Grid(CRS.from_string(crs), transform, (side, side))) as coarse:
+        igbp = coarse.codes_at(slice(0, side), slice(0, side))
     lon, lat = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(*(transform @ (side / 2, side / 2)))
-    return Content(*arrays, codes[row - top, col - left], crs, transform, lon, lat)
+    return Content(*arrays, igbp, crs, transform, lon, lat)
 
 
 def real_places(folder: Path) -> dict[str, Content]:
@@ -160,7 +159,6 @@ def add_item(
     clouds: NDArray[np.bool_] | None = None,
     stored: int = 0,
     properties: dict[str, Any] | None = None,
-    bands: dict[str, Any] | None = None,
     lacks: str = "",
     columns: slice = slice(None),
     crs: str | None = None,
@@ -184,11 +182,8 @@ def add_item(
             seen = np.where(covered, np.where(hidden, 9000, ground) + stored, 0)
             _store(product / f"{asset}.tif", seen.astype(np.uint16), found, crs)
         _store(product / "SCL.tif", np.where(covered, np.where(hidden, 9, 4), 0).astype(np.uint8), found, crs)
-    assets = {
-        asset: {"href": f"{server.url}/files/{name}/{asset}.tif", **(bands or {})}
-        for asset in (*bands_of, "SCL")
-        if asset != lacks
-    }
+    there = [asset for asset in (*bands_of, "SCL") if asset != lacks]
+    assets = {asset: {"href": f"{server.url}/files/{name}/{asset}.tif"} for asset in there}
     cover = round(100 * float(hidden.mean()), 1)
     own = {"datetime": f"{date}T10:00:00Z", "eo:cloud_cover": cover, **(properties or {})}
     server.items.append({"type": "Feature", "id": name, "collection": "s2", "assets": assets, "properties": own})
@@ -225,8 +220,7 @@ def add_labels(server: Server, found: Content, year: int = 2021) -> None:
         server.folder / f"modis_{year}.tif", copied, "EPSG:4326", Affine(DEGREES, 0, west, 0, -DEGREES, north), 255
     )
     table = np.zeros(256, np.uint8)
-    for own, code in _TO_WORLDCOVER.items():
-        table[own] = code
+    table[[*_TO_WORLDCOVER]] = [*_TO_WORLDCOVER.values()]
     south, left = int(np.floor(found.lat / 3) * 3), int(np.floor(found.lon / 3) * 3)
     tile = f"{'NS'[south < 0]}{abs(south):02}{'EW'[left < 0]}{abs(left):03}"
     write_cog(server.folder / f"reference_{tile}.tif", table[found.truth], found.crs, found.transform)
@@ -235,16 +229,12 @@ def add_labels(server: Server, found: Content, year: int = 2021) -> None:
 def _store(path: Path, values: NDArray[Any], found: Content, crs: str | None) -> None:
     transform, own = found.transform, found.crs
     if crs is not None:  # the neighbouring UTM zone, as at the border of two zones
-        from rasterio.warp import calculate_default_transform
-
         rows, cols = values.shape
         bounds = rasterio.transform.array_bounds(rows, cols, transform)
         transform, width, height = calculate_default_transform(own, crs, cols, rows, *bounds, resolution=10)
         warped = np.zeros((height, width), values.dtype)
-        reproject(
-            values, warped, src_transform=found.transform, src_crs=own, dst_transform=transform, dst_crs=crs,
-            resampling=Resampling.nearest,
-        )  # fmt: skip
+        places = {"src_transform": found.transform, "src_crs": own, "dst_transform": transform, "dst_crs": crs}
+        reproject(values, warped, **places)  # nearest neighbour
         values, own = warped, crs
     write_cog(path, values, own, transform)
 
@@ -272,6 +262,24 @@ def serving(folder: Path, shared: Path | None = None) -> Iterator[Server]:
         http.server_close()
 
 
+def _page(server: Server, body: dict[str, Any]) -> Any:
+    """Return a page of the answer to a search."""
+    if server.page is not None:
+        return server.page
+    first, last = (part[:10] for part in body["datetime"].split("/"))
+    found = [
+        item
+        for item in server.items
+        if item["collection"] in body["collections"] and first <= item["properties"]["datetime"][:10] <= last
+    ]
+    start, stop = int(body.get("token", 0)), int(body.get("token", 0)) + server.page_size
+    page: dict[str, Any] = {"type": "FeatureCollection", "features": found[start:stop]}
+    if stop < len(found) or server.endless:
+        link = {"rel": "next", "href": f"{server.url}/v1/search", "method": "POST", "merge": True}
+        page["links"] = [link | {"body": {"token": stop % max(1, len(found))}}]
+    return page
+
+
 def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -290,15 +298,9 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             self._answer({})
 
         def do_HEAD(self) -> None:
-            path = server.path(urlsplit(self.path).path)
-            status = 200 if path.is_file() else 404
-            if not server.is_signed(self.path):
-                status = 403
-            status = server.refused.get(urlsplit(self.path).path, status)
-            self.send_response(status)
-            self.send_header("Content-Length", str(path.stat().st_size) if status == 200 else "0")
-            self.send_header("Accept-Ranges", "bytes")
-            self.end_headers()
+            path, status = server.path(urlsplit(self.path).path), server.status(self.path)
+            size = path.stat().st_size if status == 200 else 0
+            self._send(status, b"", {"Content-Length": str(size), "Accept-Ranges": "bytes"})
 
         def do_POST(self) -> None:
             length = int(self.headers.get("Content-Length", 0))
@@ -316,14 +318,11 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             if parts.path.startswith("/token/"):
                 return self._json({"token": server.tokens()})
             if parts.path == "/v1/search":
-                return self._search(body, parse_qs(parts.query))
-            if not server.is_signed(self.path):
-                return self._send(403, b"expired")
-            path = server.path(parts.path)
-            if parts.path in server.refused or not path.is_file():
-                return self._send(server.refused.get(parts.path, 404), b"")
-            data = path.read_bytes()
-            status, headers = 200, {"Accept-Ranges": "bytes"}
+                return self._json(_page(server, body))
+            status, headers = server.status(self.path), {"Accept-Ranges": "bytes"}
+            if status != 200:
+                return self._send(status, b"")
+            data = server.path(parts.path).read_bytes()
             wanted = self.headers.get("Range")
             if wanted:
                 first, last = wanted.removeprefix("bytes=").split("-")
@@ -332,24 +331,6 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 status, headers["Content-Range"] = 206, f"bytes {start}-{start + len(data) - 1}/{size}"
             server.sent[parts.path] += len(data)
             return self._send(status, data, headers, cut)
-
-        def _search(self, body: dict[str, Any], query: dict[str, list[str]]) -> None:
-            wanted = body.get("collections", query.get("collections", [""]))
-            first, last = (part[:10] for part in body.get("datetime", "0000/9999").split("/"))
-            found = [
-                item
-                for item in server.items
-                if item["collection"] in wanted and first <= item["properties"]["datetime"][:10] <= last
-            ]
-            if server.page is not None:
-                return self._json(server.page)
-            start = int(body.get("token", 0))
-            page: dict[str, Any] = {"type": "FeatureCollection", "features": found[start : start + server.page_size]}
-            if start + server.page_size < len(found) or server.endless:
-                following = {"token": (start + server.page_size) % max(1, len(found))}
-                link = {"rel": "next", "href": f"{server.url}/v1/search", "method": "POST", "merge": True}
-                page["links"] = [{**link, "body": following}]
-            return self._json(page)
 
         def _json(self, value: Any) -> None:
             self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})

@@ -35,7 +35,7 @@ from lcfuse_core.sample import world
 ELSEWHERE = {
     "focal": "the example of CONTRIBUTING.md: tests/test_contributing.py",
     "MODIS label, filled": "the method that the reader adds in chapter methods_compared",
-    "place ": "images from the network: tests/mapping/test_place_commands.py",
+    "place ": "images from the network: tests/mapping/test_commands.py",
     "data adopt": "checks complete published sets: tests/data/test_commands.py",
 }
 """Parts of commands that are executed by another test."""

@@ -43,6 +43,7 @@ from lcfuse_core.models.transition import Matrix, class_prior, from_accuracy, po
 
 _STEP_PX = 64  # between the pixels at which the frequencies of labels are counted: a cell has 46
 _MOST_PX = 2**28  # of the map over the scene, which are held in memory
+_MOST_LON = 180 - 1e-5  # degrees: cells may have their centre beyond 180
 _COARSE_M = 400  # without a legend a map of such pixels is MCD12Q1, whose cells have 463 m; others have other legends
 
 _OTHER_LAYER = re.compile(
@@ -53,6 +54,14 @@ _OTHER_LAYER = re.compile(
 _LABELS = dfc_to_index(np.arange(11))
 _LABELS[SAVANNA] = SAVANNA_INDEX
 """Coarse label by DFC2020 code, 0..10."""
+
+
+def cell_centres(keys: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return longitude and latitude of the centres of MODIS cells, given by their `keys` of `cells.cell_ids`."""
+    rows, cols = np.divmod(keys, cells.GRID_COLS)
+    x_m = (cols + 0.5 - cells.GRID_COLS / 2) * cells.CELL_M
+    y_m = (cells.GRID_ROWS / 2 - 0.5 - rows) * cells.CELL_M
+    return cells.modis_to_lonlat(x_m, y_m)
 
 
 @dataclass(frozen=True)
@@ -94,17 +103,11 @@ class CoarseMap:
         if not self._modis_cells:
             row, col = np.mgrid[: shape[0], : shape[1]] + 0.5
             return self._pick(*transformer(self.path, self.grid.crs, self._own.crs).transform(*at @ (col, row)))
-        row, col = cells.modis_cells(at, str(self.grid.crs), shape)
         # There are few cells and many pixels: each cell is looked up once.
-        top, left = row.min(), col.min()
-        y_m = (cells.GRID_ROWS / 2 - 0.5 - np.arange(top, row.max() + 1)) * cells.CELL_M
-        x_m = (np.arange(left, col.max() + 1) + 0.5 - cells.GRID_COLS / 2) * cells.CELL_M
-        xs, ys = (centres.ravel() for centres in np.meshgrid(x_m, y_m))
-        _, lat = cells.modis_to_lonlat(0, ys)
-        limit = cells.lonlat_to_modis(180, lat)[0] - 1  # cells may have their centre beyond 180 degrees
-        at_cells = cells.modis_to_lonlat(np.clip(xs, -limit, limit), ys)
-        codes = self._pick(*transformer(self.path, "EPSG:4326", self._own.crs).transform(*at_cells))
-        return codes.reshape(len(y_m), len(x_m))[row - top, col - left]
+        ids, keys = cells.cell_ids(at, str(self.grid.crs), shape)
+        lon, lat = cell_centres(keys)
+        lon = np.clip(lon, -_MOST_LON, _MOST_LON)
+        return self._pick(*transformer(self.path, "EPSG:4326", self._own.crs).transform(lon, lat))[ids]
 
     def _pick(self, x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.uint8]:
         """Return the codes of the raster's pixels at x, y in its own CRS."""

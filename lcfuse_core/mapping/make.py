@@ -18,30 +18,35 @@ import hashlib
 import json
 import shutil
 import tempfile
+import warnings
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
+import rasterio.shutil
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
+from rasterio.enums import ColorInterp
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from lcfuse_core import __version__, _runtime
 from lcfuse_core.data.bands import check_channels
 from lcfuse_core.data.legends import DFC2020, SCORED
+from lcfuse_core.data.rasters import open_raster
 from lcfuse_core.download.archives import sha256_of
-from lcfuse_core.errors import ParameterError
+from lcfuse_core.errors import DiskError, LcfuseError, ParameterError
 from lcfuse_core.mapping.coarse import open_coarse
 from lcfuse_core.mapping.learn import train_on_scene
-from lcfuse_core.mapping.predict import Member, Network, choose, strips
+from lcfuse_core.mapping.predict import LAYERS, STEPS, Member, Network, Tiling, choose, strips
 from lcfuse_core.mapping.scene import Grid, Source, open_scene
-from lcfuse_core.mapping.windows import Tiling
-from lcfuse_core.mapping.write import LAYERS, create, disk_errors, write_cog
 from lcfuse_core.methods.fusion import FusionPlan
 from lcfuse_core.sample import world
 
@@ -81,7 +86,7 @@ class MapOptions:
     symmetries : int
         1, 2, 4 or 8 flips and rotations whose predictions are averaged (TTA).
     window : int
-        Side of a window, px; overlap and margin are an eighth and a 32nd of it (see `windows.Tiling`).
+        Side of a window, px; overlap and margin are an eighth and a 32nd of it (see `predict.Tiling`).
     probabilities : bool
         Whether to keep the probabilities of all classes.
     """
@@ -176,7 +181,7 @@ def make_map(
         digests = [member.digest for member in chosen]
         decided = (digests, learns, options.steps, rules, roles, plan, tiling, options.probabilities)
         key = hashlib.sha256(repr((decided, _runtime.code_digest("mapping.make"))).encode()).hexdigest()
-        stack.enter_context(disk_errors(out))
+        stack.enter_context(_disk_errors(out))
         stack.enter_context(_runtime.lock(out / ".lock"))
         files = [*scene.files, *([coarse.path] if coarse else [])]
         products = {(out / f"{name}.tif").resolve() for name in LAYERS}
@@ -247,7 +252,7 @@ def _write(
         tags = {"SOFTWARE": f"lcfuse_core {__version__}", "PRIOR_POWER": f"{record['fusion']['prior_power']:g}"}
         counts, written, crc = _write_strips(raw, made, grid, tags)
         for name in names:
-            write_cog(raw[name], parts[f"{name}.tif"], LAYERS[name], written, crc[name])
+            _write_cog(raw[name], parts[f"{name}.tif"], name, written, crc[name])
         record["inputs"] = hashes.result()
         record["pixels"] = {DFC2020.name_of(code): int(counts[code]) for code in SCORED}
         record["valid_fraction"] = round(sum(record["pixels"].values()) / int(counts.sum()), 6)
@@ -268,7 +273,7 @@ def _write_strips(
     """Write the strips of a map to plain files; return pixels by code, the rows of each strip, and CRC-32 by layer."""
     counts, written, crc = np.zeros(256, np.int64), [], dict.fromkeys(raw, 0)
     with ExitStack() as stack:
-        rasters = {name: stack.enter_context(create(raw[name], LAYERS[name], grid, tags)) for name in raw}
+        rasters = {name: stack.enter_context(_create(raw[name], name, grid, tags)) for name in raw}
         for rows, strip in made:
             for name, pixels in strip.items():
                 rasters[name].write(pixels, window=Window.from_slices(rows, (0, grid.shape[1])))
@@ -276,6 +281,57 @@ def _write_strips(
             counts += np.bincount(strip["landcover"].ravel(), minlength=256)
             written.append(rows)
     return counts, written, crc
+
+
+def _create(path: Path, name: str, grid: Grid, tags: Mapping[str, str]) -> Any:
+    """Open a new GeoTIFF for writing, with the names, colours, nodata value and tags of a layer."""
+    layer, (rows, cols) = LAYERS[name], grid.shape
+    profile = {"driver": "GTiff", "dtype": "uint8", "count": len(layer.bands), "height": rows, "width": cols}
+    profile |= {"nodata": layer.nodata, "crs": grid.crs, "transform": grid.transform, "BIGTIFF": "IF_SAFER"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        raster = rasterio.open(path, "w", **profile)
+    raster.descriptions = tuple(layer.bands)
+    if layer.is_codes:
+        raster.write_colormap(1, {code: DFC2020.rgba(code) for code in range(256)})
+        names = {f"CLASS_{code}": DFC2020.name_of(code) for code in DFC2020.codes}
+        raster.update_tags(LEGEND=DFC2020.name, **names)
+    else:
+        raster.colorinterp = [ColorInterp.gray] * len(layer.bands)
+        raster.scales = [1 / STEPS] * len(layer.bands)
+    raster.update_tags(**tags)
+    return raster
+
+
+def _write_cog(source: Path, path: Path, name: str, written: Sequence[slice], crc: int) -> None:
+    """
+    Copy a GeoTIFF of `_create` to a Cloud-Optimised GeoTIFF: tiles of 512 px, deflated, with overviews.
+
+    Raises OSError if the CRC-32 of the pixels of *path*, read by the rows *written*, is not *crc*, or if an overview
+    cannot be read.
+    """
+    is_codes = LAYERS[name].is_codes
+    options = {
+        "COMPRESS": "DEFLATE",
+        "LEVEL": "6" if is_codes else "1",  # probabilities are noise: more effort gains nothing
+        "BLOCKSIZE": "512",
+        "OVERVIEW_RESAMPLING": "MODE" if is_codes else "AVERAGE",
+        "BIGTIFF": "IF_SAFER",
+        "NUM_THREADS": "2",
+    }
+    with rasterio.Env(GDAL_PAM_ENABLED="NO"):
+        rasterio.shutil.copy(str(source), str(path), driver="COG", **options)
+    found = 0
+    with open_raster(path) as raster:
+        for rows in written:
+            found = zlib.crc32(raster.read(window=Window.from_slices(rows, (0, raster.width))), found)
+        n_overviews = len(raster.overviews(1))
+    for level in range(n_overviews):
+        with rasterio.open(path, driver="GTiff", OVERVIEW_LEVEL=level) as raster:
+            for _, window in raster.block_windows(1):
+                raster.read(window=window)
+    if found != crc:
+        raise OSError("the pixels read back differ from those written")
 
 
 def _digest(record: Mapping[str, Any]) -> str:
@@ -297,6 +353,20 @@ def _found(out: Path, key: str, files: Sequence[Path]) -> _Made | None:
         return _Made(out, record, found=True) if whole else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # no record, or a damaged one
         return None
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Turn an error of the disk or of GDAL into a DiskError."""
+    _runtime.check_output(path)
+    try:
+        yield
+    except LcfuseError:
+        raise
+    except (RasterioError, CPLE_BaseError, OSError) as error:
+        found = getattr(error, "strerror", None) or str(error)
+        do = "Free space or choose another folder, and run it again; an earlier map is untouched."
+        raise DiskError(path, found=found, expected="to write the map", do=do) from error
 
 
 def chosen_inputs(parameters: Mapping[str, Any], data: Path) -> tuple[Inputs, Path | None]:

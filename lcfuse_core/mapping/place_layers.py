@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from pyproj import Transformer
+from rasterio.crs import CRS
 from rasterio.enums import Resampling
 from tqdm import tqdm
 
@@ -32,7 +33,9 @@ from lcfuse_core.data.bands import S2_BANDS
 from lcfuse_core.data.rasters import utm
 from lcfuse_core.errors import DataError, FetchError, MissingDataError, parameter_errors
 from lcfuse_core.mapping import stac
-from lcfuse_core.mapping.stac import Catalogue, Grid, Item
+from lcfuse_core.mapping.coarse import cell_centres
+from lcfuse_core.mapping.scene import CLEAR, Grid
+from lcfuse_core.mapping.stac import Catalogue, Item
 
 PATCH_PX = 256
 """Side of the patches that a place is written in."""
@@ -103,7 +106,7 @@ class Request:
         side = step * math.ceil(round(self.size_km * 100 / step, 6))
         x, y = Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(self.lon, self.lat)
         west, north = 10 * round(x / 10) - 5 * side, 10 * round(y / 10) + 5 * side
-        return Grid(crs, Affine(10, 0, west, 0, -10, north), side)
+        return Grid(CRS.from_string(crs), Affine(10, 0, west, 0, -10, north), (side, side))
 
     @property
     def season(self) -> tuple[str, str]:
@@ -136,19 +139,25 @@ class PlaceReader:
     def __init__(self, request: Request, services: dict[str, Any], part: Path, progress: bool = False) -> None:
         self.request, self.part, self.progress = request, part, progress
         self.grid, (_, self.period) = request.grid, request.season
-        self.shape = (self.grid.side, self.grid.side)
         self.settings = services["catalogues"][request.catalogue]
         self.modis_settings = services["modis"]
         self.reference_settings = services["references"][request.reference] if request.reference else None
         self.catalogue = Catalogue(self.settings["url"], self.settings.get("token"))
         self.record: dict[str, Any] = {}
 
-    def _kept(self, name: str, read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+    def layers(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays of all layers (bands, H, W) by their names in the files of a patch."""
+        found: dict[str, NDArray[Any]] = {"lc": self._modis()}  # first: without a label the images are of no use
+        found |= {"s2": self._sentinel2(), "s1": self._sentinel1()}
+        reference = self._reference()
+        return found if reference is None else found | {"dfc": reference[None]}
+
+    def _kept(self, name: str, read: Callable[..., NDArray[Any]], *arguments: Any) -> NDArray[Any]:
         """Return an array from the folder of what was read, or read it and keep it there."""
         path = self.part / f"{re.sub(r'[^A-Za-z0-9.-]', '_', name)}.npy"
         with suppress(ValueError, EOFError, OSError):  # not there, or damaged, as by a full disk
             return np.load(path)
-        values = read()
+        values = read(*arguments)
         with _runtime.atomic_path(path) as temporary, temporary.open("wb") as file:
             np.save(file, values)
         return values
@@ -180,7 +189,7 @@ class PlaceReader:
 
     # Sentinel-2
 
-    def sentinel2(self) -> NDArray[np.uint16]:
+    def _sentinel2(self) -> NDArray[np.uint16]:
         """Return the composite: of each pixel and band the median of its clear dates."""
         days = self._clear_days()
         seen = np.stack([mask for _, mask in days])
@@ -191,7 +200,7 @@ class PlaceReader:
             do = "Take more --dates, other --months or another --year."
             raise MissingDataError(self.request.title, found=found, expected=f"at most {_MAX_UNSEEN:.0%}", do=do)
         seen |= unseen  # a few pixels that no date shows get the median of all dates; the record has their share
-        composite = np.zeros((len(S2_BANDS), *self.shape), np.uint16)  # B10 of L2A stays 0
+        composite = np.zeros((len(S2_BANDS), *self.grid.shape), np.uint16)  # B10 of L2A stays 0
         bands = [(band, asset) for band, asset in enumerate(self._bands) if asset]
         self._fetch([partial(self._band, items, asset) for _, asset in bands for items, _ in days])
         for band, asset in bands:
@@ -255,20 +264,17 @@ class PlaceReader:
         """Return which pixels show the ground: by the scene classification, for L1C by the catalogue's figure."""
         asset = self.settings.get("scenes")
         if asset is None:
-            return np.full(self.shape, _cloud_cover(items) <= _MAX_CLOUDS)
-        read = partial(self._mosaic, items, asset, Resampling.nearest)
-        return np.isin(self._kept(f"{items[0].date}-scenes", read), stac.CLEAR)
+            return np.full(self.grid.shape, _cloud_cover(items) <= _MAX_CLOUDS)
+        codes = self._kept(f"{items[0].date}-scenes", self._mosaic, items, asset, Resampling.nearest)
+        return np.isin(codes, CLEAR)
 
     def _band(self, items: list[Item], asset: str) -> NDArray[Any]:
         """Return the reflectance x 10000 of one band and date."""
-        name = f"{items[0].date}-{asset}"
-        return self._kept(name, partial(self._mosaic, items, asset, Resampling.bilinear, with_offset=True))
+        return self._kept(f"{items[0].date}-{asset}", self._mosaic, items, asset, Resampling.bilinear, True)
 
-    def _mosaic(
-        self, items: list[Item], asset: str, resampling: Resampling, *, with_offset: bool = False
-    ) -> NDArray[Any]:
+    def _mosaic(self, items: list[Item], asset: str, resampling: Resampling, with_offset: bool = False) -> NDArray[Any]:
         """Return the pixels of the items of one date, the first that has data at each pixel; 0 where none has."""
-        whole = np.zeros(self.shape, np.float32)
+        whole = np.zeros(self.grid.shape, np.float32)
         for item in items:
             values = self.catalogue.read(item, asset, self.grid, resampling).astype(np.float32)
             if with_offset:  # 0 is no data, also where the offset would make it negative
@@ -280,9 +286,9 @@ class PlaceReader:
 
     # Sentinel-1
 
-    def sentinel1(self) -> NDArray[np.float32]:
+    def _sentinel1(self) -> NDArray[np.float32]:
         """Return VV and VH in dB, the median of the season's passes, or constant channels if there are none."""
-        constant = np.full((2, *self.shape), np.array(_CONSTANT_DB)[:, None, None], np.float32)
+        constant = np.full((2, *self.grid.shape), np.array(_CONSTANT_DB)[:, None, None], np.float32)
         self.record["sentinel1"] = None
         if not self.settings.get("sentinel1"):
             self.record["sentinel1_reason"] = "the catalogue has no terrain-corrected Sentinel-1: Sentinel-2 alone"
@@ -308,12 +314,11 @@ class PlaceReader:
         return found[: 2 * self.request.dates]
 
     def _backscatter(self, item: Item, asset: str) -> NDArray[Any]:
-        read = partial(self.catalogue.read, item, asset, self.grid, Resampling.bilinear)
-        return self._kept(f"{item.id}-{asset}", read)
+        return self._kept(f"{item.id}-{asset}", self.catalogue.read, item, asset, self.grid, Resampling.bilinear)
 
     # Labels
 
-    def modis(self) -> NDArray[np.uint8]:
+    def _modis(self) -> NDArray[np.uint8]:
         """
         Return the IGBP codes of the coarse cells, as an `lc` file has them (4, H, W).
 
@@ -322,15 +327,10 @@ class PlaceReader:
         """
         settings, year = self.modis_settings, self.request.year
         address = settings["url"].format(year=year)
-        ids, keys = cells.cell_ids(self.grid.transform, self.grid.crs, self.shape)
-        x = (keys % cells.GRID_COLS - cells.GRID_COLS // 2 + 0.5) * cells.CELL_M
-        y = (cells.GRID_ROWS // 2 - keys // cells.GRID_COLS - 0.5) * cells.CELL_M
-        lon, lat = cells.modis_to_lonlat(x, y)
+        ids, keys = cells.cell_ids(self.grid.affine, str(self.grid.crs), self.grid.shape)
         try:
-            codes = self._kept("modis", partial(stac.read_nearest, address, lon, lat))
-        except FetchError as error:
-            if not stac.is_absent(error):
-                raise
+            codes = self._kept("modis", stac.read_nearest, address, *cell_centres(keys))
+        except stac.AbsentError:
             do = "Take a year that is published, or correct the file of services."
             found = f"no MODIS label of {year} at that address"
             raise MissingDataError(address, found=found, expected="MCD12Q1 of the year", do=do) from None
@@ -347,25 +347,22 @@ class PlaceReader:
             "licence": settings.get("licence", ""),
             "attribution": settings.get("attribution", ""),
         }
-        label = np.full((4, *self.shape), 255, np.uint8)
+        label = np.full((4, *self.grid.shape), 255, np.uint8)
         label[0] = np.where(codes == 255, 0, codes)[ids]  # 0: no label, in patches
         return label
 
-    def reference(self) -> NDArray[np.uint8] | None:
+    def _reference(self) -> NDArray[np.uint8] | None:
         """Return the DFC2020 codes of the 10 m map of another model, 0 where it has none; None without a reference."""
         self.record["reference"] = None
         settings = self.reference_settings
         if settings is None:
             return None
-        codes, addresses = np.zeros(self.shape, np.uint8), []
+        codes, addresses = np.zeros(self.grid.shape, np.uint8), []
         for tile, address in self._reference_tiles().items():
             try:
-                read = partial(stac.read_window, address, self.grid, Resampling.nearest)
-                part = self._kept(f"reference-{tile}", read)
-            except FetchError as error:
-                if stac.is_absent(error):  # tiles without land do not exist
-                    continue
-                raise
+                part = self._kept(f"reference-{tile}", stac.read_window, address, self.grid, Resampling.nearest)
+            except stac.AbsentError:  # tiles without land do not exist
+                continue
             addresses.append(address)
             codes = np.where(codes == 0, part, codes).astype(np.uint8)
         table = np.zeros(256, np.uint8)

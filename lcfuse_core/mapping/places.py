@@ -22,6 +22,7 @@ import json
 import os
 import shutil
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,16 @@ import numpy as np
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio.crs import CRS
 
 from lcfuse_core import _runtime
 from lcfuse_core._yaml import load_yaml
 from lcfuse_core.data import cells
 from lcfuse_core.data.rasters import open_raster
 from lcfuse_core.errors import DataError, MissingDataError, ParameterError
+from lcfuse_core.mapping.coarse import open_coarse
 from lcfuse_core.mapping.place_layers import PATCH_PX, PlaceReader, Request
-from lcfuse_core.mapping.stac import Grid
+from lcfuse_core.mapping.scene import Grid
 from lcfuse_core.sample import world
 from lcfuse_core.scoring.identity import PLACE_RECORD, SHIPPED_SERVICES, data_digest
 
@@ -92,7 +95,7 @@ def fetch_place(
     known = _services_of(request, services)
     digest = hashlib.sha256(json.dumps([asdict(request), known], sort_keys=True, default=str).encode()).hexdigest()[:12]
     origin = {
-        "request": json.loads(json.dumps(asdict(request))),
+        "request": json.loads(json.dumps(asdict(request))),  # with lists, as it is read back
         "services": SHIPPED_SERVICES if known == read_services(SERVICES) else f"others, {digest}",
     }
     if (final / PLACE_RECORD).exists():
@@ -104,7 +107,19 @@ def fetch_place(
     part = out / f".{request.title}.{digest}.part"
     with _runtime.lock(part.with_suffix(".lock")):
         part.mkdir(parents=True, exist_ok=True)
-        _write_place(request, origin, PlaceReader(request, known, part, progress), part / "place")
+        reader = PlaceReader(request, known, part, progress)
+        layers, grid = reader.layers(), reader.grid
+        sources = [reader.record[name] for name in ("modis", "reference") if reader.record[name]]
+        record = {
+            **origin,
+            "grid": {"crs": str(grid.crs), "transform": tuple(grid.affine)[:6], "side": grid.shape[0]},
+            **reader.record,
+            "attribution": [
+                f"Contains modified Copernicus Sentinel data {request.year}",
+                *(source["attribution"] for source in sources),
+            ],
+        }
+        _write_layers(part / "place", request.title, request.season[0], grid, layers, record)
         if final.exists():
             shutil.rmtree(final)  # a folder without a record: not of this function, or unfinished
         (part / "place").rename(final)
@@ -152,41 +167,18 @@ def sample_place(out: Path, seed: int = 0) -> Path:
     with _runtime.lock(final.with_suffix(".lock")):
         if not (final / PLACE_RECORD).exists():
             files = world.make_sample_scene(out / f"scene-{seed}", seed, side=512, weather=False)
-            with (
-                open_raster(files.s2) as s2, open_raster(files.s1) as s1,
-                open_raster(files.truth) as truth, open_raster(files.coarse) as coarse,
-            ):  # fmt: skip
+            with open_raster(files.s2) as s2, open_raster(files.s1) as s1, open_raster(files.truth) as truth:
                 layers = {"s2": s2.read(), "s1": s1.read(), "dfc": truth.read()}
-                grid, codes, at = Grid(s2.crs.to_string(), s2.transform, 512), coarse.read(1), coarse.transform
-            row, col = cells.modis_cells(grid.transform, grid.crs, (512, 512))
-            top = round(cells.GRID_ROWS / 2 - at.f / cells.CELL_M)
-            left = round(at.c / cells.CELL_M + cells.GRID_COLS / 2)
-            layers["lc"] = np.full((4, 512, 512), 255, np.uint8)
-            layers["lc"][0] = codes[row - top, col - left]
+                grid = Grid(s2.crs, s2.transform, s2.shape)
+            layers["lc"] = np.full((4, *grid.shape), 255, np.uint8)
+            with open_coarse(files.coarse, grid) as coarse:
+                layers["lc"][0] = coarse.codes_at(*(slice(0, side) for side in grid.shape))
             record = {"synthetic": True, "attribution": ["synthetic sample"], "sentinel1": {}}
             part = final.with_name(f".{final.name}.part")
             _write_layers(part, f"synthetic{seed}", "year", grid, layers, record)
             shutil.rmtree(final, ignore_errors=True)
             part.rename(final)
     return final
-
-
-def _write_place(request: Request, origin: dict[str, Any], reader: PlaceReader, folder: Path) -> None:
-    """Read all layers and write the folder of a place; its record begins with the *origin*."""
-    grid, record = reader.grid, reader.record
-    layers: dict[str, NDArray[Any]] = {"lc": reader.modis()}  # first: without a label the images are of no use
-    layers |= {"s2": reader.sentinel2(), "s1": reader.sentinel1()}
-    reference = reader.reference()
-    if reference is not None:
-        layers["dfc"] = reference[None]
-    attributions = [record[name]["attribution"] for name in ("modis", "reference") if record[name]]
-    whole = {
-        **origin,
-        "grid": {"crs": grid.crs, "transform": tuple(grid.transform)[:6], "side": grid.side},
-        **record,
-        "attribution": [f"Contains modified Copernicus Sentinel data {request.year}", *attributions],
-    }
-    _write_layers(folder, request.title, request.season[0], grid, layers, whole)
 
 
 def _write_layers(
@@ -200,25 +192,25 @@ def _write_layers(
     """Write the patches, the scene, its label as one pixel per cell and, last, the record."""
     shutil.rmtree(folder, ignore_errors=True)
     season = f"ROIs0000_{season}"
-    corners = [(row, col) for row in range(0, grid.side, PATCH_PX) for col in range(0, grid.side, PATCH_PX)]
+    corners = product(*(range(0, side, PATCH_PX) for side in grid.shape))
     for number, (row, col) in enumerate(corners):
         for kind, array in layers.items():
             path = folder / season / f"{kind}_{title}" / f"{season}_{kind}_{title}_p{number}.tif"
             window = array[:, row : row + PATCH_PX, col : col + PATCH_PX]
-            _write(path, window, grid.crs, grid.transform @ Affine.translation(col, row))
+            _write(path, window, grid.crs, grid.affine @ Affine.translation(col, row))
     scene = {"s2": layers["s2"]}
     scene |= {"s1": layers["s1"]} if record["sentinel1"] is not None else {}
     scene |= {"reference": layers["dfc"]} if "dfc" in layers else {}
     for name, array in scene.items():
-        _write(folder / f"{name}.tif", array, grid.crs, grid.transform, compress="deflate")
+        _write(folder / f"{name}.tif", array, grid.crs, grid.affine, compress="deflate")
     label = np.where(layers["lc"][0] == 0, np.uint8(255), layers["lc"][0])  # 0: no label, in patches
-    codes, transform = cells.modis_raster(grid.transform, grid.crs, label)
+    codes, transform = cells.modis_raster(grid.affine, str(grid.crs), label)
     _write(folder / "coarse.tif", codes[None], cells.SINUSOIDAL, transform, nodata=255)
     record["digest"] = data_digest(folder)
     _runtime.write_atomic(folder / PLACE_RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
-def _write(path: Path, array: NDArray[Any], crs: str, transform: Affine, **options: Any) -> None:
+def _write(path: Path, array: NDArray[Any], crs: CRS | str | None, transform: Affine, **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     count, height, width = array.shape
     profile = {"driver": "GTiff", "dtype": array.dtype, "count": count, "height": height, "width": width, **options}

@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,13 +25,11 @@ from tqdm import tqdm
 
 from lcfuse_core import _runtime
 from lcfuse_core.data.bands import channels_of, check_channels
-from lcfuse_core.data.legends import SCORED
+from lcfuse_core.data.legends import DFC2020, SCORED
 from lcfuse_core.data.source import normalise
-from lcfuse_core.errors import DataError
+from lcfuse_core.errors import DataError, ParameterError
 from lcfuse_core.mapping.coarse import CoarseMap
 from lcfuse_core.mapping.scene import B1_TO_B4, Scene, ScenePart, Source
-from lcfuse_core.mapping.windows import Predicted, Tiling, blend
-from lcfuse_core.mapping.write import LAYERS, STEPS
 from lcfuse_core.methods import baselines
 from lcfuse_core.methods.fusion import FusionPlan, combine
 from lcfuse_core.models import forest
@@ -46,6 +45,26 @@ _BLOCK_PX = 512  # columns of a strip that are finished at a time
 SYNTHETIC = (
     "The networks that come with the package are trained on synthetic scenes: their maps are for trying out only."
 )
+
+STEPS, _NODATA = 250, 255
+"""Probabilities and confidence are stored as whole numbers 0..250, in steps of 0.004; 255 where there is no class."""
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A raster of a map, uint8 (bands, H, W): codes of the legend DFC2020, or probabilities in `STEPS`."""
+
+    bands: Sequence[str]
+    nodata: int = _NODATA
+    is_codes: bool = False
+
+
+LAYERS = {
+    "landcover": _Layer(["land cover"], DFC2020.unknown, is_codes=True),
+    "confidence": _Layer(["highest probability"]),
+    "probabilities": _Layer([DFC2020.name_of(code) for code in SCORED]),
+}
+"""The rasters of a map, by the name of the file."""
 
 Where = tuple[slice, slice]
 """Rows and columns of a window of the scene."""
@@ -163,6 +182,130 @@ def choose(members: Sequence[Network], has_s1: bool) -> list[Network]:
     return chosen
 
 
+# Windows -------------------------------------------------------------------------------------------------------------
+
+
+def _window_slices(length: int, window: int, overlap: int) -> list[slice]:
+    """
+    Return equal windows that cover `length` pixels, each overlapping the next by at least `overlap`.
+
+    >>> _window_slices(100, 40, 10)
+    [slice(0, 40, None), slice(30, 70, None), slice(60, 100, None)]
+    >>> _window_slices(30, 40, 10)
+    [slice(0, 30, None)]
+    """
+    window = min(window, length)
+    starts = [*range(0, length - window, max(1, window - overlap)), length - window]
+    return [slice(start, start + window) for start in starts]
+
+
+def _side_weights(slices: list[slice], overlap: int, margin: int) -> list[NDArray[np.float32]]:
+    """
+    Return the weight of each window along one side, float32 (window,) each; at every pixel they sum to one.
+
+    >>> [weights.tolist() for weights in _side_weights([slice(0, 4), slice(1, 5)], 3, 0)]
+    [[1.0, 0.75, 0.5, 0.25], [0.25, 0.5, 0.75, 1.0]]
+    """
+    length = slices[-1].stop
+    total = np.zeros(length)
+    raw = []
+    for pixels in slices:
+        inside = np.arange(1, pixels.stop - pixels.start + 1)
+        weight = np.ones(len(inside))
+        for distance, at_edge in ((inside, pixels.start == 0), (inside[::-1], pixels.stop == length)):
+            if not at_edge:
+                weight *= np.clip((distance - margin) / (overlap - 2 * margin + 1), 0, 1)
+        total[pixels] += weight
+        raw.append(weight)
+    return [(weight / total[pixels]).astype(np.float32) for weight, pixels in zip(raw, slices, strict=True)]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """
+    Windows over a scene of *shape*, (H, W) in pixels; see `blend`.
+
+    All windows have one size, that of the scene where it is smaller. Raises ParameterError if the overlap exceeds half
+    the window, or the margin half the overlap.
+    """
+
+    shape: tuple[int, int]
+    window: int = 512
+    overlap: int = 64
+    margin: int = 16
+
+    def __post_init__(self) -> None:
+        good = self.window >= 1 and 0 <= self.overlap <= self.window // 2
+        if not good or not 0 <= 2 * self.margin <= self.overlap:
+            found = f"window={self.window}, overlap={self.overlap}, margin={self.margin}"
+            expected = "an overlap of at most half the window, a margin of at most half the overlap"
+            raise ParameterError("windows", found=found, expected=expected, do="512, 64 and 16 suit most networks.")
+
+    @cached_property
+    def rows(self) -> list[slice]:
+        """Rows of each row of windows."""
+        return _window_slices(self.shape[0], self.window, self.overlap)
+
+    @cached_property
+    def cols(self) -> list[slice]:
+        """Columns of each column of windows."""
+        return _window_slices(self.shape[1], self.window, self.overlap)
+
+    def finished(self, i: int) -> slice:
+        """Return the rows of the scene that row *i* of windows completes."""
+        rows = self.rows[i]
+        return slice(rows.start, self.rows[i + 1].start if i + 1 < len(self.rows) else rows.stop)
+
+
+class Window(NamedTuple):
+    """
+    A window by its row and column of windows, its pixels with data (h, w), and what is known of it.
+
+    First that is what each member has prepared, a list that is empty where no pixel has data, and last the
+    probabilities (8, h, w), None where no pixel has data.
+    """
+
+    row: int
+    col: int
+    valid: NDArray[np.bool_]
+    content: Any
+
+
+def blend(
+    predictions: Iterable[Window], tiling: Tiling, n_classes: int
+) -> Iterator[tuple[slice, NDArray[np.float32], NDArray[np.bool_]]]:
+    """
+    Add up the weighted predictions of all windows, row by row, and yield rows of the scene when they are complete.
+
+    The weight of a pixel is the product of a row weight and a column weight; the weights of all windows sum to one at
+    every pixel. Towards an edge that is not an edge of the scene, a weight is 0 for `margin` pixels, where a network
+    sees padding instead of the scene, and then rises linearly over the rest of the overlap. A network whose receptive
+    field reaches no further than the margin gives the same map for any window size; others give a map without steps.
+
+    Yields rows, their probabilities (n_classes, h, W) and valid pixels (h, W); the arrays are reused, so copy what you
+    keep. Memory grows with the width of the scene, not with its height.
+    """
+    height, width = tiling.rows[0].stop, tiling.shape[1]
+    total, valid = np.zeros((n_classes, height, width), np.float32), np.zeros((height, width), bool)
+    sizes = tiling.overlap, tiling.margin
+    row_weights, col_weights = _side_weights(tiling.rows, *sizes), _side_weights(tiling.cols, *sizes)
+    for window in predictions:
+        cols = tiling.cols[window.col]
+        valid[:, cols] |= window.valid
+        if window.content is not None:
+            total[..., cols] += window.content * np.outer(row_weights[window.row], col_weights[window.col])
+        if window.col == len(tiling.cols) - 1:
+            rows = tiling.finished(window.row)
+            n = rows.stop - rows.start
+            yield rows, total[:, :n], valid[:n]
+            for array in (total, valid):
+                array[..., : height - n, :] = array[..., n:, :].copy()
+                array[..., height - n :, :] = 0
+
+
+# Strips of the map ---------------------------------------------------------------------------------------------------
+
+
 def strips(
     scene: Scene,
     members: Sequence[Member],
@@ -200,59 +343,30 @@ def strips(
             yield rows, strip
 
 
-class _Window(NamedTuple):
-    row: int
-    col: int
-    valid: NDArray[np.bool_]
-    inputs: list[Any]  # of each member: what it prepared, then its probabilities; empty where no pixel has data
+def _windows(scene: Scene, members: Sequence[Member], tiling: Tiling) -> Iterator[Window]:
+    """Yield every window, row by row, with the input of each member."""
+    for (row, rows), (col, cols) in product(enumerate(tiling.rows), enumerate(tiling.cols)):
+        # Overlaps are read twice: keeping them instead was as fast, in three times the code.
+        part = scene.read(rows, cols)
+        prepared = [member.prepare(part, (rows, cols)) for member in members] if part.valid.any() else []
+        yield Window(row, col, part.valid, prepared)
 
 
-def _windows(scene: Scene, members: Sequence[Member], tiling: Tiling) -> Iterator[_Window]:
-    """Yield every window, row by row, with the input of each member; every pixel is read once."""
-    above: list[ScenePart | None] = [None] * len(tiling.cols)
-    top = 0
-    for i, rows in enumerate(tiling.rows):
-        kept = tiling.finished(i).stop - rows.start  # the rows from here on belong to the next windows, too
-        part, left, start = None, 0, 0
-        for j, cols in enumerate(tiling.cols):
-            new = scene.read(slice(top, rows.stop), slice(left, cols.stop))
-            column = _joined(above[j], new, axis=-2)
-            above[j] = _cut(column, np.s_[..., kept:, :])
-            part = _joined(part and _cut(part, np.s_[..., cols.start - start :]), column, axis=-1)
-            left, start = cols.stop, cols.start
-            prepared = [member.prepare(part, (rows, cols)) for member in members] if part.valid.any() else []
-            yield _Window(i, j, part.valid, prepared)
-        top = rows.stop
-
-
-def _cut(part: ScenePart, where: tuple[Any, ...]) -> ScenePart:
-    """Return a copy of a part, which does not keep the whole in memory."""
-    return ScenePart(*(None if layer is None else layer[where].copy() for layer in part))  # type: ignore[arg-type]
-
-
-def _joined(first: ScenePart | None, second: ScenePart, axis: int) -> ScenePart:
-    """Return two parts side by side."""
-    if first is None:
-        return second
-    pairs = zip(first, second, strict=True)
-    return ScenePart(*(None if a is None else np.concatenate([a, b], axis=axis) for a, b in pairs))  # type: ignore[arg-type]
-
-
-def _forward(windows: Iterable[_Window], members: Sequence[Member], plan: FusionPlan) -> Iterator[_Window]:
+def _forward(windows: Iterable[Window], members: Sequence[Member], plan: FusionPlan) -> Iterator[Window]:
     """Apply the networks, and do nothing else: this thread is the slowest. Other members compute in the next one."""
     for window in windows:
-        pairs = zip(members, window.inputs, strict=False)
+        pairs = zip(members, window.content, strict=False)
         found = [m.forward(own, plan.symmetries) if isinstance(m, Network) else own for m, own in pairs]
-        yield window._replace(inputs=found)
+        yield window._replace(content=found)
 
 
-def _fused(windows: Iterable[_Window], members: Sequence[Member], plan: FusionPlan) -> Iterator[Predicted]:
+def _fused(windows: Iterable[Window], members: Sequence[Member], plan: FusionPlan) -> Iterator[Window]:
     """Combine the members' probabilities of each window as `fusion.Fusion` does."""
-    for row, col, valid, inputs in windows:
-        parts = [probabilities() for probabilities in inputs]
+    for window in windows:
+        parts = [probabilities() for probabilities in window.content]
         if len(parts) > 1:
             parts = [combine(parts, [member.weight for member in members], plan.rule)]
-        yield Predicted(row, col, valid, parts[0] if parts else None)
+        yield window._replace(content=parts[0] if parts else None)
 
 
 def _finish(

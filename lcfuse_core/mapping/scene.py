@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
-from rasterio.warp import aligned_target, calculate_default_transform
+from rasterio.warp import aligned_target, calculate_default_transform, transform_bounds
 from rasterio.windows import Window
 
 from lcfuse_core.data.bands import (
@@ -54,9 +54,11 @@ from lcfuse_core.data.rasters import (
     utm,
 )
 from lcfuse_core.errors import DataError, GridError
-from lcfuse_core.mapping.stac import CLEAR
 
 Source = str | os.PathLike[str]
+
+CLEAR = (4, 5, 6, 7, 11)
+"""Classes of the scene classification (SCL) that show the ground: vegetation, soil, water, unclassified, snow."""
 
 B1_TO_B4 = slice(0, 4)
 """The atmosphere alone gives these bands a signal, so 0 means no data. In the others calm water may be 0."""
@@ -92,6 +94,11 @@ class Grid:
         rows, cols = self.shape
         x, y = self.affine @ np.array([(0, 0), (cols, 0), (0, rows), (cols, rows)]).T
         return x.min(), y.min(), x.max(), y.max()
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """West, south, east, north in degrees; west > east across 180 degrees, as GeoJSON has it (RFC 7946)."""
+        return transform_bounds(self.crs, "EPSG:4326", *self.extent)
 
 
 class ScenePart(NamedTuple):
@@ -359,27 +366,20 @@ def _on_grid(stack: ExitStack, raster: Raster, grid: Grid, resampling: Resamplin
     is_same = own.crs == grid.crs and own.shape == grid.shape
     if is_same and corners_apart(own.affine, grid.affine, grid.shape) < 0.01 * _PIXEL_M:
         return raster
-    _check_overlap(path, own, grid)
-    dtype = "float32" if np.isnan(nodata) and "int" in file.dtypes[0] else None
     rows, cols = grid.shape
+    x, y = transformer(path, grid.crs, own.crs).transform(*grid.affine @ np.mgrid[0:cols:9j, 0:rows:9j])
+    left, bottom, right, top = own.extent
+    if not np.any((x >= left) & (x <= right) & (y >= bottom) & (y <= top)):
+        found = f"{own.crs} within {left:.6g}..{right:.6g}, {bottom:.6g}..{top:.6g}, away from the scene"
+        do = "Check its CRS, or give the file of this area."
+        raise GridError(path, found=found, expected="an overlap with Sentinel-2", do=do)
+    dtype = "float32" if np.isnan(nodata) and "int" in file.dtypes[0] else None
     with read_errors(path):
         warped = WarpedVRT(
             file, src_crs=own.crs, src_transform=own.transform, src_nodata=raster.nodata, resampling=resampling,
             nodata=nodata, crs=grid.crs, transform=grid.transform, width=cols, height=rows, dtype=dtype,
         )  # fmt: skip
     return replace(raster, file=stack.enter_context(warped), nodata=nodata or None, has_mask=False)
-
-
-def _check_overlap(path: Path, own: Grid, grid: Grid) -> None:
-    """Raise GridError if a raster on the grid *own* does not meet the scene anywhere."""
-    rows, cols = grid.shape
-    easting, northing = grid.affine @ np.mgrid[0:cols:9j, 0:rows:9j]
-    x, y = transformer(path, grid.crs, own.crs).transform(easting, northing)
-    left, bottom, right, top = own.extent
-    if not np.any((x >= left) & (x <= right) & (y >= bottom) & (y <= top)):
-        found = f"{own.crs} within {left:.6g}..{right:.6g}, {bottom:.6g}..{top:.6g}, away from the scene"
-        do = "Check its CRS, or give the file of this area."
-        raise GridError(path, found=found, expected="an overlap with Sentinel-2", do=do)
 
 
 def _check_values(scene: Scene) -> None:

@@ -17,7 +17,6 @@ from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 import rasterio
-from affine import Affine
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
@@ -26,9 +25,7 @@ from rasterio.warp import transform_bounds
 from rasterio.windows import from_bounds, intersect
 
 from lcfuse_core.errors import DataError, FetchError, MissingDataError
-
-CLEAR = (4, 5, 6, 7, 11)
-"""Classes of the scene classification (SCL) that show the ground: vegetation, soil, water, unclassified, snow."""
+from lcfuse_core.mapping.scene import Grid
 
 _WAITS_S = (0.5, 1, 2)  # before a request is made again; then it has failed
 _HEADER_BYTES = 8192  # read when a file is opened: its header, and the index of a small file
@@ -51,24 +48,8 @@ _REFUSAL = re.compile(r"response code: (403|404)\b")  # as GDAL writes it
 _Result = TypeVar("_Result")
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A raster in UTM, north up, of side x side pixels of 10 m."""
-
-    crs: str
-    transform: Affine
-    side: int
-
-    @property
-    def extent(self) -> tuple[float, float, float, float]:
-        """West, south, east, north in metres."""
-        west, north = self.transform.c, self.transform.f
-        return west, north - 10 * self.side, west + 10 * self.side, north
-
-    @property
-    def bounds(self) -> tuple[float, float, float, float]:
-        """West, south, east, north in degrees; west > east across 180 degrees, as GeoJSON has it (RFC 7946)."""
-        return transform_bounds(self.crs, "EPSG:4326", *self.extent)
+class AbsentError(FetchError):
+    """A service has no such file."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +190,7 @@ class Catalogue:
         return f"{address}?{self._tokens[item.collection]}"
 
     def read(self, item: Item, asset: str, grid: Grid, resampling: Resampling) -> NDArray[Any]:
-        """Read one asset on the pixels of a grid, (side, side); 0 where the product has no data."""
+        """Read one asset on the pixels of a grid, (H, W); 0 where the product has no data."""
         try:
             return read_window(self.signed(item, asset), grid, resampling)
         except FetchError:
@@ -239,7 +220,7 @@ def _read(address: str, read: Callable[[Any], _Result]) -> _Result:
     """
     Return what *read* takes from the raster at an http(s) address, or in a local file: GeoTIFF or JPEG 2000 only.
 
-    Raises FetchError if all tries fail; an address that is refused is tried once.
+    Raises FetchError if all tries fail; an address that is refused is tried once. AbsentError if there is no such file.
     """
     driver = _DRIVERS.get(PurePosixPath(urlsplit(address).path).suffix.lower(), "GTiff")
     name = f"/vsicurl/{address}" if address.startswith(("http://", "https://")) else address
@@ -249,17 +230,19 @@ def _read(address: str, read: Callable[[Any], _Result]) -> _Result:
                 return read(file)
         except RasterioError as error:
             found = str(error.__cause__ or error).replace(f"/vsicurl/{address}", without_token(address))[:300]
-        if _REFUSAL.search(found):
+        if refusal := _REFUSAL.search(found):
             break
         time.sleep(wait)
+    kind = AbsentError if refusal and refusal[1] == "404" else FetchError
     do = "Try again later; what is complete is kept."
-    raise FetchError(without_token(address), found=found, expected="a raster", do=do)
+    raise kind(without_token(address), found=found, expected="a raster", do=do)
 
 
 def read_window(address: str, grid: Grid, resampling: Resampling) -> NDArray[Any]:
     """Read the first band of a raster on the pixels of a grid; 0 outside the raster."""
     # No overviews: they are averages, which the classes of a mask do not have.
-    options = {"crs": grid.crs, "transform": grid.transform, "width": grid.side, "height": grid.side}
+    rows, cols = grid.shape
+    options = {"crs": grid.crs, "transform": grid.transform, "width": cols, "height": rows}
 
     def warped(file: Any) -> NDArray[Any]:
         with WarpedVRT(file, resampling=resampling, src_nodata=file.nodata or 0, nodata=0, **options) as window:
@@ -283,28 +266,10 @@ def window_bytes(address: str, grid: Grid) -> int:
     return _read(address, size)
 
 
-def is_absent(error: FetchError) -> bool:
-    """Return whether a service answered that there is no such file."""
-    found = _REFUSAL.search(str(error))
-    return found is not None and found[1] == "404"
-
-
 def read_nearest(address: str, lon: NDArray[np.float64], lat: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """
-    Return the pixels of a raster in degrees that hold some points, uint8 (n,); 255 outside the raster.
-
-    Points on both sides of 180 degrees are read as two windows.
-    """
+    """Return the pixels of a raster in degrees that hold some points, uint8 (n,); outside its nodata value, or 0."""
 
     def pixels(file: Any) -> NDArray[np.uint8]:
-        values = np.full(lon.shape, 255, np.uint8)
-        col, row = np.floor(~file.transform @ (lon, lat)).astype(int)
-        inside = (row >= 0) & (row < file.height) & (col >= 0) & (col < file.width)
-        for side in (inside & (lon < 0), inside & (lon >= 0)):
-            if side.any():
-                rows, cols = row[side], col[side]
-                window = ((rows.min(), rows.max() + 1), (cols.min(), cols.max() + 1))
-                values[side] = file.read(1, window=window)[rows - rows.min(), cols - cols.min()]
-        return values
+        return np.array([value for (value,) in file.sample(zip(lon, lat, strict=True), 1)])
 
     return _read(address, pixels)

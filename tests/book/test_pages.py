@@ -13,7 +13,7 @@ from lcfuse_core.book.chapter import Chapter
 from lcfuse_core.data import legends, patches, source
 from lcfuse_core.data.source import PatchStack
 from lcfuse_core.data.streamed import open_source
-from lcfuse_core.mapping import windows
+from lcfuse_core.mapping.predict import Tiling, Window, blend
 from lcfuse_core.methods import baselines, ensemble, few_cells
 from lcfuse_core.models import forest, losses, transition
 from lcfuse_core.sample import world
@@ -179,13 +179,13 @@ def test_blending_of_maps():
     mine = page("maps", "starts", "side_weight", "blend")
     s2 = np.random.default_rng(0).random((13, 200, 150))
     own = mine["blend"](predict, s2, s2[:2], 64, 32, 8)
-    tiling = windows.Tiling((200, 150), 64, 32, 8)
+    tiling = Tiling((200, 150), 64, 32, 8)
     parts = (
-        windows.Predicted(i, j, np.ones((64, 64), bool), predict(s2[:, rows, cols], None))
+        Window(i, j, np.ones((64, 64), bool), predict(s2[:, rows, cols], None))
         for i, rows in enumerate(tiling.rows)
         for j, cols in enumerate(tiling.cols)
     )
-    for rows, by_module, _ in windows.blend(parts, tiling, 8):
+    for rows, by_module, _ in blend(parts, tiling, 8):
         np.testing.assert_allclose(own[:, rows], by_module, atol=1e-5)
 
 

@@ -346,7 +346,7 @@ def test_control_points_are_no_georeference(tmp_path):
 def test_no_code_opens_a_raster_by_another_door():
     """
     Files are read by `open_raster` alone, addresses of a catalogue by `stac.remote`, and overviews of a map that was
-    just written by `write`; all state the driver.
+    just written by `make`; all state the driver.
     """
     root = Path(lcfuse_core.__file__).parent
     calls = [
@@ -356,7 +356,7 @@ def test_no_code_opens_a_raster_by_another_door():
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("rasterio.open", "vrt.open", "gdal.Open"))
     ]
     reading = [(name, call) for name, call in calls if len(call.args) < 2 or ast.unparse(call.args[1]) != "'w'"]
-    assert [name for name, _ in reading] == ["data/rasters.py", "mapping/stac.py", "mapping/write.py"]
+    assert [name for name, _ in reading] == ["data/rasters.py", "mapping/make.py", "mapping/stac.py"]
     assert all("driver" in [keyword.arg for keyword in call.keywords] for _, call in reading)
 
 

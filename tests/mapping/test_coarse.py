@@ -21,6 +21,7 @@ from lcfuse_core.mapping.scene import Grid
 GRID = Grid(UTM, AT, (260, 330))
 ROWS, COLS = slice(0, 260), slice(0, 330)
 REAL = Path(__file__).parents[3] / "shared" / "data" / "mcd12q1"
+CELLS = Affine(463.3, 0, AT.c - 6000, 0, -463.3, AT.f + 6000)  # pixels of the size of MODIS cells around the scene
 IGBP = np.array([1, 5, 8, 10, 12, 13, 15, 17], np.uint8)
 
 
@@ -125,31 +126,25 @@ def test_another_sinusoidal_grid_is_read_as_stated(label, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("code", "other", "profile", "name", "expected"),
+    ("other", "profile", "name", "expected"),
     [
-        (0, 0, {"nodata": 255}, "lake.tif", 10),
-        (0, 12, {"nodata": 254}, "lake.tif", 10),
-        (0, 12, {}, "MCD12Q1.005_2010.tif", 10),
-        (0, 12, {}, "MCD12Q1.A2012001.h18v03.051.2014.tif", 10),
-        (0, 12, {"names": ["Land_Cover_Type_1"]}, "lake.tif", 10),
-        (0, 12, {"tags": {"legend": "water = 0, 1 = evergreen"}}, "lake.tif", 10),
-        (0, 12, {"nodata": 0}, "lake.tif", 0),
-        (0, 17, {}, "lake.tif", 0),
-        (0, 17, {"nodata": 255}, "MCD12Q1.061.tif", 0),
-        (0, 12, {}, "lake.tif", None),
+        (0, {"nodata": 255}, "lake.tif", 10),
+        (12, {"nodata": 254}, "lake.tif", 10),
+        (12, {}, "MCD12Q1.005_2010.tif", 10),
+        (12, {}, "MCD12Q1.A2012001.h18v03.051.2014.tif", 10),
+        (12, {"names": ["Land_Cover_Type_1"]}, "lake.tif", 10),
+        (12, {"tags": {"legend": "water = 0, 1 = evergreen"}}, "lake.tif", 10),
+        (12, {"nodata": 0}, "lake.tif", 0),
+        (17, {}, "lake.tif", 0),
+        (17, {"nodata": 255}, "MCD12Q1.061.tif", 0),
+        (12, {}, "lake.tif", None),
     ],
 )
-def test_class_0_of_igbp_is_water_in_collection_5(tmp_path, code, other, profile, name, expected):
+def test_class_0_of_igbp_is_water_in_collection_5(tmp_path, other, profile, name, expected):
     """By evidence in the file: its name, its layer, another nodata value; code 17 proves collection 6."""
-    codes = np.full((1, 30, 30), code, np.uint8)
+    codes = np.zeros((1, 30, 30), np.uint8)
     codes[:, :, 16:] = other
-    names, tags = profile.get("names"), profile.get("tags")
-    more = {"nodata": profile["nodata"]} if "nodata" in profile else {}
-    path = write(tmp_path / name, codes, transform=Affine(463.3, 0, AT.c - 6000, 0, -463.3, AT.f + 6000), **more)
-    with rasterio.open(path, "r+") as file:
-        if names:
-            file.descriptions = names
-        file.update_tags(**(tags or {}))
+    path = write(tmp_path / name, codes, transform=CELLS, **profile)
     if expected is None:
         refused("code 0 without evidence.*-a_nodata", path, error=LegendError)
         return
@@ -160,16 +155,14 @@ def test_class_0_of_igbp_is_water_in_collection_5(tmp_path, code, other, profile
 
 def test_the_band_of_a_map_of_years_is_chosen(tmp_path):
     """By number or name; LC_Type1 by itself. Without a choice it is refused, with the list of bands."""
-    at = Affine(463.3, 0, AT.c - 6000, 0, -463.3, AT.f + 6000)
-    path = write(tmp_path / "c.tif", np.stack([np.full((40, 40), code, np.uint8) for code in (12, 1, 5)]), transform=at)
+    codes = np.full((3, 40, 40), np.array([12, 1, 5])[:, None, None], np.uint8)
     for names, choices in (
         ((None, None, None), {2: 1, "3": 5}),
         (("2001", "2010", "2020"), {"2010": 1, 3: 5, 1: 12}),
         (("LC_Type2", "LC_Type1", "QC"), {None: 1}),
         (("2001_LC_Type1", "2010_LC_Type1", "QC"), {"2010_LC_Type1": 1}),
     ):
-        with rasterio.open(path, "r+") as file:
-            file.descriptions = names
+        path = write(tmp_path / "c.tif", codes, transform=CELLS, names=names)
         for band, code in choices.items():
             assert set(np.unique(codes_of(path, band=band)[0])) == {code}
         for band in ("2030", "0", "-1", "²", "1.0", "LC"):
@@ -191,10 +184,7 @@ def test_the_band_of_a_map_of_years_is_chosen(tmp_path):
 )
 def test_a_layer_of_another_legend_is_not_read_as_igbp(tmp_path, file, band, names):
     """Its codes are valid IGBP codes. With its own legend it is read."""
-    at = Affine(463.3, 0, AT.c - 6000, 0, -463.3, AT.f + 6000)
-    path = write(tmp_path / file, np.full((len(names), 30, 30), 5, np.uint8), transform=at)
-    with rasterio.open(path, "r+") as raster:
-        raster.descriptions = names
+    path = write(tmp_path / file, np.full((len(names), 30, 30), 5, np.uint8), transform=CELLS, names=names)
     for legend in (None, "igbp"):
         refused("found the layer .*Give the layer LC_Type1", path, legend, band=band, error=LegendError)
     (tmp_path / "own.yaml").write_text("5: Wetlands\n")

@@ -1,4 +1,4 @@
-"""The command `map`: one scene, and lists of scenes on this machine and on a cluster that loses a worker."""
+"""The commands `map` and `place`: one and lists, on this machine and on a cluster that loses a worker."""
 
 import json
 import os
@@ -9,15 +9,19 @@ import threading
 import time
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import rasterio
 from places import network, scene_arrays, write
+from project import ROOT
+from stac_server import add_item, labelled_scene, serving
 
 from lcfuse_core import __main__ as shell
-from lcfuse_core.mapping import commands, learn, make, predict
+from lcfuse_core.mapping import commands, learn, make, places, predict
 from lcfuse_core.methods import few_cells
+from lcfuse_core.scoring import claims, ledger
 
 SMALL = ["--window", "32"]
 
@@ -224,3 +228,145 @@ def test_list_is_mapped_on_a_cluster_that_loses_a_worker(scenes, capsys):
         assert shell.main([*one, "--quiet", "--out", str(alone)]) == 0
         with rasterio.open(alone / "landcover.tif") as a, rasterio.open(out / f"p{k}" / "landcover.tif") as b:
             assert (a.read() == b.read()).all()
+
+
+# Places -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    """A server with one product, its scene and the file of services."""
+    folder = tmp_path_factory.mktemp("place")
+    found = labelled_scene(folder)
+    with serving(folder / "labels") as server:
+        add_item(server, found, "a", "2021-06-05", properties={"s2:processing_baseline": "02.14"})
+        yield found, server.services(folder / "services.yaml", sentinel1=False)
+
+
+def words(service, out, *more):
+    found, services = service
+    where = ["--lon", str(found.lon), "--lat", str(found.lat), "--size", "1.28", "--services", str(services)]
+    return ["place", *where, "--quiet", "--out", str(out), *more]
+
+
+def test_one_place(service, tmp_path, capsys):
+    assert shell.main(words(service, tmp_path, "--name", "Here")) == 0
+    printed = capsys.readouterr().out
+    assert "Sentinel-2 of 2021-06-05" in printed
+    assert "Sentinel-2 alone" in printed
+    assert "Copernicus" in printed
+    assert shell.main(words(service, tmp_path, "--name", "Here", "--json")) == 0  # found, not fetched again
+    assert json.loads(capsys.readouterr().out)["folder"] == str(tmp_path / "Here")
+
+
+def listed(service, tmp_path, *names):
+    """The words for a list of places of these names in the scene, and of one at sea, which has no label."""
+    found, services = service
+    good = "".join(f"- {{name: {name}, lon: {found.lon}, lat: {found.lat}, size_km: 1.28}}\n" for name in names)
+    (tmp_path / "list.yaml").write_text(f"{good}- {{name: Sea, lon: -30, lat: 20}}\n")
+    words = ["--places", tmp_path / "list.yaml", "--services", services, "--out", tmp_path / "out"]
+    return ["place", *map(str, words)]
+
+
+def test_a_list_goes_on_after_a_failure(service, tmp_path, capsys):
+    assert shell.main([*listed(service, tmp_path, "Good"), "--jobs", "2"]) == 1
+    output = capsys.readouterr()
+    assert "2 places: 1 complete, 1 failed" in output.out
+    assert "Sea: " in output.err
+    assert (tmp_path / "out" / "Good" / "place.json").exists()
+    assert not (tmp_path / "out" / "Sea").exists()
+
+
+@pytest.mark.slow
+def test_a_list_is_fetched_on_a_dask_cluster(service, tmp_path, capsys):
+    """Each place is a task; a failure on a worker is reported here."""
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", local_directory=str(tmp_path / "dask")
+    ) as cluster:
+        assert shell.main([*listed(service, tmp_path, "A", "B"), "--cluster", cluster.scheduler_address]) == 1
+    output = capsys.readouterr()
+    assert "3 places: 2 complete, 1 failed" in output.out
+    assert "Sea: " in output.err
+    assert (tmp_path / "out/A/s2.tif").read_bytes() == (tmp_path / "out/B/s2.tif").read_bytes()
+
+
+@pytest.mark.parametrize("given", [[], ["--lon", "1"], ["--lon", "1", "--lat", "2", "--places", "x.yaml"]])
+def test_one_place_or_a_list(given, tmp_path, capsys):
+    assert shell.main(["place", *given, "--out", str(tmp_path)]) == 2
+    assert "--places" in capsys.readouterr().err
+
+
+def test_the_map_is_learned_from_the_label_of_the_place(service, tmp_path, monkeypatch):
+    """`place --map` hands its files to `map`, which trains on the coarse label of the scene."""
+    seen = []
+    made = SimpleNamespace(summary=str)
+    monkeypatch.setattr(make, "make_map", lambda *given, **_: seen.append(given) or made)
+    assert shell.main(words(service, tmp_path, "--name", "Here", "--map")) == 0
+    folder = tmp_path / "Here"
+    inputs = make.Inputs((folder / "s2.tif",), (), folder / "coarse.tif")  # the catalogue has no Sentinel-1
+    assert seen == [(inputs, [], tmp_path / "Here_map")]  # the files of the place keep their digest
+    assert all(path.exists() for path in (*inputs.s2, inputs.coarse))
+
+
+def test_megabytes_and_minutes_are_printed_before_anything_is_read(service, tmp_path, capsys):
+    assert shell.main([*listed(service, tmp_path, "Good"), "--estimate", "--map", "--score"]) == 1
+    output = capsys.readouterr()
+    assert re.search(
+        r"Good: (\d\.\d) MB\n1 places: \1 MB, 0\.\d minutes at 150 MB per minute; .*about 8 minutes of one", output.out
+    )
+    assert "Sea: " in output.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_of_the_chapter_fill_the_ledger_once(service, tmp_path, monkeypatch, capsys):
+    """
+    `--score` runs the chapter on each place by the grid of `run`; the same lines are not appended twice.
+
+    Lines of a list name it, and its digest; those of a place that is not in it, from an earlier run, do not.
+    """
+    monkeypatch.setenv("LCFUSE_LEDGER", str(tmp_path / "ledger.jsonl"))
+    calls = []
+
+    def run(words, env, check):
+        calls.append(words[3:])
+        assert "LCFUSE_LEDGER" not in env  # each run of a grid has a ledger of its own
+        if len(calls) == 1:
+            line = {"kind": "your_place", "scores": {"aa": 0.5}, "data": {"evaluation": "Here"}}
+            ledger.append(tmp_path / "out" / "runs" / "a" / "ledger.jsonl", line)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(commands.subprocess, "run", run)
+    for n_new in (1, 0):
+        assert shell.main(words(service, tmp_path / "out", "--name", "Here", "--score")) == 0
+        assert f"{n_new} new lines" in capsys.readouterr().out
+    assert "data.places" not in ledger.read(tmp_path / "ledger.jsonl")
+    (tmp_path / "list.yaml").write_text(f"- {{name: There, lon: {service[0].lon}, lat: {service[0].lat}}}\n")
+    line = {"kind": "your_place", "scores": {"aa": 0.6}, "data": {"evaluation": "There"}}
+    ledger.append(tmp_path / "out" / "runs" / "b" / "ledger.jsonl", line)
+    monkeypatch.setattr(places, "fetch_place", lambda request, **_: tmp_path / "out" / request.title)
+    monkeypatch.setattr(commands, "_finish", lambda *_: None)
+    for n_new in (1, 0):
+        assert (
+            shell.main(["place", "--places", str(tmp_path / "list.yaml"), "--score", "--out", str(tmp_path / "out")])
+            == 0
+        )
+        assert f"{n_new} new lines" in capsys.readouterr().out
+    lines = ledger.read(tmp_path / "ledger.jsonl")
+    assert list(lines["scores.aa"]) == [0.5, 0.6]
+    assert list(lines["data.places"].str.partition(" ")[0].fillna("")) == ["", "list.yaml"]
+    options = shell._parser().parse_args(calls[0])
+    assert (options.chapter, options.given) == ("your_place", [["data_root", str(tmp_path / "out" / "Here")]])
+
+
+def test_the_places_of_the_book():
+    """They are those of the claims, by name and digest: a list that was changed afterwards decides nothing."""
+    listed = places.read_places(ROOT / "book" / "places.yaml")
+    name = commands._list_name(ROOT / "book" / "places.yaml", listed)
+    assert {one.protocol["data.places"] for one in claims.of_places(claims.read_claims())} == {name}
+    assert {one.protocol["scores.n_places"] for one in claims.of_places(claims.read_claims())} == {len(listed)}
+    assert name == commands._list_name(ROOT / "places.yaml", listed[::-1])
+    assert name != commands._list_name(ROOT / "book" / "places.yaml", listed[1:])
+    assert len(listed) >= 20
+    assert all(isinstance(request, places.Request) for request in listed)
+    assert places.read_services()

@@ -3,21 +3,23 @@
 import json
 import os
 import shutil
-import struct
 import threading
+import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 from miniatures import SEMIREAL, needs_semireal
-from places import AT, UTM, member, scene_arrays, write
+from places import AT, UTM, first_band, member, scene_arrays, write
+from rasterio.errors import NotGeoreferencedWarning
 
 from lcfuse_core.data.legends import DFC2020, SCORED
+from lcfuse_core.data.rasters import open_raster
 from lcfuse_core.download.archives import sha256_of
 from lcfuse_core.errors import DataError, DiskError, ParameterError
 from lcfuse_core.mapping import make, scene
-from lcfuse_core.mapping import write as writing
 from lcfuse_core.mapping.make import Inputs, MapOptions, make_map
 from lcfuse_core.sample import world
 
@@ -63,7 +65,7 @@ def test_record_lists_inputs_networks_plan_and_areas(place, whole):
     assert record["files"] == {name: sha256_of(whole.folder / name) for name in NAMES}
     assert str(whole.folder.parent) not in json.dumps(record)
     assert record["valid_fraction"] == pytest.approx(1 - 1500 / 30000)
-    codes = writing.read_map(whole.path()).classes
+    codes = first_band(whole.path())
     assert record["pixels"] == {DFC2020.name_of(code): (codes == code).sum() for code in SCORED}
 
 
@@ -109,7 +111,7 @@ def test_flipped_bits_of_products_record_and_inputs_are_found(place, whole, tmp_
 def test_interrupted_job_leaves_the_earlier_map_and_starts_again(place, whole, tmp_path, monkeypatch):
     """The disk is full at the second layer; a killed process left its temporary files."""
     make_map(place["files"], [place["alone"]], tmp_path, SMALL)
-    earlier, plain, calls = contents(tmp_path), writing.rasterio.shutil.copy, []
+    earlier, plain, calls = contents(tmp_path), make.rasterio.shutil.copy, []
 
     def full_at_second(*given, **options):
         calls.append(given)
@@ -117,7 +119,7 @@ def test_interrupted_job_leaves_the_earlier_map_and_starts_again(place, whole, t
             raise OSError(28, "No space left on device")
         return plain(*given, **options)
 
-    monkeypatch.setattr(writing.rasterio.shutil, "copy", full_at_second)
+    monkeypatch.setattr(make.rasterio.shutil, "copy", full_at_second)
     with pytest.raises(DiskError, match="No space left on device"):
         make_map(place["files"], [place["both"]], tmp_path, SMALL)
     assert not readers()
@@ -163,47 +165,18 @@ def test_impossible_jobs_write_nothing(place, tmp_path):
 # Cloud-Optimised GeoTIFF --------------------------------------------------------------------------
 
 
-def directories(path):
-    """Offset, width, tile size, and the offset of the first tile of every image in a TIFF, in the order of the file."""
-    content = path.read_bytes()
-    assert content[:4] == b"II*\0"
-    [at] = struct.unpack_from("<I", content, 4)
-    found = []
-    while at:
-        [n] = struct.unpack_from("<H", content, at)
-        tags = {}
-        for k in range(n):
-            tag, kind, count, value = struct.unpack_from("<HHII", content, at + 2 + 12 * k)
-            size = {3: 2, 4: 4}.get(kind, 1)
-            place = value if count * size > 4 else at + 2 + 12 * k + 8
-            tags[tag] = struct.unpack_from({3: "<H", 4: "<I"}.get(kind, "<B"), content, place)[0]
-        found.append((at, tags[256], tags.get(322), tags.get(324)))
-        [at] = struct.unpack_from("<I", content, at + 2 + 12 * n)
-    return found
-
-
 def test_rasters_are_cloud_optimised_with_legend_nodata_and_scale(tmp_path):
-    """
-    Tiles; directories at the head, largest image first, each half of the one before, down to one tile; the pixels of
-    overviews before those of the image; GDAL's own mark. Colours, names, and steps of 0.004.
-    """
+    """GDAL's own mark of the layout, tiles, overviews down to one tile; colours, names, and steps of 0.004."""
     s2, s1 = scene_arrays(700, 1100)
     files = Inputs((write(tmp_path / "s2.tif", s2),), (write(tmp_path / "s1.tif", s1),))
     network = member(tmp_path / "n.safetensors", width=1)
     wide = make_map(files, [network], tmp_path / "map", MapOptions(window=700, probabilities=True))
     for name in NAMES:
-        images = directories(wide.folder / name)
-        widths = [width for _, width, _, _ in images]
-        assert widths[:2] == [1100, 550]
-        assert widths[-1] <= 512
-        assert all(tile == 512 for _, _, tile, _ in images)
-        heads, tiles = [image[0] for image in images], [image[3] for image in images]
-        assert heads == sorted(heads)
-        assert max(heads) < min(tiles)
-        assert tiles == sorted(tiles, reverse=True)
         with rasterio.open(wide.folder / name) as file:
             assert file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
             assert file.profile["compress"] == "deflate"
+            assert set(file.block_shapes) == {(512, 512)}
+            assert file.overviews(1) == [2, 4]
     with rasterio.open(wide.path()) as file:
         assert (file.crs, file.transform, file.nodata, file.colorinterp[0].name) == (UTM, AT, 0, "palette")
         assert all(file.colormap(1)[code] == DFC2020.rgba(code) for code in DFC2020.codes)
@@ -213,6 +186,17 @@ def test_rasters_are_cloud_optimised_with_legend_nodata_and_scale(tmp_path):
         assert (file.nodata, set(file.scales)) == (255, {0.004})
         total = file.read().astype(int).sum(axis=0)
     assert abs(total - 250).max() <= 4
+
+
+def test_a_map_without_georeference_stays_without(place, tmp_path):
+    """As the phase archives of DFC2020: no georeference is invented, and nothing warns."""
+    with pytest.warns(NotGeoreferencedWarning):
+        s2 = write(tmp_path / "s2.tif", scene_arrays(64, 64)[0], crs=None, transform=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = make_map(Inputs((s2,)), [place["alone"]], tmp_path / "map", SMALL)
+        with open_raster(made.path()) as file:
+            assert (file.crs, file.transform) == (None, Affine.identity())
 
 
 @needs_semireal

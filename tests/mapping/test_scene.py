@@ -59,8 +59,8 @@ def write_product(folder, s2, suffix="tif", **profile):
     for number, (name, factor) in enumerate(zip(FILE_NAMES, FACTORS, strict=True)):
         coarse = s2[number, ::factor, ::factor]
         expected[number] = coarse.repeat(factor, 0).repeat(factor, 1)
-        at = Affine(10 * factor, 0, AT.c, 0, -10 * factor, AT.f)
-        write(folder / f"T32UNF_20180502T102031_{name}.{suffix}", coarse[None], transform=at, **profile)
+        path = folder / f"T32UNF_20180502T102031_{name}.{suffix}"
+        write(path, coarse[None], transform=AT @ Affine.scale(factor), **profile)
     return expected
 
 
@@ -129,7 +129,7 @@ def test_nodata_of_radar_is_no_backscatter(files, nodata):
     s1[:, :, :100] = nodata
     write(s1_path, s1, nodata=nodata)
     assert whole(s2_path, s1_path)[0].valid.mean() == pytest.approx(0.5)
-    write(s1_path, s1[:, ::2, ::2], nodata=nodata, transform=Affine(20, 0, AT.c, 0, -20, AT.f))
+    write(s1_path, s1[:, ::2, ::2], nodata=nodata, transform=AT @ Affine.scale(2))
     part, _, notes = whole(s2_path, s1_path)
     assert part.valid.mean() == pytest.approx(0.5, abs=0.01)
     assert part.s1[:, part.valid].min() > -40
@@ -143,9 +143,7 @@ def test_scaled_radar_is_converted_on_any_grid(files, dtype):
     stored = np.round((s1 + 50) * 100).astype(dtype)
     stored[:, :20] = -9999
     for step in (1, 2):
-        write(
-            s1_path, stored[:, ::step, ::step], nodata=-9999, transform=Affine(10 * step, 0, AT.c, 0, -10 * step, AT.f)
-        )
+        write(s1_path, stored[:, ::step, ::step], nodata=-9999, transform=AT @ Affine.scale(step))
         with rasterio.open(s1_path, "r+") as file:
             file.scales, file.offsets = (0.01, 0.01), (-50, -50)
         part = whole(s2_path, s1_path)[0]
@@ -162,9 +160,8 @@ def test_a_mask_inside_a_file_hides_its_pixels(files, sensor, step):
     """On the grid of the scene and warped to it."""
     paths, s2, s1 = dict(zip(("s2", "s1"), files, strict=False)), *files[2:]
     array = {"s2": s2, "s1": s1}[sensor][:, ::step, ::step]
-    at = Affine(10 * step, 0, AT.c, 0, -10 * step, AT.f)
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
-        write(paths[sensor], array, transform=at)
+        write(paths[sensor], array, transform=AT @ Affine.scale(step))
         with rasterio.open(paths[sensor], "r+") as file:
             mask = np.full(array.shape[1:], 255, np.uint8)
             mask[: 60 // step] = 0
@@ -178,9 +175,7 @@ def test_names_of_bands_determine_their_order(files):
     """Sorted by name, as `sorted(glob)` gives them; the scene is the same."""
     s2_path, _, s2, _ = files
     order = sorted(range(13), key=lambda number: FILE_NAMES[number])
-    write(s2_path, s2[order])
-    with rasterio.open(s2_path, "r+") as file:
-        file.descriptions = [FILE_NAMES[number] for number in order]
+    write(s2_path, s2[order], names=[FILE_NAMES[number] for number in order])
     np.testing.assert_array_equal(whole(s2_path)[0].s2, s2)
 
 
@@ -191,8 +186,7 @@ def test_masks_hide_what_is_not_zero(files, tmp_path, step, nodata):
     s2_path, _, _, _ = files
     clouds = np.zeros((1, 150, 200), np.uint8)
     clouds[:, :60] = 1
-    at = Affine(10 * step, 0, AT.c, 0, -10 * step, AT.f)
-    write(tmp_path / "m.tif", clouds[:, ::step, ::step], transform=at, nodata=nodata)
+    write(tmp_path / "m.tif", clouds[:, ::step, ::step], transform=AT @ Affine.scale(step), nodata=nodata)
     valid = whole(s2_path, clouds=tmp_path / "m.tif")[0].valid
     np.testing.assert_array_equal(valid[:, :198].all(axis=1), np.arange(150) >= 60)
 
@@ -252,7 +246,7 @@ def test_no_data_clouds_and_what_one_sensor_missed_are_hidden(files, tmp_path):
     clouds, scl = np.zeros((1, 150, 200), np.uint8), np.full((1, 75, 100), 4, np.uint8)
     clouds[0, 5], scl[0, 10], scl[0, 11], scl[0, 12] = 1, 9, 5, 3
     write(tmp_path / "clouds.tif", clouds)
-    write(tmp_path / "scl.tif", scl, transform=Affine(20, 0, AT.c, 0, -20, AT.f))
+    write(tmp_path / "scl.tif", scl, transform=AT @ Affine.scale(2))
     part = whole(s2_path, s1_path, clouds=tmp_path / "clouds.tif", scl=tmp_path / "scl.tif")[0]
     hidden = [0, 1, 3, 4, 5, 20, 21, 24, 25]
     np.testing.assert_array_equal(np.flatnonzero(~part.valid.any(axis=1)), hidden)
