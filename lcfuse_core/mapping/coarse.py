@@ -43,7 +43,7 @@ from lcfuse_core.models.transition import Matrix, class_prior, from_accuracy, po
 
 _STEP_PX = 64  # between the pixels at which the frequencies of labels are counted: a cell has 46
 _MOST_PX = 2**28  # of the map over the scene, which are held in memory
-_MOST_LON = 180 - 1e-5  # degrees: cells may have their centre beyond 180
+_MOST_LON = 180 - 1e-5  # degrees, a metre from the antimeridian
 _COARSE_M = 400  # without a legend a map of such pixels is MCD12Q1, whose cells have 463 m; others have other legends
 
 _OTHER_LAYER = re.compile(
@@ -57,11 +57,16 @@ _LABELS[SAVANNA] = SAVANNA_INDEX
 
 
 def cell_centres(keys: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return longitude and latitude of the centres of MODIS cells, given by their `keys` of `cells.cell_ids`."""
+    """
+    Return longitude and latitude of the centres of MODIS cells, given by their `keys` of `cells.cell_ids`.
+
+    The centre of a cell that the antimeridian cuts may lie beyond it: then a point at the meridian stands for it.
+    """
     rows, cols = np.divmod(keys, cells.GRID_COLS)
     x_m = (cols + 0.5 - cells.GRID_COLS / 2) * cells.CELL_M
     y_m = (cells.GRID_ROWS / 2 - 0.5 - rows) * cells.CELL_M
-    return cells.modis_to_lonlat(x_m, y_m)
+    lon, lat = cells.modis_to_lonlat(x_m, y_m)
+    return np.clip(lon, -_MOST_LON, _MOST_LON), lat
 
 
 @dataclass(frozen=True)
@@ -105,9 +110,8 @@ class CoarseMap:
             return self._pick(*transformer(self.path, self.grid.crs, self._own.crs).transform(*at @ (col, row)))
         # There are few cells and many pixels: each cell is looked up once.
         ids, keys = cells.cell_ids(at, str(self.grid.crs), shape)
-        lon, lat = cell_centres(keys)
-        lon = np.clip(lon, -_MOST_LON, _MOST_LON)
-        return self._pick(*transformer(self.path, "EPSG:4326", self._own.crs).transform(lon, lat))[ids]
+        lonlat = cell_centres(keys)
+        return self._pick(*transformer(self.path, "EPSG:4326", self._own.crs).transform(*lonlat))[ids]
 
     def _pick(self, x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.uint8]:
         """Return the codes of the raster's pixels at x, y in its own CRS."""

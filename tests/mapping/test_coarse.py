@@ -12,10 +12,10 @@ from pyproj import Transformer
 from rasterio.crs import CRS
 from rasterio.warp import Resampling, calculate_default_transform, reproject
 
-from lcfuse_core.data.cells import CELL_M, SINUSOIDAL, modis_cells, modis_raster
+from lcfuse_core.data.cells import CELL_M, SINUSOIDAL, cell_ids, modis_cells, modis_raster
 from lcfuse_core.data.legends import IGNORE, SAVANNA_INDEX
 from lcfuse_core.errors import DataError, GridError, LcfuseError, LegendError, MissingDataError
-from lcfuse_core.mapping.coarse import open_coarse
+from lcfuse_core.mapping.coarse import cell_centres, open_coarse
 from lcfuse_core.mapping.scene import Grid
 
 GRID = Grid(UTM, AT, (260, 330))
@@ -315,6 +315,17 @@ def test_labels_on_both_sides_of_180_degrees(tmp_path, legend, crs, zone):
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the folder shared/data/mcd12q1 is not here")
+def test_a_point_stands_for_each_cell_also_at_the_antimeridian():
+    """Beyond 180 degrees a map in degrees has no pixels: the centre of a cell that is cut lies at most half a cell off."""
+    x, y = Transformer.from_crs("EPSG:4326", "EPSG:32701", always_xy=True).transform(-180, -16.8)
+    _, keys = cell_ids(Affine(10, 0, x - 320, 0, -10, y + 320), "EPSG:32701", (64, 64))
+    lon, lat = cell_centres(keys)
+    assert np.abs(lon).max() < 180
+    assert lon.min() < -179.99
+    assert lon.max() > 179.99
+    np.testing.assert_allclose(lat, -16.8, atol=0.01)
+
+
 def test_a_real_product_in_degrees_is_read_on_its_cells():
     """MCD12Q1 of Bangladesh: cells of one label each, and most of the labels that the file has there."""
     grid = Grid("EPSG:32646", Affine(10, 0, 250_003, 0, -10, 2_650_007), (800, 700))
