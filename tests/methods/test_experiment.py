@@ -8,11 +8,14 @@ from dataclasses import replace
 import miniatures
 import numpy as np
 import pytest
+import torch
+from toys import relabelled
 
 from lcfuse_core.data import packing, patches
+from lcfuse_core.data.legends import IGNORE
 from lcfuse_core.data.source import PatchStack
 from lcfuse_core.data.streamed import PatchFiles
-from lcfuse_core.errors import MissingDataError
+from lcfuse_core.errors import DataError, MissingDataError
 from lcfuse_core.methods import experiment
 from lcfuse_core.methods.experiment import _ALL_REGIONS, Experiment
 from lcfuse_core.methods.registry import learner
@@ -117,15 +120,6 @@ def test_the_same_network_is_trained_in_memory_from_files_and_from_packed_scenes
     assert digests[0] == digests[1] == digests[2]
 
 
-def test_the_reference_of_the_test_split_is_not_opened(tiny, tmp_path):
-    """With its files gone, everything that a method may learn from is still there."""
-    blind = replace(tiny, memory={})
-    blind.rows = tiny.rows.assign(dfc=str(tmp_path / "nowhere.tif"))
-    assert len(blind.target_source) == 2
-    assert {name: len(opened) for name, opened in blind.target_regions.items()} == {"test_0": 2}
-    assert blind.target_source.labels.max() > 7  # Savanna is kept as a class of its own
-
-
 def test_regions_without_a_reference_are_an_error(tiny, folder):
     with pytest.raises(MissingDataError, match="no patch with a reference"):
         _ = Experiment("compare", tiny.parameters | {"data_root": str(folder / "sen12ms")}).rows
@@ -190,6 +184,16 @@ def test_a_given_checkpoint_takes_the_place_of_the_network_of_its_kind(own, tmp_
     learned = learner("fcn", 0.5).learn(here)
     assert learned.hashes == {"checkpoint": hashlib.sha256(file.read_bytes()).hexdigest()}
     assert learned.parameters["steps"] == 4
+
+
+def test_a_region_without_labels_leaves_the_network(own):
+    """From fresh weights that is an error."""
+    run, patch = own.network(), any_patch(own)
+    own.target_source = relabelled(own.target_source, torch.full_like(own.target_source.labels, IGNORE))
+    predict, _ = own.adapted_network(run)
+    np.testing.assert_array_equal(predict(patch), loop.predict(run, patch))
+    with pytest.raises(DataError, match="no labelled pixel"):
+        own.adapted_network(run.plan)
 
 
 def test_models_of_regions_predict_their_own_patches(tiny):
