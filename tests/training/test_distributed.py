@@ -35,16 +35,14 @@ needs_forkserver = pytest.mark.skipif(
 
 
 def three_patches():
-    """Toys, one of them half ignored: the crops of a batch have unequally many labelled pixels."""
+    """
+    Toys, one of them half ignored: the crops of a batch have unequally many labelled pixels.
+
+    Each process makes its own, since torch 2.13 cannot pickle uint16.
+    """
     made = toy_stack(3)
     made.labels[0, :40] = 255
     return made
-
-
-@pytest.fixture(scope="module")
-def stack():
-    """Of this process; the others make their own, since torch 2.13 cannot pickle uint16."""
-    return three_patches()
 
 
 def one_of_several(rank, size, port, work):
@@ -77,15 +75,6 @@ def spawn(work, size=2):
     return [one.exitcode for one in children]
 
 
-def distance(first, second):
-    """Length of the difference of all weights and running means of two networks, by their own length."""
-    ours, theirs = (
-        torch.cat([t.double().flatten() for t in run.network.state_dict().values() if t.is_floating_point()])
-        for run in (first, second)
-    )
-    return float((ours - theirs).norm() / ours.norm())
-
-
 @needs_forkserver
 @pytest.mark.slow
 @pytest.mark.parametrize(("network", "loss"), [("fcn", "cross_entropy"), ("unet", "cell_mean")])
@@ -113,7 +102,7 @@ def test_two_processes_make_the_network_of_one(tmp_path, network, loss):
 
 @needs_forkserver
 @pytest.mark.slow
-def test_a_run_of_two_goes_on_as_a_run_of_one(stack, tmp_path):
+def test_a_run_of_two_goes_on_as_a_run_of_one(tmp_path):
     """A signal to one of them stops both, after the same step; the folder is that of any run."""
 
     def work(rank):
@@ -125,8 +114,10 @@ def test_a_run_of_two_goes_on_as_a_run_of_one(stack, tmp_path):
 
     assert spawn(work) == [0, 0]
     assert read_checkpoint(tmp_path / "run" / "last.safetensors")[1]["step"] == 2
-    resumed = train(stack, PLAN, tmp_path / "run", progress=False)
-    assert distance(train(stack, PLAN, progress=False), resumed) < 1e-5
+    resumed = train(three_patches(), PLAN, tmp_path / "run", progress=False)
+    whole = train(three_patches(), PLAN, progress=False).network.state_dict()
+    for name, tensor in resumed.network.state_dict().items():
+        torch.testing.assert_close(tensor, whole[name], rtol=1e-4, atol=1e-4)
 
 
 @needs_forkserver
