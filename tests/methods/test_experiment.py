@@ -26,12 +26,10 @@ from lcfuse_core.training import checkpoint, loop
 
 
 @pytest.fixture
-def own(folder, tmp_path, monkeypatch):
-    """An experiment with a data folder of its own."""
+def own(tiny, tmp_path, monkeypatch):
+    """The same experiment with a data folder of its own, in which nothing is stored yet."""
     monkeypatch.setenv("LCFUSE_DATA", str(tmp_path / "data"))
-    monkeypatch.delenv("LCFUSE_LEDGER", raising=False)
-    roots = {"train_root": str(folder / "sen12ms"), "data_root": str(folder / "dfc2020")}
-    return Experiment.from_profile("compare", steps=2, crop=32, batch=2, **roots)
+    return replace(tiny, parameters=dict(tiny.parameters), memory={})
 
 
 def any_patch(here):
