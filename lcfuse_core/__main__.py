@@ -32,7 +32,6 @@ from lcfuse_core.errors import LcfuseError, ParameterError
 from lcfuse_core.mapping import commands as map_commands
 from lcfuse_core.methods import commands as method_commands
 from lcfuse_core.scoring import ledger
-from lcfuse_core.training import commands as train_commands
 
 _MAY_BE_EMPTY = ("--train-root", "--data-root", "--data", "--reference")
 """Options with a meaning of the empty text: the sample, or no reference. A parameter (-p) may be empty, too."""
@@ -153,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     sample = commands.add_parser("sample", help="make the synthetic sample world")
     sample.add_argument("--seed", type=int, default=0)
     sample.set_defaults(command=_make_sample)
-    for room in (data_commands, map_commands, train_commands, method_commands):
+    for room in (data_commands, map_commands, method_commands):
         room.add_parser(commands)
     return parser
 

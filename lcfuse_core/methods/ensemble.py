@@ -29,17 +29,14 @@ _DEFAULT = FusionPlan()
 
 def adapted_member(experiment: Experiment, kind: str, **changes: Any) -> tuple[Predict, float]:
     """Fine-tune a weighted network on the target regions, with *changes* to the plan."""
-    run = experiment.network(kind)
-    predict, spent = experiment.adapted_network(run, **changes)
-    return predict, seconds(run) + spent
+    return experiment.adapted_network(experiment.network(kind), **changes)
 
 
 def _briefly_adapted(experiment: Experiment) -> tuple[Predict, float]:
     """Fine-tune an FCN for `few_cells.steps_for`; with few cells `cell_forward` is the better loss to start from."""
     run = experiment.network(loss="cell_forward") if _is_transferable(experiment) else experiment.network()
     steps = few_cells.steps_for(cells_per_region(experiment), adaptation_plan(experiment.plan("fcn", WEIGHTED)).steps)
-    predict, spent = experiment.adapted_network(run, steps=steps)
-    return predict, seconds(run) + spent
+    return experiment.adapted_network(run, steps=steps)
 
 
 def _source_member(experiment: Experiment, **changes: Any) -> tuple[Predict, float]:

@@ -76,7 +76,7 @@ class Experiment:
         the synthetic sample of `world`, by default that of `seed`. A `checkpoint` replaces the network of its kind.
     """
 
-    name: str  # what is done, such as the name of a chapter; the `kind` of its ledger lines
+    name: str
     parameters: dict[str, Any]
     progress: bool = False  # whether to show progress bars
     memory: dict[Any, Any] = field(default_factory=dict, repr=False)
@@ -222,10 +222,14 @@ class Experiment:
         """
         Return a network that was fine-tuned on the target regions: transductive learning.
 
+        Class weights and shares are those of the regions, and so are the statistics of batch normalisation (adaptive
+        batch normalisation, Li et al. 2016, arXiv 1603.04779).
+
         Parameters
         ----------
         start : Run or TrainPlan
-            The network to start from; a plan starts from fresh weights.
+            The network to start from; a plan starts from fresh weights. A run stays as it is in a region without a
+            label of the eight classes.
         each_region : bool
             Whether to train a copy for each region, with its part of the steps, instead of one for all regions.
         **changes
@@ -234,7 +238,12 @@ class Experiment:
         Returns
         -------
         predict, seconds : callable, float
-            Probabilities of a patch, and the duration of the fine-tuning.
+            Probabilities of a patch, and the duration of all trainings.
+
+        Raises
+        ------
+        DataError
+            If a region has no label and *start* is a plan.
         """
         run, base = (start, start.plan) if isinstance(start, Run) else (None, start)
         own = self.plan(base.network, base.class_weight_power)  # of a given checkpoint only the kind counts
@@ -246,14 +255,17 @@ class Experiment:
 
         def train(region: str, folder: Path) -> Run:
             opened = open_source(self.target_regions[region], BOTH) if each_region else self.target_source
-            return adapt.adapted(run, opened, plan, folder)
+            if run is not None and not opened.class_counts().any():
+                return run
+            return loop.train(opened, plan, folder, progress=False, start=run)
 
         def load() -> dict[str, Run]:
             files = {region: self.adapted_name(run, plan, region) for region in names}
             return {region: kept(file, partial(train, region)) for region, file in files.items()}
 
         runs = self.once((run is None, each_region, base, plan), load)
-        return self.by_region(runs, loop.predict), sum(map(seconds, runs.values()))
+        spent = sum(map(seconds, runs.values())) + (0.0 if run is None else seconds(run))
+        return self.by_region(runs, loop.predict), spent
 
     def by_region(self, models: Mapping[str, Any], predict: Callable[[Any, Patch], NDArray[np.float32]]) -> Predict:
         """Return a function that predicts each patch by the model of its region, or by that of `_ALL_REGIONS`."""
@@ -362,8 +374,7 @@ class Experiment:
 
 def path_of(name: str) -> Path:
     """Return where the network of that file name is, or would be kept."""
-    shipped = (SHIPPED / name, SHIPPED / "adapted" / name, SHIPPED / "large" / name)
-    return next(filter(Path.exists, shipped), _runtime.data_folder() / "runs" / name)
+    return next(SHIPPED.rglob(name), _runtime.data_folder() / "runs" / name)
 
 
 def kept(name: str, train: Callable[[Path], Run]) -> Run:

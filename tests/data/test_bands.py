@@ -22,7 +22,6 @@ from lcfuse_core.data.bands import (
 )  # fmt: skip
 from lcfuse_core.data.source import PatchStack, channel_statistics, normalise
 from lcfuse_core.errors import DataError, ParameterError
-from lcfuse_core.methods import adapt
 from lcfuse_core.methods.adapt import fit_clusters, predict_clusters
 from lcfuse_core.models import forest, transition
 from lcfuse_core.training import loop
@@ -251,7 +250,7 @@ def test_images_that_do_not_fit_are_refused(trained, given, message):
         lambda: loop.predict(run, other),
         lambda: forest.predict(trees, other),
         lambda: predict_clusters(clusters, other),
-        lambda: adapt.adapted(run, target, replace(SHORT, labels="modis+savanna")),
+        lambda: loop.train(target, run.plan, start=run, progress=False),
     ]
     for use in uses:
         if message:

@@ -3,15 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
-import pytest
 import torch
 from toys import relabelled, toy_patch, toy_stack
 
-from lcfuse_core.data.legends import IGNORE, igbp_to_dfc
+from lcfuse_core.data.legends import igbp_to_dfc
 from lcfuse_core.data.source import PatchStack
-from lcfuse_core.errors import DataError
 from lcfuse_core.methods import adapt
-from lcfuse_core.methods.adapt import _classes_of_clusters, adapted, fit_clusters, predict_clusters, pseudo_labelled
+from lcfuse_core.methods.adapt import _classes_of_clusters, fit_clusters, predict_clusters, pseudo_labelled
 from lcfuse_core.models import transition
 from lcfuse_core.training import loop
 from lcfuse_core.training.plan import TrainPlan
@@ -32,23 +30,11 @@ def test_fine_tuning_overcomes_a_domain_shift():
     run = loop.train(toy_stack(4), replace(TINY, steps=60), progress=False)
     target, unseen = PatchStack([shifted_patch(seed) for seed in range(3)]), PatchStack([shifted_patch(99)])
     weights = {name: value.clone() for name, value in run.network.state_dict().items()}
-    tuned = adapted(run, target, replace(TINY, steps=60))
+    tuned = loop.train(target, replace(TINY, steps=60), start=run, progress=False)
     assert loop.evaluate(run, target).aa < 0.5
     assert loop.evaluate(tuned, unseen).aa > 0.85
     assert all((weights[name] == value).all() for name, value in run.network.state_dict().items())
     assert tuned.statistics == run.statistics
-
-
-def test_a_region_without_labels_leaves_the_network():
-    """From fresh weights that is an error; with labels the plan's seed decides the first weights."""
-    stack = toy_stack(1, size=32)
-    run = loop.train(stack, replace(TINY, steps=1), progress=False)
-    blank = relabelled(stack, np.full((1, 32, 32), IGNORE, np.uint8))
-    assert adapted(run, blank, TINY) is run
-    with pytest.raises(DataError, match="no labelled pixel"):
-        adapted(None, blank, TINY)
-    fresh = adapted(None, stack, replace(TINY, steps=1))
-    assert (fresh.network.classify.weight == run.network.classify.weight).all()
 
 
 def stripes(patch):

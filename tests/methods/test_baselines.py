@@ -45,10 +45,12 @@ def test_filling_changes_only_labels_that_cannot_be_right():
 
 
 def test_soft_labels_are_shares(cells_patch):
+    """All alike for a patch without a label."""
     shares = soft_label(cells_patch)
     assert (shares.shape, shares.dtype) == ((8, 128, 128), np.float32)
     np.testing.assert_allclose(shares.sum(axis=0), 1, atol=1e-5)
     assert (shares[[1, 2, 3, 5, 6]] == 0).all()
+    np.testing.assert_allclose(soft_label(patch_of(np.full((40, 40), 255))), 1 / 8)
 
 
 def test_a_patch_of_one_label_stays_as_it_is():
@@ -58,10 +60,6 @@ def test_a_patch_of_one_label_stays_as_it_is():
     np.testing.assert_array_equal(soft_label(patch_of(classes))[4], 1)
     assert (soft_map(patch_of(classes)) == 6).all()
     assert (swapped_map(patch_of(classes)) == 6).all()
-
-
-def test_a_patch_without_labels_has_equal_shares():
-    np.testing.assert_allclose(soft_label(patch_of(np.full((40, 40), 255))), 1 / 8)
 
 
 def test_two_labels_are_equal_at_their_border():

@@ -8,11 +8,14 @@ from dataclasses import replace
 import miniatures
 import numpy as np
 import pytest
+import torch
+from toys import relabelled
 
 from lcfuse_core.data import packing, patches
+from lcfuse_core.data.legends import IGNORE
 from lcfuse_core.data.source import PatchStack
 from lcfuse_core.data.streamed import PatchFiles
-from lcfuse_core.errors import MissingDataError
+from lcfuse_core.errors import DataError, MissingDataError
 from lcfuse_core.methods import experiment
 from lcfuse_core.methods.experiment import _ALL_REGIONS, Experiment
 from lcfuse_core.methods.registry import learner
@@ -23,12 +26,10 @@ from lcfuse_core.training import checkpoint, loop
 
 
 @pytest.fixture
-def own(folder, tmp_path, monkeypatch):
-    """An experiment with a data folder of its own."""
+def own(tiny, tmp_path, monkeypatch):
+    """The same experiment with a data folder of its own, in which nothing is stored yet."""
     monkeypatch.setenv("LCFUSE_DATA", str(tmp_path / "data"))
-    monkeypatch.delenv("LCFUSE_LEDGER", raising=False)
-    roots = {"train_root": str(folder / "sen12ms"), "data_root": str(folder / "dfc2020")}
-    return Experiment.from_profile("compare", steps=2, crop=32, batch=2, **roots)
+    return replace(tiny, parameters=dict(tiny.parameters), memory={})
 
 
 def any_patch(here):
@@ -79,8 +80,7 @@ def test_the_sample_is_made_in_the_data_folder(monkeypatch, tmp_path, further, m
 
 
 def test_own_data_are_not_called_synthetic(own):
-    assert (own.on_sample, own.origin) == (False, "your data")
-    assert set(own.roots) == {"train", "evaluation"}
+    assert (own.on_sample, own.origin, set(own.roots)) == (False, "your data", {"train", "evaluation"})
     assert set(Experiment("coarse_labels", {"seed": 0, "data_root": "x"}).roots) == {"evaluation"}
 
 
@@ -115,15 +115,6 @@ def test_the_same_network_is_trained_in_memory_from_files_and_from_packed_scenes
         kinds.append({type(one) for one in (here.training_source(), here.target_source)})
     assert kinds == [{PatchStack}, {PatchFiles}, {PatchFiles}]
     assert digests[0] == digests[1] == digests[2]
-
-
-def test_the_reference_of_the_test_split_is_not_opened(tiny, tmp_path):
-    """With its files gone, everything that a method may learn from is still there."""
-    blind = replace(tiny, memory={})
-    blind.rows = tiny.rows.assign(dfc=str(tmp_path / "nowhere.tif"))
-    assert len(blind.target_source) == 2
-    assert {name: len(opened) for name, opened in blind.target_regions.items()} == {"test_0": 2}
-    assert blind.target_source.labels.max() > 7  # Savanna is kept as a class of its own
 
 
 def test_regions_without_a_reference_are_an_error(tiny, folder):
@@ -192,6 +183,16 @@ def test_a_given_checkpoint_takes_the_place_of_the_network_of_its_kind(own, tmp_
     assert learned.parameters["steps"] == 4
 
 
+def test_a_region_without_labels_leaves_the_network(own):
+    """From fresh weights that is an error."""
+    run, patch = own.network(), any_patch(own)
+    own.target_source = relabelled(own.target_source, torch.full_like(own.target_source.labels, IGNORE))
+    predict, _ = own.adapted_network(run)
+    np.testing.assert_array_equal(predict(patch), loop.predict(run, patch))
+    with pytest.raises(DataError, match="no labelled pixel"):
+        own.adapted_network(run.plan)
+
+
 def test_models_of_regions_predict_their_own_patches(tiny):
     patch = patches.read_patch(tiny.rows.iloc[0])
     assert tiny.by_region({"test_0": "own"}, lambda model, patch: (model, patch.name))(patch) == ("own", patch.name)
@@ -222,14 +223,3 @@ def test_a_record_has_parameters_data_and_scores(own):
     assert (row["synthetic"], row["data_kind"], row["cost"]["train_s"]) == (False, "unverified", 1.5)
     own.record("agreement", perfect(own).scores)
     assert ledger.read(own.ledger_path)["split"].tolist() == ["test", ""]
-
-
-def test_relabelled_data_have_another_identity_in_the_ledger(own, folder, tmp_path):
-    own.record("perfect", perfect(own))
-    other = shutil.copytree(folder / "dfc2020", tmp_path / "dfc2020")
-    change_last_byte(miniatures.file_of(other, "test", "dfc"))
-    own.parameters["data_root"] = str(other)
-    own.record("perfect", perfect(own))
-    lines = ledger.read(own.ledger_path)
-    assert lines["hashes.train"].nunique() == 1
-    assert lines["hashes.evaluation"].nunique() == 2

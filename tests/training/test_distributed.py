@@ -21,7 +21,7 @@ from lcfuse_core.methods.registry import name_of
 from lcfuse_core.scoring import ledger
 from lcfuse_core.training import loop
 from lcfuse_core.training.checkpoint import load_checkpoint, read_checkpoint
-from lcfuse_core.training.distributed import Distributed, _SharedBatchNorm, choose_device, describe_device, joined
+from lcfuse_core.training.distributed import Distributed, _SharedBatchNorm, choose_device, describe_device
 from lcfuse_core.training.loop import train
 from lcfuse_core.training.plan import TrainPlan
 
@@ -35,16 +35,14 @@ needs_forkserver = pytest.mark.skipif(
 
 
 def three_patches():
-    """Toys, one of them half ignored: the crops of a batch have unequally many labelled pixels."""
+    """
+    Toys, one of them half ignored: the crops of a batch have unequally many labelled pixels.
+
+    Each process makes its own, since torch 2.13 cannot pickle uint16.
+    """
     made = toy_stack(3)
     made.labels[0, :40] = 255
     return made
-
-
-@pytest.fixture(scope="module")
-def stack():
-    """Of this process; the others make their own, since torch 2.13 cannot pickle uint16."""
-    return three_patches()
 
 
 def one_of_several(rank, size, port, work):
@@ -77,15 +75,6 @@ def spawn(work, size=2):
     return [one.exitcode for one in children]
 
 
-def distance(first, second):
-    """Length of the difference of all weights and running means of two networks, by their own length."""
-    ours, theirs = (
-        torch.cat([t.double().flatten() for t in run.network.state_dict().values() if t.is_floating_point()])
-        for run in (first, second)
-    )
-    return float((ours - theirs).norm() / ours.norm())
-
-
 @needs_forkserver
 @pytest.mark.slow
 @pytest.mark.parametrize(("network", "loss"), [("fcn", "cross_entropy"), ("unet", "cell_mean")])
@@ -113,7 +102,7 @@ def test_two_processes_make_the_network_of_one(tmp_path, network, loss):
 
 @needs_forkserver
 @pytest.mark.slow
-def test_a_run_of_two_goes_on_as_a_run_of_one(stack, tmp_path):
+def test_a_run_of_two_goes_on_as_a_run_of_one(tmp_path):
     """A signal to one of them stops both, after the same step; the folder is that of any run."""
 
     def work(rank):
@@ -125,8 +114,10 @@ def test_a_run_of_two_goes_on_as_a_run_of_one(stack, tmp_path):
 
     assert spawn(work) == [0, 0]
     assert read_checkpoint(tmp_path / "run" / "last.safetensors")[1]["step"] == 2
-    resumed = train(stack, PLAN, tmp_path / "run", progress=False)
-    assert distance(train(stack, PLAN, progress=False), resumed) < 1e-5
+    resumed = train(three_patches(), PLAN, tmp_path / "run", progress=False)
+    whole = train(three_patches(), PLAN, progress=False).network.state_dict()
+    for name, tensor in resumed.network.state_dict().items():
+        torch.testing.assert_close(tensor, whole[name], rtol=1e-4, atol=1e-4)
 
 
 @needs_forkserver
@@ -143,26 +134,7 @@ def test_a_process_that_dies_is_noticed_by_the_other():
     assert spawn(work) == [0, 3]
 
 
-def test_alone_there_is_nothing_to_join(monkeypatch):
-    """One process, whole batch, the network itself, no exchange."""
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    network = torch.nn.BatchNorm2d(1)
-    with joined("cpu") as processes, processes.wrap(network) as called:
-        assert (processes.rank, processes.size, processes.is_first, processes.on_gpu) == (0, 1, True, False)
-        assert processes.part(7) == slice(0, 7)
-        assert called is network
-        assert processes.any(True)
-        assert not processes.any(False)
-    assert not torch.distributed.is_initialized()
-
-
 def test_a_batch_that_cannot_be_shared_is_refused():
-    assert [Distributed(torch.device("cpu"), rank, 4).part(8) for rank in range(4)] == [
-        slice(0, 2),
-        slice(2, 4),
-        slice(4, 6),
-        slice(6, 8),
-    ]
     with pytest.raises(ParameterError, match="7 crops for 2 processes, expected a batch that divides"):
         Distributed(torch.device("cpu"), 1, 2).part(7)
 

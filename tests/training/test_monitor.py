@@ -16,20 +16,18 @@ from lcfuse_core.training.plan import TrainPlan
 PLAN = TrainPlan(width=4, crop=32, batch=4, steps=4, report_every=2, device="cpu")
 
 
-def metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def test_a_run_leaves_a_line_for_each_report(tmp_path):
-    """The history, with rate and memory; for several validation sources, the agreement with each."""
+def test_a_run_leaves_a_line_for_each_report(tmp_path, monkeypatch):
+    """The history, with rate and memory; for several validation sources, the agreement with each; no TensorBoard."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     sources = {"modis": toy_stack(1), "fine": toy_stack(2)}
     run = train(toy_stack(1), PLAN, tmp_path, validation=sources, progress=False)
-    lines = metrics(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == run.history
     assert [line["step"] for line in lines] == [2, 4]
     assert lines[-1]["aa"] == lines[-1]["aa_modis"] == evaluate(run, sources["modis"]).aa
     assert lines[-1]["aa_fine"] == evaluate(run, sources["fine"]).aa
     assert all(line["crops_per_s"] > 0 and line["memory_mb"] > 10 for line in lines)
+    assert not list(tmp_path.glob("events.*"))
 
 
 def test_a_large_validation_source_is_sampled_evenly(monkeypatch):
@@ -65,13 +63,6 @@ def test_tensorboard_gets_the_numbers_of_each_report(tmp_path, monkeypatch):
     assert ("loss", run.history[1]["loss"], 4) in calls
     assert calls[-2:] == ["flush", "close"]
     assert "aa" not in {call[0] for call in calls}
-
-
-def test_without_tensorboard_there_are_only_metrics(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    train(toy_stack(1), PLAN, tmp_path, progress=False)
-    assert [line["step"] for line in metrics(tmp_path)] == [2, 4]
-    assert not list(tmp_path.glob("events.*"))
 
 
 def test_tensorboard_itself_reads_the_files(tmp_path):
