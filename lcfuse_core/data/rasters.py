@@ -249,9 +249,11 @@ class Raster:
         """
         window = None if rows is None or cols is None else Window.from_slices(rows, cols)
         dtypes = self.file.dtypes
-        is_same = out is not None and all(np.dtype(dtypes[band - 1]) == out.dtype for band in self.bands)
+        # GDAL 3.10 with a memory map takes a view with these steps between columns for one in the layout of the file.
+        is_direct = out is not None and out.strides[-1] != self.file.count * out.itemsize
+        is_direct = is_direct and all(np.dtype(dtypes[band - 1]) == out.dtype for band in self.bands)
         with read_errors(self.path):
-            data = self.file.read(self.bands, window=window, out=out if is_same else None)
+            data = self.file.read(self.bands, window=window, out=out if is_direct else None)
             valid = self.file.dataset_mask(window=window) > 0 if self.has_mask else np.ones((1, 1), bool)
         if self.nodata is not None:
             same = np.isnan(data) if np.isnan(self.nodata) else data == self.nodata
