@@ -353,8 +353,8 @@ def scene_status(
         patches = pd.concat([patches, lists.loc[~lists["name"].isin(names), ["scene_id"]].assign(kind="missing")])
     scenes = sorted({*patches["scene_id"], *wanted}, key=natural_order)
     columns = ["complete", "incomplete", "damaged", "defective", "missing"]
-    counts = pd.crosstab(patches["scene_id"], patches["kind"]).reindex(scenes, fill_value=0)
-    result = counts.reindex(columns=columns, fill_value=0).astype("Int64").rename_axis(index="scene_id", columns=None)
+    counts = pd.crosstab(patches["scene_id"], patches["kind"]).reindex(index=scenes, columns=columns, fill_value=0)
+    result = counts.astype("Int64").rename_axis(index="scene_id", columns=None)
     result.insert(0, "expected", pd.Series([published.get(scene) for scene in scenes], result.index, "Int64"))
     result.insert(0, "held_out", result.index.isin(facts.hold_out))
     if lists is None:
