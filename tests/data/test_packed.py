@@ -16,11 +16,9 @@ from miniatures import (
     COLS,
     CORNER,
     ROWS,
-    SEMIREAL,
     SIDE,
     UTM,
     WHOLE,
-    needs_semireal,
     pack_one,
     scene_arrays,
     write_patch,
@@ -87,14 +85,6 @@ def test_negative_zero_and_repairs_are_kept(tmp_path):
     assert "1000" in patches.read_patch(table.iloc[0]).repairs[0]
     assert_all_same(tmp_path / "packs", table)
     assert np.signbit(scene.layer(scene.names[0], "s1").data[0, 3, 4:6]).tolist() == [True, False]
-
-
-@needs_semireal
-def test_real_patches_are_returned_bit_for_bit(tmp_path):
-    """One patch per scene, 224 pixels, float64 radar and int16 reflectance: equal to what is read."""
-    table = patches.index(SEMIREAL)
-    assert packing.pack(table, tmp_path).refused == []
-    assert_all_same(tmp_path, table)
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
