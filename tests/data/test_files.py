@@ -7,7 +7,6 @@ Each fault is made in a miniature of the real files and met where a user meets i
 import ast
 import os
 import socket
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -110,17 +109,11 @@ def test_a_damaged_file_is_refused_with_its_size(tmp_path, fault):
 # What a file states about its pixels ------------------------------------------------------------------------------
 
 
-def write(path, array, *, edit=None, **profile):
+def write(path, array, *, edit=None, **properties):
     """A GeoTIFF with further properties, set by *edit* on the open file."""
-    size = {"count": len(array), "height": array.shape[1], "width": array.shape[2], "dtype": array.dtype}
-    place = {"crs": UTM, "transform": PLACE} | profile
-    with (
-        warnings.catch_warnings(),
-        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
-        rasterio.open(path, "w", driver="GTiff", **size, **place) as file,
-    ):
-        file.write(array)
-        if edit:
+    write_tif(path, array, **properties)
+    if edit:
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as file:
             edit(file)
     return path
 
