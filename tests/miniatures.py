@@ -81,14 +81,14 @@ def file_of(root, layout, kind, patch=1, scene=None):
     return Path(root) / FILES[layout].format(kind=kind, scene=scene, patch=patch)
 
 
-def write_tif(path, array, crs=UTM, transform=PLACE):
-    """A GeoTIFF like those of SEN12MS: pixel-interleaved, uncompressed, no nodata tag."""
+def write_tif(path, array, crs=UTM, transform=PLACE, **more):
+    """A GeoTIFF like those of SEN12MS: pixel-interleaved, uncompressed, no nodata tag; or with *more* properties."""
     path.parent.mkdir(parents=True, exist_ok=True)
     bands, rows, cols = array.shape
     profile = {"count": bands, "height": rows, "width": cols, "dtype": array.dtype, "interleave": "pixel"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # the phase archives have none
-        with rasterio.open(path, "w", driver="GTiff", crs=crs, transform=transform, **profile) as file:
+        with rasterio.open(path, "w", driver="GTiff", crs=crs, transform=transform, **profile | more) as file:
             file.write(array)
     return path
 

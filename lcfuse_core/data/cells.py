@@ -185,8 +185,6 @@ class _Recovered:
     explained: float  # share of the label's edges within a pixel and a half of a line; NaN without any edge
     n_row_lines: int  # lines with an edge on them: without any their position is a guess; one fixes their direction
     n_col_lines: int
-    tilt: float  # slopes of the two families of lines, see the module
-    shear: float
 
 
 def recover(labels: NDArray[np.integer]) -> _Recovered:
@@ -205,7 +203,7 @@ def recover(labels: NDArray[np.integer]) -> _Recovered:
     cell_col = np.floor(col_line.coordinate(col, row)).astype(np.int64)
     keys = (cell_row - cell_row.min()) * (int(np.ptp(cell_col)) + 1) + cell_col - cell_col.min()
     ids = np.unique(keys, return_inverse=True)[1].reshape(keys.shape).astype(np.int32)
-    return _Recovered(ids, *_explained(across, along, row_line, col_line), row_line.slope, col_line.slope)
+    return _Recovered(ids, *_explained(across, along, row_line, col_line))
 
 
 @dataclass(frozen=True)

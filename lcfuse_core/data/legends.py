@@ -38,11 +38,6 @@ class Legend:
     colours: tuple[str, ...]
     unknown: int
 
-    def __post_init__(self) -> None:
-        if not len(self.codes) == len(self.names) == len(self.colours):
-            lengths = f"{len(self.codes)} codes, {len(self.names)} names, {len(self.colours)} colours"
-            raise LegendError(self.name, found=lengths, expected="as many of each", do="Complete the legend.")
-
     def name_of(self, code: int) -> str:
         """
         Return the name of a class code.

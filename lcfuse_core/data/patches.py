@@ -18,7 +18,6 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -297,8 +296,8 @@ def inspect(table: pd.DataFrame, *, workers: int = 1, progress: bool = False) ->
     """Read every patch of an index, some 15 ms each, and return the report alone: which are damaged or repaired."""
     parts = [table.iloc[start : start + 64] for start in range(0, len(table), 64)]
     report = Report()
-    with ExitStack() as stack:
-        run = map if workers == 1 else stack.enter_context(ProcessPoolExecutor(workers)).map
+    with ProcessPoolExecutor(workers) as pool:  # which starts no process before it is used
+        run = map if workers == 1 else pool.map
         for part in tqdm(run(_inspect, parts), total=len(parts), unit="64 patches", disable=not progress):
             report.add(part)
     return report
@@ -353,8 +352,8 @@ def scene_status(
         patches = pd.concat([patches, lists.loc[~lists["name"].isin(names), ["scene_id"]].assign(kind="missing")])
     scenes = sorted({*patches["scene_id"], *wanted}, key=natural_order)
     columns = ["complete", "incomplete", "damaged", "defective", "missing"]
-    counts = pd.crosstab(patches["scene_id"], patches["kind"]).reindex(scenes, fill_value=0)
-    result = counts.reindex(columns=columns, fill_value=0).astype("Int64").rename_axis(index="scene_id", columns=None)
+    counts = pd.crosstab(patches["scene_id"], patches["kind"]).reindex(index=scenes, columns=columns, fill_value=0)
+    result = counts.astype("Int64").rename_axis(index="scene_id", columns=None)
     result.insert(0, "expected", pd.Series([published.get(scene) for scene in scenes], result.index, "Int64"))
     result.insert(0, "held_out", result.index.isin(facts.hold_out))
     if lists is None:

@@ -203,14 +203,8 @@ def _transformer(source: Any, target: Any) -> Transformer:
 
 def ground_size(path: str | os.PathLike[str], crs: Any, t: Affine, shape: tuple[int, int]) -> tuple[float, float]:
     """Return width and height, in metres on the ground, of the pixel in the middle of a raster; inf where undefined."""
-    transformer(path, crs, "EPSG:4326")  # GridError
-    return _ground_size(crs, t, shape)
-
-
-@lru_cache(maxsize=16)  # the files of a patch have one grid
-def _ground_size(crs: Any, t: Affine, shape: tuple[int, int]) -> tuple[float, float]:
     corners = np.array([(0, 1, 0), (0, 0, 1)]) + np.array([shape[1] // 2, shape[0] // 2])[:, None]
-    lon, lat = _transformer(crs, "EPSG:4326").transform(*t @ corners)
+    lon, lat = transformer(path, crs, "EPSG:4326").transform(*t @ corners)
     if not np.isfinite([lon, lat]).all() or np.abs(lat).max() > 90:
         return np.inf, np.inf
     sizes = Geod(ellps="WGS84").inv(np.repeat(lon[0], 2), np.repeat(lat[0], 2), lon[1:], lat[1:])[2]
@@ -248,10 +242,13 @@ class Raster:
         If *out* has the dtype of the file, the pixels are read into it and it is returned, unless they are scaled.
         """
         window = None if rows is None or cols is None else Window.from_slices(rows, cols)
-        dtypes = self.file.dtypes
-        is_same = out is not None and all(np.dtype(dtypes[band - 1]) == out.dtype for band in self.bands)
+        if out is not None:
+            # GDAL 3.10 with a memory map takes a view with such steps between columns for the layout of the file.
+            is_mistaken = out.strides[-1] == self.file.count * out.itemsize
+            if is_mistaken or any(np.dtype(self.file.dtypes[band - 1]) != out.dtype for band in self.bands):
+                out = None
         with read_errors(self.path):
-            data = self.file.read(self.bands, window=window, out=out if is_same else None)
+            data = self.file.read(self.bands, window=window, out=out)
             valid = self.file.dataset_mask(window=window) > 0 if self.has_mask else np.ones((1, 1), bool)
         if self.nodata is not None:
             same = np.isnan(data) if np.isnan(self.nodata) else data == self.nodata

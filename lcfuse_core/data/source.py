@@ -256,11 +256,7 @@ class PatchSource(ABC):
 
     @abstractmethod
     def fill(self, number: int, row: int, col: int, out: Sequence[NDArray[Any]]) -> None:
-        """
-        Copy the window of a patch that begins at *row*, *col* into views *out* of the fields of `Crops`.
-
-        What stands for labels may be codes that `_cut` translates; a source of other labels replaces them.
-        """
+        """Copy the window of a patch that begins at *row*, *col* into views *out* of the fields of `Crops`."""
 
     def cut(self, places: Sequence[Place], size: int, *, cells: bool = True) -> Crops:
         """Return the squares of *size* pixels at these positions."""
@@ -312,7 +308,6 @@ class PatchStack(PatchSource):
 
     def __init__(self, patches: Iterable[Patch], labels: str = "modis", *, at_most: int | None = None) -> None:
         """With *at_most* given, *patches* may be a generator that is never held as a list."""
-        check_labels(labels)
         patches = list(patches) if at_most is None else patches
         self.names = []
         for patch in patches:

@@ -4,7 +4,6 @@ import os
 
 import numpy as np
 import pytest
-import rasterio
 from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +11,7 @@ from miniatures import SEMIREAL, needs_semireal
 from pyproj import Transformer
 from sklearn.metrics import adjusted_rand_score
 
-from lcfuse_core.data import patches
+from lcfuse_core.data import patches, rasters
 from lcfuse_core.data.cells import (
     CELL_M,
     GRID_COLS,
@@ -30,40 +29,15 @@ TIMES = int(os.environ.get("LCFUSE_PLACES", "1"))
 """How many times as many random places as the suite has time for."""
 
 
-def utm(latitude, longitude):
+def placed(latitude, longitude):
     """CRS of the UTM zone of a place, and a 10 m raster whose upper left corner lies there."""
-    zone = int((longitude + 180) // 6) + 1
-    crs = f"EPSG:{(32600 if latitude >= 0 else 32700) + zone}"
+    crs = rasters.utm(longitude, latitude)
     easting, northing = Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(longitude, latitude)
     return crs, Affine(10, 0, easting, 0, -10, northing)
 
 
 latitudes = st.floats(-65, 75)
 longitudes = st.floats(-179, 179).filter(lambda degrees: 0.3 < degrees % 6 < 5.7)
-
-
-def whole_cells(ids):
-    """Numbers of the cells that do not touch the border of the raster."""
-    border = np.concatenate([ids[0], ids[-1], ids[:, 0], ids[:, -1]])
-    return np.setdiff1d(ids, border)
-
-
-@settings(max_examples=15 * TIMES)
-@given(latitudes, longitudes)
-def test_whole_cells_cover_463_m_squared(latitude, longitude):
-    """
-    About 2147 pixels of 10 m each, wherever on Earth.
-
-    The sinusoidal grid is of equal area on its sphere. The Earth's ellipsoid departs from it by up to 1 %,
-    UTM by 0.1 %, counting whole pixels by a few.
-    """
-    crs, transform = utm(latitude, longitude)
-    ids, _ = cell_ids(transform, crs, (260, 330))
-    areas = np.bincount(ids.ravel())[whole_cells(ids)] * 100
-    assert abs(CELL_M - 463.3127) < 1e-4
-    assert areas.size >= 5
-    assert areas.mean() == pytest.approx(CELL_M**2, rel=0.02)
-    assert areas == pytest.approx(CELL_M**2, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -88,31 +62,13 @@ def test_grid_begins_in_the_north_and_ends_in_the_south():
     assert (GRID_ROWS, GRID_COLS) == (43200, 86400)
 
 
-@pytest.mark.parametrize(("latitude", "longitude"), [(45, 9), (45, 141), (-33, 20), (60, -93), (2, 105)])
-def test_cells_are_sheared_in_utm_as_geometry_says(latitude, longitude):
-    """
-    The western edge of a cell runs along x = R lon cos(lat).
-
-    On it lon grows by lon tan(lat) for each unit of lat: lon sin(lat) metres east for each metre north,
-    seen from the local meridian. UTM north is that of the zone's central meridian, which takes off
-    (lon - lon0) sin(lat). What is left is lon0 sin(lat).
-    """
-    crs, transform = utm(latitude, longitude)
-    _, col = modis_cells(transform, crs, (300, 2000))
-    edge = int(np.median(col[150]))  # the cell in the middle: far enough from both sides
-    first = np.argmax(col >= edge, axis=1)
-    east_per_south = np.polyfit(np.arange(300), first, 1)[0]
-    central_meridian = np.radians(int((longitude + 180) // 6) * 6 - 177)
-    assert -east_per_south == pytest.approx(central_meridian * np.sin(np.radians(latitude)), abs=0.02)
-
-
 @needs_semireal
 @pytest.mark.parametrize("place", ["Denmark", "Tanzania", "BrazilCoast"])
-def test_real_coarse_labels_are_pure_in_our_cells(place):
+def test_real_coarse_labels_are_pure_in_our_cells_and_show_them(place):
     """Labels made on the grid by others hold one class in every cell of ours; blocks of 50 px do not."""
-    path = SEMIREAL / f"ROIs0000_autumn/lc_{place}/ROIs0000_autumn_lc_{place}_p0.tif"
-    with rasterio.open(path) as file:
-        igbp, transform, crs = file.read(1), file.transform, file.crs
+    table = patches.index(SEMIREAL)
+    patch = patches.read_patch(table[table["scene_id"] == place].iloc[0])
+    igbp, transform, crs = patch.lc[0], patch.transform, patch.crs
     ids, keys = cell_ids(transform, crs, igbp.shape)
     assert n_impure(ids, igbp) == 0
     assert 20 <= len(keys) <= 45
@@ -120,6 +76,9 @@ def test_real_coarse_labels_are_pure_in_our_cells(place):
     assert n_impure(rows // 50 * 10 + cols // 50, igbp) > 0
     aside = Affine(10, 0, transform.c + 30, 0, -10, transform.f - 30)
     assert n_impure(cell_ids(aside, crs, igbp.shape)[0], igbp) > 0
+    found = recover(igbp)
+    assert agreement(ids, found) > 0.98
+    assert found.explained > 0.98
 
 
 def n_impure(ids, labels):
@@ -155,7 +114,7 @@ def test_the_projection_is_the_sinusoidal_one_of_proj_and_can_be_inverted(latitu
 
 def labelled(latitude, longitude, n_classes, seed=0, size=256):
     """Cells of a place, and a label that holds one random class in each."""
-    crs, transform = utm(latitude, longitude)
+    crs, transform = placed(latitude, longitude)
     ids, keys = cell_ids(transform, crs, (size, size))
     return ids, np.random.default_rng(seed).integers(1, n_classes + 1, len(keys)).astype(np.uint8)[ids]
 
@@ -177,37 +136,12 @@ def test_cells_of_varied_labels_are_recovered_anywhere_on_earth(latitude, longit
     assert found.n_col_lines >= 3
 
 
-@settings(max_examples=4 * TIMES)
-@given(st.floats(-60, 70), longitudes, st.integers(0, 99))
-def test_shear_and_tilt_are_those_of_the_sinusoidal_grid(latitude, longitude, seed):
-    """By x = R lon cos(lat) a column leans lon sin(lat); the UTM grid is turned by (lon - lon0) sin(lat)."""
-    _, labels = labelled(latitude, longitude, 8, seed)
-    found = recover(labels)
-    sine, central = np.sin(np.radians(latitude)), int((longitude + 180) // 6) * 6 - 177
-    turned = np.radians(longitude - central) * sine
-    lean = np.arctan(np.radians(longitude) * sine)  # of the columns, seen from the local meridian
-    assert found.shear == pytest.approx(-np.tan(lean - turned), abs=0.03)
-    assert found.tilt == pytest.approx(-turned, abs=0.01)
-
-
-@settings(max_examples=4 * TIMES)
-@given(st.floats(-55, 65), longitudes, st.integers(8, 60), st.integers(8, 60))
-def test_neighbours_agree_on_their_overlap(latitude, longitude, down, right):
-    """Each reads its own label; where they share pixels they part them alike."""
-    crs, transform = utm(latitude, longitude)
-    ids, keys = cell_ids(transform, crs, (256 + down, 256 + right))
-    labels = np.random.default_rng(1).integers(1, 7, len(keys))[ids]
-    first, second = recover(labels[:256, :256]), recover(labels[down:, right:])
-    overlap = first.ids[down:, right:], second.ids[: 256 - down, : 256 - right]
-    assert adjusted_rand_score(overlap[0].ravel(), overlap[1].ravel()) > 0.95
-
-
 def test_poor_labels_are_recovered_less_well_and_say_so():
     """Two classes with one rare: still most pixels right on average, over places and seeds."""
     places = [(48.3, 11.9), (9.9, 106.5), (-33.9, 18.6), (62.5, 26.2), (19.4, -99.1), (48.5, 135.1)]
     scores = []
     for seed, place in enumerate(places * TIMES):
-        crs, transform = utm(*place)
+        crs, transform = placed(*place)
         ids, keys = cell_ids(transform, crs, (256, 256))
         labels = (np.random.default_rng(seed).random(len(keys)) < 0.15)[ids]
         found = recover(labels)
@@ -221,7 +155,9 @@ def test_a_label_of_one_class_tells_nothing_and_says_so():
     found = recover(np.full((256, 256), 17, np.uint8))
     assert np.isnan(found.explained)
     assert (found.n_row_lines, found.n_col_lines) == (0, 0)
-    assert np.bincount(found.ids.ravel())[whole_cells(found.ids)] == pytest.approx(2147, rel=0.05)
+    border = np.concatenate([found.ids[0], found.ids[-1], found.ids[:, 0], found.ids[:, -1]])
+    whole = np.setdiff1d(found.ids, border)
+    assert np.bincount(found.ids.ravel())[whole] == pytest.approx(2147, rel=0.05)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -251,18 +187,6 @@ def test_further_layers_add_their_edges():
     row, col = labels.copy(), labels.copy()
     row[:, 128:], col[:, :128] = 0, 0
     assert agreement(ids, recover(np.stack([row, col]))) > 0.97
-
-
-@needs_semireal
-@pytest.mark.parametrize("place", ["Denmark", "Tanzania", "BrazilCoast"])
-def test_cells_of_real_places_are_recovered(place):
-    """Labels made by others on the real grid: the georeference, unused, agrees with what is read off them."""
-    table = patches.index(SEMIREAL)
-    patch = patches.read_patch(table[table["scene_id"] == place].iloc[0])
-    ids, _ = cell_ids(patch.transform, patch.crs, patch.lc.shape[1:])
-    found = recover(patch.lc[0])
-    assert agreement(ids, found) > 0.98
-    assert found.explained > 0.98
 
 
 @settings(max_examples=60)

@@ -6,9 +6,7 @@ Each fault is made in a miniature of the real files and met where a user meets i
 
 import ast
 import os
-import threading
-import warnings
-from http.server import BaseHTTPRequestHandler, HTTPServer
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -39,15 +37,12 @@ S1, S2, LC, DFC = s1_array(), s2_array(), lc_array(), dfc_array()
 # Name of the fault: (kind of file, its array, error, what is found, what is told to do)
 ARRAY_FAULTS = {
     "missing band": ("s2", S2[:12], DataError, "12 bands, expected 13", "L1C"),
-    "missing polarisation": ("s1", S1[:1], DataError, "1 bands, expected 2", "again"),
     "extra band": ("s2", np.concatenate([S2, S2[:1]]), DataError, "14 bands", "again"),
     "one MODIS layer only": ("lc", LC[:1], DataError, "1 bands, expected 4", "again"),
     "patch too small": ("s2", S2[:, :8, :8], DataError, "8 x 8 pixels", "published file"),
     "layer of another size": ("lc", np.repeat(LC, 2, axis=2), GridError, r"\(32, 96\) pixels", "one grid"),
     "S2 as float 0-1": ("s2", (S2 / 1e4).astype("float32"), DataError, "float32.*x 10000", "Convert"),
-    "S2 as bytes": ("s2", (S2 // 256).astype("uint8"), DataError, "dtype uint8", "Convert"),
     "S1 as integers": ("s1", S1.astype("int16"), DataError, "int16, expected float32", "calibrated"),
-    "labels as integers": ("lc", LC.astype("int16"), DataError, "int16, expected uint8", "Convert"),
     "NaN in S1": ("s1", changed(S1, np.nan), DataError, "1 values that are NaN", "Leave the patch out"),
     "infinity in S1": ("s1", changed(S1, -np.inf, 1), DataError, "NaN or infinite", "Leave the patch"),
     "unit of S1": ("s1", 10 ** (S1 / 10), DataError, "VV from", "10 log10"),
@@ -60,24 +55,17 @@ ARRAY_FAULTS = {
 
 @pytest.mark.parametrize("fault", ARRAY_FAULTS)
 def test_wrong_content_is_refused_by_the_name_of_its_file(tmp_path, fault):
-    """What was found, what was expected, what to do; and it is skipped, counted and named among others."""
+    """What was found, what was expected, what to do."""
     kind, array, error, found, remedy = ARRAY_FAULTS[fault]
-    write_patch(tmp_path, "bundle", patch=1)
     write_patch(tmp_path, "bundle", patch=2, **{kind: array})
-    table = patches.index(tmp_path)
-    file = rf"ROIs0000_autumn_{kind}_CapeTown_p2\.tif"
-    with pytest.raises(error, match=rf"{file}.*{found}") as caught:
-        patches.read_patch(table.iloc[1])
+    with pytest.raises(error, match=rf"ROIs0000_autumn_{kind}_CapeTown_p2\.tif.*{found}") as caught:
+        patches.read_patch(patches.index(tmp_path).iloc[0])
     assert remedy in caught.value.do
-    read, report = patches.read_many(table)
-    assert [patch.name for patch in read] == ["ROIs0000_autumn_CapeTown_p1"]
-    assert report.skipped == [("ROIs0000_autumn_CapeTown_p2", str(caught.value))]
 
 
 @pytest.mark.parametrize(
     "place",
     [
-        {"crs": "EPSG:32633"},
         {"crs": "EPSG:25832"},
         {"transform": Affine(10, 0, 500013.7, 0, -10, 5400007.2)},
         {"transform": Affine(12, 0, 500003.7, 0, -12, 5400007.2)},
@@ -85,7 +73,7 @@ def test_wrong_content_is_refused_by_the_name_of_its_file(tmp_path, fault):
     ],
 )
 def test_a_layer_that_lies_elsewhere_is_refused(tmp_path, place):
-    """Another zone, projection, origin, pixel size and orientation; a centimetre is accepted."""
+    """Another datum, origin, pixel size and orientation; a centimetre is accepted."""
     write_patch(tmp_path)
     table = patches.index(tmp_path)
     write_tif(file_of(tmp_path, "sen12ms", "lc"), LC, transform=Affine(10, 0, 500003.71, 0, -10, 5400007.2))
@@ -121,17 +109,11 @@ def test_a_damaged_file_is_refused_with_its_size(tmp_path, fault):
 # What a file states about its pixels ------------------------------------------------------------------------------
 
 
-def write(path, array, *, edit=None, **profile):
+def write(path, array, *, edit=None, **properties):
     """A GeoTIFF with further properties, set by *edit* on the open file."""
-    size = {"count": len(array), "height": array.shape[1], "width": array.shape[2], "dtype": array.dtype}
-    place = {"crs": UTM, "transform": PLACE} | profile
-    with (
-        warnings.catch_warnings(),
-        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
-        rasterio.open(path, "w", driver="GTiff", **size, **place) as file,
-    ):
-        file.write(array)
-        if edit:
+    write_tif(path, array, **properties)
+    if edit:
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as file:
             edit(file)
     return path
 
@@ -205,8 +187,9 @@ def test_bands_are_put_in_order_by_their_names(tmp_path, kind, order, names):
         {"interleave": "band"},
         {"interleave": "pixel", "compress": "deflate"},
         {"interleave": "pixel", "tiled": True, "blockxsize": 16, "blockysize": 16},
+        {"ENDIANNESS": "BIG", "BIGTIFF": "YES"},
     ],
-    ids=["pixel", "band", "deflate", "tiled"],
+    ids=["pixel", "band", "deflate", "tiled", "big"],
 )
 @pytest.mark.parametrize(
     ("kind", "array"),
@@ -234,18 +217,10 @@ def test_files_of_network_drives_are_not_mapped(monkeypatch):
         "27 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n30 27 0:51 / /content/drive rw - fuse.drive drive rw\n"
         "31 27 0:52 / /scratch rw shared:3 - lustre 10.0.0.1:/x rw\n32 27 0:53 / /tmp rw shared:4 - tmpfs tmpfs rw\n"
     )
-    monkeypatch.setattr(Path, "read_text", lambda path: mounts)
-    local = {
-        number: rasters._is_local.__wrapped__(os.makedev(*number))
-        for number in [(254, 0), *((0, n) for n in range(51, 55))]
-    }
-    assert [number for number, is_local in local.items() if is_local] == [(254, 0), (0, 53)]
-
-    def missing(_):
-        raise FileNotFoundError
-
-    monkeypatch.setattr(Path, "read_text", missing)
-    assert not rasters._is_local.__wrapped__(os.makedev(254, 0))
+    devices = [(254, 0), *((0, n) for n in range(51, 55))]
+    for read, expected in ((lambda _: mounts, [(254, 0), (0, 53)]), (Path("/none").read_text, [])):
+        monkeypatch.setattr(Path, "read_text", read)
+        assert [device for device in devices if rasters._is_local.__wrapped__(os.makedev(*device))] == expected
 
 
 @pytest.mark.parametrize("kind", ["s1", "s2", "lc", "dfc"])
@@ -285,21 +260,9 @@ def test_alpha_band_beside_the_bands_is_refused_and_not_ignored(kind, array, nam
         ("s1", S1, {"transform": Affine(0, 0, 5e5, 0, -10, 5e6)}, "the transform|1 ground control"),
         ("s1", S1, {"transform": Affine(np.nan, 0, 5e5, 0, -10, 5e6)}, "the transform|1 ground control"),
         ("s1", S1, {"transform": Affine(10, 0, np.inf, 0, -10, 5e6)}, "the transform|1 ground control"),
-        ("s1", S1, {"transform": Affine(500, 0, 5e5, 0, -500, 5e6)}, "pixels of 500 x 500 m"),
         ("s1", S1, {"transform": Affine(100, 0, 5e5, 0, -10, 5e6)}, "pixels of 100 x 10 m on the ground"),
-        (
-            "s1",
-            S1,
-            {"crs": "EPSG:4326", "transform": Affine(0.005, 0, 9, 0, -0.005, 45)},
-            r"pixels of 39\d x 556 m",
-        ),
-        (
-            "s1",
-            S1,
-            {"crs": "EPSG:3857", "transform": Affine(10, 0, 1e6, 0, -10, 8399737)},
-            r"pixels of 5(\.0\d)? x 5\S* m on the ground, expected pixels of 10 m",
-        ),
-        ("s2", S2, {"crs": "EPSG:3857", "transform": Affine(10, 0, 1e6, 0, -10, 5621521)}, "pixels of 7"),
+        ("s1", S1, {"crs": "EPSG:4326", "transform": Affine(0.005, 0, 9, 0, -0.005, 45)}, r"pixels of 39\d x 556 m"),
+        ("s2", S2, {"crs": "EPSG:3857", "transform": Affine(10, 0, 1e6, 0, -10, 8399737)}, r"pixels of 5\S* x 5\S* m"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")
@@ -329,13 +292,9 @@ def test_scale_of_reflectance_and_its_offset_are_those_of_the_products(tmp_path)
 def test_control_points_are_no_georeference(tmp_path):
     """An image that only has them must be warped; the advice names what Sentinel-1 GRD needs."""
     points = [GroundControlPoint(row, col, 9 + col / 1e4, 45 - row / 1e4) for row in (0, 32) for col in (0, 48)]
-    path = write(
-        tmp_path / "a.tif",
-        S1,
-        crs=None,
-        transform=None,
-        edit=lambda f: setattr(f, "gcps", (points, CRS.from_epsg(4326))),
-    )
+    path = write(tmp_path / "a.tif", S1, crs=None, transform=None)
+    with rasterio.open(path, "r+") as file:
+        file.gcps = points, CRS.from_epsg(4326)
     with pytest.raises(GridError, match=r"a\.tif: found 4 ground control points.*GRD: calibrate, terrain-correct"):
         files.read_layer(path, "s1")
 
@@ -373,43 +332,23 @@ FOREIGN = {
 }
 
 
-@pytest.fixture
-def server():
-    """A local server that counts its requests."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            requests.append(self.path)
-            self.send_error(404)
-
-        do_HEAD = do_GET
-
-        def log_message(self, *arguments):
-            pass
-
-    requests: list[str] = []
-    with HTTPServer(("127.0.0.1", 0), Handler) as http:
-        thread = threading.Thread(target=http.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{http.server_port}", requests
-        http.shutdown()
-        thread.join()
-
-
 @pytest.mark.parametrize("name", FOREIGN)
-def test_formats_that_refer_to_other_files_are_refused(tmp_path, server, name):
-    """Whatever the name of the file says; nothing is fetched."""
+def test_formats_that_refer_to_other_files_are_refused(tmp_path, name):
+    """Whatever the name of the file says; nothing is fetched: the socket gets no connection."""
     secret = write_tif(tmp_path / "secret.tif", DFC)
-    url, requests = server
-    for suffix in ("tif", "vrt", "jp2", "img"):
-        path = tmp_path / f"a.{suffix}"
-        path.write_text(FOREIGN[name].format(secret, url), "latin-1")
-        with pytest.raises(DataError, match=rf"a\.{suffix}: found .*expected a GeoTIFF, JPEG 2000 or ENVI raster"):
-            rasters.open_raster(path)
-    for address in (f"/vsicurl/{url}/a.tif", f"{url}/a.tif", f"WMS:{url}", f"GTIFF_DIR:1:{secret}"):
-        with pytest.raises(MissingDataError, match="no such file"):
-            rasters.open_raster(address)
-    assert requests == []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        for suffix in ("tif", "vrt", "jp2", "img"):
+            path = tmp_path / f"a.{suffix}"
+            path.write_text(FOREIGN[name].format(secret, url), "latin-1")
+            with pytest.raises(DataError, match=rf"a\.{suffix}: found .*expected a GeoTIFF, JPEG 2000 or ENVI raster"):
+                rasters.open_raster(path)
+        for address in (f"/vsicurl/{url}/a.tif", f"{url}/a.tif", f"WMS:{url}", f"GTIFF_DIR:1:{secret}"):
+            with pytest.raises(MissingDataError, match="no such file"):
+                rasters.open_raster(address)
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
 
 
 def test_advice_names_the_format(tmp_path):
@@ -474,32 +413,17 @@ def test_a_block_that_would_take_the_memory_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wkt",
+    "crs",
     [
         'LOCAL_CS["site",UNIT["metre",1],AXIS["X",EAST],AXIS["Y",NORTH]]',
         'GEOGCS["Mars 2000",DATUM["D_Mars_2000",SPHEROID["Mars_2000_IAU_IAG",3396190,169.89]],'
         'PRIMEM["Reference_Meridian",0],UNIT["Degree",0.0174532925199433]]',
-        'GEOGCS["Moon 2000",DATUM["D_Moon_2000",SPHEROID["Moon_2000_IAU_IAG",1737400,0]],'
-        'PRIMEM["Reference_Meridian",0],UNIT["Degree",0.0174532925199433]]',
     ],
+    ids=["building site", "Mars"],
 )
-def test_a_crs_that_is_not_on_earth_is_refused(wkt):
-    """A building site, Mars, the Moon."""
+def test_a_crs_that_is_not_on_earth_is_refused(crs):
     with pytest.raises(GridError, match=r"a\.tif: found a CRS that is local, of another planet or unknown"):
-        rasters.ground_size("a.tif", CRS.from_wkt(wkt), PLACE, (9, 9))
-
-
-@pytest.mark.parametrize(
-    ("crs", "transform", "width"),
-    [
-        ("EPSG:32632", Affine(10, 0, 500000, 0, -10, 6e6), 10),
-        ("EPSG:3857", Affine(10, 0, 1113194, 0, -10, 8399737), 5),
-        ("EPSG:4326", Affine(1e-4, 0, 179.99, 0, -1e-4, 60), 5.58),
-    ],
-)
-def test_the_size_of_a_pixel_is_measured_on_the_ground(crs, transform, width):
-    """Web Mercator halves lengths at 60 degrees north."""
-    assert rasters.ground_size("a.tif", crs, transform, (9, 9))[0] == pytest.approx(width, rel=0.005)
+        rasters.ground_size("a.tif", CRS.from_wkt(crs), PLACE, (9, 9))
 
 
 # Patches and folders ----------------------------------------------------------------------------------------------
@@ -520,21 +444,15 @@ def test_one_sensor_without_the_other_is_refused(tmp_path, there, missing):
 
 
 def test_missing_labels_are_refused_only_where_they_are_needed(tmp_path):
-    """A map can be drawn without them, a network cannot be trained."""
-    write_patch(tmp_path, kinds=("s1", "s2"))
+    """A map can be drawn without them, a network cannot be trained. A file that vanished since the index is named."""
+    paths = write_patch(tmp_path, kinds=("s1", "s2"))
     row = patches.index(tmp_path).iloc[0]
     assert patches.read_patch(row).lc is None
     with pytest.raises(MissingDataError, match=r"ROIs1158_spring_1_p1: .*expected lc beside it.*patches\.complete"):
         patches.read_patch(row, ("s1", "s2", "lc"))
-
-
-def test_a_file_that_vanished_since_the_index_is_named(tmp_path):
-    """A disk taken away, a folder tidied."""
-    paths = write_patch(tmp_path)
-    table = patches.index(tmp_path)
-    paths["lc"].unlink()
-    with pytest.raises(MissingDataError, match=r"_lc_1_p1\.tif: found no such file, expected a raster file"):
-        patches.read_patch(table.iloc[0])
+    paths["s2"].unlink()
+    with pytest.raises(MissingDataError, match=r"_s2_1_p1\.tif: found no such file, expected a raster file"):
+        patches.read_patch(row)
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "int16"])
@@ -553,11 +471,10 @@ def test_the_offset_is_taken_off_and_reported(tmp_path, dtype):
 
 def test_one_dark_pixel_in_b10_speaks_against_the_offset(tmp_path):
     """A cloudy patch of an old product is bright in B10 too, but not everywhere."""
-    cloudy = np.maximum(s2_array(), 1000)
-    write_patch(tmp_path, s2=changed(cloudy, 999, 10))
-    patch = patches.read_patch(patches.index(tmp_path).iloc[0])
-    assert patch.repairs == ()
-    np.testing.assert_array_equal(patch.s2, changed(cloudy, 999, 10))
+    cloudy = changed(np.maximum(S2, 1000), 999, 10)
+    layer = files.read_layer(write_tif(tmp_path / "a.tif", cloudy), "s2")
+    np.testing.assert_array_equal(layer.data, cloudy)
+    assert layer.repairs == ()
 
 
 def test_stray_files_are_left_aside_and_listed(tmp_path):
@@ -587,21 +504,17 @@ def test_a_patch_that_is_there_twice_is_used_once_and_listed(tmp_path):
     assert odd.values.tolist()[2] == [str(second), f"not used: second copy of {first}"]
 
 
-@pytest.mark.parametrize("make", ["nothing", "file"])
-def test_a_root_that_is_no_folder_is_named(tmp_path, make):
-    """Neither a typing error nor a file is an empty data set."""
-    root = tmp_path / "data"
-    if make == "file":
-        root.write_text("")
-    with pytest.raises(MissingDataError, match=r"data: found no such folder.* Check the path"):
-        patches.index(root)
-
-
-def test_a_folder_without_patches_says_what_to_do(tmp_path):
-    """Archives that were never unpacked, for instance."""
-    (tmp_path / "ROIs1158_spring_s2.tar.gz").write_bytes(b"")
-    with pytest.raises(MissingDataError, match=r"no file named like a patch.*unpack the archives"):
-        patches.index(tmp_path)
+def test_a_root_without_patches_is_named(tmp_path):
+    """Neither a typing error nor a file nor a folder of archives is an empty data set."""
+    archive = tmp_path / "ROIs1158_spring_s2.tar.gz"
+    archive.write_bytes(b"")
+    for root, found in (
+        (tmp_path / "data", "data: found no such folder.* Check the path"),
+        (archive, "gz: found no such folder.* Check the path"),
+        (tmp_path, "no file named like a patch.*unpack the archives"),
+    ):
+        with pytest.raises(MissingDataError, match=found):
+            patches.index(root)
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):

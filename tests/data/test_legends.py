@@ -12,7 +12,6 @@ from lcfuse_core.data.legends import (
     IGBP,
     IGNORE,
     SCORED,
-    Legend,
     dfc_to_index,
     igbp_to_dfc,
     index_to_dfc,
@@ -94,8 +93,6 @@ def test_codes_outside_the_legend_are_named():
         DFC2020.name_of(11)
     with pytest.raises(LegendError, match=r"p7\.tif: found class code 11, 200"):
         DFC2020.check(np.array([[1, 200], [11, 0]]), "p7.tif")
-    with pytest.raises(LegendError, match="2 codes, 1 names, 2 colours"):
-        Legend("two", (1, 2), ("one",), ("000000", "ffffff"), unknown=0)
 
 
 @given(arrays(np.uint8, (3, 5), elements=st.integers(0, 7)))
@@ -158,7 +155,7 @@ def test_a_legend_is_read_as_it_is_written(tmp_path, name, content):
         ("", "no class"),
         ("{}", "no class"),
         ("a: {", "expected"),
-        ("[" * 100_000, "nested too deeply"),
+        ("[" * 3_000, "nested too deeply"),
         ("{10: \xc9\xe9}", "not UTF-8"),
         ("!!python/object/apply:os.system [ls]", "could not determine a constructor"),
     ],

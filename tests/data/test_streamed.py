@@ -10,17 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from miniatures import WHOLE, s1_array, scene_arrays, write_patch, write_scene
+from miniatures import WHOLE, scene_arrays, write_patch, write_scene
 
 from lcfuse_core.data import packing, patches, streamed
-from lcfuse_core.data.source import PatchSource, PatchStack
-from lcfuse_core.data.streamed import PatchFiles, open_source, read_stack
+from lcfuse_core.data.source import LABEL_KINDS, PatchSource, PatchStack
+from lcfuse_core.data.streamed import PatchFiles, open_source
 from lcfuse_core.errors import DataError, DiskError, GridError, MissingDataError, ParameterError
 from lcfuse_core.methods.adapt import PseudoLabels
-from lcfuse_core.training import loop
-from lcfuse_core.training.plan import TrainPlan
 
 KINDS = ("s1", "s2", "lc", "dfc")
 
@@ -47,9 +45,9 @@ def _data_folder(tmp_path_factory, monkeypatch):
 @cache
 def memory_and(folders, kind, labels):
     """The patches in memory, and left on disk."""
-    name = "phase" if kind == "phase" else "files"
-    stack, _ = read_stack(patches.index(folders / name), labels)
-    return stack, open_source(folders / kind, labels, memory_gb=0)
+    table = patches.index(folders / ("phase" if kind == "phase" else "files"))
+    read, _ = patches.read_many(table, LABEL_KINDS[labels])
+    return PatchStack(read, labels), open_source(folders / kind, labels, memory_gb=0)
 
 
 def numbered(cells):
@@ -70,8 +68,9 @@ def assert_equal(ours, theirs, batched=True):
 def test_a_source_on_disk_equals_the_stack(folders, kind, labels):
     """Names, windows, statistics and counts, bit for bit, of all patches and of a part."""
     stack, source = memory_and(folders, kind, labels)
-    assert (type(stack), type(source)) == (PatchStack, PatchFiles)
-    for ours, theirs in ((source, stack), (source.part([2, 0]), stack.part([2, 0]))):
+    read = open_source(folders / kind, labels)
+    assert (type(read), type(source)) == (PatchStack, PatchFiles)
+    for ours, theirs in ((read, stack), (source, stack), (source.part([2, 0]), stack.part([2, 0]))):
         assert (ours.names, ours.shape, len(ours)) == (theirs.names, theirs.shape, len(theirs))
         for n_classes in (8, 9):
             expected = theirs.class_counts(n_classes)
@@ -84,6 +83,8 @@ def test_a_source_on_disk_equals_the_stack(folders, kind, labels):
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(1, 32), st.integers(0, 2**40), st.sampled_from(["files", "packed", "phase"]), st.booleans())
+@example(2, 0, "files", False)  # as many pixels a side as bands: GDAL mistook the layout of a transposed crop
+@example(13, 0, "files", False)
 def test_the_same_generator_gives_the_same_crops(folders, size, seed, kind, is_fine):
     """Of every size, in every symmetry."""
     stack, source = memory_and(folders, kind, "fine" if is_fine else "modis")
@@ -108,16 +109,6 @@ def test_cells_may_be_left_out(folders, monkeypatch, kind):
         assert all(torch.equal(*pair) for pair in zip(crops[:3], expected[:3], strict=True))
         assert (crops.cells.shape, crops.cells.dtype) == ((5, 0, 0), torch.int32)
         assert {tuple(window.cells.shape) for window in one.windows(cells=False)} == {(0, 0)}
-
-
-@pytest.mark.parametrize("loss", ["cross_entropy", "cell_mean"])
-def test_training_from_disk_gives_the_weights_of_training_from_memory(folders, loss):
-    """Bit for bit, also for a loss that depends on the cells."""
-    plan = TrainPlan(steps=3, crop=32, batch=2, report_every=3, loss=loss, width=8)
-    sources = (open_source(folders / kind, memory_gb=gb) for kind, gb in (("files", 1), ("files", 0), ("packed", 0)))
-    first, *others = [loop.train(source, plan, progress=False).network.state_dict() for source in sources]
-    for other in others:
-        assert all(torch.equal(first[name], other[name]) for name in first)
 
 
 def test_the_budget_decides_what_is_held_in_memory(folders, monkeypatch, capsys):
@@ -153,6 +144,7 @@ def test_damaged_patches_are_reported_by_name(tmp_path, capsys, memory_gb):
     assert "skipped ROIs1158_spring_7_p30: " in said
     assert "NaN" in said
     assert "skipped ROIs1158_spring_7_p33: " in said
+    assert len(list(source.windows())) == 3
 
 
 def test_everything_is_read_once(folders, monkeypatch, capsys):
@@ -243,8 +235,9 @@ def test_what_cannot_be_opened_is_refused(folders, tmp_path, monkeypatch):
         open_source(tmp_path / "a", memory_gb=0)
     for path in (tmp_path / "a").rglob("*s1*.tif"):
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="no readable patch among 2, the first because of"):
-        open_source(tmp_path / "a", memory_gb=0)
+    for memory_gb in (0, 1):
+        with pytest.raises(DataError, match="no readable patch among 2, the first because of"):
+            open_source(tmp_path / "a", memory_gb=memory_gb)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LCFUSE_DATA", str(tmp_path / "file"))
     with pytest.raises(DiskError, match="file"):
@@ -259,27 +252,3 @@ def test_a_reference_outside_the_pack_is_read(folders):
     source = PatchFiles(table, "fine")
     assert torch.equal(source.class_counts(), expected.class_counts())
     assert_equal(*(one.crops(9, 20, torch.Generator().manual_seed(1)) for one in (source, expected)))
-
-
-def test_reading_a_stack_is_reading_and_then_stacking(tmp_path):
-    """Only that a damaged patch is left out and reported."""
-    for number in range(3):
-        write_patch(tmp_path, patch=number)
-    table = patches.index(tmp_path)
-    stack, report = read_stack(table)
-    expected = PatchStack(patches.read_many(table)[0])
-    assert torch.equal(stack.s1, expected.s1)
-    assert torch.equal(stack.labels, expected.labels)
-    assert stack.names == expected.names
-    write_patch(tmp_path, patch=1, kinds=("s1",), s1=np.full_like(s1_array(), np.nan))
-    stack, report = read_stack(table)
-    assert (len(stack), len(stack.s2), report.n_read) == (2, 2, 2)
-    assert torch.equal(stack.s1, expected.s1[[0, 2]])
-    assert [name for name, _ in report.skipped] == ["ROIs1158_spring_1_p1"]
-
-
-def test_a_stack_of_refused_patches_says_why(tmp_path):
-    """The reason of the first, not just "none"."""
-    write_patch(tmp_path, kinds=("s1", "s2"))
-    with pytest.raises(DataError, match=r"no readable patch among 1.*expected lc beside it"):
-        read_stack(patches.index(tmp_path))
