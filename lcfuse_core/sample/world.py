@@ -42,10 +42,11 @@ from lcfuse_core.data.bands import B10
 from lcfuse_core.data.cells import SINUSOIDAL, modis_raster
 from lcfuse_core.data.legends import IGNORE
 from lcfuse_core.errors import ParameterError
-from lcfuse_core.sample.confusion import MEAN_CONFUSION, REPORTED
 from lcfuse_core.sample.landscape import Biome, Landscape, make_landscape
 from lcfuse_core.sample.sensors import (
     LABEL_NOISE,
+    MEAN_CONFUSION,
+    REPORTED,
     Region,
     draw_region,
     lccs_layers,
@@ -130,7 +131,7 @@ class WorldPlan:
     label_noise : float
         Scale of the noise in the logits of the MODIS label of a cell.
     label_confusion : str
-        How the label confuses classes (`confusion`): as "reported" for MCD12Q1, or as in "dfc2020".
+        How the label confuses classes: as "reported" for MCD12Q1, or as in "dfc2020".
     area_factor : float
         Factor for the size of homogeneous areas; the larger, the purer the coarse cells.
     """

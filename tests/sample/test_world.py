@@ -18,7 +18,7 @@ import label_confusion
 from lcfuse_core import _runtime
 from lcfuse_core.data import cells, legends, patches
 from lcfuse_core.errors import ParameterError
-from lcfuse_core.sample import confusion, landscape, sensors, world
+from lcfuse_core.sample import landscape, sensors, world
 
 SMALL = world.WorldPlan(seed=7, n_train=2, n_validation=1, n_test=2)
 SPEC = {"s1": ("float32", 2), "s2": ("uint16", 13), "lc": ("uint8", 4), "dfc": ("uint8", 1)}
@@ -318,7 +318,7 @@ def test_a_pure_cell_without_confusion_keeps_its_class(scene):
     """With an identity for a confusion matrix and one class everywhere, the label is that class."""
     region = sensors.draw_region(np.random.default_rng(1), scene[1].biome, season=0.5, domain_shift=0.0)
     clear = np.concatenate([np.eye(8), np.zeros((8, 1))], axis=1)
-    region = sensors.Region(region.biome, region.materials, region.mixture, region.backscatter_db, region.haze, clear)
+    region = dataclasses.replace(region, confusion=clear)
     for code in legends.SCORED:
         truth = np.full((128, 128), code, np.uint8)
         label = sensors.see_modis(
@@ -343,9 +343,9 @@ def test_label_noise_changes_the_label_and_nothing_else(scene):
     assert world.WorldPlan().label_noise == sensors.LABEL_NOISE == 0.45
 
 
-@pytest.mark.parametrize("name", confusion.MEAN_CONFUSION)
+@pytest.mark.parametrize("name", sensors.MEAN_CONFUSION)
 def test_confusion_rows_are_probabilities_around_the_mean(name):
-    mean = confusion.MEAN_CONFUSION[name]
+    mean = sensors.MEAN_CONFUSION[name]
     np.testing.assert_allclose(mean.sum(axis=1), 1)
     draws = np.mean([sensors._draw_confusion(np.random.default_rng(k), mean) for k in range(400)], axis=0)
     np.testing.assert_allclose(draws.sum(axis=1), 1)
@@ -358,9 +358,9 @@ def test_the_calibrated_label_is_right_about_as_often_as_the_real_one():
     seen = [label_confusion.cells_of(0, number) for number in range(12)]
     torch.manual_seed(0)
     real, distance = label_confusion.targets(), {}
-    for name, mean in confusion.MEAN_CONFUSION.items():
+    for name, mean in sensors.MEAN_CONFUSION.items():
         matrices = label_confusion.drawn(torch.from_numpy(mean), len(seen))
-        p = label_confusion.given_label(label_confusion.joint(seen, matrices, confusion.MOSAIC_WEIGHT[name]))
+        p = label_confusion.given_label(label_confusion.joint(seen, matrices, sensors.MOSAIC_WEIGHT[name]))
         assert torch.allclose(p.sum(dim=1), torch.ones(8, dtype=torch.float64))
         distance[name] = (p - real).abs().nan_to_num(0)
     assert distance["dfc2020"].diagonal().max() < 0.15 < 0.5 < distance["reported"].diagonal().max()
