@@ -18,13 +18,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import tempfile
-import threading
 import warnings
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -274,23 +272,11 @@ def _regions(jobs: list[_Job]) -> dict[str, dict[str, str]]:
 
 
 def _write_scenes(root: Path, plan: WorldPlan, jobs: list[_Job], workers: int) -> list[str]:
-    write = partial(_write_scene, root, plan)
-    if workers == 1:
-        return list(map(write, jobs))
-    with ProcessPoolExecutor(workers, initializer=_end_with_parent) as pool:
-        return list(pool.map(write, jobs))
-
-
-def _end_with_parent() -> None:
-    """Let this worker end with its parent, also a killed one: it has inherited the lock of the world."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+    """Write the scenes in threads: numpy and scipy do most of the work, without Python's lock."""
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
+        # Not in the threads, which share the filters.
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        return list(pool.map(partial(_write_scene, root, plan), jobs))
 
 
 def _write_scene(root: Path, plan: WorldPlan, job: _Job) -> str:
@@ -347,10 +333,8 @@ def _write(path: Path, array: NDArray[Any], crs: str | None, transform: Affine |
     path.parent.mkdir(parents=True, exist_ok=True)
     count, height, width = array.shape
     profile = {"driver": "GTiff", "dtype": array.dtype, "count": count, "height": height, "width": width, **options}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path, "w", **profile, crs=crs, transform=transform, interleave="pixel") as file:
-            file.write(array)
+    with rasterio.open(path, "w", **profile, crs=crs, transform=transform, interleave="pixel") as file:
+        file.write(array)
 
 
 @dataclass(frozen=True)

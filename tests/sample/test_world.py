@@ -3,10 +3,8 @@
 import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -15,7 +13,6 @@ import torch
 from affine import Affine
 
 import label_confusion
-from lcfuse_core import _runtime
 from lcfuse_core.data import cells, legends, patches
 from lcfuse_core.errors import ParameterError
 from lcfuse_core.sample import landscape, sensors, world
@@ -386,23 +383,3 @@ def test_sample_scene_has_weather_and_is_found_again(tmp_path):
     assert 0.01 < (s2 == 0).all(axis=0).mean() < 0.3
     assert 0.005 < clouds.mean() < 0.2
     assert set(np.unique(truth)) <= set(legends.SCORED)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no such locks")
-def test_a_killed_process_leaves_no_worker_that_keeps_the_lock(tmp_path):
-    """Whoever needs the world next does not wait for ever for one that nobody makes any more."""
-    code = "from lcfuse_core.sample import world\nworld.sample_folder(0)"
-    environment = os.environ | {"LCFUSE_DATA": str(tmp_path)}
-    with subprocess.Popen([sys.executable, "-c", code], env=environment) as maker:
-        while maker.poll() is None and not list(tmp_path.rglob("*.tif")):
-            time.sleep(0.02)
-        maker.kill()
-    assert maker.returncode == -signal.SIGKILL
-    until = time.monotonic() + 60
-    while True:
-        try:
-            with _runtime.lock(tmp_path / "world-0.lock", wait=False):
-                break
-        except BlockingIOError:
-            assert time.monotonic() < until, "a worker keeps the lock"
-            time.sleep(0.2)
