@@ -194,13 +194,13 @@ def _draw_grid(rng: np.random.Generator, biome: Biome, size: int) -> tuple[str, 
     return crs, Affine(10, 0, easting - 5 * size, 0, -10, northing + 5 * size)
 
 
-def make_world(root: str | os.PathLike[str], plan: WorldPlan | None = None, *, workers: int = 2) -> Path:
+def make_world(root: str | os.PathLike[str], plan: WorldPlan, *, workers: int = 2) -> Path:
     """
     Write the sample world under *root* and return *root*; a world of the same plan and code is kept.
 
     The files appear all at once: an interrupted call leaves nothing that looks finished.
     """
-    plan, root = plan or WorldPlan(), Path(root)
+    root = Path(root)
     wanted = {"plan": asdict(plan), "code": _runtime.code_digest("sample.world")}
     if _holds(root, wanted):
         return root

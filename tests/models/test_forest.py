@@ -9,7 +9,7 @@ from toys import toy_patch, toy_stack
 from lcfuse_core.data.legends import IGNORE, igbp_to_dfc
 from lcfuse_core.data.source import class_counts, normalise
 from lcfuse_core.errors import DataError, ParameterError
-from lcfuse_core.models.forest import classify, features, predict, train_forest
+from lcfuse_core.models.forest import _features, classify, predict, train_forest
 from lcfuse_core.models.losses import class_weights
 
 
@@ -63,7 +63,7 @@ def test_the_sample_is_that_of_the_flattened_labels(stack, neighbourhood, monkey
 
     monkeypatch.setattr("sklearn.ensemble.RandomForestClassifier", Recorder)
     train_forest(stack, n_pixels=700, seed=5, n_trees=1, neighbourhood=neighbourhood)
-    whole = [features(own, neighbourhood) for own in normalise(stack.s2, stack.s1, stack.statistics())]
+    whole = [_features(own, neighbourhood) for own in normalise(stack.s2, stack.s1, stack.statistics())]
     rows = torch.stack(whole).movedim(1, -1).flatten(0, 2)
     np.testing.assert_array_equal(given["rows"], rows[chosen].numpy())
     np.testing.assert_array_equal(given["classes"], labels[chosen])
@@ -95,14 +95,14 @@ def test_training_without_labels_pixels_or_trees_is_refused(stack):
 def test_a_neighbourhood_is_mean_and_deviation_of_a_window():
     """Of each channel, by a loop over one pixel in the middle and one in a corner, where the window is cut."""
     channels = torch.randn((3, 9, 10), generator=torch.Generator().manual_seed(0))
-    found = features(channels, 2)
+    found = _features(channels, 2)
     assert found.shape == (9, 9, 10)
     assert torch.equal(found[:3], channels)
     for row, col in ((4, 5), (0, 9)):
         window = channels[:, max(row - 2, 0) : row + 3, max(col - 2, 0) : col + 3].flatten(1)
         torch.testing.assert_close(found[3:6, row, col], window.mean(1))
         torch.testing.assert_close(found[6:, row, col], window.std(1, correction=0), atol=1e-4, rtol=1e-3)
-    assert features(channels, 0) is channels
+    assert _features(channels, 0) is channels
 
 
 def test_dividing_by_the_label_shares_is_done_by_class(stack):

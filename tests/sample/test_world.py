@@ -108,10 +108,7 @@ def test_the_pixels_are_those_of_the_recorded_results(small_world):
 @pytest.mark.slow
 def test_the_pixels_do_not_depend_on_the_processor(small_world, tmp_path):
     """Numpy without its vector instructions computes some functions otherwise; no rounded pixel may notice."""
-    code = (
-        "from lcfuse_core.sample import world;"
-        f"world.make_world({str(tmp_path / 'w')!r}, world.WorldPlan(seed=7, n_train=2, n_validation=1, n_test=2))"
-    )
+    code = f"from lcfuse_core.sample import world; world.make_world({str(tmp_path / 'w')!r}, world.{SMALL})"
     core = np._core._multiarray_umath
     present = [name for name in core.__cpu_dispatch__ if core.__cpu_features__[name]]
     if not present:
