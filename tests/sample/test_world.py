@@ -18,6 +18,7 @@ from lcfuse_core.errors import ParameterError
 from lcfuse_core.sample import landscape, sensors, world
 
 SMALL = world.WorldPlan(seed=7, n_train=2, n_validation=1, n_test=2)
+LEAST = world.WorldPlan(seed=1, n_train=1, n_validation=1, n_test=1)
 SPEC = {"s1": ("float32", 2), "s2": ("uint16", 13), "lc": ("uint8", 4), "dfc": ("uint8", 1)}
 # Sizes of real SEN12MS files (uncompressed 256 x 256, pixel-interleaved); ours may differ by a few tags.
 REAL_BYTES = {"s1": 525_172, "s2": 1_706_432, "lc": 262_788}
@@ -151,15 +152,14 @@ def empty_scenes(monkeypatch):
 
 
 def test_a_world_that_is_there_is_kept_and_one_of_other_code_is_made_again(tmp_path, empty_scenes):
-    plan = world.WorldPlan(seed=1, n_train=1, n_validation=1, n_test=1)
-    root = world.make_world(tmp_path / "w", plan, workers=1)
+    root = world.make_world(tmp_path / "w", LEAST)
     mark = root / "mark"
     mark.touch()
-    world.make_world(root, plan, workers=1)
+    world.make_world(root, LEAST)
     assert mark.exists()
     record = world.read_world(root)
     (root / "world.json").write_text(json.dumps(record | {"code": "older"}))
-    world.make_world(root, plan, workers=1)
+    world.make_world(root, LEAST)
     assert not mark.exists()
     assert world.read_world(root) == record
 
@@ -170,23 +170,23 @@ def test_an_interrupted_call_leaves_nothing_that_looks_finished(tmp_path, monkey
 
     monkeypatch.setattr(world, "_write_scene", full_disk)
     with pytest.raises(OSError, match="disk full"):
-        world.make_world(tmp_path / "w", world.WorldPlan(n_train=1, n_validation=1, n_test=1), workers=1)
+        world.make_world(tmp_path / "w", LEAST)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_world_that_another_process_finished_first_is_left_alone(tmp_path, empty_scenes, monkeypatch):
-    root, plan = tmp_path / "world", world.WorldPlan(seed=3, n_train=1, n_validation=1, n_test=1)
+    root = tmp_path / "world"
     write = world._write_scenes
 
     def while_another_process_finishes(*arguments):
         digests = write(*arguments)
         monkeypatch.setattr(world, "_write_scenes", write)
-        world.make_world(root, plan, workers=1)
+        world.make_world(root, LEAST)
         (root / "read by the other").touch()
         return digests
 
     monkeypatch.setattr(world, "_write_scenes", while_another_process_finishes)
-    assert world.make_world(root, plan, workers=1) == root
+    assert world.make_world(root, LEAST) == root
     assert (root / "read by the other").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["world"]
 
@@ -334,7 +334,6 @@ def test_label_noise_changes_the_label_and_nothing_else(scene):
     agreement = [(legends.igbp_to_dfc(seen.lc[0]) == seen.truth).mean() for seen in several]
     assert agreement[0] > agreement[1] > agreement[2] + 0.1
     assert len({(seen.s1.tobytes(), seen.s2.tobytes(), seen.truth.tobytes()) for seen in several}) == 1
-    assert world.WorldPlan().label_noise == sensors.LABEL_NOISE == 0.45
 
 
 @pytest.mark.parametrize("name", sensors.MEAN_CONFUSION)
