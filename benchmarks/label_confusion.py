@@ -9,7 +9,7 @@ region, which is drawn around a mean matrix Q. Many Q give about the same p(clas
 distance to the published values (`published.yaml`; the diagonal counts four times) and to their order (the most
 frequent class of a label), plus `CLOSENESS` times two relative entropies: of its rows to the confusions that are
 reported for the product, and of the frequencies of the labels to those before. The result, rounded, is
-`confusion.MEAN_CONFUSION["dfc2020"]`.
+`sensors.MEAN_CONFUSION["dfc2020"]`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from lcfuse_core import _runtime
 from lcfuse_core.data.cells import cell_ids
 from lcfuse_core.data.legends import DFC2020, SCORED, dfc_to_index
 from lcfuse_core.sample import sensors, world
-from lcfuse_core.sample.confusion import CALIBRATED, MEAN_CONFUSION, MOSAIC_WEIGHT, REPORTED
 from lcfuse_core.sample.landscape import make_landscape
+from lcfuse_core.sample.sensors import CALIBRATED, MEAN_CONFUSION, MOSAIC_WEIGHT, REPORTED
 from lcfuse_core.scoring import protocol
 
 CLOSENESS, _STEPS, _RATE = 0.015, 300, 0.05
@@ -123,7 +123,7 @@ def rounded(matrix: Tensor) -> Tensor:
 
 
 def tables(scenes: list[Cells]) -> dict[str, pd.DataFrame]:
-    """Return the calibrated matrix, and p(class | label): published, of both tables of `confusion`, and now."""
+    """Return the calibrated matrix, and p(class | label): published, of both tables of `sensors`, and now."""
     matrix = rounded(calibrate(scenes))
     means = {name: torch.from_numpy(mean) for name, mean in MEAN_CONFUSION.items()} | {"now": matrix}
     names = [DFC2020.name_of(code) for code in SCORED]

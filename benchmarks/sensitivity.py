@@ -34,7 +34,7 @@ from lcfuse_core.data.source import patch_cells
 from lcfuse_core.methods import ensemble
 from lcfuse_core.methods.experiment import Experiment
 from lcfuse_core.methods.registry import METHODS, mapped
-from lcfuse_core.sample.confusion import CALIBRATED
+from lcfuse_core.sample.sensors import CALIBRATED
 from lcfuse_core.sample.world import WorldPlan, make_world
 from lcfuse_core.scoring import protocol
 from lcfuse_core.scoring.compare import FUSION, INDUCTIVE, INTERPOLATED, OFFICIAL, OFFICIAL_TARGET

@@ -115,12 +115,12 @@ def _features_of(
     for own, (row, col) in zip(found, zip(*np.unravel_index(pixels, window.labels.shape), strict=True), strict=True):
         top, left = max(0, row - neighbourhood), max(0, col - neighbourhood)
         s2, s1 = (layer[:, top : row + neighbourhood + 1, left : col + neighbourhood + 1] for layer in layers)
-        around = features(normalise(s2, s1, statistics), neighbourhood)
+        around = _features(normalise(s2, s1, statistics), neighbourhood)
         own[:] = around[:, row - top, col - left]
     return found
 
 
-def features(channels: Tensor, neighbourhood: int) -> Tensor:
+def _features(channels: Tensor, neighbourhood: int) -> Tensor:
     """
     Return the channels (C, H, W) and, for a radius > 0, mean and standard deviation of the window: (3 C, H, W).
 
@@ -142,7 +142,7 @@ def predict(forest: Forest, images: Images, prior_power: float = 0.0) -> NDArray
     They are divided by (share of the class among the labels)^prior_power. A power of 1 gives likelihoods, for a forest
     whose sample has classes as often as they occur. Raises DataError if the images do not have the forest's channels.
     """
-    channels = features(network_input(images, forest.statistics), forest.neighbourhood)
+    channels = _features(network_input(images, forest.statistics), forest.neighbourhood)
     pixels = channels.flatten(1).numpy().T
     present, n_threads = forest.trees.classes_, torch.get_num_threads()
     votes_of = forest._votes_of  # before the threads

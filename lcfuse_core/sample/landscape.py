@@ -108,7 +108,7 @@ def _spline(knots: NDArray[np.float64], places: NDArray[np.float64]) -> NDArray[
 
 def make_landscape(rng: np.random.Generator, biome: Biome, shape: tuple[int, int]) -> Landscape:
     """Draw the land cover of one scene of *shape* (H, W) pixels of 10 m."""
-    truth, objects = _nature(rng, biome, shape)
+    truth, objects = _nature(rng, biome, shape), np.zeros(shape, np.int32)
     _farm(rng, biome, truth, objects)
     water = _water(rng, biome, shape)
     truth[water] = Cover.WATER
@@ -117,9 +117,7 @@ def make_landscape(rng: np.random.Generator, biome: Biome, shape: tuple[int, int
     return Landscape(truth, objects)
 
 
-def _nature(
-    rng: np.random.Generator, biome: Biome, shape: tuple[int, int]
-) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+def _nature(rng: np.random.Generator, biome: Biome, shape: tuple[int, int]) -> NDArray[np.uint8]:
     """Draw natural classes: at each pixel the largest of four weighted fields of a coarse and a fine scale."""
     codes = np.array((Cover.FOREST, Cover.SHRUB, Cover.GRASS, Cover.BARREN), np.uint8)
     weights = (biome.forest, biome.shrub, biome.grass, biome.barren)
@@ -130,8 +128,7 @@ def _nature(
         + 0.15 * random_field(rng, shape, biome.size * rng.uniform(9, 18))
         for weight in weights
     ]
-    truth = codes[np.argmax(strength, axis=0)]
-    return truth, np.zeros(shape, np.int32)
+    return codes[np.argmax(strength, axis=0)]
 
 
 def _farm(rng: np.random.Generator, biome: Biome, truth: NDArray[np.uint8], objects: NDArray[np.int32]) -> None:

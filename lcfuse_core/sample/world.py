@@ -18,13 +18,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import tempfile
-import threading
 import warnings
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -42,10 +40,11 @@ from lcfuse_core.data.bands import B10
 from lcfuse_core.data.cells import SINUSOIDAL, modis_raster
 from lcfuse_core.data.legends import IGNORE
 from lcfuse_core.errors import ParameterError
-from lcfuse_core.sample.confusion import MEAN_CONFUSION, REPORTED
 from lcfuse_core.sample.landscape import Biome, Landscape, make_landscape
 from lcfuse_core.sample.sensors import (
     LABEL_NOISE,
+    MEAN_CONFUSION,
+    REPORTED,
     Region,
     draw_region,
     lccs_layers,
@@ -130,7 +129,7 @@ class WorldPlan:
     label_noise : float
         Scale of the noise in the logits of the MODIS label of a cell.
     label_confusion : str
-        How the label confuses classes (`confusion`): as "reported" for MCD12Q1, or as in "dfc2020".
+        How the label confuses classes: as "reported" for MCD12Q1, or as in "dfc2020".
     area_factor : float
         Factor for the size of homogeneous areas; the larger, the purer the coarse cells.
     """
@@ -195,13 +194,13 @@ def _draw_grid(rng: np.random.Generator, biome: Biome, size: int) -> tuple[str, 
     return crs, Affine(10, 0, easting - 5 * size, 0, -10, northing + 5 * size)
 
 
-def make_world(root: str | os.PathLike[str], plan: WorldPlan | None = None, *, workers: int = 2) -> Path:
+def make_world(root: str | os.PathLike[str], plan: WorldPlan, *, workers: int = 2) -> Path:
     """
     Write the sample world under *root* and return *root*; a world of the same plan and code is kept.
 
     The files appear all at once: an interrupted call leaves nothing that looks finished.
     """
-    plan, root = plan or WorldPlan(), Path(root)
+    root = Path(root)
     wanted = {"plan": asdict(plan), "code": _runtime.code_digest("sample.world")}
     if _holds(root, wanted):
         return root
@@ -273,23 +272,11 @@ def _regions(jobs: list[_Job]) -> dict[str, dict[str, str]]:
 
 
 def _write_scenes(root: Path, plan: WorldPlan, jobs: list[_Job], workers: int) -> list[str]:
-    write = partial(_write_scene, root, plan)
-    if workers == 1:
-        return list(map(write, jobs))
-    with ProcessPoolExecutor(workers, initializer=_end_with_parent) as pool:
-        return list(pool.map(write, jobs))
-
-
-def _end_with_parent() -> None:
-    """Let this worker end with its parent, also a killed one: it has inherited the lock of the world."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+    """Write the scenes in threads: numpy and scipy do most of the work, without Python's lock."""
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
+        # Not in the threads, which share the filters.
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        return list(pool.map(partial(_write_scene, root, plan), jobs))
 
 
 def _write_scene(root: Path, plan: WorldPlan, job: _Job) -> str:
@@ -346,10 +333,8 @@ def _write(path: Path, array: NDArray[Any], crs: str | None, transform: Affine |
     path.parent.mkdir(parents=True, exist_ok=True)
     count, height, width = array.shape
     profile = {"driver": "GTiff", "dtype": array.dtype, "count": count, "height": height, "width": width, **options}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path, "w", **profile, crs=crs, transform=transform, interleave="pixel") as file:
-            file.write(array)
+    with rasterio.open(path, "w", **profile, crs=crs, transform=transform, interleave="pixel") as file:
+        file.write(array)
 
 
 @dataclass(frozen=True)

@@ -319,19 +319,12 @@ def test_bag_by_a_loop():
     assert float(make("bag")(logits, batch)) == pytest.approx(loop_over_cells(logits, batch, cost_of))
 
 
-def test_pixel_level_losses_use_no_cells(name):
-    """The loop leaves them out for all but the cell-level losses."""
+def test_only_cell_level_losses_use_cells_and_without_them_a_crop_is_one(name):
+    """The loop leaves them out for the pixel-level losses, and a batch made by hand may."""
     logits, batch = example()
-    without = make(name)(logits, Batch(batch.labels))
-    assert (float(without) == float(make(name)(logits, batch))) == (name not in CELL_LOSSES)
-
-
-def test_without_cell_numbers_a_crop_is_one_cell():
-    """What a batch made by hand may leave out."""
-    logits, batch = example()
-    together = Batch(batch.labels, torch.zeros_like(batch.cells))
-    for name in CELL_LOSSES:
-        torch.testing.assert_close(make(name)(logits, Batch(batch.labels)), make(name)(logits, together))
+    loss, without = make(name), Batch(batch.labels)
+    torch.testing.assert_close(loss(logits, without), loss(logits, Batch(batch.labels, torch.zeros_like(batch.cells))))
+    assert (float(loss(logits, without)) == float(loss(logits, batch))) == (name not in CELL_LOSSES)
 
 
 def test_loss_has_the_gradient_that_differences_give(name):
@@ -366,13 +359,3 @@ def test_forward_correction_is_least_at_the_truth(name):
 
     optimiser.step(closure)
     assert logits.softmax(1).flatten().tolist() == pytest.approx(truth.tolist(), abs=1e-3)
-
-
-def test_a_cell_of_one_prediction_costs_as_much_as_a_pixel():
-    """Where the prediction is constant over each cell, aggregation is plain cross-entropy."""
-    _, batch = example()
-    per_cell = torch.randn((2, 8, 4), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    constant = per_cell[torch.arange(2)[:, None, None], :, batch.cells].movedim(-1, 1)
-    expected = cross_entropy(constant, batch.labels, WEIGHTS)
-    torch.testing.assert_close(build_loss("cell_mean", WEIGHTS)(constant, batch), expected)
-    torch.testing.assert_close(build_loss("cell_forward", WEIGHTS[:8])(constant, batch), expected)

@@ -3,10 +3,8 @@
 import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -15,12 +13,12 @@ import torch
 from affine import Affine
 
 import label_confusion
-from lcfuse_core import _runtime
 from lcfuse_core.data import cells, legends, patches
 from lcfuse_core.errors import ParameterError
-from lcfuse_core.sample import confusion, landscape, sensors, world
+from lcfuse_core.sample import landscape, sensors, world
 
 SMALL = world.WorldPlan(seed=7, n_train=2, n_validation=1, n_test=2)
+LEAST = world.WorldPlan(seed=1, n_train=1, n_validation=1, n_test=1)
 SPEC = {"s1": ("float32", 2), "s2": ("uint16", 13), "lc": ("uint8", 4), "dfc": ("uint8", 1)}
 # Sizes of real SEN12MS files (uncompressed 256 x 256, pixel-interleaved); ours may differ by a few tags.
 REAL_BYTES = {"s1": 525_172, "s2": 1_706_432, "lc": 262_788}
@@ -111,10 +109,7 @@ def test_the_pixels_are_those_of_the_recorded_results(small_world):
 @pytest.mark.slow
 def test_the_pixels_do_not_depend_on_the_processor(small_world, tmp_path):
     """Numpy without its vector instructions computes some functions otherwise; no rounded pixel may notice."""
-    code = (
-        "from lcfuse_core.sample import world;"
-        f"world.make_world({str(tmp_path / 'w')!r}, world.WorldPlan(seed=7, n_train=2, n_validation=1, n_test=2))"
-    )
+    code = f"from lcfuse_core.sample import world; world.make_world({str(tmp_path / 'w')!r}, world.{SMALL})"
     core = np._core._multiarray_umath
     present = [name for name in core.__cpu_dispatch__ if core.__cpu_features__[name]]
     if not present:
@@ -157,15 +152,14 @@ def empty_scenes(monkeypatch):
 
 
 def test_a_world_that_is_there_is_kept_and_one_of_other_code_is_made_again(tmp_path, empty_scenes):
-    plan = world.WorldPlan(seed=1, n_train=1, n_validation=1, n_test=1)
-    root = world.make_world(tmp_path / "w", plan, workers=1)
+    root = world.make_world(tmp_path / "w", LEAST)
     mark = root / "mark"
     mark.touch()
-    world.make_world(root, plan, workers=1)
+    world.make_world(root, LEAST)
     assert mark.exists()
     record = world.read_world(root)
     (root / "world.json").write_text(json.dumps(record | {"code": "older"}))
-    world.make_world(root, plan, workers=1)
+    world.make_world(root, LEAST)
     assert not mark.exists()
     assert world.read_world(root) == record
 
@@ -176,23 +170,23 @@ def test_an_interrupted_call_leaves_nothing_that_looks_finished(tmp_path, monkey
 
     monkeypatch.setattr(world, "_write_scene", full_disk)
     with pytest.raises(OSError, match="disk full"):
-        world.make_world(tmp_path / "w", world.WorldPlan(n_train=1, n_validation=1, n_test=1), workers=1)
+        world.make_world(tmp_path / "w", LEAST)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_world_that_another_process_finished_first_is_left_alone(tmp_path, empty_scenes, monkeypatch):
-    root, plan = tmp_path / "world", world.WorldPlan(seed=3, n_train=1, n_validation=1, n_test=1)
+    root = tmp_path / "world"
     write = world._write_scenes
 
     def while_another_process_finishes(*arguments):
         digests = write(*arguments)
         monkeypatch.setattr(world, "_write_scenes", write)
-        world.make_world(root, plan, workers=1)
+        world.make_world(root, LEAST)
         (root / "read by the other").touch()
         return digests
 
     monkeypatch.setattr(world, "_write_scenes", while_another_process_finishes)
-    assert world.make_world(root, plan, workers=1) == root
+    assert world.make_world(root, LEAST) == root
     assert (root / "read by the other").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["world"]
 
@@ -318,7 +312,7 @@ def test_a_pure_cell_without_confusion_keeps_its_class(scene):
     """With an identity for a confusion matrix and one class everywhere, the label is that class."""
     region = sensors.draw_region(np.random.default_rng(1), scene[1].biome, season=0.5, domain_shift=0.0)
     clear = np.concatenate([np.eye(8), np.zeros((8, 1))], axis=1)
-    region = sensors.Region(region.biome, region.materials, region.mixture, region.backscatter_db, region.haze, clear)
+    region = dataclasses.replace(region, confusion=clear)
     for code in legends.SCORED:
         truth = np.full((128, 128), code, np.uint8)
         label = sensors.see_modis(
@@ -340,12 +334,11 @@ def test_label_noise_changes_the_label_and_nothing_else(scene):
     agreement = [(legends.igbp_to_dfc(seen.lc[0]) == seen.truth).mean() for seen in several]
     assert agreement[0] > agreement[1] > agreement[2] + 0.1
     assert len({(seen.s1.tobytes(), seen.s2.tobytes(), seen.truth.tobytes()) for seen in several}) == 1
-    assert world.WorldPlan().label_noise == sensors.LABEL_NOISE == 0.45
 
 
-@pytest.mark.parametrize("name", confusion.MEAN_CONFUSION)
+@pytest.mark.parametrize("name", sensors.MEAN_CONFUSION)
 def test_confusion_rows_are_probabilities_around_the_mean(name):
-    mean = confusion.MEAN_CONFUSION[name]
+    mean = sensors.MEAN_CONFUSION[name]
     np.testing.assert_allclose(mean.sum(axis=1), 1)
     draws = np.mean([sensors._draw_confusion(np.random.default_rng(k), mean) for k in range(400)], axis=0)
     np.testing.assert_allclose(draws.sum(axis=1), 1)
@@ -358,9 +351,9 @@ def test_the_calibrated_label_is_right_about_as_often_as_the_real_one():
     seen = [label_confusion.cells_of(0, number) for number in range(12)]
     torch.manual_seed(0)
     real, distance = label_confusion.targets(), {}
-    for name, mean in confusion.MEAN_CONFUSION.items():
+    for name, mean in sensors.MEAN_CONFUSION.items():
         matrices = label_confusion.drawn(torch.from_numpy(mean), len(seen))
-        p = label_confusion.given_label(label_confusion.joint(seen, matrices, confusion.MOSAIC_WEIGHT[name]))
+        p = label_confusion.given_label(label_confusion.joint(seen, matrices, sensors.MOSAIC_WEIGHT[name]))
         assert torch.allclose(p.sum(dim=1), torch.ones(8, dtype=torch.float64))
         distance[name] = (p - real).abs().nan_to_num(0)
     assert distance["dfc2020"].diagonal().max() < 0.15 < 0.5 < distance["reported"].diagonal().max()
@@ -386,23 +379,3 @@ def test_sample_scene_has_weather_and_is_found_again(tmp_path):
     assert 0.01 < (s2 == 0).all(axis=0).mean() < 0.3
     assert 0.005 < clouds.mean() < 0.2
     assert set(np.unique(truth)) <= set(legends.SCORED)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no such locks")
-def test_a_killed_process_leaves_no_worker_that_keeps_the_lock(tmp_path):
-    """Whoever needs the world next does not wait for ever for one that nobody makes any more."""
-    code = "from lcfuse_core.sample import world\nworld.sample_folder(0)"
-    environment = os.environ | {"LCFUSE_DATA": str(tmp_path)}
-    with subprocess.Popen([sys.executable, "-c", code], env=environment) as maker:
-        while maker.poll() is None and not list(tmp_path.rglob("*.tif")):
-            time.sleep(0.02)
-        maker.kill()
-    assert maker.returncode == -signal.SIGKILL
-    until = time.monotonic() + 60
-    while True:
-        try:
-            with _runtime.lock(tmp_path / "world-0.lock", wait=False):
-                break
-        except BlockingIOError:
-            assert time.monotonic() < until, "a worker keeps the lock"
-            time.sleep(0.2)
