@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,9 @@ _AGAIN = "Download or unpack the file again."
 
 _BLOCK_BYTES = 2**28
 """GDAL decodes a block at a time: a file that declares larger ones is refused before it takes the memory."""
+
+_FILTERS = threading.Lock()
+"""Held while the filters of warnings are others: all threads of a process share them."""
 
 _LOCAL = {"btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs"}
 
@@ -85,9 +89,10 @@ def open_raster(path: str | os.PathLike[str], *, is_mapped: bool = False) -> Any
     options = {"GDAL_DISABLE_READDIR_ON_OPEN": "TRUE" if driver == "ENVI" else "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
     if is_mapped and _is_local(os.stat(path).st_dev):
         options["GTIFF_VIRTUAL_MEM_IO"] = "YES"
-    with rasterio.Env(**options), warnings.catch_warnings(), read_errors(path):
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # the phase archives of DFC2020 have none
-        file = rasterio.open(path, driver=driver)
+    with rasterio.Env(**options), read_errors(path):
+        with _FILTERS, warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # the phase archives of DFC2020 have none
+            file = rasterio.open(path, driver=driver)
         if file.count == 0:
             raise DataError(path, found="no band", expected="a raster", do=_AGAIN)
         bands = file.count if file.interleaving is None or file.interleaving.value == "PIXEL" else 1

@@ -362,8 +362,9 @@ def make_sample_scene(
     with _runtime.lock(root.with_suffix(".lock")):
         record = root / "place.json"
         if not (record.exists() and json.loads(record.read_text()) == wanted):
+            record.unlink(missing_ok=True)  # of another scene, whose files are about to be replaced
             _write_sample_scene(files, seed, side, region, weather)
-            record.write_text(json.dumps(wanted))
+            _runtime.write_atomic(record, json.dumps(wanted))
     return files
 
 

@@ -7,6 +7,9 @@ Each fault is made in a miniature of the real files and met where a user meets i
 import ast
 import os
 import socket
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -289,6 +292,22 @@ def test_scale_of_reflectance_and_its_offset_are_those_of_the_products(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_files_without_georeference_are_opened_in_threads_without_a_warning(tmp_path, monkeypatch):
+    """Threads share the filters of warnings: what two change at a time, the one that ends last leaves changed."""
+    path, pauses = write_tif(tmp_path / "s1.tif", S1, None, Affine.identity()), iter([0.05, 0.2])
+    open_file, before = rasterio.open, list(warnings.filters)
+
+    def slowly(*arguments, **options):
+        time.sleep(next(pauses))
+        return open_file(*arguments, **options)
+
+    monkeypatch.setattr(rasters.rasterio, "open", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        for file in pool.map(rasters.open_raster, [path, path]):
+            file.close()
+    assert list(warnings.filters) == before
+
+
 def test_control_points_are_no_georeference(tmp_path):
     """An image that only has them must be warped; the advice names what Sentinel-1 GRD needs."""
     points = [GroundControlPoint(row, col, 9 + col / 1e4, 45 - row / 1e4) for row in (0, 32) for col in (0, 48)]

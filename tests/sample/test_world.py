@@ -379,3 +379,20 @@ def test_sample_scene_has_weather_and_is_found_again(tmp_path):
     assert 0.01 < (s2 == 0).all(axis=0).mean() < 0.3
     assert 0.005 < clouds.mean() < 0.2
     assert set(np.unique(truth)) <= set(legends.SCORED)
+
+
+def test_a_sample_scene_that_was_not_finished_is_not_found(tmp_path, monkeypatch):
+    """Another scene, begun in the folder of a whole one, has overwritten some of its files."""
+    made = world.make_sample_scene(tmp_path / "p", 0, side=96)
+    truth = made.truth.read_bytes()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world, "modis_raster", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            world.make_sample_scene(tmp_path / "p", 1, side=96)
+    made.truth.write_bytes(b"")
+    world.make_sample_scene(tmp_path / "p", 0, side=96)
+    assert made.truth.read_bytes() == truth
