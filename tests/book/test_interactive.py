@@ -119,7 +119,7 @@ def test_what_cannot_be_shown_is_refused(patch):
         with pytest.raises(GridError, match=words):
             interactive.cell_explorer(replace(patch, **missing))
     with pytest.raises(GridError, match="twice"):
-        interactive.prior_slider(np.ones((8, 4, 4)), np.ones((8, 4, 5)))
+        interactive.prior_slider(np.ones((8, 4, 4)), np.ones((8, 4, 5)), reference=np.ones((4, 4), int))
 
 
 CHROMIUM = pdf.find_chromium()
