@@ -37,8 +37,7 @@ def begin(name: str, namespace: MutableMapping[str, Any]) -> Chapter:
     *namespace* is the notebook's `globals()`; parameters that nobody has set take the profile's value (see `settings`).
     Raises ParameterError on a name or value that the chapter does not have, before anything else runs.
     """
-    values, given = settings.from_notebook(namespace, name)
-    values = settings.resolve(values, name, given)
+    values = settings.from_notebook(namespace, name)
     namespace.update(values)
     torch.manual_seed(values.get("seed", 0))
     chapter = Chapter(name, values, progress=_is_attended())

@@ -120,38 +120,27 @@ def _check(values: Mapping[str, Any], where: str = "parameters") -> None:
         raise ParameterError(f"{where}: {name}", found=found, expected=expected, do="Correct the value.") from None
 
 
-def resolve(values: Mapping[str, Any], chapter: str, given: Iterable[str] = ()) -> dict[str, Any]:
+def from_notebook(namespace: Mapping[str, Any], chapter: str) -> dict[str, Any]:
     """
-    Return the values of a chapter, with the profile's in place of those that nobody has set.
+    Return the parameters in a notebook's namespace, with the profile's values in place of those that nobody has set.
 
-    Those set explicitly (*given*) stay, as do all that differ from `smoke`. Raises ParameterError on an unknown name,
-    a wrong type or a value out of its range.
+    *namespace* are the notebook's `globals()`. `In`, IPython's list of the cells that have run, shows what was assigned
+    below the parameters cell; without it (a script), a value counts as set if it differs from the profile `smoke`.
+    Raises ParameterError if the parameters cell or the cell that papermill injects assigns a name that the chapter does
+    not have, or if a value has a wrong type or is out of its range.
     """
-    refuse_unknown(values, chapter)
-    _check(values, where=f"parameters of {chapter}")
-    smoke, profile = (_runtime.read_profile(name) for name in ("smoke", values.get("profile", "smoke")))
-    given = {*given, "profile"}
-    return {name: value if name in given or value != smoke[name] else profile[name] for name, value in values.items()}
-
-
-def from_notebook(namespace: Mapping[str, Any], chapter: str) -> tuple[dict[str, Any], set[str]]:
-    """
-    Return the parameters in a notebook's namespace, and the names that were set below the parameters cell.
-
-    *namespace* are the notebook's `globals()`. `In`, IPython's list of the cells that have run, shows where a value was
-    assigned; without it (a script), a value counts as set if it differs from the profile `smoke`. Raises ParameterError
-    if the parameters cell or the cell that papermill injects assigns a name that the chapter does not have.
-    """
-    names = names_of(chapter)
     history = namespace.get("In")  # its last cell is the one that runs now
     cells = [(str(cell), _assigned(str(cell))) for cell in history[:-1]] if isinstance(history, list) else []
     is_injected = {cell: cell.lstrip().startswith("# Parameters") for cell, _ in cells}
     starts = [n for n, (cell, found) in enumerate(cells) if found[:1] == ["profile"] and not is_injected[cell]]
     parameters, below = (cells[starts[-1]][1], cells[starts[-1] + 1 :]) if starts else ([], cells)
-    written = [*parameters, *(name for cell, found in below if is_injected[cell] for name in found)]
-    refuse_unknown(written, chapter)
-    given = {name for _, found in below for name in found}
-    return {name: namespace[name] for name in names if name in namespace}, given & set(names)
+    injected = [name for cell, found in below if is_injected[cell] for name in found]
+    refuse_unknown([*parameters, *injected], chapter)
+    values = {name: namespace[name] for name in names_of(chapter) if name in namespace}
+    _check(values, where=f"parameters of {chapter}")
+    smoke, profile = (_runtime.read_profile(name) for name in ("smoke", values.get("profile", "smoke")))
+    given = {"profile", *(name for _, found in below for name in found)}
+    return {name: value if name in given or value != smoke[name] else profile[name] for name, value in values.items()}
 
 
 def _assigned(cell: str) -> list[str]:
