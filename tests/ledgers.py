@@ -22,14 +22,14 @@ def region_counts(rng, aa):
     return counts
 
 
-def line(method, seed, counts, *, with_counts=True, regime="coarse only"):
+def line(method, seed, counts, *, with_counts=True):
     """A line of a method with one seed."""
     scores = asdict(summarise(sum(counts.values())))
     scores["regions"] = {name: asdict(summarise(one)) for name, one in counts.items()}
     if with_counts:
         scores["counts"] = {name: one.tolist() for name, one in counts.items()}
     return {
-        "schema": 2, "parameters": {"method": method, "steps": 400}, "label_regime": regime,
+        "schema": 2, "parameters": {"method": method, "steps": 400}, "label_regime": "coarse only",
         "seeds": {"world": seed, "training": seed}, "scores": scores, "cost": {"train_s": 10.0 + seed},
         "hashes": {"evaluation": f"world {seed}"},
     }  # fmt: skip
