@@ -235,7 +235,7 @@ def test_a_wrong_chapter_or_number_of_jobs_is_refused(empty_book, tmp_path, caps
     assert "1 or more are needed" in capsys.readouterr().err
 
 
-def test_the_key_of_a_run_changes_with_whatever_it_rests_on(empty_book, tmp_path, monkeypatch):
+def test_the_key_of_a_run_changes_with_whatever_it_rests_on(tmp_path, monkeypatch):
     """Parameters, the notebook's code and the module; not its text, nor a default that is given explicitly."""
 
     def key(source="print(1)", **parameters):
