@@ -26,24 +26,24 @@ def toy_files(seed=0, scenes=(1, 2), patches=3, size=6000):
     return {f"ROIs1/s1_{scene}/{name}": rng.randbytes(size) for scene, name in names}
 
 
-def tar_gz(files):
+def tar_gz(files, wrap=""):
     """A .tar.gz of *files* (path -> content), as the season archives of SEN12MS are."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for path, content in files.items():
-            info = tarfile.TarInfo(path)
+            info = tarfile.TarInfo(wrap + path)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     return gzip.compress(buffer.getvalue(), 1, mtime=0)
 
 
-def make_zip(files):
+def make_zip(files, wrap=""):
     """A .zip of *files*, with the litter that a Mac adds."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for path, content in files.items():
-            archive.writestr(path, content)
-            archive.writestr(f"__MACOSX/._{path.rsplit('/', 1)[-1]}", b"Mac")
+            archive.writestr(wrap + path, content)
+            archive.writestr(f"__MACOSX/{wrap}._{path.rsplit('/', 1)[-1]}", b"Mac")
     return buffer.getvalue()
 
 
