@@ -236,7 +236,7 @@ def window_way(files: Files, size: int) -> Draw:
     return draw
 
 
-def checked_way(files: Files, size: int) -> Draw:
+def checked_way(files: Files) -> Draw:
     """`patches.read_patch`, with all its checks."""
 
     def draw(n: int) -> None:
@@ -270,7 +270,7 @@ def loading(root: Path, table: pd.DataFrame, rounds: int, seconds: float) -> dic
                 "torchgeo": lambda s=size, f=files: torchgeo_way(f, s),
                 "baseline": lambda s=size, f=files: baseline_way(f, s),
                 "rasterio windows": lambda s=size, f=files: window_way(f, s),
-                "read_patch": lambda s=size, f=files: checked_way(f, s),
+                "read_patch": lambda f=files: checked_way(f),
                 "files": lambda s=size: own_way(root / "data", s),
                 "packed": lambda s=size: own_way(root / "packs", s),
                 "packed, not turned": lambda s=size: own_way(root / "packs", s, turned=False),

@@ -108,7 +108,7 @@ def measure(name: str, stack: PatchSource, table: pd.DataFrame, options: argpars
             "resident": lambda: step(images, batch),
             "loading": lambda: sink(next(batches)),
             "fed": lambda: step(*next(batches)[:2]),
-            "plain": plain_recipe(name, table, plan, processes),
+            "plain": plain_recipe(table, plan, processes),
         }
         seconds = take_turns(ways, options.rounds, options.steps, processes)
     counted = count(run.network, images)
@@ -145,7 +145,7 @@ def stepper(network: nn.Module, plan: TrainPlan, processes: Distributed) -> Call
     return step
 
 
-def plain_recipe(name: str, table: pd.DataFrame, plan: TrainPlan, processes: Distributed) -> Step:
+def plain_recipe(table: pd.DataFrame, plan: TrainPlan, processes: Distributed) -> Step:
     """Patches read one by one with rasterio, float32, channels first: what a first version looks like."""
     network = plan.build().to(processes.device)
     files = Files(table, np.random.default_rng(0))

@@ -72,7 +72,7 @@ def gather(source: Path, chapters_folder: Path) -> None:
     copy_mathjax(source / "_assets")
     (source / "_generated").mkdir()
     (source / "_generated" / "chapters.txt").write_text(status_page.table(chapters_folder, names), encoding="utf-8")
-    (source / "_generated" / "quiz.txt").write_text(quizzes.page(names=names), encoding="utf-8")
+    (source / "_generated" / "quiz.txt").write_text(quizzes.page(), encoding="utf-8")
     shutil.copytree(PACKAGE, source / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__", "shipped"))  # autoapi
     toc = yaml.safe_load((source / "_toc.yml").read_text())
     for chapter in (chapter for part in toc["parts"] for chapter in part["chapters"]):

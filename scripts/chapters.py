@@ -125,9 +125,9 @@ def verify(file: Path = VERIFIED) -> None:
     file.write_text(json.dumps(each, indent=1) + "\n")
 
 
-def fresh_ledger(root: Path = ROOT) -> None:
+def fresh_ledger() -> None:
     """Let chapters that run from here record into an empty ledger: no output rests on older runs."""
-    ledger = root / "_build" / "execute-ledger.jsonl"
+    ledger = ROOT / "_build" / "execute-ledger.jsonl"
     ledger.parent.mkdir(exist_ok=True)
     ledger.unlink(missing_ok=True)
     os.environ["LCFUSE_LEDGER"] = str(ledger)

@@ -26,12 +26,12 @@ CARD_PX = (1200, 630)
 PAPER, INK, LEAF = "#f6f8f5", "#20302b", "#1f6b4f"
 
 
-def draw_card(picture: str = OUT, out: str = CARD) -> None:
+def draw_card() -> None:
     """The title beside the cover picture, in the size that Open Graph asks for."""
     with plt.rc_context({"font.family": "serif"}):
         figure = plt.figure(figsize=(CARD_PX[0] / 100, CARD_PX[1] / 100), dpi=100, facecolor=PAPER)
     axes = figure.add_axes((0.53, 0.04, 0.45, 0.92))
-    axes.imshow(plt.imread(picture), interpolation="lanczos")
+    axes.imshow(plt.imread(OUT), interpolation="lanczos")
     axes.axis("off")
     words: dict[str, Any] = {"family": "serif", "color": INK, "va": "top"}
     figure.text(
@@ -39,9 +39,9 @@ def draw_card(picture: str = OUT, out: str = CARD) -> None:
     )
     figure.text(0.05, 0.22, "A book that runs: Sentinel-1 and -2,\nMODIS, SEN12MS, DFC2020", fontsize=17, **words)
     figure.add_artist(Rectangle((0, 0), 0.014, 1, color=LEAF, transform=figure.transFigure))
-    figure.savefig(out, dpi=100, facecolor=PAPER, metadata={"Software": None})
+    figure.savefig(CARD, dpi=100, facecolor=PAPER, metadata={"Software": None})
     plt.close(figure)
-    print(out)
+    print(CARD)
 
 
 def main() -> None:

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import html
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 import chapters
 
-QUIZZES = chapters.BOOK / "quizzes.yaml"
 Question = dict[str, Any]
 
 
-def read(file: Path = QUIZZES) -> list[dict[str, Any]]:
+def read() -> list[dict[str, Any]]:
     """The parts, each with its questions."""
-    return list(yaml.safe_load(file.read_text(encoding="utf-8")))
+    return list(yaml.safe_load((chapters.BOOK / "quizzes.yaml").read_text(encoding="utf-8")))
 
 
 def shuffled(question: Question) -> list[tuple[str, str, bool]]:
@@ -45,14 +43,13 @@ def form(question: Question, name: str) -> str:
     return f'<fieldset class="lc-quiz"><legend>{html.escape(question["ask"])}</legend>{"".join(rows)}</fieldset>'
 
 
-def page(parts: list[dict[str, Any]] | None = None, names: list[str] | None = None) -> str:
-    """The Markdown that `quiz.md` includes: a section a part, with links to those of its chapters that there are."""
-    known = chapters.names() if names is None else names
+def page() -> str:
+    """The Markdown that `quiz.md` includes: a section a part, with links to its chapters."""
     sections = []
-    for part in read() if parts is None else parts:
-        links = ", ".join(f"{{doc}}`{name}`" for name in part["chapters"] if name in known)
+    for part in read():
+        links = ", ".join(f"{{doc}}`{name}`" for name in part["chapters"])
         stem = part["part"].lower().replace(" ", "-")
         forms = [form(question, f"quiz-{stem}-{number}") for number, question in enumerate(part["questions"])]
-        sections.append(f"## {part['part']}\n\nAfter {links}.\n" if links else f"## {part['part']}\n")
+        sections.append(f"## {part['part']}\n\nAfter {links}.\n")
         sections += [f"```{{raw}} html\n{one}\n```\n" for one in forms]
     return "\n".join(sections)

@@ -111,7 +111,7 @@ def write_patch(root, layout="sen12ms", patch=1, scene=None, kinds=None, **array
 # Scenes of overlapping patches ---------------------------------------------------------------------
 
 SIDE = 32
-CORNER = Affine(10, 0, 500003.7, 0, -10, 5400007.2)
+CORNER = PLACE
 WHOLE = [(row, col) for row in (0, 16, 32, 48) for col in (0, 16, 32)]
 """Corners of patches of 32 x 32 with half overlap that cover 80 x 64 pixels."""
 
@@ -130,11 +130,11 @@ def scene_arrays(rows=80, cols=64, seed=0):
     }
 
 
-def write_scene(root, corners=WHOLE, scene="7", side=SIDE, kinds=("s1", "s2", "lc"), place=CORNER, **arrays):
+def write_scene(root, corners=WHOLE, scene="7", side=SIDE, kinds=("s1", "s2", "lc"), **arrays):
     """Patches at these corners, each with its own transform, as SEN12MS cuts them."""
     arrays = scene_arrays() | arrays
     for number, (row, col) in enumerate(corners, start=30):
-        corner = place @ Affine.translation(col, row)
+        corner = CORNER @ Affine.translation(col, row)
         for kind in kinds:
             piece = arrays[kind][:, row : row + side, col : col + side]
             write_tif(file_of(root, "sen12ms", kind, number, scene), piece, UTM, corner)

@@ -1,9 +1,7 @@
-"""What the tests of the repository share: its requirements, what a source file imports, the wheel that pip builds."""
+"""What the tests of the repository share: its requirements, and what a source file imports."""
 
 import ast
 import re
-import shutil
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -33,16 +31,3 @@ def imported(source: str) -> set[str]:
             found.add(str(node.module).split(".")[0])
     found -= set(sys.stdlib_module_names) | {"lcfuse_core"}
     return {IMPORT_NAMES.get(name, name).lower() for name in found}
-
-
-def built_wheel(folder: Path) -> Path:
-    """The wheel that a reader's pip would build, from a copy in *folder*: building leaves files behind."""
-    for name in ("lcfuse_core", "pyproject.toml", "README.md", "LICENSE"):
-        source, copy = ROOT / name, folder / name
-        if source.is_dir():
-            shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-        else:
-            shutil.copy(source, copy)
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "."]
-    subprocess.run(command, cwd=folder, check=True)
-    return next(folder.glob("*.whl"))

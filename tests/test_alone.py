@@ -5,13 +5,13 @@ So it is on Colab. One cheap chapter in the suite; LCFUSE_ALONE="all", or names,
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
 
 import nbformat
 import pytest
-from project import built_wheel
 
 import chapters
 
@@ -29,28 +29,28 @@ assert lcfuse_core.__file__.startswith({installed!r}), lcfuse_core.__file__
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The package as a reader's pip would build it, beside a copy of its files."""
-    return built_wheel(tmp_path_factory.mktemp("wheel"))
-
-
-@pytest.fixture(scope="module")
-def installed(wheel):
-    """A folder that the package is installed into, from the wheel that a reader's pip would build."""
-    install = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-deps"]
-    subprocess.run([*install, "--target", wheel.parent / "site", wheel], check=True)
-    return wheel.parent / "site"
+def installed(tmp_path_factory):
+    """The content of the wheel that a reader's pip would build, beside the files that it is built of."""
+    folder = tmp_path_factory.mktemp("wheel")  # building leaves files behind
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(chapters.ROOT / name, folder)
+    shutil.copytree(
+        chapters.ROOT / "lcfuse_core", folder / "lcfuse_core", ignore=shutil.ignore_patterns("__pycache__", ".*")
+    )
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "."]
+    subprocess.run(command, cwd=folder, check=True)
+    zipfile.ZipFile(next(folder.glob("*.whl"))).extractall(folder / "site")
+    return folder / "site"
 
 
 @pytest.mark.slow
-def test_the_built_package_holds_every_file_of_the_module(wheel):
+def test_the_built_package_holds_every_file_of_the_module(installed):
     """What `pip install` from an address gets: modules of every room, profiles, type marker, and the licence."""
-    files = [file for file in (wheel.parent / "lcfuse_core").rglob("*.*") if file.is_file()]
-    paths = {file.relative_to(wheel.parent).as_posix() for file in files}
-    assert "lcfuse_core/sample/world.py" in paths
-    names = set(zipfile.ZipFile(wheel).namelist())
-    assert paths <= names
-    assert any(name.endswith("licenses/LICENSE") for name in names)
+    source = installed.parent / "lcfuse_core"
+    paths = {file.relative_to(source).as_posix() for file in source.rglob("*.*") if file.is_file()}
+    assert "sample/world.py" in paths
+    assert [path for path in paths if not (installed / "lcfuse_core" / path).is_file()] == []
+    assert list(installed.glob("*.dist-info/licenses/LICENSE"))
 
 
 @pytest.mark.slow

@@ -159,31 +159,6 @@ def test_pages_are_readable_without_myst():
     assert {name: number for name, number in found.items() if number} == MYST_ALLOWED
 
 
-@pytest.mark.parametrize("text", ["see {doc}`x`", "```{note}\nx\n```", ":::{tip}", "(here)=\n# x", ":label: x"])
-def test_markup_of_myst_is_found(text):
-    assert MYST.search(text)
-
-
-def test_links_to_other_pages_lead_to_a_file_and_heading():
-    """Anchors as MyST and GitHub make them; found here in a second instead of in the build of the book."""
-    texts = {f"{name}.ipynb": markdown(name) for name in NAMES}
-    texts |= {file.name: file.read_text() for file in chapters.BOOK.glob("*.md")}
-    anchors = {
-        page: {
-            re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)", text, re.M)
-        }
-        for page, text in texts.items()
-    }
-    wrong, count = [], 0
-    for page, text in texts.items():
-        for file, anchor in re.findall(r"\]\(([\w.]*)(?:#([^)]*))?\)", text):
-            count += 1
-            if (file or page) not in anchors or (anchor and anchor not in anchors[file or page]):
-                wrong.append((page, file, anchor))
-    assert wrong == []
-    assert count > 500
-
-
 @each_chapter
 def test_each_figure_has_a_numbered_caption_below_it_and_the_text_refers_to_it(name):
     cells = read(name).cells

@@ -12,10 +12,10 @@ IGBP_OF_CLASS = np.array([1, 6, 10, 11, 12, 13, 16, 17], np.uint8)
 """One IGBP code for each of the eight network classes."""
 
 
-def toy_patch(seed: int, size: int = 64, n_classes: int = 4) -> Patch:
-    """A mosaic of 8 px blocks of the first *n_classes* classes, each with its own values in every channel."""
+def toy_patch(seed: int, size: int = 64) -> Patch:
+    """A mosaic of 8 px blocks of the first four classes, each with its own values in every channel."""
     rng = np.random.default_rng(seed)
-    index = np.kron(rng.integers(0, n_classes, (size // 8, size // 8)), np.ones((8, 8), int))
+    index = np.kron(rng.integers(0, 4, (size // 8, size // 8)), np.ones((8, 8), int))
     signature = np.random.default_rng(99).uniform(0, 1, (15, 8))[:, index]  # the same for every patch
     noisy = signature + rng.normal(0, 0.05, signature.shape)
     s2 = np.clip(500 + 4000 * noisy[:13], 0, 10000).astype(np.uint16)

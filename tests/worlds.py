@@ -26,7 +26,7 @@ def toy_files(seed=0, scenes=(1, 2), patches=3, size=6000):
     return {f"ROIs1/s1_{scene}/{name}": rng.randbytes(size) for scene, name in names}
 
 
-def tar_gz(files, wrap="", level=1):
+def tar_gz(files, wrap=""):
     """A .tar.gz of *files* (path -> content), as the season archives of SEN12MS are."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
@@ -34,7 +34,7 @@ def tar_gz(files, wrap="", level=1):
             info = tarfile.TarInfo(wrap + path)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-    return gzip.compress(buffer.getvalue(), level, mtime=0)
+    return gzip.compress(buffer.getvalue(), 1, mtime=0)
 
 
 def make_zip(files, wrap=""):

@@ -9,8 +9,6 @@ For notebooks alone; no other module imports it.
 from __future__ import annotations
 
 import html
-import os
-import platform
 import sys
 import time
 from collections.abc import MutableMapping
@@ -18,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from lcfuse_core import __version__, _runtime
@@ -37,8 +34,7 @@ def begin(name: str, namespace: MutableMapping[str, Any]) -> Chapter:
     *namespace* is the notebook's `globals()`; parameters that nobody has set take the profile's value (see `settings`).
     Raises ParameterError on a name or value that the chapter does not have, before anything else runs.
     """
-    values, given = settings.from_notebook(namespace, name)
-    values = settings.resolve(values, name, given)
+    values = settings.from_notebook(namespace, name)
     namespace.update(values)
     torch.manual_seed(values.get("seed", 0))
     chapter = Chapter(name, values, progress=_is_attended())
@@ -105,13 +101,14 @@ class Chapter(Experiment):
             root = root or (self.train_root if "train_root" in self.parameters else self.data_root)
             data = f"{data}, digest {self.data_digest(root)[:16]}"
         seconds, memory = time.monotonic() - self.started, _runtime.peak_memory_mb()
+        machine = _runtime.machine()
         facts = {
             "Chapter": f"{self.name}, profile {self.parameters['profile']}",
             "Parameters": ", ".join(f"{key}\u00a0=\u00a0{value!r}" for key, value in self.parameters.items()),
             "Data": data,
             "Code": f"lcfuse_core {__version__}",
-            "Versions": f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}",
-            "Machine": f"{_runtime.machine()['processor']}, {os.cpu_count()} cores",
+            "Versions": ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "numpy")),
+            "Machine": f"{machine['processor']}, {machine['cores']} cores",
             "Time and memory": f"{seconds:.0f} s, at most {memory:.0f} MB",
         }
         escaped = ((html.escape(key), html.escape(value)) for key, value in facts.items())

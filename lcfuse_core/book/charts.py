@@ -77,31 +77,25 @@ def show_confusion(counts: NDArray[np.integer], *, title: str = "") -> Figure:
 
 def show_scores(table: pd.DataFrame) -> Figure:
     """
-    Draw scores in per cent, one row per name and one kind of dot per column; NaN is left out.
+    Draw numbers in per cent, one row per name and one kind of dot per column; NaN is left out.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Of `score_table` (its columns that end in `%` are drawn) or `class_table` (all columns). Rows of one name, as
-        of several seeds, share a line.
+    The names of classes, as in a `class_table`, get their code numbers.
     """
-    percent = [name for name in table.columns if str(name).endswith("%")] or list(table.columns)
-    table, names = table[percent], list(dict.fromkeys(map(str, table.index)))
-    ncols = 4 if max(len(str(name)) for name in percent) <= 12 else 3  # long names need the room
+    ncols = 4 if max(len(str(name)) for name in table.columns) <= 12 else 3  # long names need the room
     code = {DFC2020.name_of(code): code for code in DFC2020.codes}
-    labels = [f"{name}  {code[name]}" if name in code else name for name in names]  # class names get their code
-    height = 0.9 + 0.25 * -(-len(percent) // ncols) + _ROW_IN * len(labels)
+    labels = [f"{name}  {code[name]}" if name in code else str(name) for name in table.index]
+    height = 0.9 + 0.25 * -(-table.shape[1] // ncols) + _ROW_IN * len(labels)
     fig, ax = plt.subplots(figsize=(WIDTH_IN, height), layout="constrained")
-    ax.set_yticks(range(len(labels)), labels)
+    rows = np.arange(len(labels))
+    ax.set_yticks(rows, labels)
     ax.set_ylim(len(labels) - 0.5, -0.5)
     ax.grid(axis="both")
     _remove_lines(ax)
-    rows = np.array([names.index(str(name)) for name in table.index])
-    for number, column in enumerate(percent):
-        shift = 0.09 * (number - (len(percent) - 1) / 2)  # so that equal values do not hide each other
+    for number, column in enumerate(table.columns):
+        shift = 0.09 * (number - (table.shape[1] - 1) / 2)  # so that equal values do not hide each other
         look = _look(number) | {"ls": "", "ms": 7, "mec": "white", "mew": 0.7, "clip_on": False}
         ax.plot(table[column], rows + shift, label=column, **look)
-    ax.set_xlim(min(0.0, float(np.nanmin(table.to_numpy(float)))), 100)
+    ax.set_xlim(0, 100)
     ax.set_xlabel("per cent")
     fig.legend(loc="outside upper left", ncols=ncols, handletextpad=0.1, columnspacing=1.2)
     return fig
@@ -112,7 +106,6 @@ def show_recalls(table: pd.DataFrame) -> Figure:
     fig, ax = plt.subplots(figsize=(WIDTH_IN, 2.1 + _ROW_IN * len(table)), layout="constrained")
     _heat(ax, table.to_numpy(float), list(map(str, table.index)), list(map(str, table.columns)))
     ax.xaxis.tick_top()
-    _remove_lines(ax)
     ax.set_xlabel("recall of class, per cent")
     return fig
 

@@ -82,7 +82,7 @@ def _describe(inside: NDArray[np.bool_], reference: NDArray[Any], coarse: NDArra
 
 
 def prior_slider(
-    posterior: NDArray[np.floating], prior: NDArray[np.floating], *, reference: NDArray[np.integer] | None = None
+    posterior: NDArray[np.floating], prior: NDArray[np.floating], *, reference: NDArray[np.integer]
 ) -> str:
     """
     Return maps of the class with the largest posterior * prior ** power, for powers of 0 to 2, chosen by a slider.
@@ -92,7 +92,7 @@ def prior_slider(
     posterior, prior : ndarray of float, shape (8, H, W)
         Probabilities of the scored classes from the network, and from the coarse labels.
     reference : ndarray of int, shape (H, W)
-        DFC2020 codes; with it the accuracy of each map is given.
+        DFC2020 codes, for the accuracy of each map.
 
     Raises
     ------
@@ -105,18 +105,17 @@ def prior_slider(
     small = np.finfo(np.float64).tiny
     one, other = (np.log(np.maximum(p.astype(np.float64), small)) for p in (posterior, prior))
     maps = [index_to_dfc((one + power * other).argmax(axis=0)) for power in _POWERS]
-    texts = [f"Exponent {power:g}" for power in _POWERS]
-    if reference is not None:
-        known = np.isin(reference, SCORED)
-        accuracy = [100 * float((codes == reference)[known].mean()) for codes in maps]
-        texts = [f"{text}: {value:.1f} % of the pixels are right." for text, value in zip(texts, accuracy, strict=True)]
-    data = [{"image": _png(codes), "text": text} for codes, text in zip(maps, texts, strict=True)]
+    known = np.isin(reference, SCORED)
+    data = []
+    for power, codes in zip(_POWERS, maps, strict=True):
+        percent = 100 * float((codes == reference)[known].mean())
+        data.append({"image": _png(codes), "text": f"Exponent {power:g}: {percent:.1f} % of the pixels are right."})
     first = len(_POWERS) // 2
     drawn = _svg(maps[first], "Land-cover map of one patch, drawn with the chosen exponent of the prior", "")
     names = "".join(f"<p>{_class_name(int(code))}</p>" for code in np.unique(maps))
     script = "const c=data[+r.value];f.querySelector('image').setAttribute('href',c.image);text.textContent=c.text"
     body = f'<div class="lc-panels"><div>{drawn}</div><div>{names}</div></div>'
-    return _frame("prior", body, {"Exponent of the prior": (len(_POWERS), first)}, texts[first], data, script)
+    return _frame("prior", body, {"Exponent of the prior": (len(_POWERS), first)}, data[first]["text"], data, script)
 
 
 def swipe(pictures: Mapping[str, NDArray[Any]], *, alt: Mapping[str, str] | None = None) -> str:
@@ -132,7 +131,7 @@ def swipe(pictures: Mapping[str, NDArray[Any]], *, alt: Mapping[str, str] | None
         raise GridError("swipe", found=found, expected="two or three of one size", do="Bring them to one grid.")
     titles = list(pictures)
     layers = [
-        f'<img alt="{html.escape((alt or {}).get(title, title), quote=True)}" src="{_png(picture)}">'
+        f'<img alt="{html.escape((alt or {}).get(title, title))}" src="{_png(picture)}">'
         for title, picture in pictures.items()
     ]
     n, (height, width) = len(titles) - 1, shapes[0]

@@ -64,9 +64,8 @@ class Run:
     @property
     def all_parameters(self) -> dict[str, Any]:
         """The given parameters, and the profile's for the rest: what the notebook will compute with."""
-        smoke = settings.read_profile("smoke")
-        values = {name: smoke[name] for name in settings.names_of(self.chapter)} | self.parameters
-        return settings.resolve(values, self.chapter, self.parameters)
+        profile = _runtime.read_profile(self.parameters.get("profile", "smoke"))
+        return {name: profile[name] for name in settings.names_of(self.chapter)} | self.parameters
 
     @property
     def name(self) -> str:
@@ -134,9 +133,8 @@ def grid(
     out, book, runs = out.absolute(), book.absolute(), []
     for combination in itertools.product(*values.values()):
         point = dict(zip(values, combination, strict=True))
-        settings.resolve(point, chapter)
         folder = out / _folder_name(point, varied) if varied else out
-        of_profile = settings.read_profile(point["profile"])
+        of_profile = _runtime.read_profile(point["profile"])
         names = (name for name in settings.names_of(chapter) if name in settings.PATHS and name not in point)
         paths = {name: str(Path(of_profile[name]).absolute()) for name in names if of_profile[name]}
         runs.append(Run(chapter, point | paths, folder, book))
@@ -145,9 +143,7 @@ def grid(
 
 def parse(chapter: str, given: Sequence[Sequence[str]], profile: str) -> dict[str, list[Any]]:
     """Return the values of each given parameter, in its type, without doubles; paths are made absolute."""
-    known = settings.names_of(chapter)
-    unknown = {name: None for name, _ in given if name not in known}
-    settings.check(unknown, known=known, where=f"parameters of {chapter}")
+    settings.refuse_unknown((name for name, _ in given), chapter)
     values: dict[str, list[Any]] = {}
     for name, text in given:
         values.setdefault(name, []).extend(_values(name, text))
@@ -155,7 +151,7 @@ def parse(chapter: str, given: Sequence[Sequence[str]], profile: str) -> dict[st
         found = f"--profile {profile} and -p profile {','.join(values['profile'])}"
         raise ParameterError("profile", found=found, expected="one of the two", do="Drop one.")
     for name in values["profile"]:
-        settings.read_profile(name)
+        _runtime.read_profile(name)
     return {name: list(dict.fromkeys(several)) for name, several in values.items()}
 
 

@@ -93,34 +93,6 @@ class Settings(BaseModel):
     year: int = Field(2021, ge=2016, le=2100, description="of the images and the MODIS label of a place")
 
 
-def read_profile(name: str) -> dict[str, Any]:
-    """Return the checked values of a profile. Raises ParameterError if there is no such profile."""
-    return check(_runtime.read_profile(name), where=f"profile {name}")
-
-
-def check(
-    values: Mapping[str, Any], *, known: Iterable[str] | None = None, where: str = "parameters"
-) -> dict[str, Any]:
-    """
-    Return the same values, checked: every name known, every type and range right; nothing is converted.
-
-    *known* are the names that the chapter has, by default all of `Settings`; *where* is named in errors. Raises
-    ParameterError with the known names, or with the type and range of a value.
-    """
-    names = list(Settings.model_fields if known is None else known)
-    if unknown := [name for name in values if name not in names]:
-        found = f"unknown name {', '.join(unknown)}"
-        raise ParameterError(where, found=found, expected=f"some of {', '.join(names)}", do="Correct the name.")
-    try:
-        Settings(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name, found = str(first["loc"][0]), repr(first["input"])
-        expected = f"{Settings.model_fields[name].description}: {first['msg'].lower()}"
-        raise ParameterError(f"{where}: {name}", found=found, expected=expected, do="Correct the value.") from None
-    return dict(values)
-
-
 def names_of(chapter: str) -> tuple[str, ...]:
     """Return the parameters of a chapter. Raises ParameterError if there is no such chapter."""
     if chapter not in CHAPTERS:
@@ -129,35 +101,46 @@ def names_of(chapter: str) -> tuple[str, ...]:
     return CHAPTERS[chapter]
 
 
-def resolve(values: Mapping[str, Any], chapter: str, given: Iterable[str] = ()) -> dict[str, Any]:
-    """
-    Return the values of a chapter, with the profile's in place of those that nobody has set.
-
-    Those set explicitly (*given*) stay, as do all that differ from `smoke`. Raises ParameterError as `check` does.
-    """
-    checked = check(values, known=names_of(chapter), where=f"parameters of {chapter}")
-    smoke, profile, given = read_profile("smoke"), read_profile(checked.get("profile", "smoke")), {*given, "profile"}
-    return {name: value if name in given or value != smoke[name] else profile[name] for name, value in checked.items()}
+def refuse_unknown(names: Iterable[str], chapter: str) -> None:
+    """Raise ParameterError, with the known names, if a chapter lacks one of these parameters."""
+    known = names_of(chapter)
+    if unknown := [name for name in dict.fromkeys(names) if name not in known]:
+        found, expected = f"unknown name {', '.join(unknown)}", f"some of {', '.join(known)}"
+        raise ParameterError(f"parameters of {chapter}", found=found, expected=expected, do="Correct the name.")
 
 
-def from_notebook(namespace: Mapping[str, Any], chapter: str) -> tuple[dict[str, Any], set[str]]:
-    """
-    Return the parameters in a notebook's namespace, and the names that were set below the parameters cell.
+def _check(values: Mapping[str, Any], where: str = "parameters") -> None:
+    """Raise ParameterError, with the right type and range, unless every value has them; nothing is converted."""
+    try:
+        Settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name, found = str(first["loc"][0]), repr(first["input"])
+        expected = f"{Settings.model_fields[name].description}: {first['msg'].lower()}"
+        raise ParameterError(f"{where}: {name}", found=found, expected=expected, do="Correct the value.") from None
 
-    *namespace* are the notebook's `globals()`. `In`, IPython's list of the cells that have run, shows where a value was
-    assigned; without it (a script), a value counts as set if it differs from the profile `smoke`. Raises ParameterError
-    if the parameters cell or the cell that papermill injects assigns a name that the chapter does not have.
+
+def from_notebook(namespace: Mapping[str, Any], chapter: str) -> dict[str, Any]:
     """
-    names = names_of(chapter)
+    Return the parameters in a notebook's namespace, with the profile's values in place of those that nobody has set.
+
+    *namespace* are the notebook's `globals()`. `In`, IPython's list of the cells that have run, shows what was assigned
+    below the parameters cell; without it (a script), a value counts as set if it differs from the profile `smoke`.
+    Raises ParameterError if the parameters cell or the cell that papermill injects assigns a name that the chapter does
+    not have, or if a value has a wrong type or is out of its range.
+    """
     history = namespace.get("In")  # its last cell is the one that runs now
     cells = [(str(cell), _assigned(str(cell))) for cell in history[:-1]] if isinstance(history, list) else []
     is_injected = {cell: cell.lstrip().startswith("# Parameters") for cell, _ in cells}
     starts = [n for n, (cell, found) in enumerate(cells) if found[:1] == ["profile"] and not is_injected[cell]]
     parameters, below = (cells[starts[-1]][1], cells[starts[-1] + 1 :]) if starts else ([], cells)
-    written = [*parameters, *(name for cell, found in below if is_injected[cell] for name in found)]
-    check({name: None for name in written if name not in names}, known=names, where=f"parameters of {chapter}")
-    given = {name for _, found in below for name in found}
-    return {name: namespace[name] for name in names if name in namespace}, given & set(names)
+    injected = [name for cell, found in below if is_injected[cell] for name in found]
+    refuse_unknown([*parameters, *injected], chapter)
+    values = {name: namespace[name] for name in names_of(chapter) if name in namespace}
+    _check(values, where=f"parameters of {chapter}")
+    smoke, profile = (_runtime.read_profile(name) for name in ("smoke", values.get("profile", "smoke")))
+    given = {"profile", *(name for _, found in below for name in found)}
+    return {name: value if name in given or value != smoke[name] else profile[name] for name, value in values.items()}
 
 
 def _assigned(cell: str) -> list[str]:
@@ -174,13 +157,11 @@ def from_text(name: str, text: str) -> Any:
     """
     Return a value given as text on a command line, in the type of its parameter.
 
-    Raises ParameterError if the name is unknown or the text is not of that type.
+    Raises ParameterError if the text is not of that type or the value is out of its range.
 
     >>> from_text("steps", "50"), from_text("data_root", "50")
     (50, '50')
     """
-    if name not in Settings.model_fields:
-        check({name: text})
     field = Settings.model_fields[name]
     try:
         value: Any = field.annotation(text) if field.annotation in (int, float) else text
@@ -188,7 +169,7 @@ def from_text(name: str, text: str) -> Any:
         expected = f"{field.description}, of type {getattr(field.annotation, '__name__', 'text')}"
         do = "Correct the value."
         raise ParameterError(f"parameter {name}", found=repr(text), expected=expected, do=do) from None
-    check({name: value})
+    _check({name: value})
     return value
 
 

@@ -42,9 +42,9 @@ def test_begin_returns_an_experiment_with_the_parameters_of_the_chapter():
 
 
 def test_begin_writes_the_values_of_the_profile_back(monkeypatch):
-    smoke = settings.read_profile("smoke")
+    smoke = settings._runtime.read_profile("smoke")
     profiles = {"smoke": smoke, "full": smoke | {"profile": "full", "steps": 77}}
-    monkeypatch.setattr(chapter.settings, "read_profile", lambda name: profiles[name])
+    monkeypatch.setattr(settings._runtime, "read_profile", lambda name: profiles[name])
     namespace = {"profile": "full", "steps": smoke["steps"]}
     chapter.begin("training", namespace)
     assert namespace["steps"] == 77
@@ -93,7 +93,7 @@ def test_a_changed_parameter_counts_in_a_kernel_that_has_run_the_chapter(name):
         found.append(dict(namespace["here"].parameters))
         namespace["In"] += sources[sources.index(set_up) + 1 :]
         namespace |= dict.fromkeys(assigned - set(settings.names_of(name)))
-    assert found[0] == {key: settings.read_profile("smoke")[key] for key in settings.names_of(name)}
+    assert found[0] == {key: settings._runtime.read_profile("smoke")[key] for key in settings.names_of(name)}
     assert found[1] == found[0] | {changed: CHANGED[changed]}
 
 

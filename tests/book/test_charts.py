@@ -9,7 +9,7 @@ import pytest
 from lcfuse_core.book import charts, images
 from lcfuse_core.data.legends import SCORED
 from lcfuse_core.errors import DataError
-from lcfuse_core.scoring.scores import class_table, confusion, score_table, summarise
+from lcfuse_core.scoring.scores import class_table, confusion, summarise
 
 pytestmark = [pytest.mark.usefixtures("book_style"), pytest.mark.filterwarnings("error")]
 
@@ -45,20 +45,6 @@ def test_confusion_shows_shares_of_the_reference():
     assert ax.yaxis_inverted()
     with pytest.raises(DataError, match="no pixel"):
         charts.show_confusion(np.zeros((11, 11), int))
-
-
-def test_scores_of_several_seeds_share_a_line():
-    """A dot for each seed and score at its value; kappa is no per cent and is not drawn."""
-    table = score_table({"MODIS": summarise(confusion(REFERENCE, PREDICTED))})
-    both = pd.concat([table, pd.DataFrame({"AA %": [90.0], "OA %": [80.0]}, index=["FCN"]), table + 1])
-    ax = charts.show_scores(both).axes[0]
-    drawn = dots(ax)
-    assert list(drawn) == ["AA %", "OA %", "mIoU(8) %", "mIoU(9) %"]
-    assert drawn["AA %"] == [(83.3, 0), (90, 1), (84.3, 0)]
-    assert drawn["OA %"][:2] == [(81.2, 0), (80, 1)]
-    assert [text.get_text() for text in ax.get_yticklabels()] == ["MODIS", "FCN"]
-    assert ax.get_xlim() == (0, 100)
-    assert ax.yaxis_inverted()
 
 
 def test_recall_by_class_names_every_class():

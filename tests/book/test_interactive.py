@@ -56,6 +56,7 @@ def figures(patch):
 
 
 def test_a_figure_is_whole_without_script_or_network_and_the_same_each_time(patch):
+    """And every handle has a label of its own."""
     again = figures(patch)
     for kind, text in figures(patch).items():
         assert text == again[kind]
@@ -68,21 +69,15 @@ def test_a_figure_is_whole_without_script_or_network_and_the_same_each_time(patc
             assert len(drawing["aria-label"]) > 20
         assert soup.find(attrs={"aria-live": "polite"}) is not None
         assert "synthetic" not in text
-    images.use_book_style("synthetic sample")
-    assert all("synthetic sample" in text for text in figures(patch).values())
-    images.use_book_style()
-
-
-def test_every_handle_has_a_label_of_its_own(patch):
-    for text in figures(patch).values():
-        soup = BeautifulSoup(text, "html.parser")
-        handles = soup.find_all("input")
+        handles, ids = soup.find_all("input"), [tag["id"] for tag in soup.find_all(id=True)]
         assert handles
+        assert len(ids) == len(set(ids))
         for handle in handles:
             assert handle["type"] == "range"
             assert soup.find("label", attrs={"for": handle["id"]}).get_text(strip=True)
-        ids = [tag["id"] for tag in soup.find_all(id=True)]
-        assert len(ids) == len(set(ids))
+    images.use_book_style("synthetic sample")
+    assert all("synthetic sample" in text for text in figures(patch).values())
+    images.use_book_style()
 
 
 def test_the_cell_explorer_counts_each_whole_cell_from_mixed_to_pure(patch):
@@ -119,7 +114,11 @@ def test_what_cannot_be_shown_is_refused(patch):
         with pytest.raises(GridError, match=words):
             interactive.cell_explorer(replace(patch, **missing))
     with pytest.raises(GridError, match="twice"):
-        interactive.prior_slider(np.ones((8, 4, 4)), np.ones((8, 4, 5)))
+        interactive.prior_slider(np.ones((8, 4, 4)), np.ones((8, 4, 5)), reference=np.ones((4, 4), int))
+    with pytest.raises(GridError, match="found 1 pictures"):
+        swipe({"a": RED})
+    with pytest.raises(GridError, match="60 x 80, 61 x 80"):
+        swipe({"a": RED, "b": np.zeros((61, 80, 3), np.uint8)})
 
 
 CHROMIUM = pdf.find_chromium()
@@ -136,13 +135,6 @@ def test_pictures_of_a_swipe_are_cut_at_their_borders():
     assert [one["value"] for one in soup.find_all("input")] == ["33", "67"]
     labels = [one.get_text() for one in soup.find_all("label")]
     assert labels == ["Border between MODIS <label> and Map", "Border between Map and Truth"]
-
-
-def test_a_wrong_number_or_size_is_refused():
-    with pytest.raises(GridError, match="found 1 pictures"):
-        swipe({"a": RED})
-    with pytest.raises(GridError, match="60 x 80, 61 x 80"):
-        swipe({"a": RED, "b": np.zeros((61, 80, 3), np.uint8)})
 
 
 @pytest.mark.slow

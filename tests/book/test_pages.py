@@ -2,6 +2,7 @@
 
 import ast
 
+import mirror
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,6 @@ from lcfuse_core.data.streamed import open_source
 from lcfuse_core.mapping.predict import Tiling, Window, blend
 from lcfuse_core.methods import baselines, ensemble, few_cells
 from lcfuse_core.models import forest, losses, transition
-from lcfuse_core.sample import world
 from lcfuse_core.scoring import protocol, scores
 from lcfuse_core.training import loop
 
@@ -41,22 +41,15 @@ def page(name, *wanted, **given):
 
 
 @pytest.fixture(scope="module")
-def sample(tmp_path_factory):
-    """A world of a few patches."""
-    root = tmp_path_factory.mktemp("pages") / "world-0"
-    return world.make_world(root, world.WorldPlan(seed=0, n_train=2, n_validation=1, n_test=1), workers=1)
+def patch():
+    """A patch of the small world, with a reference."""
+    return patches.read_patch(protocol.evaluation_patches(mirror.small_world() / "dfc2020").iloc[0])
 
 
 @pytest.fixture(scope="module")
-def patch(sample):
-    """One of them, with a reference."""
-    return patches.read_patch(protocol.evaluation_patches(sample / "dfc2020").iloc[0])
-
-
-@pytest.fixture(scope="module")
-def here(sample):
-    """An experiment on that world with short trainings."""
-    roots = {"train_root": str(sample / "sen12ms"), "data_root": str(sample / "dfc2020")}
+def here():
+    """An experiment on the small world with short trainings."""
+    roots = {"train_root": str(mirror.small_world() / "sen12ms"), "data_root": str(mirror.small_world() / "dfc2020")}
     return Chapter("fusion", {"profile": "smoke", "seed": 0, "steps": 8, "crop": 32, "batch": 4, **roots})
 
 

@@ -8,8 +8,6 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 from jupyter_client import connect
 
 from lcfuse_core import __main__ as shell
@@ -68,22 +66,36 @@ def test_a_grid_runs_in_parallel_reports_its_failures_together_and_goes_on_where
     assert len(reruns.gather(out)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no sockets in files")
-def test_a_kernel_takes_no_port_that_another_could_have_chosen(book, tmp_path, monkeypatch):
-    """Of many runs that start at once, two would choose the same one now and then, and one of them wait for ever."""
+def test_one_run_goes_right_into_its_folder_with_the_paths_of_the_caller(book, tmp_path, monkeypatch, capsys):
+    """
+    Values get their types, and a folder may have braces. Relative paths start where the command is given.
+
+    Nor does the kernel take a port that another could have chosen: of many runs that start at once, one would wait for
+    ever.
+    """
 
     def taken(cache, ip):
         raise AssertionError("a port was chosen")
 
     monkeypatch.setattr(connect.LocalPortCache, "find_available_port", taken)
-    run = reruns.Run("coarse_labels", {"seed": 1}, tmp_path / "out", book)
-    monkeypatch.setenv("LCFUSE_LEDGER", str(tmp_path / "ledger.jsonl"))
-    assert reruns.execute(run).state == "done"
-    assert len(ledger.read(tmp_path / "ledger.jsonl")) == 1
-    with reruns.kernel_config() as config:
-        folder = Path(config.KernelManager.ip).parent
-        assert folder.is_dir()
-    assert not folder.exists()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LCFUSE_LEDGER", "ledger.jsonl")
+    monkeypatch.setenv("LCFUSE_DATA", "data")
+    assert make(book, "made/of/{folders}", "-p", "seed", "1", "-p", "data_root", "my data") == 0
+    assert str(tmp_path / "made/of/{folders}/coarse_labels.ipynb") in capsys.readouterr().out
+    assert (tmp_path / "made/of/{folders}/coarse_labels.ipynb").exists()
+    lines = ledger.read(tmp_path / "ledger.jsonl")
+    assert lines[["seed", "root"]].to_numpy().tolist() == [[1, str(tmp_path / "my data")]]
+    assert os.environ["LCFUSE_DATA"] == str(tmp_path / "data")
+
+
+@pytest.mark.slow
+def test_a_failed_run_is_reported_by_cell_and_its_notebook_is_kept(book, tmp_path, capsys):
+    assert make(book, tmp_path / "out", "-p", "seed", "2") == 1
+    assert "coarse_labels, cell 3: ZeroDivisionError: division by zero" in capsys.readouterr().err
+    assert (tmp_path / "out/coarse_labels.ipynb").exists()
 
 
 @pytest.mark.slow
@@ -164,23 +176,10 @@ def points(empty_book, *given_values, chapter="training", **options):
     return [run.parameters for run in runs]
 
 
-def test_a_grid_is_every_value_with_every_other(empty_book):
-    found = points(empty_book, ("seed", "0..4"), ("network", "fcn,unet"))
-    assert len(found) == 10
-    assert found[0] == {"seed": 0, "network": "fcn", "profile": "smoke"}
-    assert {(one["seed"], one["network"]) for one in found} == {(s, n) for s in range(5) for n in ("fcn", "unet")}
-
-
 def test_lists_ranges_and_repeats_add_up_without_doubles(empty_book):
     assert [one["seed"] for one in points(empty_book, ("seed", "7,0..2,1"), ("seed", "9"))] == [7, 0, 1, 2, 9]
     powers = points(empty_book, ("class_weight_power", "0,0.5,1"))
     assert [one["class_weight_power"] for one in powers] == [0.0, 0.5, 1.0]
-
-
-@given(st.integers(0, 50), st.integers(0, 50))
-def test_a_range_counts_both_ends(first, length):
-    found = reruns.parse("training", [("seed", f"{first}..{first + length}")], "smoke")
-    assert found["seed"] == list(range(first, first + length + 1))
 
 
 @pytest.mark.parametrize("path", ["a,b", "1..3", "../up, over/..", "x y"])
@@ -190,15 +189,8 @@ def test_a_path_is_never_split(empty_book, path):
     assert len(points(empty_book, ("train_root", path), ("train_root", "other"))) == 2
 
 
-def test_one_run_goes_right_into_the_folder_and_many_into_folders_of_their_own(empty_book):
-    [run] = reruns.grid("training", [("seed", "3")], out=Path("out"), book=empty_book)
-    assert run.notebook == Path("out").absolute() / "training.ipynb"
-    many = reruns.grid("training", [("seed", "3,4"), ("steps", "50")], out=Path("out"), book=empty_book)
-    assert [run.name for run in many] == ["seed=3", "seed=4"]
-
-
 def test_folders_tell_any_two_runs_apart(empty_book):
-    """Two paths that end alike, and one with signs that a file system may not take."""
+    """A grid is every value with every other; two paths end alike, one has signs that a file system may not take."""
     given_values = [("data_root", path) for path in ("a/data", "b/data", "c/da ta:1")]
     runs = reruns.grid("coarse_labels", [*given_values, ("seed", "0,1")], out=Path("out"), book=empty_book)
     assert len({run.folder for run in runs}) == 6
@@ -243,7 +235,7 @@ def test_a_wrong_chapter_or_number_of_jobs_is_refused(empty_book, tmp_path, caps
     assert "1 or more are needed" in capsys.readouterr().err
 
 
-def test_the_key_of_a_run_changes_with_whatever_it_rests_on(empty_book, tmp_path, monkeypatch):
+def test_the_key_of_a_run_changes_with_whatever_it_rests_on(tmp_path, monkeypatch):
     """Parameters, the notebook's code and the module; not its text, nor a default that is given explicitly."""
 
     def key(source="print(1)", **parameters):
@@ -271,13 +263,3 @@ def test_paths_of_a_profile_are_resolved_where_the_command_is_given(empty_book, 
     monkeypatch.chdir(tmp_path)
     [run] = reruns.grid("coarse_labels", [], profile="colab", out=tmp_path / "out", book=empty_book)
     assert run.parameters == {"profile": "colab", "data_root": str(tmp_path / "data" / "dfc2020")}
-
-
-def test_paths_of_the_environment_are_those_of_the_caller(book, tmp_path, monkeypatch):
-    """Also for the kernel, which runs in --out: it writes to the ledger that the caller names by a relative path."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LCFUSE_LEDGER", "runs/ledger.jsonl")
-    monkeypatch.setenv("LCFUSE_DATA", "data")
-    assert make(book, "runs") == 0
-    assert ledger.read(tmp_path / "runs" / "ledger.jsonl")["seed"].tolist() == [0]
-    assert os.environ["LCFUSE_DATA"] == str(tmp_path / "data")

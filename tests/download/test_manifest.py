@@ -119,7 +119,7 @@ def test_the_profiles_are_those_of_the_book():
 def test_the_profiles_read_where_the_manifest_unpacks():
     """`data_root: data/dfc2020` and `into: dfc2020` under the root `data` are one place."""
     for profile in ("colab", "full"):
-        values = settings.read_profile(profile)
+        values = _runtime.read_profile(profile)
         assert values["train_root"] == f"data/{ARCHIVES[0].unpack.into}"
         assert values["data_root"] == f"data/{PHASES[0].unpack.into}"
 
