@@ -245,7 +245,7 @@ class PatchFiles(PatchSource):
                 cells[:] = whole[row : row + shape[0], col : col + shape[1]]
         if self._code_layer not in layers:
             read_window(paths[self._kind], self._kind, row, col, labels[None])
-        labels[:] = self._classes[labels]  # codes so far
+        labels[:] = self._classes.take(labels)  # codes so far; faster than an index
 
 
 @lru_cache(maxsize=128)  # 262 kB each
