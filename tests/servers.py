@@ -116,12 +116,15 @@ class FTPHandler(socketserver.StreamRequestHandler):
 
     def handle(self):
         replies = {"USER": "331 go on", "PASS": "230 in", "TYPE": "200 binary"}
-        script, coming, data, begin = self.server.script, None, None, 0
+        script, coming, data, begin, said = self.server.script, None, None, 0, []
         with suppress(OSError):  # whoever asked has gone
             self.reply("220 ready")
             for line in self.rfile:
-                command, _, value = line.decode().strip().partition(" ")
-                if command == "SIZE" and value in script.content:
+                said.append(line.decode().strip())
+                command, _, value = said[-1].partition(" ")
+                if command not in replies and said[:3] != ["USER m", "PASS word", "TYPE I"]:
+                    self.reply("530 log in, and ask for binary")
+                elif command == "SIZE" and value in script.content:
                     coming = script.coming(value)
                     self.reply("502 not here" if coming == "no_size" else f"213 {len(script.content[value])}")
                 elif command == "PASV":

@@ -241,6 +241,7 @@ def test_workflows_run_pinned_code_and_only_jobs_without_foreign_code_may_write(
             assert all(re.search(r"@[0-9a-f]{40}$", action) for action in uses)
             if "write" in job.get("permissions", {}).values():
                 assert not any(action.startswith("actions/checkout") for action in uses)
+                assert not ("issues" in job["permissions"] and uses)
             installs = [step["run"] for step in job["steps"] if "pip install" in step.get("run", "")]
             assert all("--require-hashes" in run or "--no-build-isolation ." in run for run in installs)
     locked = (ROOT / "tests/colab.lock").read_text()

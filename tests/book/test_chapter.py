@@ -78,6 +78,7 @@ def test_a_changed_parameter_counts_in_a_kernel_that_has_run_the_chapter(name):
     """Run all, change one parameter, run all: names that other cells assign are neither refused nor parameters."""
     tagged = [(chapters.tags(cell), cell.source) for cell in chapters.code_cells(chapters.read(name))]
     (parameters,) = (source for tags, source in tagged if "parameters" in tags)
+    assert tuple(settings._assigned(parameters)) == settings.names_of(name)  # `profile` first: it marks the cell
     sources = [TransformerManager().transform_cell(source) for _, source in tagged]
     set_up = next(source for source in sources if "chapter.begin(" in source)
     others = [ast.parse(source) for source in sources if source not in (parameters, set_up)]

@@ -58,6 +58,8 @@ def test_recall_by_class_names_every_class():
     drawn = dots(ax)
     assert [x for x, _ in drawn["all right"]] == [100] * len(SCORED)
     assert [x for x, _ in drawn["MODIS"] if not math.isnan(x)] == [75, 100, 75]
+    assert [row for _, row in drawn["MODIS"]] == list(range(len(SCORED)))
+    assert ax.yaxis_inverted()
     markers = [line.get_marker() for line in ax.lines]
     assert len(set(markers)) == 2  # a second cue beside colour
 

@@ -46,6 +46,7 @@ ARRAY_FAULTS = {
     "layer of another size": ("lc", np.repeat(LC, 2, axis=2), GridError, r"\(32, 96\) pixels", "one grid"),
     "S2 as float 0-1": ("s2", (S2 / 1e4).astype("float32"), DataError, "float32.*x 10000", "Convert"),
     "S1 as integers": ("s1", S1.astype("int16"), DataError, "int16, expected float32", "calibrated"),
+    "labels as integers": ("lc", LC.astype("int16"), DataError, "int16, expected uint8", "Convert"),
     "NaN in S1": ("s1", changed(S1, np.nan), DataError, "1 values that are NaN", "Leave the patch out"),
     "infinity in S1": ("s1", changed(S1, -np.inf, 1), DataError, "NaN or infinite", "Leave the patch"),
     "unit of S1": ("s1", 10 ** (S1 / 10), DataError, "VV from", "10 log10"),
@@ -291,7 +292,7 @@ def test_scale_of_reflectance_and_its_offset_are_those_of_the_products(tmp_path)
     np.testing.assert_array_equal(files.read_layer(path, "s2").data, plain)
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("error")
 def test_files_without_georeference_are_opened_in_threads_without_a_warning(tmp_path, monkeypatch):
     """Threads share the filters of warnings: what two change at a time, the one that ends last leaves changed."""
     path, pauses = write_tif(tmp_path / "s1.tif", S1, None, Affine.identity()), iter([0.05, 0.2])
@@ -308,6 +309,7 @@ def test_files_without_georeference_are_opened_in_threads_without_a_warning(tmp_
     assert list(warnings.filters) == before
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_control_points_are_no_georeference(tmp_path):
     """An image that only has them must be warped; the advice names what Sentinel-1 GRD needs."""
     points = [GroundControlPoint(row, col, 9 + col / 1e4, 45 - row / 1e4) for row in (0, 32) for col in (0, 48)]

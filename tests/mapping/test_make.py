@@ -181,6 +181,7 @@ def test_rasters_are_cloud_optimised_with_legend_nodata_and_scale(tmp_path):
         assert (file.crs, file.transform, file.nodata, file.colorinterp[0].name) == (UTM, AT, 0, "palette")
         assert all(file.colormap(1)[code] == DFC2020.rgba(code) for code in DFC2020.codes)
         assert file.tags()["CLASS_7"] == "Urban/Built-up"
+        assert {"LEGEND", "SOFTWARE", "PRIOR_POWER"} <= set(file.tags())
     with rasterio.open(wide.path("probabilities")) as file:
         assert file.descriptions == tuple(DFC2020.name_of(code) for code in SCORED)
         assert (file.nodata, set(file.scales)) == (255, {0.004})

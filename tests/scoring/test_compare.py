@@ -218,6 +218,8 @@ def recorded(monkeypatch, folder, *records):
 
 def test_gains_on_other_worlds_are_those_of_the_records(tmp_path, monkeypatch):
     """The best member is the one with the highest score; a method that a record lacks has no gain."""
+    shipped = compare.sensitivity()[["interpolated label", "inductive network", "best member"]]
+    assert shipped.notna().all(axis=None)
     table = recorded(monkeypatch, tmp_path, record_of()).set_index("score")
     assert table[["interpolated label", "inductive network", "best member"]].to_numpy().tolist() == [
         [20.0, 5.0, 2.0],

@@ -288,6 +288,8 @@ def test_the_folder_of_another_run_is_refused(stack, tmp_path, whole):
         with pytest.raises(ParameterError, match=message):
             train(source, replace(PLAN, **changes), tmp_path, progress=False)
     assert is_same(train(stack, replace(PLAN, device="auto"), tmp_path, progress=False), whole)
+    with pytest.raises(ParameterError, match="a run with steps 12, expected 13"):  # also when it is finished
+        train(stack, replace(PLAN, steps=13), tmp_path, progress=False)
 
 
 def test_a_network_that_no_run_left_is_refused(stack, tmp_path, whole):

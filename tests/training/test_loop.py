@@ -162,6 +162,7 @@ def test_batches_are_normalised_crops_with_their_labels_and_cells():
     assert (images.shape, images.dtype) == ((4, 15, 32, 32), torch.float32)
     assert (batch.labels.shape, batch.labels.dtype, batch.cells) == ((4, 32, 32), torch.uint8, None)
     assert abs(float(images.mean())) < 0.3
+    assert not torch.equal(first(seed=1)[0], images)
     again, with_cells, _ = first(loss="cell_mean")
     assert torch.equal(again, images)
     assert torch.equal(with_cells.cells, batch.labels.int())
