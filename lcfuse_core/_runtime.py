@@ -16,8 +16,10 @@ import platform
 import re
 import subprocess
 import sys
+import threading
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -248,6 +250,33 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[tuple[int, ...]]:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
                 raise
         yield held
+
+
+class IgnoredWarning:
+    """
+    Suppresses a category of warnings in `with` blocks of any number of threads.
+
+    All threads of a process share the filters of warnings: what two change at a time, the one that ends last would
+    leave changed. So the first thread changes them for all, and the last one restores them.
+    """
+
+    def __init__(self, category: type[Warning]) -> None:
+        self.category = category
+        self._lock, self._users, self._filters = threading.Lock(), 0, warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._users:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.simplefilter("ignore", self.category)
+            self._users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                self._filters.__exit__(None, None, None)
 
 
 def check_output(path: str | os.PathLike[str]) -> None:

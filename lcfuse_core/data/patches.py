@@ -18,6 +18,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -296,8 +297,8 @@ def inspect(table: pd.DataFrame, *, workers: int = 1, progress: bool = False) ->
     """Read every patch of an index, some 15 ms each, and return the report alone: which are damaged or repaired."""
     parts = [table.iloc[start : start + 64] for start in range(0, len(table), 64)]
     report = Report()
-    with ProcessPoolExecutor(workers) as pool:  # which starts no process before it is used
-        run = map if workers == 1 else pool.map
+    with ExitStack() as stack:
+        run = map if workers == 1 else stack.enter_context(ProcessPoolExecutor(workers)).map
         for part in tqdm(run(_inspect, parts), total=len(parts), unit="64 patches", disable=not progress):
             report.add(part)
     return report

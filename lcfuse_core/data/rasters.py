@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
+from lcfuse_core import _runtime
 from lcfuse_core.data.bands import DTYPES, UNITS, band_name, band_order
 from lcfuse_core.errors import DataError, GridError, MissingDataError
 
@@ -37,9 +36,6 @@ _AGAIN = "Download or unpack the file again."
 
 _BLOCK_BYTES = 2**28
 """GDAL decodes a block at a time: a file that declares larger ones is refused before it takes the memory."""
-
-_FILTERS = threading.Lock()
-"""Held while the filters of warnings are others: all threads of a process share them."""
 
 _LOCAL = {"btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs"}
 
@@ -66,6 +62,10 @@ _REFUSED = {
 """What is known by its first bytes and is not read, and the advice."""
 
 
+GEOREFERENCE_OPTIONAL = _runtime.IgnoredWarning(NotGeoreferencedWarning)
+"""For a `with` block in which a raster needs no georeference."""
+
+
 def open_raster(path: str | os.PathLike[str], *, is_mapped: bool = False) -> Any:
     """
     Open a GeoTIFF, JPEG 2000 or ENVI file for reading, alone: side-car files are not read (but the header of ENVI).
@@ -90,8 +90,7 @@ def open_raster(path: str | os.PathLike[str], *, is_mapped: bool = False) -> Any
     if is_mapped and _is_local(os.stat(path).st_dev):
         options["GTIFF_VIRTUAL_MEM_IO"] = "YES"
     with rasterio.Env(**options), read_errors(path):
-        with _FILTERS, warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # the phase archives of DFC2020 have none
+        with GEOREFERENCE_OPTIONAL:  # the phase archives of DFC2020 have none
             file = rasterio.open(path, driver=driver)
         if file.count == 0:
             raise DataError(path, found="no band", expected="a raster", do=_AGAIN)
@@ -244,12 +243,13 @@ class Raster:
         """
         Return pixels (bands, h, w), and where the file has data: bool (h, w), or (1, 1) if everywhere.
 
-        If *out* has the dtype of the file, the pixels are read into it and it is returned, unless they are scaled.
+        If *out* has the dtype of the file, the pixels are read into it and it is returned, unless they are scaled, or
+        *out* is stored as GDAL would misread it.
         """
         window = None if rows is None or cols is None else Window.from_slices(rows, cols)
         if out is not None:
             # GDAL 3.10 with a memory map takes a view with such steps between columns for the layout of the file.
-            is_mistaken = out.strides[-1] == self.file.count * out.itemsize
+            is_mistaken = self.file.count > 1 and out.strides[-1] == self.file.count * out.itemsize
             if is_mistaken or any(np.dtype(self.file.dtypes[band - 1]) != out.dtype for band in self.bands):
                 out = None
         with read_errors(self.path):

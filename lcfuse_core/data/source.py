@@ -256,7 +256,11 @@ class PatchSource(ABC):
 
     @abstractmethod
     def fill(self, number: int, row: int, col: int, out: Sequence[NDArray[Any]]) -> None:
-        """Copy the window of a patch that begins at *row*, *col* into views *out* of the fields of `Crops`."""
+        """
+        Copy the window of a patch that begins at *row*, *col* into views *out* of the fields of `Crops`.
+
+        What stands for labels may be codes that `_cut` translates; a source of other labels replaces them.
+        """
 
     def cut(self, places: Sequence[Place], size: int, *, cells: bool = True) -> Crops:
         """Return the squares of *size* pixels at these positions."""

@@ -38,8 +38,10 @@ from lcfuse_core.data.packed import STORED, digest_of, open_scene
 from lcfuse_core.data.patches import Patch, Report, complete, index, is_packed, iter_patches, patch_name, read_patch
 from lcfuse_core.data.source import (
     LABEL_KINDS,
+    Crops,
     PatchSource,
     PatchStack,
+    Place,
     channel_sums,
     check_labels,
     class_counts,
@@ -180,8 +182,9 @@ class PatchFiles(PatchSource):
         self._kind = LABEL_KINDS[labels][-1]
         self._code_layer = STORED[self._kind][0]
         codes = np.array([0, *(DFC2020 if labels == "fine" else IGBP).codes], np.uint8)
-        self._classes = np.full(256, IGNORE, np.uint8)  # patches with other codes are refused
-        self._classes[codes] = classes_of(codes, labels)
+        classes = np.full(256, IGNORE, np.uint8)  # patches with other codes are refused
+        classes[codes] = classes_of(codes, labels)
+        self._classes = classes.tobytes()
         facts = _check(rows, labels, self.report)
         self.report.check()
         is_whole = facts["size"].all(axis=1)
@@ -219,17 +222,23 @@ class PatchFiles(PatchSource):
         head = "\n".join([self.labels, *self.names])
         return hashlib.sha256(head.encode() + self._facts["sha256"].tobytes()).hexdigest()
 
+    def _cut(self, places: Sequence[Place], rows: int, cols: int, cells: bool) -> Crops:
+        """Translate the codes that `fill` copies, all at once: an index for each crop costs a tenth of the speed."""
+        crops = super()._cut(places, rows, cols, cells)
+        classes = np.frombuffer(bytearray(crops.labels.numpy()).translate(self._classes), np.uint8)
+        return crops._replace(labels=torch.from_numpy(classes).view(crops.labels.shape))
+
     def fill(self, number: int, row: int, col: int, out: Sequence[NDArray[Any]]) -> None:
-        """Read the window of a patch that begins at *row*, *col*. Cells are numbered differently in a stack."""
-        s2, s1, labels, cells = out
+        """Copy codes of labels, not classes: `_cut` translates them. Cells are numbered differently in a stack."""
+        s2, s1, codes, cells = out
         paths = dict(zip(LABEL_KINDS[self.labels], self._paths[number], strict=True))
-        scene, shape = self._scenes[number], (labels.shape[0], labels.shape[1])
+        scene, shape = self._scenes[number], (codes.shape[0], codes.shape[1])
         layers: dict[str, NDArray[Any]] = {}
         if scene is not None:
             top, left, _, _ = scene.window_of(self.names[number])
             layers = {"s2": s2, "s1": s1} | ({"cells": cells[None]} if cells.size else {})
             if self._code_layer in scene.layers:
-                layers[self._code_layer] = labels[None]
+                layers[self._code_layer] = codes[None]
             scene.fill(layers, top + row, left + col, *shape)
         else:
             read_window(paths["s2"], "s2", row, col, s2)
@@ -244,8 +253,7 @@ class PatchFiles(PatchSource):
                 whole = _cells(self.names[number], tuple(paths.items()))
                 cells[:] = whole[row : row + shape[0], col : col + shape[1]]
         if self._code_layer not in layers:
-            read_window(paths[self._kind], self._kind, row, col, labels[None])
-        labels[:] = self._classes.take(labels)  # codes so far; faster than an index
+            read_window(paths[self._kind], self._kind, row, col, codes[None])
 
 
 @lru_cache(maxsize=128)  # 262 kB each

@@ -75,9 +75,9 @@ class Fetcher:
         self._streamed: set[str] = set()
         # No more connections to a host than its page allows.
         servers = [source for item in manifest.items for source in manifest.sources(item) if isinstance(source, Remote)]
-        self._hosts = {
-            urlsplit(server.url).netloc: threading.BoundedSemaphore(server.connections) for server in servers
-        }
+        most = {urlsplit(server.url).netloc: server.connections for server in servers}
+        most |= {host: min(s.connections for s in servers if urlsplit(s.url).netloc == host) for host in most}
+        self._hosts = {host: threading.BoundedSemaphore(n) for host, n in most.items()}
 
     def fetch(self, choices: Iterable[Choice]) -> list[_Outcome]:
         """
@@ -107,14 +107,14 @@ class Fetcher:
         items = {choice.item: self.manifest.item(choice.item) for choice in chosen}
         todo = [choice for choice in chosen if not self.store.is_done(choice, items[choice.item])]
         sizes = {choice.item: packed_size(self.manifest, items[choice.item]) for choice in todo}
-        disk, archives_kept = disk_size(self.manifest, todo), [c.item for c in todo if not c.stream]
-        need = disk.exact + disk.about
-        need += sum(sizes[name].exact + sizes[name].about for name in archives_kept if items[name].unpack)
-        here = [path(items[choice.item]) for choice in todo for path in (self.store.part, self.store.file)]
-        need -= sum(path.stat().st_size for path in here if path.is_file())  # of an earlier run
-        if error := self._lack_of_room(self.store.root, need):
+        disk = disk_size(self.manifest, todo)
+        kept = {choice.item for choice in todo if not (choice.stream and items[choice.item].unpack)}
+        counted = {name: sizes[name].exact + sizes[name].about for name in kept}
+        need = disk.exact + disk.about + sum(counted[name] for name in kept if items[name].unpack)
+        here = {name: self.store.bytes_here(items[name]) for name in sizes}  # of an earlier run, or put there by hand
+        if error := self._lack_of_room(self.store.root, need - sum(min(here[name], counted[name]) for name in kept)):
             raise error
-        left = shutil.disk_usage(self.store.root).free - need - disk.estimate
+        left = shutil.disk_usage(self.store.root).free + sum(here.values()) - need - disk.estimate
         for choice in sorted(todo, key=lambda choice: sizes[choice.item].total):
             if choice.stream and items[choice.item].form == "tar.gz":
                 left -= 2 * sizes[choice.item].total  # an estimate

@@ -75,7 +75,7 @@ class Record:
     mark, how, source, at : str
         VERIFIED or ADOPTED, by what, from where, and when.
     size, mtime_ns, checksums : int, int, dict
-        Of its file.
+        Of its file; the time is 0 for an archive.
     into, scenes : str, list of str
         Folder of the unpacked files under the data root; scenes that were extracted, empty for all.
     members : list of Member, optional
@@ -119,6 +119,10 @@ class Store:
     def part(self, item: Item) -> Path:
         """Return where the file lies while it is fetched."""
         return self.file(item).with_name(f"{item.file}.part")
+
+    def bytes_here(self, item: Item) -> int:
+        """Return the bytes of the file, whole or in part."""
+        return sum(path.stat().st_size for path in (self.part(item), self.file(item)) if path.is_file())
 
     def note(self, item: Item) -> Path:
         """Return where it is written from where a part is, and of which version."""

@@ -157,14 +157,19 @@ class _Watch(ExitStack):
 
     def __enter__(self) -> _Watch:
         self.thread.start()
+        self.callback(self._close)  # last: the thread shuts sockets, and the number of a closed one may be another's
         self.callback(self.thread.join)
         self.callback(self.done.set)
         return self
 
     def add(self, made: socket.socket) -> socket.socket:
         """Watch a socket. A duplicate is kept, because TLS moves the original into another object."""
-        self.sockets.append(self.enter_context(made.dup()))
+        self.sockets.append(made.dup())
         return made
+
+    def _close(self) -> None:
+        for each in self.sockets:
+            each.close()
 
     def _run(self) -> None:
         while not self.done.wait(min(0.2, self.stall_s / 4)):

@@ -18,7 +18,6 @@ import hashlib
 import json
 import shutil
 import tempfile
-import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,13 +33,13 @@ import rasterio.shutil
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from lcfuse_core import __version__, _runtime
 from lcfuse_core.data.bands import check_channels
 from lcfuse_core.data.legends import DFC2020, SCORED
-from lcfuse_core.data.rasters import open_raster
+from lcfuse_core.data.rasters import GEOREFERENCE_OPTIONAL, open_raster
 from lcfuse_core.download.archives import sha256_of
 from lcfuse_core.errors import DiskError, LcfuseError, ParameterError
 from lcfuse_core.mapping.coarse import open_coarse
@@ -288,8 +287,7 @@ def _create(path: Path, name: str, grid: Grid, tags: Mapping[str, str]) -> Any:
     layer, (rows, cols) = LAYERS[name], grid.shape
     profile = {"driver": "GTiff", "dtype": "uint8", "count": len(layer.bands), "height": rows, "width": cols}
     profile |= {"nodata": layer.nodata, "crs": grid.crs, "transform": grid.transform, "BIGTIFF": "IF_SAFER"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    with GEOREFERENCE_OPTIONAL:
         raster = rasterio.open(path, "w", **profile)
     raster.descriptions = tuple(layer.bands)
     if layer.is_codes:

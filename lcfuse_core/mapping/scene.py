@@ -68,7 +68,7 @@ _LEAST_PIXEL_M, _MOST_PIXEL_M = 0.1, 60.5  # coarser images show too little; 20 
 _SIDE_PX = (32, 65_536)  # of a scene: networks need the least; memory grows with the width
 _SHOWN_SCL = (2, *CLEAR)  # codes of a scene classification (SCL) that do not hide the ground: dark areas as well
 _MOST_CODES = 32  # a mask has fewer values; cloud probabilities (0 to 100) have more
-_CACHE_BYTES = 192 * 2**20  # of GDAL: a row of blocks of all bands, so that each block is decoded once
+_CACHE_BYTES = 192 * 2**20  # of GDAL: a row of blocks of all bands, so that most blocks are decoded once
 _PROBES, _PROBE_PX = 6, 48  # windows per side, and their side, in which values are checked before anything is mapped
 _BAND_FILES = {".jp2", ".tif", ".tiff", ".img"}
 # Folders of a product with further rasters that are named like bands: masks and previews.

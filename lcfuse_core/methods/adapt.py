@@ -5,7 +5,7 @@ Signatures differ between regions: soils, crops, season, haze. A network that wa
 shift to overcome in a target region, but MODIS labels exist there as well. Learning from them is transductive: it uses
 the images that are evaluated. The reference is never read; the label regime stays *coarse only*.
 
-    adaptation_plan  how a network is fine-tuned on the region's coarse labels, see `Experiment.adapted_network`
+    adapted          fine-tune a network on the region's coarse labels
     pseudo_labelled  map the region, as labels for a student network (self-training)
     fit_clusters     without a network: cluster the region's pixels, and estimate the class of each cluster from cells
 
@@ -15,6 +15,7 @@ Everything reads its `PatchSource` patch by patch and keeps a bounded sample of 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,6 +31,8 @@ from lcfuse_core.data.patches import Patch
 from lcfuse_core.data.source import Crops, Images, PatchSource, network_input, normalise
 from lcfuse_core.errors import DataError
 from lcfuse_core.models.transition import Matrix
+from lcfuse_core.training.checkpoint import Run
+from lcfuse_core.training.loop import train
 from lcfuse_core.training.plan import TrainPlan
 
 _ADAPTATION_LOSS, _ADAPTATION_RATE, ADAPTATION_STEPS_FRACTION = "cell_mean", 4e-3, 2.25
@@ -42,6 +45,32 @@ Predict = Callable[[Patch], NDArray[np.float32]]
 """Probabilities, float32 (8, H, W), of a patch from its images and its MODIS label, never from its reference."""
 
 _N, _N_CLUSTERS = len(SCORED), 128
+
+
+def adapted(run: Run | None, source: PatchSource, plan: TrainPlan, folder: str | os.PathLike[str] | None = None) -> Run:
+    """
+    Return a copy of a network that was fine-tuned on the coarse labels of a target region.
+
+    Parameters
+    ----------
+    run : Run or None
+        The network to start from; None starts from fresh weights.
+    source : PatchSource
+        Of the region. Without a label of the eight classes the network stays as it is.
+    plan : TrainPlan
+        Of the fine-tuning. Class weights and shares are the region's own, and so are the statistics of batch
+        normalisation (adaptive batch normalisation, Li et al. 2016, arXiv 1603.04779).
+    folder : path, optional
+        From which an interrupted training continues.
+
+    Raises
+    ------
+    DataError
+        If the region has no label and *run* is None.
+    """
+    if run is not None and not source.class_counts().any():
+        return run
+    return train(source, plan, folder, progress=False, start=run)
 
 
 def adaptation_plan(plan: TrainPlan, **changes: Any) -> TrainPlan:

@@ -222,14 +222,10 @@ class Experiment:
         """
         Return a network that was fine-tuned on the target regions: transductive learning.
 
-        Class weights and shares are those of the regions, and so are the statistics of batch normalisation (adaptive
-        batch normalisation, Li et al. 2016, arXiv 1603.04779).
-
         Parameters
         ----------
         start : Run or TrainPlan
-            The network to start from; a plan starts from fresh weights. A run stays as it is in a region without a
-            label of the eight classes.
+            The network to start from; a plan starts from fresh weights. See `adapt.adapted`.
         each_region : bool
             Whether to train a copy for each region, with its part of the steps, instead of one for all regions.
         **changes
@@ -255,9 +251,7 @@ class Experiment:
 
         def train(region: str, folder: Path) -> Run:
             opened = open_source(self.target_regions[region], BOTH) if each_region else self.target_source
-            if run is not None and not opened.class_counts().any():
-                return run
-            return loop.train(opened, plan, folder, progress=False, start=run)
+            return adapt.adapted(run, opened, plan, folder)
 
         def load() -> dict[str, Run]:
             files = {region: self.adapted_name(run, plan, region) for region in names}

@@ -21,7 +21,6 @@ import json
 import os
 import shutil
 import tempfile
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -33,12 +32,12 @@ import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 from pyproj import Transformer
-from rasterio.errors import NotGeoreferencedWarning
 
 from lcfuse_core import _runtime
 from lcfuse_core.data.bands import B10
 from lcfuse_core.data.cells import SINUSOIDAL, modis_raster
 from lcfuse_core.data.legends import IGNORE
+from lcfuse_core.data.rasters import GEOREFERENCE_OPTIONAL
 from lcfuse_core.errors import ParameterError
 from lcfuse_core.sample.landscape import Biome, Landscape, make_landscape
 from lcfuse_core.sample.sensors import (
@@ -273,9 +272,7 @@ def _regions(jobs: list[_Job]) -> dict[str, dict[str, str]]:
 
 def _write_scenes(root: Path, plan: WorldPlan, jobs: list[_Job], workers: int) -> list[str]:
     """Write the scenes in threads: numpy and scipy do most of the work, without Python's lock."""
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
-        # Not in the threads, which share the filters.
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(partial(_write_scene, root, plan), jobs))
 
 
@@ -333,7 +330,10 @@ def _write(path: Path, array: NDArray[Any], crs: str | None, transform: Affine |
     path.parent.mkdir(parents=True, exist_ok=True)
     count, height, width = array.shape
     profile = {"driver": "GTiff", "dtype": array.dtype, "count": count, "height": height, "width": width, **options}
-    with rasterio.open(path, "w", **profile, crs=crs, transform=transform, interleave="pixel") as file:
+    with (
+        GEOREFERENCE_OPTIONAL,
+        rasterio.open(path, "w", **profile, crs=crs, transform=transform, interleave="pixel") as file,
+    ):
         file.write(array)
 
 

@@ -542,6 +542,12 @@ def test_archive_that_fits_on_the_disk_continues_after_a_restart(http, root, mon
     assert run(book, root)[0].state == "failed"
     part = (root / "downloads/toys.tar.gz.part").stat().st_size
     assert 0 < part < len(content)
+    needed = manifest_file.disk_size(book, book.subset("colab").items)
+    assert needed.exact + needed.about > 0
+    with monkeypatch.context() as patch:  # too little for the unpacked files: the part does not count for them
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=needed.exact + needed.about - 1))
+        with pytest.raises(FetchError, match="free, expected at least"):
+            run(book, root)
     assert run(book, root)[0].state == "unpacked"
     assert http.script.asked[path][-1] == part
     assert set(unpacked(root)) == set(toy_files())
