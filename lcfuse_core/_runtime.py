@@ -1,5 +1,5 @@
 """
-Facts about the code and the machine, atomic writing of files, locks, and work in parallel.
+Facts about the code and the machine, atomic writing of files, locks, ignored warnings, and work in parallel.
 
 What is recorded of a machine names no person, host or folder.
 """
