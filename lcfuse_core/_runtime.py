@@ -7,7 +7,9 @@ What is recorded of a machine names no person, host or folder.
 from __future__ import annotations
 
 import ast
+import atexit
 import errno
+import gc
 import hashlib
 import importlib.metadata
 import json
@@ -52,6 +54,9 @@ _Result = TypeVar("_Result")
 
 _LARGEST_DOCUMENT = 2**26
 _STARTED = time.monotonic()
+
+# Else Python searches the objects of torch for cycles when it ends, which takes a second.
+atexit.register(gc.freeze)
 
 
 def data_folder() -> Path:

@@ -167,3 +167,9 @@ def test_document_is_a_file_of_bounded_size(tmp_path, monkeypatch):
                          (tmp_path / "none", "found no such file"), (path / "x", "found no such file")):  # fmt: skip
         with pytest.raises(LcfuseError, match=match):
             _runtime.read_document(where, "a list")
+
+
+def test_a_process_ends_without_a_search_for_cycles():
+    code = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0)); import lcfuse_core._runtime"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
