@@ -11,6 +11,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 
 import chapters
+from lcfuse_core import _runtime
 from lcfuse_core.book import chapter, settings
 from lcfuse_core.data import patches
 from lcfuse_core.data.files import KINDS
@@ -42,9 +43,9 @@ def test_begin_returns_an_experiment_with_the_parameters_of_the_chapter():
 
 
 def test_begin_writes_the_values_of_the_profile_back(monkeypatch):
-    smoke = settings._runtime.read_profile("smoke")
+    smoke = _runtime.read_profile("smoke")
     profiles = {"smoke": smoke, "full": smoke | {"profile": "full", "steps": 77}}
-    monkeypatch.setattr(settings._runtime, "read_profile", lambda name: profiles[name])
+    monkeypatch.setattr(_runtime, "read_profile", lambda name: profiles[name])
     namespace = {"profile": "full", "steps": smoke["steps"]}
     chapter.begin("training", namespace)
     assert namespace["steps"] == 77
@@ -94,7 +95,7 @@ def test_a_changed_parameter_counts_in_a_kernel_that_has_run_the_chapter(name):
         found.append(dict(namespace["here"].parameters))
         namespace["In"] += sources[sources.index(set_up) + 1 :]
         namespace |= dict.fromkeys(assigned - set(settings.names_of(name)))
-    assert found[0] == {key: settings._runtime.read_profile("smoke")[key] for key in settings.names_of(name)}
+    assert found[0] == {key: _runtime.read_profile("smoke")[key] for key in settings.names_of(name)}
     assert found[1] == found[0] | {changed: CHANGED[changed]}
 
 
